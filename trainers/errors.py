@@ -1,0 +1,43 @@
+"""Errors that a user can cause in a trial's configuration or data.
+
+    ValueError
+    └── UserError            one clear message, exit code 2, no traceback
+        ├── UnknownName      a name that a table does not have
+        └── MissingWeights   weights that cannot be had from where the user said
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+__all__ = ["MissingWeights", "UnknownName", "UserError", "lookup", "nearest"]
+
+Entry = TypeVar("Entry")
+
+
+class UserError(ValueError):
+    """The input is wrong. The message names the path, the value and the rule."""
+
+
+class UnknownName(UserError):
+    """A name that is not in its table; the message lists the nearest names."""
+
+
+class MissingWeights(UserError):
+    """Model weights that are not where the configuration says."""
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
+    """The `count` known names that are most like `name`, best first; empty when none is close."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+
+
+def lookup(table: Mapping[str, Entry], name: str, *, path: str) -> Entry:
+    """`table[name]`, or `UnknownName` that names the configuration path and the known names."""
+    if name in table:
+        return table[name]
+    close = nearest(name, table)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UnknownName(f"{path}: {name!r} is not known; {hint}known: {', '.join(sorted(table))}")
