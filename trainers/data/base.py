@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DatasetEntry", "ImageSet"]
 
@@ -39,7 +40,7 @@ class ImageSet:
         """SHA-256 over images, labels, class names and templates."""
         digest = hashlib.sha256(repr((self.classes, self.templates, tuple(self.images.shape))).encode())
         digest.update(self.images.contiguous().numpy().tobytes())
-        digest.update(self.labels.to(torch.int64).numpy().tobytes())
+        digest.update(self.labels.long().numpy().tobytes())
         return digest.hexdigest()
 
 
