@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -36,7 +36,7 @@ class AttackConfig(Frozen):
 
     name: Literal["pgd"] = Field("pgd", description="attack name")
     eps: Fraction = Field(1 / 255, ge=0, le=1, description="L-inf radius, pixels in [0, 1]")
-    step_size: Fraction | OfEps = Field(OfEps(of_eps=1), description="PGD step, absolute or a multiple of eps")
+    step_size: Annotated[Fraction, Field(gt=0, le=1)] | OfEps = Field(OfEps(of_eps=1), description="PGD step, absolute or a multiple of eps")
     steps: int = Field(2, ge=1, le=1000, description="number of PGD steps")
 
     def resolved_step_size(self) -> float:
@@ -49,7 +49,7 @@ class EvalAttack(Frozen):
 
     name: Literal["pgd"] = Field("pgd", description="attack name")
     eps: tuple[Fraction, ...] = Field((1 / 255,), min_length=1, description="L-inf radii, pixels in [0, 1]")
-    step_size: Fraction | OfEps = Field(OfEps(of_eps=0.25), description="PGD step, absolute or a multiple of eps")
+    step_size: Annotated[Fraction, Field(gt=0, le=1)] | OfEps = Field(OfEps(of_eps=0.25), description="PGD step, absolute or a multiple of eps")
     steps: int = Field(10, ge=1, le=10000, description="number of PGD steps")
 
     def resolved_step_size(self, eps: float) -> float:
@@ -65,6 +65,7 @@ class EvalConfig(Frozen):
     )
     attack: EvalAttack = Field(default_factory=EvalAttack, description="the attack")
     samples: int | None = Field(None, ge=1, description="images per set, class-stratified; null = all")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the sample and the attack's starts, same for all trials")
 
 
 class DataConfig(Frozen):
@@ -92,6 +93,7 @@ class TrainConfig(Frozen):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="encoder arithmetic; logits and losses are fp32")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="optimizer")
     warmup: float = Field(0.02, ge=0, lt=1, description="fraction of all updates with a linearly rising rate")
+    threads: int | None = Field(None, ge=1, description="CPU threads of each worker; null = torch's choice")
 
 
 class Goal(Frozen):

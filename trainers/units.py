@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["Fraction", "Frozen", "OfEps", "OfModel", "parse_fraction"]
+__all__ = ["Fraction", "Frozen", "OfEps", "OfModel", "eps_label", "parse_fraction"]
 
 
 def parse_fraction(value: Any) -> Any:
@@ -39,3 +39,9 @@ class OfModel(Frozen):
     """A logit scale as a multiple of the model's own, exp(logit_scale)."""
 
     of_model: float = Field(gt=0, le=100, description="multiple of the model's own logit scale")
+
+
+def eps_label(eps: float) -> str:
+    """A stable name for a radius: `4/255`, `0.5/255`; the decimal where it is no such fraction of grey levels."""
+    levels = round(eps * 255, 6)
+    return f"{levels:g}/255" if abs(levels / 255 - eps) < 1e-8 and len(f"{levels:g}") <= 5 else repr(eps)

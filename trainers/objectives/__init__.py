@@ -1,0 +1,28 @@
+"""The methods: one file each, one row here. Configuration, help and contract tests derive from METHODS."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from trainers.objectives.agft import AGFT
+from trainers.objectives.base import Batch, Context, Losses, Objective
+
+__all__ = ["METHODS", "Batch", "Context", "Losses", "MethodConfig", "Objective"]
+
+METHODS: dict[str, type[Objective]] = {"agft": AGFT}
+
+
+def _one_of(classes: list[type[Objective]]) -> Any:
+    """The union of the table's rows, told apart by `name`."""
+    union: Any = reduce(or_, classes)  # type: ignore[arg-type]
+    return Annotated[union, Field(discriminator="name")] if len(classes) > 1 else union
+
+
+if TYPE_CHECKING:
+    MethodConfig = Objective
+else:
+    MethodConfig = _one_of(list(METHODS.values()))

@@ -1,0 +1,101 @@
+"""AGFT: adversarial fine-tuning towards the frozen CLIP's own, calibrated predictions on the clean image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from trainers.objectives.base import Batch, Context, Losses, Objective, perturbed
+from trainers.units import OfModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.config import AttackConfig
+    from trainers.model import RobustCLIP
+
+__all__ = ["AGFT"]
+
+
+class AGFT(Objective):
+    """Alignment-guided fine-tuning. Cui et al., CVPR 2026, arXiv:2603.29410, eq. 8-10, with three optional terms.
+
+        L = CE(P, p(x_adv; s_S)) + w_c KL(P || p(x; s_S)) + w_y CE(y, p(x_adv; s_0)) + w_f ||v(x_adv) - v_0(x)||^2
+        P = softmax(gamma s_S cos_0(x)),   p(x; s) = softmax(s cos(x))
+
+    cos(x) [K] are the cosines of the image's and the classes' embeddings, cos_0 and v_0 those of the frozen encoder,
+    v unit embeddings; s_S is `logit_scale`, s_0 the model's own scale, gamma `scale_ratio`, the w's the weights.
+    Every term is a sum over classes and a mean over the batch. The paper is w_c = w_y = w_f = 0; a term of weight 0
+    is not computed. The attack maximises the first term (`attack_on: total`: all terms that x_adv enters).
+
+    Deviations: the paper's eq. 9 also averages over classes, which would be 1/K smaller; we follow the official code
+    (sum). The official code scores under fp16 autocast; here cosines, softmax and losses are fp32. It draws the
+    attack's start from the global random state; here from (seed, epoch, sample index).
+    """
+
+    teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "clean"
+    teacher_output: ClassVar[Literal["embedding", "tokens"]] = "embedding"
+
+    name: Literal["agft"] = Field("agft", description="method name")
+    logit_scale: Annotated[float, Field(gt=0)] | OfModel = Field(
+        OfModel(of_model=1.8),
+        description="student scale s_S = 1/tau in training: absolute, or {of_model: multiple of the model's own}",
+    )
+    scale_ratio: float = Field(0.4, gt=0, le=10, description="gamma: the teacher's scale is gamma * s_S")
+    clean_weight: float = Field(0.0, ge=0, description="w_c, weight of KL(P || p(x)) on the clean image")
+    label_weight: float = Field(0.0, ge=0, description="w_y, weight of the cross-entropy with the true label")
+    feature_weight: float = Field(0.0, ge=0, description="w_f, weight of the squared distance of unit embeddings")
+    attack_on: Literal["target", "total"] = Field("target", description="what the attack maximises")
+
+    def resolved_logit_scale(self, model: RobustCLIP) -> float:
+        """s_S as a number."""
+        scale = self.logit_scale
+        return scale.of_model * model.logit_scale if isinstance(scale, OfModel) else scale
+
+    def loss(self, model: RobustCLIP, batch: Batch, attack: AttackConfig, *, context: Context) -> Losses:
+        """See `Objective.loss`. Parts: target, target_kl (target less its floor H(P)), and the terms that are on."""
+        import torch
+
+        assert batch.teacher_embeddings is not None, "AGFT needs the teacher's clean embeddings"
+        scale = self.resolved_logit_scale(model)
+        with torch.no_grad():
+            teacher = model.logits(batch.teacher_embeddings, context.class_embeddings, self.scale_ratio * scale)
+            target, log_target = teacher.softmax(1), teacher.log_softmax(1)
+
+        def adversarial_terms(images: Tensor, *, every: bool) -> dict[str, Tensor]:
+            """Per-sample terms [B] that depend on the attacked image."""
+            embeddings = model.embed(images)
+            log_p = model.logits(embeddings, context.class_embeddings, scale).log_softmax(1)
+            terms = {"target": -(target * log_p).sum(1)}
+            if every and self.label_weight:
+                own = model.logits(embeddings, context.class_embeddings, model.logit_scale)
+                terms["label"] = torch.nn.functional.cross_entropy(own, batch.labels, reduction="none")
+            if every and self.feature_weight:
+                difference = model.unit(embeddings) - model.unit(batch.teacher_embeddings)
+                terms["feature"] = difference.square().sum(1)
+            return terms
+
+        on_total = self.attack_on == "total"
+        attacked = perturbed(
+            model, lambda x: self._sum(adversarial_terms(x, every=on_total)), batch, attack, context
+        )
+        terms = adversarial_terms(attacked, every=True)
+        if self.clean_weight:
+            log_p = model.logits(model.embed(batch.images), context.class_embeddings, scale).log_softmax(1)
+            terms["clean"] = (target * (log_target - log_p)).sum(1)
+        entropy = -(target * log_target).sum(1)
+        parts = {**terms, "target_kl": terms["target"] - entropy}
+        return Losses(
+            total=self._sum(terms).sum() / context.global_batch,
+            parts={name: part.detach().sum() / context.global_batch for name, part in parts.items()},
+        )
+
+    def _sum(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum [B]; with only the first term it is that tensor itself."""
+        weights = {"clean": self.clean_weight, "label": self.label_weight, "feature": self.feature_weight}
+        total = terms["target"]
+        for name, weight in weights.items():
+            if name in terms:
+                total = total + weight * terms[name]
+        return total
