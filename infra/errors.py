@@ -1,0 +1,24 @@
+"""Errors of the infrastructure: what a user can put right, and what a service did wrong.
+
+    ValueError
+    └── UserError            one clear message, exit code 2, no traceback
+    RuntimeError
+    └── ServiceError         a service is missing, refuses, or does not answer: exit code 1
+        └── Conflict         a conditional write lost the race against another writer
+"""
+
+from __future__ import annotations
+
+__all__ = ["Conflict", "ServiceError", "UserError"]
+
+
+class UserError(ValueError):
+    """The input or the environment is wrong. The message names the variable, the value and the rule."""
+
+
+class ServiceError(RuntimeError):
+    """Storage, tracking or the cluster cannot do what was asked. The message names the service and the reason."""
+
+
+class Conflict(ServiceError):
+    """A conditional write was refused: the object exists already, or is not the one that was read."""

@@ -1,0 +1,172 @@
+"""Long-lived background processes of this machine: start detached, recognise, end, and find them free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from infra.errors import ServiceError
+
+__all__ = ["Started", "alive", "exclusive", "free_ports", "members", "ports_free", "spawn", "tail", "terminate"]
+
+# Every process of a service inherits this variable, so they are found even when the state file is lost.
+MARKER = "AGFT_STACK_SERVICE"
+PORTS = range(20000, 32000)  # below the kernel's range for outgoing connections, so that remembered ports stay free
+LOG_LIMIT_BYTES = 16_000_000
+TAIL_BYTES = 20_000
+
+Started = tuple[int, float]  # process id, and start time in seconds since the epoch: together they are never reused
+
+
+def write_private(path: Path, data: bytes | str) -> None:
+    """Replace `path` atomically with `data`, readable by this user only; folders are made with mode 0700."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, timeout_seconds: float = 180.0) -> Iterator[None]:
+    """Hold the lock file `path`; `ServiceError` if another process keeps it longer than the time-out."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout_seconds
+    with open(path, "a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ServiceError(f"{path} has been locked for {timeout_seconds:.0f} s") from None
+                time.sleep(0.1)
+        yield
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` different loopback ports that nobody listens on now."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        if len(found) == count:
+            return found
+        if ports_free([port]):
+            found.append(port)
+    raise ServiceError(f"fewer than {count} free ports between {PORTS.start} and {PORTS.stop} on 127.0.0.1")
+
+
+def ports_free(ports: Sequence[int]) -> bool:
+    """Whether each of `ports` could be listened on at 127.0.0.1 now."""
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+    return True
+
+
+def spawn(command: Sequence[str], *, mark: str, environment: Mapping[str, str], folder: Path, log: Path) -> Started:
+    """Start `command` in its own session, so that it outlives us, with output appended to `log` (mode 0600)."""
+    for directory in (folder, log.parent):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > LOG_LIMIT_BYTES:
+        log.replace(log.with_suffix(log.suffix + ".1"))
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        process = subprocess.Popen(
+            list(command),
+            env={**environment, MARKER: mark},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            umask=0o077,
+        )
+    finally:
+        os.close(descriptor)
+    return process.pid, psutil.Process(process.pid).create_time()
+
+
+def alive(started: Started | None) -> bool:
+    """Whether that very process still runs (a zombie does not)."""
+    if started is None:
+        return False
+    try:
+        process = psutil.Process(started[0])
+        return abs(process.create_time() - started[1]) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def members(mark: str) -> list[psutil.Process]:
+    """All live processes that were started under `mark`, with their descendants, whatever became of their parents."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARKER) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+            continue  # gone meanwhile, or another user's: not ours either way
+    return found
+
+
+def terminate(mark: str, *, grace_seconds: float) -> int:
+    """End every process of `mark`: TERM, then KILL after the grace period. Returns how many there were.
+
+    Raises `ServiceError` when one survives KILL for 10 s (stuck in the kernel).
+    """
+    ended = {process.pid for process in members(mark)}
+    _signal_all(members(mark), kill=False)
+    _wait(members(mark), grace_seconds)
+    deadline = time.monotonic() + 10
+    while left := members(mark):
+        if time.monotonic() > deadline:
+            raise ServiceError(f"processes survive SIGKILL: {', '.join(str(process.pid) for process in left)}")
+        _signal_all(left, kill=True)
+        _wait(left, 2)
+    return len(ended)
+
+
+def _signal_all(processes: Sequence[psutil.Process], *, kill: bool) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill() if kill else process.terminate()
+
+
+def _wait(processes: Sequence[psutil.Process], seconds: float) -> None:
+    psutil.wait_procs(processes, timeout=seconds)  # also reaps those that are our children
+
+
+def memory_bytes(processes: Sequence[psutil.Process]) -> int:
+    """Resident memory of `processes`; shared pages count once for each."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total
+
+
+def tail(log: Path, *, lines: int = 15) -> str:
+    """The last `lines` lines of `log`, indented, or a note that there are none."""
+    if not log.exists():
+        return f"  (no log at {log})"
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:]) or "  (the log is empty)"

@@ -1,0 +1,97 @@
+"""Addresses and credentials of the services that a study uses: one value, however they were started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from infra.errors import UserError
+
+__all__ = ["Services", "default_home", "services_from_environment"]
+
+DEFAULT_BUCKET = "agft"
+DEFAULT_REGION = "us-east-1"
+
+# Any of these says "I bring my own services"; then every row of REQUIRED must be there.
+ANNOUNCING = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI")
+REQUIRED: tuple[tuple[str, ...], ...] = (
+    ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+    ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    ("AWS_ACCESS_KEY_ID",),
+    ("AWS_SECRET_ACCESS_KEY",),
+    ("MLFLOW_TRACKING_URI",),
+    ("AGFT_BUCKET",),
+)
+
+
+@dataclass(frozen=True)
+class Services:
+    """Where bytes and runs go. Secrets are kept out of `repr`, so out of logs and tracebacks."""
+
+    s3_endpoint: str
+    region: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    bucket: str
+    mlflow_uri: str
+    mlflow_username: str
+    mlflow_password: str = field(repr=False)
+    home: Path | None = None  # None: the services are not ours
+
+    def environment(self) -> dict[str, str]:
+        """Variables that boto3, pyarrow, Ray and MLflow read. Holds secrets: give it to processes, never to a log."""
+        variables = {
+            "AWS_ENDPOINT_URL": self.s3_endpoint,
+            "AWS_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "MLFLOW_TRACKING_URI": self.mlflow_uri,
+            "AGFT_BUCKET": self.bucket,
+        }
+        if self.mlflow_username:
+            variables["MLFLOW_TRACKING_USERNAME"] = self.mlflow_username
+            variables["MLFLOW_TRACKING_PASSWORD"] = self.mlflow_password
+        return variables
+
+
+def default_home(environ: Mapping[str, str]) -> Path:
+    """`AGFT_HOME`, or `~/.agft`: an absolute path, not yet created."""
+    return Path(environ.get("AGFT_HOME") or "~/.agft").expanduser().resolve()
+
+
+def services_from_environment(environ: Mapping[str, str]) -> Services | None:
+    """The services that the environment names, or None when it names none.
+
+    All or nothing: one address without the rest is a `UserError` that lists what is missing. Only addresses count
+    as a request; AWS keys alone are often there for other reasons.
+    """
+    found = [name for name in ANNOUNCING if environ.get(name)]
+    if not found:
+        return None
+
+    def value(names: tuple[str, ...]) -> str:
+        return next((environ[name] for name in names if environ.get(name)), "")
+
+    missing = [" or ".join(names) for names in REQUIRED if not value(names)]
+    if bool(environ.get("MLFLOW_TRACKING_USERNAME")) != bool(environ.get("MLFLOW_TRACKING_PASSWORD")):
+        given = "USERNAME" if environ.get("MLFLOW_TRACKING_USERNAME") else "PASSWORD"
+        missing.append("MLFLOW_TRACKING_" + ("PASSWORD" if given == "USERNAME" else "USERNAME"))
+    if missing:
+        raise UserError(
+            f"environment: {', '.join(found)} given, so the study uses your services, but missing: "
+            f"{', '.join(missing)}. Set all of them, or unset {', '.join(found)} to use the embedded services."
+        )
+    endpoint, region, access_key, secret_key, mlflow_uri, bucket = (value(names) for names in REQUIRED)
+    return Services(
+        s3_endpoint=endpoint,
+        region=region,
+        access_key=access_key,
+        secret_key=secret_key,
+        bucket=bucket,
+        mlflow_uri=mlflow_uri,
+        mlflow_username=environ.get("MLFLOW_TRACKING_USERNAME", ""),
+        mlflow_password=environ.get("MLFLOW_TRACKING_PASSWORD", ""),
+    )
