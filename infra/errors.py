@@ -1,15 +1,17 @@
 """Errors of the infrastructure: what a user can put right, and what a service did wrong.
 
-    ValueError
-    └── UserError            one clear message, exit code 2, no traceback
-    RuntimeError
-    └── ServiceError         a service is missing, refuses, or does not answer: exit code 1
-        └── Conflict         a conditional write lost the race against another writer
+ValueError
+└── UserError                 one clear message, exit code 2, no traceback
+RuntimeError
+└── ServiceError              a service is missing, refuses, or does not answer: exit code 1
+    ├── Conflict              a conditional write lost the race against another writer
+    ├── Missing               the object is not there
+    └── ChecksumMismatch      the bytes are not the ones that were promised
 """
 
 from __future__ import annotations
 
-__all__ = ["Conflict", "ServiceError", "UserError"]
+__all__ = ["ChecksumMismatch", "Conflict", "Missing", "ServiceError", "UserError"]
 
 
 class UserError(ValueError):
@@ -22,3 +24,11 @@ class ServiceError(RuntimeError):
 
 class Conflict(ServiceError):
     """A conditional write was refused: the object exists already, or is not the one that was read."""
+
+
+class Missing(ServiceError):
+    """An object that should be in storage is not there."""
+
+
+class ChecksumMismatch(ServiceError):
+    """Bytes in storage or on the way differ from their SHA-256; nothing was kept."""

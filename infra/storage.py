@@ -1,0 +1,295 @@
+"""Bytes in S3, addressed by full `s3://bucket/key` URIs, always with a SHA-256 beside them.
+
+Addresses and keys come from the environment (`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`,
+`AWS_SECRET_ACCESS_KEY`), the one set of variables that Ray and MLflow read as well. Every call raises
+`ServiceError` with the address and the reason when storage is unreachable or refuses.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+from infra.errors import ChecksumMismatch, Conflict, Missing, ServiceError, UserError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+__all__ = [
+    "StoredObject", "client", "copy", "delete", "delete_prefix", "get_bytes", "get_file", "get_json", "hash_file",
+    "head", "list_objects", "put_bytes", "put_file", "put_json", "split_uri",
+]  # fmt: skip
+
+SINGLE_PUT_BYTES = 5_000_000_000  # S3 takes no larger object in one request
+CHUNK_BYTES = 8 << 20
+SHA256_KEY, WRITE_KEY = "sha256", "write-id"  # object metadata
+MISSING_CODES = ("404", "NoSuchKey", "NotFound")
+CONFLICT_CODES = ("412", "PreconditionFailed", "ConditionalRequestConflict")
+REFUSED_CODES = ("403", "401", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden")
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """What storage says about an object. `sha256` is hex, or None if it was not stored by us (or in a listing)."""
+
+    uri: str
+    sha256: str | None
+    size: int
+    etag: str
+
+
+def client() -> S3Client:
+    """A shared, thread-safe client for the services in the environment; 5 attempts with backoff for each request."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    return _client(os.getpid(), *(os.environ.get(name) for name in (*names, "AWS_SESSION_TOKEN")))
+
+
+@functools.lru_cache(maxsize=8)
+def _client(
+    _pid: int, s3_endpoint: str | None, endpoint: str | None, region: str | None, *_keys: str | None
+) -> S3Client:
+    config = Config(retries={"mode": "standard", "total_max_attempts": 5}, connect_timeout=5, read_timeout=60)
+    region = region or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return boto3.session.Session().client("s3", endpoint_url=s3_endpoint or endpoint, region_name=region, config=config)
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """`s3://bucket/key` as (bucket, key); the key may be empty. Anything else is a `UserError`."""
+    scheme, separator, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not separator or not bucket:
+        raise UserError(f"{uri!r}: expected s3://bucket/key")
+    return bucket, key
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _talking(uri: str) -> Iterator[None]:
+    """Turn what boto3 raises about `uri` into our errors."""
+    try:
+        yield
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise ServiceError(f"{uri}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+    except ClientError as error:
+        details = error.response.get("Error", {})
+        code, message = details.get("Code", ""), details.get("Message", str(error))
+        if code in CONFLICT_CODES:
+            raise Conflict(f"{uri}: another writer was first") from error
+        if code in MISSING_CODES:
+            raise Missing(f"{uri}: no such object") from error
+        if code == "NoSuchBucket":
+            raise Missing(f"{uri}: no such bucket {split_uri(uri)[0]!r}") from error
+        if code == "BadDigest":
+            raise ChecksumMismatch(f"{uri}: the bytes sent do not have the SHA-256 that was given") from error
+        if code in REFUSED_CODES:
+            raise ServiceError(f"{uri}: S3 refuses the credentials or the access ({code}: {message})") from error
+        raise ServiceError(f"{uri}: S3 failed ({code}: {message})") from error
+    except (BotoCoreError, boto3.exceptions.Boto3Error) as error:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        raise ServiceError(f"{uri}: S3 at {endpoint} cannot be used: {error}") from error
+
+
+def put_file(path: Path, uri: str, *, sha256: str | None = None, if_absent: bool = False) -> StoredObject:
+    """Upload a file; storage itself checks the bytes against `sha256` (computed when not given).
+
+    `if_absent` raises `Conflict` if the object exists, atomically up to 5 GB; above, the test precedes the upload.
+    """
+    size, digest = path.stat().st_size, sha256 or hash_file(path)
+    if size <= SINGLE_PUT_BYTES:
+        with open(path, "rb") as file:
+            etag = _put(uri, file, digest, if_absent=if_absent, if_match=None)
+        return StoredObject(uri, digest, size, etag)
+    if if_absent and head(uri):
+        raise Conflict(f"{uri}: another writer was first")
+    if hash_file(path) != digest:
+        raise ChecksumMismatch(f"{path}: its SHA-256 is not {digest}")
+    bucket, key = split_uri(uri)
+    with _talking(uri):
+        client().upload_file(str(path), bucket, key, ExtraArgs={"Metadata": {SHA256_KEY: digest}})
+    stored = head(uri)
+    if stored is None or stored.size != size:
+        raise ChecksumMismatch(f"{uri}: {size} bytes were sent, {stored.size if stored else 0} are there")
+    return stored
+
+
+def put_bytes(uri: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
+    """Write an object and return its ETag.
+
+    With `if_match` only over the version that has this ETag, with `if_absent` only where nothing is; `Conflict` if
+    another writer was first. A retry of our own request, whose answer was lost, is not mistaken for a conflict.
+    """
+    return _put(uri, data, hashlib.sha256(data).hexdigest(), if_absent=if_absent, if_match=if_match)
+
+
+def put_json(uri: str, value: Any, *, if_match: str | None = None, if_absent: bool = False) -> str:
+    """`put_bytes` of sorted, indented JSON; NaN is refused."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+    return put_bytes(uri, text.encode(), if_match=if_match, if_absent=if_absent)
+
+
+def _put(uri: str, body: Any, sha256: str, *, if_absent: bool, if_match: str | None) -> str:
+    bucket, key = split_uri(uri)
+    write_id = uuid.uuid4().hex
+    condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
+    if if_match is not None:
+        condition["IfMatch"] = if_match
+    try:
+        with _talking(uri):
+            answer = client().put_object(
+                Bucket=bucket,
+                Key=key,
+                Body=body,
+                ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(),
+                Metadata={SHA256_KEY: sha256, WRITE_KEY: write_id},
+                **condition,
+            )
+        return answer["ETag"]
+    except Conflict:
+        with _talking(uri):
+            there = client().head_object(Bucket=bucket, Key=key)
+        if there["Metadata"].get(WRITE_KEY) == write_id:
+            return there["ETag"]
+        raise
+    except Missing as error:
+        if if_match is None or "bucket" in str(error):
+            raise
+        raise Conflict(f"{uri}: the object that was read is gone") from error
+
+
+def head(uri: str) -> StoredObject | None:
+    """What is stored at `uri`, or None."""
+    bucket, key = split_uri(uri)
+    try:
+        with _talking(uri):
+            answer = client().head_object(Bucket=bucket, Key=key)
+    except Missing:
+        return None
+    return StoredObject(uri, answer["Metadata"].get(SHA256_KEY), answer["ContentLength"], answer["ETag"])
+
+
+def get_bytes(uri: str) -> tuple[bytes, str] | None:
+    """(content, ETag), checked against the stored SHA-256, or None when there is no such object."""
+    bucket, key = split_uri(uri)
+    try:
+        with _talking(uri):
+            answer = client().get_object(Bucket=bucket, Key=key)
+            data = answer["Body"].read()
+    except Missing:
+        return None
+    expected = answer["Metadata"].get(SHA256_KEY)
+    if expected and hashlib.sha256(data).hexdigest() != expected:
+        raise ChecksumMismatch(f"{uri}: the bytes received do not have the stored SHA-256 {expected}")
+    return data, answer["ETag"]
+
+
+def get_json(uri: str) -> tuple[Any, str] | None:
+    """(value, ETag), or None; `ServiceError` if the object is not JSON."""
+    found = get_bytes(uri)
+    if found is None:
+        return None
+    try:
+        return json.loads(found[0]), found[1]
+    except ValueError as error:
+        raise ServiceError(f"{uri}: not JSON: {error}") from error
+
+
+def get_file(uri: str, path: Path, *, sha256: str | None = None) -> StoredObject:
+    """Download to `path`, which appears only complete and with the right SHA-256 (given, else the stored one)."""
+    stored = head(uri)
+    if stored is None:
+        raise Missing(f"{uri}: no such object")
+    expected = sha256 or stored.sha256
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / "part"
+        bucket, key = split_uri(uri)
+        with _talking(uri):
+            client().download_file(bucket, key, str(temporary))
+        digest = hash_file(temporary)
+        if expected and digest != expected:
+            raise ChecksumMismatch(f"{uri}: has SHA-256 {digest}, expected {expected}")
+        temporary.replace(path)
+    return StoredObject(uri, digest, path.stat().st_size, stored.etag)
+
+
+def copy(source: str, destination: str) -> StoredObject:
+    """Copy inside storage, then read the copy back and compare; a copy that differs is deleted and reported."""
+    stored = head(source)
+    if stored is None:
+        raise Missing(f"{source}: no such object")
+    (bucket, key), (to_bucket, to_key) = split_uri(source), split_uri(destination)
+    with _talking(destination):
+        client().copy({"Bucket": bucket, "Key": key}, to_bucket, to_key)
+    expected = stored.sha256 or _hash_object(source)
+    if _hash_object(destination) != expected:
+        delete(destination)
+        raise ChecksumMismatch(f"{destination}: the copy of {source} does not have its SHA-256 {expected}")
+    copied = head(destination)
+    if copied is None:
+        raise Missing(f"{destination}: gone right after it was copied")
+    return StoredObject(destination, expected, copied.size, copied.etag)
+
+
+def _hash_object(uri: str) -> str:
+    bucket, key = split_uri(uri)
+    digest = hashlib.sha256()
+    with _talking(uri):
+        for chunk in client().get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def list_objects(prefix_uri: str) -> list[StoredObject]:
+    """Objects below `prefix_uri/`, by key; the zero-byte folder marks that pyarrow writes are left out."""
+    bucket, prefix = split_uri(prefix_uri.rstrip("/") + "/")
+    found = []
+    with _talking(prefix_uri):
+        for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for entry in page.get("Contents", []):
+                if entry["Size"] or not entry["Key"].endswith("/"):
+                    found.append(StoredObject(f"s3://{bucket}/{entry['Key']}", None, entry["Size"], entry["ETag"]))
+    return found
+
+
+def delete(uri: str) -> None:
+    """Delete one object; none there is fine."""
+    bucket, key = split_uri(uri)
+    with _talking(uri):
+        client().delete_object(Bucket=bucket, Key=key)
+
+
+def delete_prefix(prefix_uri: str) -> int:
+    """Delete everything below `prefix_uri/` and return how many objects that were; never a whole bucket."""
+    bucket, prefix = split_uri(prefix_uri.rstrip("/") + "/")
+    if not prefix:
+        raise UserError(f"{prefix_uri!r}: refusing to delete a whole bucket")
+    count = 0
+    with _talking(prefix_uri):
+        for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            keys = [{"Key": entry["Key"]} for entry in page.get("Contents", [])]
+            if not keys:
+                continue
+            answer = client().delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})  # type: ignore[typeddict-item]
+            if errors := answer.get("Errors"):
+                raise ServiceError(f"{prefix_uri}: {len(errors)} objects were not deleted: {errors[0]}")
+            count += len(keys)
+    return count
