@@ -1,0 +1,152 @@
+"""What we ask of an MLflow server, each call safe to repeat: used by the tracker's thread and by promotion.
+
+Every function may raise whatever `mlflow` raises; `outage` and `refusal` sort that into "try again" and "never".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infra.errors import ServiceError
+
+__all__ = ["Point", "check_server", "connect", "ensure_run", "experiment_id", "find_run", "outage", "send_points"]
+
+KEY_TAG = "agft.trial_key"
+POINTS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # limits of log_batch
+PARAM_CHARACTERS, TAG_CHARACTERS = 6000, 5000  # limits of the server
+PASSING_STATUS = (401, 403, 408, 425, 429)  # client errors that somebody may put right while we wait
+REQUEST_TIMEOUT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a series. Its time stamp (ms since the epoch) is part of it: a replay must send the same one."""
+
+    name: str
+    value: float
+    step: int
+    timestamp_ms: int
+
+
+def connect(tracking_uri: str) -> Any:
+    """An `MlflowClient` that gives up after one attempt of 10 s; whoever calls does the repeating.
+
+    The limits are process-wide (environment), since MLflow knows no others. Telemetry is switched off.
+    """
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # the default blocks for 247 s on a dead server
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(REQUEST_TIMEOUT_SECONDS)
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["DO_NOT_TRACK"] = "true"
+    from mlflow import MlflowClient  # 2.5 s
+
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+
+def outage(error: Exception) -> str | None:
+    """Why it makes sense to try again later, or None when the server understood and refuses for good."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+        if status in (401, 403):
+            return f"refuses our credentials: {reason}"
+        return reason if status >= 500 or status in PASSING_STATUS else None
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        status = error.response.status_code
+        return reason if status >= 500 or status in PASSING_STATUS else None
+    return reason if isinstance(error, ServiceError | OSError) else None  # requests' other errors are OSErrors
+
+
+def check_server(tracking_uri: str, experiment: str) -> None:
+    """One look before anything starts: `ServiceError` if the server is away, refuses, or deleted the experiment."""
+    try:
+        experiment_id(connect(tracking_uri), experiment)
+    except ServiceError:
+        raise
+    except Exception as error:
+        raise ServiceError(f"MLflow at {tracking_uri}: {outage(error) or error}") from error
+
+
+def experiment_id(client: Any, name: str) -> str:
+    """The experiment's id; created if missing, by whoever comes first."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise ServiceError(
+            f"MLflow experiment {name!r} was deleted: restore it (`mlflow experiments restore`) or rename the study"
+        )
+    return str(found.experiment_id)
+
+
+def find_run(client: Any, experiment: str, key: str) -> Any | None:
+    """The active run with this key in the experiment of this id, or None. Of several, the one with the least id."""
+    runs = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=50)
+    return min(runs, key=lambda run: str(run.info.run_id), default=None)
+
+
+def ensure_run(
+    client: Any,
+    experiment: str,
+    key: str,
+    *,
+    name: str,
+    parent_run_id: str | None,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    start_time_ms: int,
+    reopen: bool,
+) -> str:
+    """The id of the one run with this key: found, or created and looked for again.
+
+    When a request's answer was lost, or two drivers raced, more than one run can appear: the one with the least id
+    stays, on every side, and the others (still empty) are deleted.
+    """
+    tags = {**tags, KEY_TAG: key} | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {})
+    run = find_run(client, experiment, key)
+    if run is None:
+        created = client.create_run(experiment, start_time=start_time_ms, tags=_clipped(tags), run_name=name)
+        run = find_run(client, experiment, key) or created
+        if run.info.run_id != created.info.run_id:
+            client.delete_run(created.info.run_id)
+    elif reopen and run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, status="RUNNING")
+    send_settings(client, run, params=params, tags=tags)
+    return str(run.info.run_id)
+
+
+def send_settings(client: Any, run: Any, *, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    """Log params that are not there yet (they cannot be changed), and tags that differ."""
+    from mlflow.entities import Param, RunTag
+
+    run_id = run.info.run_id
+    new_params = [Param(n, str(v)[:PARAM_CHARACTERS]) for n, v in params.items() if n not in run.data.params]
+    new_tags = [RunTag(n, v) for n, v in _clipped(tags).items() if run.data.tags.get(n) != v]
+    for start in range(0, max(len(new_params), len(new_tags)), PARAMS_PER_CALL):
+        part = slice(start, start + PARAMS_PER_CALL)
+        client.log_batch(run_id, params=new_params[part], tags=new_tags[part])
+
+
+def send_points(client: Any, run_id: str, points: Sequence[Point]) -> None:
+    """Log points; the same point twice is one row, because its time stamp comes with it."""
+    from mlflow.entities import Metric
+
+    for start in range(0, len(points), POINTS_PER_CALL):
+        metrics = [Metric(p.name, p.value, p.timestamp_ms, p.step) for p in points[start : start + POINTS_PER_CALL]]
+        client.log_batch(run_id, metrics=metrics)
+
+
+def _clipped(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: str(value)[:TAG_CHARACTERS] for name, value in tags.items()}

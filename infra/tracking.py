@@ -1,0 +1,253 @@
+"""The MLflow record of a study, written behind its back: an outage never blocks or raises into the caller.
+
+Calls put operations on an in-memory queue; one thread sends them in order and repeats each until the server has
+it. The queue dies with the process, and that is fine: the study's database is the spool. After a crash the caller
+replays everything, and every operation is idempotent (runs are found by key, points carry their time stamps).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from infra import mlflow_calls
+from infra.errors import UserError
+from infra.mlflow_calls import Point, check_server
+
+__all__ = ["Point", "Tracker", "check_server"]
+
+log = logging.getLogger("agft.tracking")
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
+MAX_ARTIFACT_BYTES = 64_000_000  # weights belong in S3, not here
+LEGAL_NAME = re.compile(r"[\w.\- :/]+")
+LEGAL_KEY = re.compile(r"[\w.\-/:@ ]{1,250}")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One thing to tell the server; `movable` ones (artifacts) may let others pass while their storage is away."""
+
+    key: str
+    what: str
+    call: Callable[[], None]
+    movable: bool = False
+
+
+class Tracker:
+    """One experiment's logger. Thread-safe; make one per process. Illegal names are a `UserError` at the call."""
+
+    def __init__(self, tracking_uri: str, experiment: str) -> None:
+        self.tracking_uri, self.experiment = tracking_uri, experiment
+        self.dropped: list[str] = []  # what the server refused for good, with its reason
+        self._queue: deque[Operation] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._kicked = False
+        self._outage = False
+        self._run_ids: dict[str, str] = {}
+        self._client: Any = None
+        self._experiment_id: str | None = None
+        self._thread = threading.Thread(target=self._work, name="agft-tracking", daemon=True)
+        self._thread.start()
+
+    def ensure_run(
+        self,
+        key: str,
+        *,
+        name: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        start_time_ms: int,
+        parent: str | None = None,
+        reopen: bool = False,
+    ) -> None:
+        """Find or create the run of `key`, below the run of `parent`.
+
+        Params are written once: existing ones stay as they are. `reopen` sets a finished run back to RUNNING.
+        """
+        _check(LEGAL_KEY, key, "run key")
+        for param in params:
+            _check(LEGAL_NAME, param, "parameter name")
+        params, tags = dict(params), dict(tags)
+
+        def call() -> None:
+            parent_run_id = self._find(parent) if parent else None
+            client, experiment_id = self._connected()
+            run_id = mlflow_calls.ensure_run(
+                client, experiment_id, key, name=name, parent_run_id=parent_run_id, params=params, tags=tags,
+                start_time_ms=start_time_ms, reopen=reopen,
+            )  # fmt: skip
+            with self._changed:
+                self._run_ids[key] = run_id
+
+        self._put(key, f"run {name!r}", call)
+
+    def log(self, key: str, points: Sequence[Point]) -> None:
+        """Log points to the run of `key`; sent in batches of 1000."""
+        for name in {point.name for point in points}:
+            _check(LEGAL_NAME, name, "metric name")
+        for start in range(0, len(points), mlflow_calls.POINTS_PER_CALL):
+            part = list(points[start : start + mlflow_calls.POINTS_PER_CALL])
+            self._put(key, f"{len(part)} points", lambda part=part: self._send_points(key, part))  # type: ignore[misc]
+
+    def set_tags(self, key: str, tags: Mapping[str, str]) -> None:
+        """Set tags of the run of `key`; the last value wins."""
+        tags = dict(tags)
+
+        def call() -> None:
+            client, _ = self._connected()
+            run = client.get_run(self._find(key))
+            mlflow_calls.send_settings(client, run, params={}, tags=tags)
+
+        self._put(key, "tags", call)
+
+    def log_text(self, key: str, text: str, artifact_path: str) -> None:
+        """Store `text` as the run's artifact `artifact_path`, replacing an older one."""
+        self._log_artifact(key, text.encode(), artifact_path)
+
+    def log_file(self, key: str, path: Path, artifact_path: str) -> None:
+        """Store the file's bytes of now as the run's artifact `artifact_path` (its full path in the run)."""
+        if path.stat().st_size > MAX_ARTIFACT_BYTES:
+            raise UserError(f"{path}: {path.stat().st_size} bytes; MLflow gets at most {MAX_ARTIFACT_BYTES}, use S3")
+        self._log_artifact(key, path.read_bytes(), artifact_path)
+
+    def finish(self, key: str, status: Literal["FINISHED", "KILLED", "FAILED"], end_time_ms: int) -> None:
+        """End the run of `key` with this status and time."""
+        self._put(
+            key, f"end ({status})", lambda: self._connected()[0].set_terminated(self._find(key), status, end_time_ms)
+        )
+
+    def run_id(self, key: str) -> str | None:
+        """The run's id, or None while the server has not answered yet. Does not block."""
+        with self._changed:
+            return self._run_ids.get(key)
+
+    def flush(self, timeout_seconds: float) -> int:
+        """Wait until everything is sent, at most so long; returns how many operations are left."""
+        deadline = time.monotonic() + timeout_seconds
+        with self._changed:
+            self._kicked = True
+            self._changed.notify_all()
+            while self._queue and (left := deadline - time.monotonic()) > 0 and self._thread.is_alive():
+                self._changed.wait(left)
+            return len(self._queue)
+
+    def close(self, timeout_seconds: float) -> int:
+        """`flush`, then end the thread; what is left is forgotten here (the study replays it) and counted."""
+        left = self.flush(timeout_seconds)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(1.0)  # a request under way is abandoned: the thread is a daemon
+        if left:
+            log.warning("%d records were not sent to MLflow at %s; the study keeps them", left, self.tracking_uri)
+        return left
+
+    # -- the thread's side ---------------------------------------------------------------------------------------
+
+    def _put(self, key: str, what: str, call: Callable[[], None], *, movable: bool = False) -> None:
+        with self._changed:
+            if self._closing:
+                return
+            self._queue.append(Operation(key, what, call, movable))
+            self._changed.notify_all()
+
+    def _connected(self) -> tuple[Any, str]:
+        if self._client is None:
+            self._client = mlflow_calls.connect(self.tracking_uri)
+        if self._experiment_id is None:
+            self._experiment_id = mlflow_calls.experiment_id(self._client, self.experiment)
+        return self._client, self._experiment_id
+
+    def _find(self, key: str) -> str:
+        known = self.run_id(key)
+        if known is None:
+            run = mlflow_calls.find_run(*self._connected(), key)
+            if run is None:
+                raise LookupError(f"no run has the key {key!r}; call ensure_run first")
+            known = str(run.info.run_id)
+            with self._changed:
+                self._run_ids[key] = known
+        return known
+
+    def _send_points(self, key: str, points: Sequence[Point]) -> None:
+        mlflow_calls.send_points(self._connected()[0], self._find(key), points)
+
+    def _log_artifact(self, key: str, data: bytes, artifact_path: str) -> None:
+        target = PurePosixPath(artifact_path)
+        if target.is_absolute() or ".." in target.parts or not target.name:
+            raise UserError(f"artifact path {artifact_path!r}: expected a relative path without '..'")
+
+        def call() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                local = Path(folder) / target.name
+                local.write_bytes(data)
+                parent = None if str(target.parent) == "." else str(target.parent)
+                self._connected()[0].log_artifact(self._find(key), str(local), parent)
+
+        self._put(key, f"artifact {artifact_path}", call, movable=True)
+
+    def _work(self) -> None:
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            with self._changed:
+                while not self._queue and not self._closing:
+                    self._changed.wait()
+                if self._closing:
+                    return
+                operation = self._queue[0]
+            try:
+                operation.call()
+            except Exception as error:
+                reason = mlflow_calls.outage(error)
+                if reason is not None:
+                    self._wait_out(operation, reason, pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                    continue
+                self._drop(operation, error)
+            pause = FIRST_PAUSE_SECONDS
+            self._done(operation)
+
+    def _wait_out(self, operation: Operation, reason: str, pause: float) -> None:
+        """Note the outage (one warning for each) and sleep; a flush or close ends the sleep."""
+        if not self._outage:
+            self._outage = True
+            text = "MLflow at %s is away (%s); the study goes on, its records are sent when it is back"
+            log.warning(text, self.tracking_uri, reason)
+        with self._changed:
+            if operation.movable and len(self._queue) > 1:
+                self._queue.rotate(-1)
+            if not self._closing and not self._kicked:
+                self._changed.wait_for(lambda: self._closing or self._kicked, pause * random.uniform(0.7, 1.3))
+            elif not self._closing:
+                self._changed.wait_for(lambda: self._closing, FIRST_PAUSE_SECONDS)
+            self._kicked = False
+
+    def _drop(self, operation: Operation, error: Exception) -> None:
+        note = f"{operation.key}: {operation.what}: {' '.join(str(error).split())[:300]}"
+        self.dropped.append(note)
+        log.error("MLflow refuses a record for good: %s", note)
+
+    def _done(self, operation: Operation) -> None:
+        with self._changed:
+            self._queue.remove(operation)
+            left = len(self._queue)
+            self._changed.notify_all()
+        if self._outage:
+            self._outage = False
+            log.warning("MLflow at %s is back; %d records to send", self.tracking_uri, left)
+
+
+def _check(pattern: re.Pattern[str], value: str, what: str) -> None:
+    if not pattern.fullmatch(value):
+        raise UserError(f"{what} {value!r}: MLflow allows letters, digits and _ . - : / and space")
