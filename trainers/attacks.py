@@ -55,7 +55,7 @@ def _mix(x: Tensor) -> Tensor:
 def noise(seed: int, epoch: int, restart: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Uniform noise in (-1, 1), fp32 [B, *shape], a pure function of (seed, epoch, restart, sample index, position).
 
-    `index` int64 [B]. No generator, no state: the same image gets the same noise in any batch, on any worker and device.
+    `index` int64 [B]. No generator: the same image gets the same noise in any batch, on any worker or device.
     Values are odd multiples of 2^-23 less 1, so they are exact in fp32 and symmetric about 0.
     """
     key = torch.zeros((), dtype=torch.int64, device=index.device)

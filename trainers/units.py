@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["Fraction", "Frozen", "OfEps", "OfModel", "eps_label", "parse_fraction"]
+__all__ = ["Fraction", "Frozen", "Length", "OfEps", "OfModel", "eps_label", "parse_fraction"]
 
 
 def parse_fraction(value: Any) -> Any:
@@ -21,6 +21,7 @@ def parse_fraction(value: Any) -> Any:
 
 
 Fraction = Annotated[float, BeforeValidator(parse_fraction)]
+Length = Annotated[Fraction, Field(gt=0, le=1)]
 
 
 class Frozen(BaseModel):

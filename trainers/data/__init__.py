@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 
 from trainers.data.base import DatasetEntry, ImageSet
 from trainers.errors import lookup
@@ -30,6 +30,6 @@ def load_dataset(name: str, path: str = "data.train") -> ImageSet:
     return _load(name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(name: str) -> ImageSet:
     return DATASETS[name].load()

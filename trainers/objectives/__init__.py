@@ -18,7 +18,7 @@ METHODS: dict[str, type[Objective]] = {"agft": AGFT}
 
 def _one_of(classes: list[type[Objective]]) -> Any:
     """The union of the table's rows, told apart by `name`."""
-    union: Any = reduce(or_, classes)  # type: ignore[arg-type]
+    union: Any = reduce(or_, classes)
     return Annotated[union, Field(discriminator="name")] if len(classes) > 1 else union
 
 

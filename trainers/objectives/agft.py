@@ -37,16 +37,18 @@ class AGFT(Objective):
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "clean"
     teacher_output: ClassVar[Literal["embedding", "tokens"]] = "embedding"
 
-    name: Literal["agft"] = Field("agft", description="method name")
+    name: Literal["agft"] = Field(default="agft", description="method name")
     logit_scale: Annotated[float, Field(gt=0)] | OfModel = Field(
-        OfModel(of_model=1.8),
+        default=OfModel(of_model=1.8),
         description="student scale s_S = 1/tau in training: absolute, or {of_model: multiple of the model's own}",
     )
-    scale_ratio: float = Field(0.4, gt=0, le=10, description="gamma: the teacher's scale is gamma * s_S")
-    clean_weight: float = Field(0.0, ge=0, description="w_c, weight of KL(P || p(x)) on the clean image")
-    label_weight: float = Field(0.0, ge=0, description="w_y, weight of the cross-entropy with the true label")
-    feature_weight: float = Field(0.0, ge=0, description="w_f, weight of the squared distance of unit embeddings")
-    attack_on: Literal["target", "total"] = Field("target", description="what the attack maximises")
+    scale_ratio: float = Field(default=0.4, gt=0, le=10, description="gamma: the teacher's scale is gamma * s_S")
+    clean_weight: float = Field(default=0.0, ge=0, description="w_c, weight of KL(P || p(x)) on the clean image")
+    label_weight: float = Field(default=0.0, ge=0, description="w_y, weight of the cross-entropy with the true label")
+    feature_weight: float = Field(
+        default=0.0, ge=0, description="w_f, weight of the squared distance of unit embeddings"
+    )
+    attack_on: Literal["target", "total"] = Field(default="target", description="what the attack maximises")
 
     def resolved_logit_scale(self, model: RobustCLIP) -> float:
         """s_S as a number."""
@@ -57,10 +59,11 @@ class AGFT(Objective):
         """See `Objective.loss`. Parts: target, target_kl (target less its floor H(P)), and the terms that are on."""
         import torch
 
-        assert batch.teacher_embeddings is not None, "AGFT needs the teacher's clean embeddings"
+        teacher_embeddings = batch.teacher_embeddings
+        assert teacher_embeddings is not None, "AGFT needs the teacher's clean embeddings"
         scale = self.resolved_logit_scale(model)
         with torch.no_grad():
-            teacher = model.logits(batch.teacher_embeddings, context.class_embeddings, self.scale_ratio * scale)
+            teacher = model.logits(teacher_embeddings, context.class_embeddings, self.scale_ratio * scale)
             target, log_target = teacher.softmax(1), teacher.log_softmax(1)
 
         def adversarial_terms(images: Tensor, *, every: bool) -> dict[str, Tensor]:
@@ -72,14 +75,12 @@ class AGFT(Objective):
                 own = model.logits(embeddings, context.class_embeddings, model.logit_scale)
                 terms["label"] = torch.nn.functional.cross_entropy(own, batch.labels, reduction="none")
             if every and self.feature_weight:
-                difference = model.unit(embeddings) - model.unit(batch.teacher_embeddings)
+                difference = model.unit(embeddings) - model.unit(teacher_embeddings)
                 terms["feature"] = difference.square().sum(1)
             return terms
 
         on_total = self.attack_on == "total"
-        attacked = perturbed(
-            model, lambda x: self._sum(adversarial_terms(x, every=on_total)), batch, attack, context
-        )
+        attacked = perturbed(model, lambda x: self._sum(adversarial_terms(x, every=on_total)), batch, attack, context)
         terms = adversarial_terms(attacked, every=True)
         if self.clean_weight:
             log_p = model.logits(model.embed(batch.images), context.class_embeddings, scale).log_softmax(1)

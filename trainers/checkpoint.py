@@ -1,0 +1,236 @@
+"""Files of a run: `state` to resume from, `weights` to ship. Safetensors with a JSON header, never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from trainers.config import TrialConfig
+from trainers.errors import UserError
+from trainers.model import Description, RobustCLIP, build_clip, describe, fingerprint
+from trainers.records import EpochRecord
+
+__all__ = [
+    "FORMAT",
+    "CheckpointError",
+    "State",
+    "copy_file",
+    "export_open_clip",
+    "is_weights_file",
+    "load_state",
+    "load_weights",
+    "read_metadata",
+    "restore",
+    "save_state",
+    "save_weights",
+]
+
+FORMAT = 1
+KEY = "agft"  # our entry in the safetensors header
+TOLERANCE = 1e-4  # of a fingerprint's logits, relative to the logit scale: kernels differ between machines
+
+
+class CheckpointError(UserError):
+    """A checkpoint file that cannot be used: missing, truncated, of another kind, or not what it says it is."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that continuing bit for bit needs, beside the configuration's own seed: no other random state is used."""
+
+    config: TrialConfig
+    history: tuple[EpochRecord, ...]
+    step: int
+    visual: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # "<parameter number>/<moment>"
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return len(self.history)
+
+
+def _write_atomically(path: Path, content: bytes) -> Path:
+    """Whoever reads `path` sees the old file or the whole new one, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return path
+
+
+def copy_file(source: Path, target: Path) -> Path:
+    """An atomic copy."""
+    return _write_atomically(target, source.read_bytes())
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    header = {KEY: json.dumps(metadata, sort_keys=True), "format": "pt"}
+    return _write_atomically(path, to_bytes(plain, metadata=header))
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The JSON in the header of one of our files, `{}` for another safetensors file; reads no tensor."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            loaded: dict[str, Any] = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            return loaded
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except (SafetensorError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file, perhaps truncated ({error})") from error
+
+
+def _load(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    metadata = read_metadata(path)
+    if metadata.get("kind") != kind:
+        found = metadata.get("kind", "another")
+        raise CheckpointError(f"{path}: expected a {kind} file of agft-study, found {found!r}")
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {metadata.get('format')!r}; this version reads {FORMAT}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+
+
+def save_state(
+    path: Path,
+    model: RobustCLIP,
+    optimizer: torch.optim.Optimizer,
+    *,
+    config: TrialConfig,
+    history: tuple[EpochRecord, ...],
+    step: int,
+) -> Path:
+    """Write the state after a finished epoch: encoder, optimizer moments, and the rest as JSON in the header."""
+    tensors = {f"visual/{name}": value for name, value in model.visual.state_dict().items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{number}/{name}"] = value
+    metadata = {
+        "kind": "state",
+        "format": FORMAT,
+        "epoch": len(history),
+        "step": step,
+        "config": config.model_dump(mode="json"),
+        "history": [record.model_dump(mode="json") for record in history],
+        "random": {"scheme": "counter", "seed": config.seed},
+    }
+    return _save(path, tensors, metadata)
+
+
+def load_state(path: Path) -> State:
+    """The state in `path`. Raises `CheckpointError` if it is missing, damaged, or no state file."""
+    tensors, metadata = _load(path, "state")
+    try:
+        config = TrialConfig.model_validate(metadata["config"])
+        history = tuple(EpochRecord.model_validate(record) for record in metadata["history"])
+        step = int(metadata["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: written by another version ({error})") from error
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    return State(config, history, step, under("visual/"), under("optimizer/"))
+
+
+def restore(state: State, model: RobustCLIP, optimizer: torch.optim.Optimizer) -> None:
+    """Put a loaded state into a model and an optimizer of the same configuration."""
+    model.visual.load_state_dict(state.visual)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.optimizer.items():
+        number, _, name = key.partition("/")
+        moments.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def save_weights(
+    path: Path,
+    clip: nn.Module,
+    *,
+    config: Mapping[str, Any] | None = None,
+    record: EpochRecord | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the whole open_clip model (text encoder and logit scale unchanged) with all that rebuilding it needs."""
+    description = describe(clip)
+    metadata = {
+        "kind": "weights",
+        "format": FORMAT,
+        "arch": description.arch,
+        "model_cfg": description.model_cfg,
+        "preprocess": description.preprocess,
+        "fingerprint": fingerprint(clip),
+        "config": dict(config or {}),
+        "epoch": record.epoch if record else None,
+        "record": record.model_dump(mode="json") if record else None,
+        "extra": dict(extra or {}),
+    }
+    return _save(path, clip.state_dict(), metadata)
+
+
+def is_weights_file(path: Path) -> bool:
+    """Was `path` written by `save_weights`? Raises `CheckpointError` for a damaged safetensors file."""
+    return path.suffix == ".safetensors" and read_metadata(path).get("kind") == "weights"
+
+
+def load_weights(path: Path) -> nn.Module:
+    """The model in `path`: fp32, eval, CPU. Its fingerprint must come out as when it was saved."""
+    tensors, metadata = _load(path, "weights")
+    try:
+        clip = build_clip(Description(metadata["arch"], metadata["model_cfg"], metadata["preprocess"]))
+        clip.load_state_dict(tensors)
+    except Exception as error:
+        raise CheckpointError(f"{path}: its tensors do not fit its own description ({error})") from error
+    expected, found = torch.tensor(metadata["fingerprint"]), torch.tensor(fingerprint(clip))
+    limit = TOLERANCE * float(clip.logit_scale.exp())  # type: ignore[operator]
+    if expected.shape != found.shape or not bool(((expected - found).abs() <= limit).all()):
+        raise CheckpointError(
+            f"{path}: the model does not reproduce its fingerprint (logits {found.tolist()}, saved as "
+            f"{expected.tolist()}): the weights or the architecture's definition have changed"
+        )
+    return clip
+
+
+def export_open_clip(weights_path: Path, directory: Path) -> Path:
+    """Write a folder that plain open_clip loads as `local-dir:DIRECTORY` (model and tokenizer), with equal logits."""
+    clip = load_weights(weights_path)
+    description, metadata = describe(clip), read_metadata(weights_path)
+    config = {"model_cfg": description.model_cfg, "preprocess_cfg": _open_clip_preprocess(description)}
+    tensors = {name: value.detach().contiguous().clone() for name, value in clip.state_dict().items()}
+    header = {KEY: json.dumps({**metadata, "kind": "export"}, sort_keys=True), "format": "pt"}
+    _write_atomically(directory / "open_clip_model.safetensors", to_bytes(tensors, metadata=header))
+    _write_atomically(directory / "open_clip_config.json", json.dumps(config, indent=2).encode())
+    return directory
+
+
+def _open_clip_preprocess(description: Description) -> dict[str, Any]:
+    """The preprocessing keys that open_clip's own exports carry."""
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    return {key: description.preprocess[key] for key in keys if key in description.preprocess}

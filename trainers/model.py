@@ -1,0 +1,150 @@
+"""The model under training: open_clip's CLIP, of which only the image encoder learns."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from trainers.attacks import noise
+from trainers.config import ModelConfig
+from trainers.errors import UserError
+from trainers.pretrained import Description, build_clip, describe, load_clip, tokenizer_for
+
+__all__ = [
+    "Description",
+    "ModelConfig",
+    "RobustCLIP",
+    "build_clip",
+    "class_embeddings",
+    "describe",
+    "exact_math",
+    "fingerprint",
+    "load_clip",
+    "tokenizer_for",
+]
+
+FINGERPRINT_IMAGES, FINGERPRINT_TEXTS = 2, 3
+
+
+@contextlib.contextmanager
+def exact_math() -> Iterator[None]:
+    """IEEE fp32 products (no TF32) and one attention kernel with and without gradients; restored on leaving."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = matmul.fp32_precision, conv.fp32_precision, torch.backends.mha.get_fastpath_enabled()
+    try:
+        matmul.fp32_precision = conv.fp32_precision = "ieee"
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before[:2]
+        torch.backends.mha.set_fastpath_enabled(before[2])
+
+
+class RobustCLIP(nn.Module):
+    """CLIP's image encoder with everything inside: pixels in [0, 1] go in, embeddings come out.
+
+    Shares `clip.visual`, which becomes trainable. Always keep it in eval mode: CLIP's encoders have no dropout, and
+    ResNets then keep their running statistics, so that attack, update and evaluation see one and the same function.
+    (The official code attacks in eval and updates in train mode, and its frozen ResNet teacher drifts.)
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, clip: nn.Module, *, precision: str = "fp32") -> None:
+        super().__init__()
+        preprocess = describe(clip).preprocess
+        visual = clip.visual
+        assert isinstance(visual, nn.Module)
+        self.visual = visual.requires_grad_(True)
+        self.image_size = _image_size(clip)
+        self.precision = precision
+        self.logit_scale = float(clip.logit_scale.detach().exp())  # type: ignore[operator]
+        device = next(visual.parameters()).device
+        self.register_buffer("mean", torch.tensor(preprocess["mean"], device=device).view(1, 3, 1, 1), False)
+        self.register_buffer("std", torch.tensor(preprocess["std"], device=device).view(1, 3, 1, 1), False)
+        self.eval()
+
+    def embed(self, images: Tensor) -> Tensor:
+        """fp32 [B, 3, H, W] in [0, 1] -> raw embeddings, fp32 [B, D].
+
+        Another size than the model's is resized here (bicubic, antialiased, differentiable), so that an attack lives
+        at the images' own resolution, as in the official code. `precision` bf16 runs the encoder under autocast.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+            raise ValueError(f"images must be square RGB, [B, 3, S, S]; got {tuple(images.shape)}")
+        if images.dtype != torch.float32:
+            raise ValueError(f"images must be float32 in [0, 1]; got {images.dtype}")
+        if images.shape[-1] != self.image_size:
+            size = (self.image_size, self.image_size)
+            images = nn.functional.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+        images = (images - self.mean) / self.std
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            embeddings: Tensor = self.visual(images)
+        return embeddings.float()
+
+    @staticmethod
+    def unit(embeddings: Tensor) -> Tensor:
+        """Embeddings [B, D] divided by their L2 norm."""
+        return nn.functional.normalize(embeddings.float(), dim=-1)
+
+    def logits(self, embeddings: Tensor, class_embeddings: Tensor, scale: float) -> Tensor:
+        """scale * cosines, fp32 [B, K], of raw embeddings [B, D] and unit class embeddings [K, D].
+
+        Without the model's logit bias (SigLIP), a constant that neither softmax nor arg max sees.
+        """
+        return scale * (self.unit(embeddings) @ class_embeddings.float().T)
+
+    def frozen_copy(self) -> RobustCLIP:
+        """A teacher: the same function, sharing nothing, in eval mode and without gradients."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
+
+
+def class_embeddings(clip: nn.Module, prompts: list[list[str]], tokenizer: Callable[[list[str]], Tensor]) -> Tensor:
+    """Unit class embeddings, fp32 [K, D]: for each class the normalised mean of its prompts' unit embeddings."""
+    device = next(clip.parameters()).device
+    texts = [text for group in prompts for text in group]
+    with torch.no_grad(), exact_math():
+        parts = [
+            clip.encode_text(tokenizer(texts[i : i + 256]).to(device), normalize=True).float()  # type: ignore[operator]
+            for i in range(0, len(texts), 256)
+        ]
+        groups = torch.cat(parts).split([len(group) for group in prompts])
+        return nn.functional.normalize(torch.stack([group.mean(0) for group in groups]), dim=-1)
+
+
+def fingerprint(clip: nn.Module) -> list[float]:
+    """Logits of two fixed noise images and three fixed token sequences: what a re-loaded model must reproduce.
+
+    Needs no tokenizer. Computed in fp32 on the CPU, whatever device the model is on.
+    """
+    if next(clip.parameters()).device.type != "cpu":
+        clip = copy.deepcopy(clip).cpu()
+    size = _image_size(clip)
+    index = torch.arange(FINGERPRINT_IMAGES)
+    vocabulary, length = int(clip.vocab_size), int(clip.context_length)  # type: ignore[arg-type]
+    tokens = torch.zeros(FINGERPRINT_TEXTS, length, dtype=torch.int64)
+    for row in range(FINGERPRINT_TEXTS):
+        words = [(97 * (row + 1) * (k + 1)) % max(vocabulary - 2, 1) for k in range(min(3 + row, length - 2))]
+        tokens[row, : len(words) + 2] = torch.tensor([vocabulary - 2, *words, vocabulary - 1])
+    was_training = clip.training
+    clip.eval()
+    with torch.no_grad(), exact_math():
+        image = clip.encode_image(noise(0, 0, 0, index, (3, size, size)), normalize=True)  # type: ignore[operator]
+        text = clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
+        logits = clip.logit_scale.exp() * image.float() @ text.float().T  # type: ignore[operator]
+    clip.train(was_training)
+    return [float(value) for value in logits.flatten()]
+
+
+def _image_size(clip: nn.Module) -> int:
+    """Side of the square that the image encoder takes."""
+    size = clip.visual.image_size  # type: ignore[union-attr]
+    height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
+    if height != width:
+        raise UserError(f"model.arch: only square inputs are supported, this model takes {height}x{width}")
+    return int(height)

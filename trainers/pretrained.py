@@ -1,0 +1,167 @@
+"""Where a CLIP comes from: the hub by open_clip's names, a checkpoint file, an export folder, or the package itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from torch import Tensor, nn
+
+from trainers import tiny
+from trainers.config import ModelConfig
+from trainers.errors import MissingWeights, UnknownName, UserError, nearest
+
+__all__ = ["Description", "build_clip", "describe", "load_clip", "tokenizer_for"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What rebuilds an open_clip model without its weights: names and configurations, as open_clip writes them."""
+
+    arch: str
+    model_cfg: dict[str, Any]
+    preprocess: dict[str, Any]
+
+
+def _finished(clip: nn.Module, description: Description) -> nn.Module:
+    """Eval mode, fp32, nothing trainable, and its description attached."""
+    clip.eval().float().requires_grad_(False)
+    clip.__dict__["description"] = description
+    return clip
+
+
+def describe(clip: nn.Module) -> Description:
+    """The description of a model made by `load_clip` or `build_clip`."""
+    description = clip.__dict__.get("description")
+    assert isinstance(description, Description), "this model was not made by trainers.model"
+    return description
+
+
+def build_clip(description: Description) -> nn.Module:
+    """The architecture with random weights (open_clip's initialisation, from the global random state)."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = {"model_cfg": description.model_cfg, "preprocess_cfg": description.preprocess}
+        Path(folder, "open_clip_config.json").write_text(json.dumps(config))
+        with _quiet_open_clip():
+            clip = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    return _finished(clip, Description(description.arch, description.model_cfg, _preprocess(clip)))
+
+
+@contextlib.contextmanager
+def _quiet_open_clip() -> Iterator[None]:
+    """open_clip reports to the root logger what we raise, or what is meant (no weights yet)."""
+    root = logging.getLogger()
+    level = root.level
+    try:
+        root.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def _preprocess(clip: nn.Module) -> dict[str, Any]:
+    preprocess: dict[str, Any] = json.loads(json.dumps(clip.visual.preprocess_cfg))  # type: ignore[union-attr]
+    return preprocess
+
+
+def load_clip(config: ModelConfig) -> nn.Module:
+    """The open_clip model of `config`: fp32, eval, on the CPU, nothing trainable.
+
+    `pretrained` is an open_clip tag, `bundled` (tiny-clip), an export folder, or a checkpoint file: ours, or a plain
+    state dict as .safetensors or .pt (read with `weights_only`, so that no code in it can run).
+    Raises `UnknownName` for an architecture or tag, `MissingWeights`, or `UserError` for a wrong combination.
+    """
+    tiny.register()
+    arch, pretrained = config.arch, config.pretrained
+    if arch not in open_clip.list_models():
+        raise _unknown("model.arch", arch, open_clip.list_models())
+    if pretrained == "bundled":
+        if arch != tiny.ARCH:
+            raise UserError(f"model.pretrained: 'bundled' exists for {tiny.ARCH} only, not for {arch!r}")
+        pretrained = str(tiny.weights_path())
+        if not Path(pretrained).is_file():
+            raise MissingWeights(f"model.pretrained: the package's own weights are missing: {pretrained}")
+    path = Path(pretrained).expanduser()
+    if path.is_dir() or path.suffix in {".safetensors", ".pt", ".pth", ".bin"} or "/" in pretrained:
+        return _load_path(arch, path)
+    tags = list_pretrained_tags_by_model(arch)
+    if pretrained not in tags:
+        raise _unknown("model.pretrained", pretrained, [*tags, *(["bundled"] if arch == tiny.ARCH else [])])
+    _check_activation(arch, pretrained)
+    return _create(arch, pretrained, f"the tag {pretrained!r} of {arch}")
+
+
+def _unknown(path: str, name: str, known: list[str]) -> UnknownName:
+    close = nearest(name, known)
+    listed = ", ".join(close if close else sorted(known)[:20]) or "a checkpoint path"
+    return UnknownName(f"{path}: open_clip does not know {name!r}; {'nearest' if close else 'known'}: {listed}")
+
+
+def _check_activation(arch: str, tag: str) -> None:
+    """Weights trained with QuickGELU give wrong numbers in an architecture without it, and open_clip only warns."""
+    trained = bool(get_pretrained_cfg(arch, tag).get("quick_gelu", False))
+    built = bool((open_clip.get_model_config(arch) or {}).get("quick_gelu", False))
+    if trained != built:
+        stem = arch.removesuffix("-quickgelu")
+        right = f"{stem}-quickgelu" if trained else stem
+        raise UserError(
+            f"model.arch: the weights {tag!r} were trained {'with' if trained else 'without'} QuickGELU and "
+            f"{arch!r} is built {'with' if built else 'without'} it; use arch: {right}"
+        )
+
+
+def _load_path(arch: str, path: Path) -> nn.Module:
+    from trainers.checkpoint import is_weights_file, load_weights  # checkpoint.py builds models with this module
+
+    if not path.exists():
+        raise MissingWeights(f"model.pretrained: no such checkpoint: {path}")
+    if path.is_dir():
+        if not (path / "open_clip_config.json").is_file():
+            raise MissingWeights(f"model.pretrained: {path} is no open_clip export: open_clip_config.json is missing")
+        return _create(f"local-dir:{path}", None, str(path), arch=arch)
+    if not is_weights_file(path):
+        return _create(arch, str(path), str(path))
+    clip = load_weights(path)
+    if describe(clip).arch != arch:
+        raise UserError(f"model.arch: {path} holds a {describe(clip).arch!r}, not a {arch!r}")
+    return clip
+
+
+def _create(name: str, pretrained: str | None, source: str, *, arch: str | None = None) -> nn.Module:
+    """open_clip.create_model, its many exceptions turned into one that says what could not be had from where."""
+    try:
+        with _quiet_open_clip(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            clip = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        raise MissingWeights(
+            f"model.pretrained: could not load {source} ({reason}). Without access to the hub, download the file "
+            "elsewhere and give its path, or try arch: tiny-clip, pretrained: bundled"
+        ) from error
+    model_cfg = open_clip.get_model_config(name) or {}
+    return _finished(clip, Description(arch or name, model_cfg, _preprocess(clip)))
+
+
+def tokenizer_for(clip: nn.Module) -> Callable[[list[str]], Tensor]:
+    """The tokenizer that the model was trained with: texts -> int64 [N, context length]."""
+    description = describe(clip)
+    tiny.register()
+    text_cfg = description.model_cfg.get("text_cfg", {})
+    tokenizer: Callable[[list[str]], Tensor]
+    if description.arch in open_clip.list_models():
+        tokenizer = open_clip.get_tokenizer(description.arch)
+    elif "hf_tokenizer_name" in text_cfg:
+        tokenizer = open_clip.HFTokenizer(text_cfg["hf_tokenizer_name"], **text_cfg.get("tokenizer_kwargs", {}))
+    else:
+        tokenizer = open_clip.SimpleTokenizer(context_length=text_cfg.get("context_length", 77))
+    return tokenizer

@@ -1,0 +1,107 @@
+"""Results of an evaluation: per image, and as integer counts over all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainers.attacks import noise
+from trainers.distributed import all_reduce_sum, gather_rows
+from trainers.records import Score
+from trainers.units import eps_label
+
+__all__ = ["SetResult", "Verdicts", "count", "gather", "stratified_sample"]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What happened to every image of this rank's share; all tensors on the CPU, n images, E radii.
+
+    `fooled[e, i]`: not classified right under attack e (an image that is wrong without attack counts as fooled in
+    protocol strict). `adversarial_prediction` and `margin` (logit of the label less the largest other, at the model's
+    own scale) are those of the worst iterate (strict) or of the last one (paper).
+    """
+
+    name: str
+    eps: tuple[float, ...]
+    index: Tensor  # int64 [n], position in the dataset
+    label: Tensor  # int64 [n]
+    clean_prediction: Tensor  # int64 [n]
+    fooled: Tensor  # bool [E, n]
+    adversarial_prediction: Tensor  # int64 [E, n]
+    margin: Tensor  # fp32 [E, n]
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """Integer counts of one dataset over all ranks; `robust_correct` has one count per radius."""
+
+    name: str
+    n: int
+    clean_correct: int
+    eps: tuple[float, ...]
+    robust_correct: tuple[int, ...]
+
+    @property
+    def clean_accuracy(self) -> float:
+        return self.clean_correct / self.n
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Mean over the radii."""
+        return sum(self.robust_correct) / (len(self.eps) * self.n)
+
+    def scores(self) -> dict[str, Score]:
+        """By radius, for a record."""
+        return {
+            eps_label(eps): Score.of(correct=self.clean_correct, robust=robust, total=self.n)
+            for eps, robust in zip(self.eps, self.robust_correct, strict=True)
+        }
+
+
+def stratified_sample(labels: Tensor, samples: int | None, *, seed: int) -> Tensor:
+    """Sorted indices of `samples` images whose class shares are those of `labels` (largest remainders), by `seed`.
+
+    The same for every model and run. None, or as many as there are, gives all.
+    """
+    n = len(labels)
+    if samples is None or samples >= n:
+        return torch.arange(n)
+    order = torch.argsort(noise(seed, 0, -1, torch.arange(n), (1,)).squeeze(1), stable=True)
+    shuffled = labels[order]
+    by_class = order[torch.argsort(shuffled, stable=True)]
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    within = torch.arange(n) - starts.repeat_interleave(counts)
+    # The k-th image of a class with c images comes due at (k + 1/2) / c of the way: the first `samples` due are taken.
+    due = (within + 0.5) / counts.repeat_interleave(counts)
+    return by_class[torch.argsort(due, stable=True)[:samples]].sort().values
+
+
+def count(verdicts: Verdicts) -> SetResult:
+    """Counts over all ranks: one all-reduce of integers."""
+    own = [len(verdicts.index), int((verdicts.clean_prediction == verdicts.label).sum())]
+    totals = all_reduce_sum(torch.tensor([*own, *(~verdicts.fooled).sum(1).tolist()], dtype=torch.int64)).tolist()
+    return SetResult(verdicts.name, totals[0], totals[1], verdicts.eps, tuple(totals[2:]))
+
+
+def gather(verdicts: Verdicts) -> Verdicts:
+    """All ranks' verdicts, in dataset order, on every rank."""
+    index = gather_rows(verdicts.index)
+    order = index.argsort()
+
+    def joined(rows: Tensor) -> Tensor:
+        return gather_rows(rows)[order]
+
+    return Verdicts(
+        name=verdicts.name,
+        eps=verdicts.eps,
+        index=index[order],
+        label=joined(verdicts.label),
+        clean_prediction=joined(verdicts.clean_prediction),
+        fooled=joined(verdicts.fooled.T).T,
+        adversarial_prediction=joined(verdicts.adversarial_prediction.T).T,
+        margin=joined(verdicts.margin.T).T,
+    )
