@@ -1,0 +1,239 @@
+"""The `agft` command: thin. Imports only what a command needs, so that a wrong file is answered at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from study.errors import SERVICE_ERRORS, USER_ERRORS
+
+if TYPE_CHECKING:
+    from study.store import StudyStore
+
+__all__ = ["main"]
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def answering(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn our errors into one message and an exit code: 2 for wrong input, 1 for what failed."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except USER_ERRORS as error:
+            click.echo(str(error), err=True)
+            sys.exit(2)
+        except SERVICE_ERRORS as error:
+            click.echo(f"failed: {error}", err=True)
+            sys.exit(1)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="agft-study")
+def main() -> None:
+    """Hyperparameter studies for adversarially robust CLIP: search, watch, promote."""
+
+
+def home() -> Path:
+    from infra.services import default_home
+
+    return default_home(os.environ)
+
+
+def store_of(name: str) -> StudyStore:
+    from study.database import database_url
+    from study.store import StudyStore
+
+    return StudyStore(database_url(home()), name)
+
+
+@main.command()
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print the resolved study as JSON.")
+@answering
+def validate(file: Path, as_json: bool) -> None:
+    """Check a study file; every mistake is reported at once, nothing is started."""
+    from study.studyfile import load_study
+
+    spec = load_study(file)
+    if as_json:
+        click.echo(json.dumps(spec.model_dump(mode="json"), indent=2))
+        return
+    click.echo(f"{file}: valid. Study {spec.name!r}: {spec.budget.trials} trials of {spec.method.name}, "
+               f"{len(spec.search)} searched parameters, goal: max {spec.goal.metric}")  # fmt: skip
+
+
+@main.command()
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@answering
+def plan(file: Path, as_json: bool) -> None:
+    """Show what a study would do, without starting anything."""
+    from study.plan import plan_of, plan_text
+    from study.studyfile import load_study
+
+    found = plan_of(load_study(file), home())
+    click.echo(json.dumps(found, indent=2) if as_json else plan_text(found))
+
+
+@main.command()
+@click.argument("file", type=FILE)
+@click.option("--name", help="Run it under another name.")
+@click.option("--numbered", is_flag=True, help="Run it under a new name: the file's, with the next free number.")
+@click.option("--promote", "then_promote", is_flag=True, help="Promote the best trial when the study has finished.")
+@answering
+def run(file: Path, name: str | None, numbered: bool, then_promote: bool) -> None:
+    """Run a study here, or go on with it; Ctrl-C pauses it."""
+    from study.studyfile import load_study
+
+    spec = load_study(file)
+    if numbered:
+        name = next_name(name or spec.name)
+    if name:
+        spec = type(spec).model_validate({**spec.model_dump(mode="json"), "name": name})
+    from study.session import run_here
+
+    sys.exit(run_here(spec, home(), then_promote=then_promote))
+
+
+def next_name(base: str) -> str:
+    """`base-001`, or one more than the highest number in use."""
+    from study.database import database_url
+    from study.store import study_names
+
+    pattern = re.compile(rf"^{re.escape(base)}-(\d+)$")
+    used = [int(match[1]) for known in study_names(database_url(home())) if (match := pattern.match(known))]
+    return f"{base}-{max(used, default=0) + 1:03d}"
+
+
+@main.command()
+@click.argument("study", required=False)
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@answering
+def status(study: str | None, as_json: bool) -> None:
+    """Show all studies, or the trials of one."""
+    from study.console import live_state, studies_table, trials_table, wide_console
+    from study.database import database_url
+    from study.results import trial_table
+    from study.store import study_names
+
+    names = [study] if study else study_names(database_url(home()))
+    rows = [(store_of(name).load(), store_of(name).trials()) for name in names]
+    if as_json:
+        click.echo(json.dumps([
+            {"study": row.name, "state": live_state(row), "baseline": row.baseline, "budget": row.spec.budget.trials,
+             "trials": trial_table(trials, row.spec.goal.resolve(row.baseline)) if row.baseline else []}
+            for row, trials in rows
+        ], indent=2))  # fmt: skip
+        return
+    if not rows:
+        click.echo("no studies yet; start one with `agft run FILE`")
+        return
+    console = wide_console()
+    console.print(studies_table(rows))
+    if study and rows[0][0].baseline:
+        row, trials = rows[0]
+        assert row.baseline is not None
+        console.print(trials_table(row.spec, trials, row.spec.goal.resolve(row.baseline)))
+
+
+@main.command()
+@click.argument("study")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: under the AGFT home.")
+@answering
+def report(study: str, out: Path | None) -> None:
+    """Write a study's table and figures."""
+    from study.report import write_report
+
+    store = store_of(study)
+    click.echo(write_report(store.load(), store.trials(), out or home() / "reports" / study))
+
+
+@main.command()
+@click.argument("study")
+@answering
+def promote(study: str) -> None:
+    """Re-measure the best trials on unseen data and make the best one the champion."""
+    from study.session import promote_here
+
+    sys.exit(promote_here(store_of(study), home()))
+
+
+def _asking(word: str) -> Callable[[str], None]:
+    @answering
+    def ask(study: str) -> None:
+        store = store_of(study)
+        if store.load().lease_seconds <= 0:
+            click.echo(f"study {study!r} is not running")
+            return
+        store.desire(word)
+        click.echo(f"asked: running trials of {study!r} end at their next report, with a checkpoint")
+
+    return ask
+
+
+main.command("pause", help="Ask a running study to pause; `agft run` goes on with it.")(
+    click.argument("study")(_asking("pause"))
+)
+main.command("stop", help="Ask a running study to end now; its running trials count as stopped early.")(
+    click.argument("study")(_asking("stop"))
+)
+
+
+@main.group()
+def stack() -> None:
+    """The embedded services: S3 storage (SeaweedFS) and the MLflow server, on loopback."""
+
+
+@stack.command("up")
+@answering
+def stack_up() -> None:
+    """Start what is not running; safe to repeat."""
+    from infra.stack import up
+
+    services = up(home())
+    click.echo(f"S3      {services.s3_endpoint}  bucket {services.bucket}")
+    click.echo(f"MLflow  {services.mlflow_uri}  user {services.mlflow_username}")
+    click.echo(f"credentials: {home() / 'secrets.json'}")
+
+
+@stack.command("status")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@answering
+def stack_status(as_json: bool) -> None:
+    """Show which services run."""
+    from infra.stack import status as services_status
+
+    found = services_status(home())
+    if as_json:
+        click.echo(json.dumps([{**vars(service), "log": str(service.log)} for service in found], indent=2))
+        return
+    for service in found:
+        detail = f"  {service.detail}" if service.detail else ""
+        click.echo(
+            f"{service.name:<10} {service.state:<8} {service.url}  pid {service.pid or '-'}  "
+            f"{service.memory_bytes / 1e6:.0f} MB  log {service.log}{detail}"
+        )
+    if not found:
+        click.echo(f"nothing was ever started under {home()}")
+
+
+@stack.command("down")
+@answering
+def stack_down() -> None:
+    """Stop the services; data stays."""
+    from infra.stack import down
+
+    click.echo(f"stopped {down(home())} processes; data stays in {home()}")

@@ -1,0 +1,187 @@
+"""The study file: one frozen record, and everything wrong with a file reported at once, with lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from study.space import Dimension, parse_space
+from trainers.config import AttackConfig, DataConfig, EvalConfig, Goal, ModelConfig, TrainConfig
+from trainers.objectives import MethodConfig
+from trainers.units import Frozen
+
+__all__ = ["Floor", "StudyConfig", "load_canonical", "parse_floor"]
+
+FLOOR = re.compile(r"^>=\s*(?:(clip)\s*(?:([-+*])\s*)?)?(\d*\.?\d+(?:e-?\d+)?)?$")
+
+
+class Floor(Frozen):
+    """`>= 0.55`, `>= clip - 0.06` or `>= clip * 0.8`, where clip is the unmodified model's accuracy."""
+
+    of_clip: float = 0.0
+    offset: float = 0.0
+
+    def resolve(self, clip: float) -> float:
+        """The number, in [0, 1] when reachable."""
+        return self.of_clip * clip + self.offset
+
+
+def parse_floor(text: str) -> Floor:
+    """Read a constraint; `ValueError` names the rule."""
+    match = FLOOR.match(text.strip()) if isinstance(text, str) else None
+    clip, sign, number = match.groups() if match else (None, None, None)
+    if match is None or (clip and bool(sign) != bool(number)) or (not clip and number is None):
+        raise ValueError(f"{text!r} is not a floor; write '>= 0.55', '>= clip - 0.06' or '>= clip * 0.8'")
+    value = float(number or 0)
+    if not clip:
+        floor = Floor(offset=value)
+    elif sign == "*":
+        floor = Floor(of_clip=value)
+    else:
+        floor = Floor(of_clip=1.0, offset=-value if sign == "-" else value)
+    if floor.resolve(0.0) > 1 or (not clip and value > 1):
+        raise ValueError(f"{text!r} can never be reached: accuracy is at most 1")
+    return floor
+
+
+def _check_floor(text: str) -> str:
+    parse_floor(text)
+    return text
+
+
+FloorText = Annotated[str, AfterValidator(_check_floor)]
+
+
+class StudyData(Frozen):
+    """Datasets by role; the roles share no set and, checked when they are read, no image."""
+
+    train: str = Field(description="dataset to fine-tune on")
+    dev: tuple[str, ...] = Field(min_length=1, description="zero-shot sets that the search looks at")
+    confirm: tuple[str, ...] = Field(min_length=1, description="promotion chooses among the top trials here")
+    final: tuple[str, ...] = Field(min_length=1, description="reported for the winner only")
+
+
+class StudyEvaluation(Frozen):
+    """Evaluations that are the same for every trial, whatever it trains with."""
+
+    select: EvalConfig = Field(default_factory=EvalConfig, description="after every epoch, on the dev sets")
+    final: EvalConfig = Field(default_factory=EvalConfig, description="at promotion, on confirm and final sets")
+
+
+class GoalConfig(Frozen):
+    """What the study maximises, and what it must not give up for it."""
+
+    metric: Literal["robust_accuracy", "clean_accuracy"] = Field("robust_accuracy", description="metric to maximise")
+    mode: Literal["max"] = Field("max", description="direction")
+    subject_to: dict[Literal["robust_accuracy", "clean_accuracy"], FloorText] = Field(
+        default_factory=dict, description="floors, e.g. {clean_accuracy: '>= clip - 0.06'}"
+    )
+
+    def resolve(self, clip: Mapping[str, float]) -> Goal:
+        """The goal with every floor as a number, given the unmodified model's accuracies."""
+        floors = {name: parse_floor(text).resolve(clip[name]) for name, text in self.subject_to.items()}
+        return Goal(metric=self.metric, mode=self.mode, at_least=floors)
+
+
+class SamplerConfig(Frozen):
+    """Who proposes the next trial."""
+
+    name: Literal["tpe", "random"] = Field("tpe", description="Optuna sampler")
+    startup_trials: int = Field(10, ge=1, description="random trials before TPE models the results")
+
+
+class SchedulerConfig(Frozen):
+    """Early stopping. ASHA, stopping variant (Li et al. 2020): the best 1/reduction_factor of a rung go on."""
+
+    name: Literal["asha", "none"] = Field("asha", description="asha, or none: every trial runs to the end")
+    grace_fraction: float = Field(0.25, gt=0, le=1, description="first rung, as a fraction of the epochs")
+    reduction_factor: int = Field(3, ge=2, description="a rung keeps one in so many")
+
+
+class ResourcesConfig(Frozen):
+    """What one trial needs, and how many run side by side."""
+
+    workers: int = Field(1, ge=1, description="Ray Train workers a trial")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker")
+    cpus_per_worker: float = Field(1, gt=0, description="CPU cores a worker")
+    max_concurrent: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="trials at once; auto = as many as the cluster holds"
+    )
+
+
+class BudgetConfig(Frozen):
+    """When the study ends; what is used up is remembered over restarts."""
+
+    trials: int = Field(ge=1, description="number of trials")
+    hours: float | None = Field(None, gt=0, description="wall-clock hours of driving, over all attempts")
+    gpu_hours: float | None = Field(None, gt=0, description="GPU-hours of all trials together")
+
+
+class PromoteConfig(Frozen):
+    """How the champion is chosen."""
+
+    candidates: int = Field(2, ge=1, description="top trials that are compared on the confirm sets")
+    model_name: str = Field("robust-clip", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="registered model")
+
+
+class StudyConfig(Frozen):
+    """One study. Service addresses and secrets come from the environment, never from here."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="lower case letters, digits, . _ -")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the CLIP to start from")
+    method: MethodConfig = Field(description="objective")
+    attack: AttackConfig = Field(default_factory=AttackConfig, description="training attack")
+    data: StudyData = Field(description="datasets by role")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="length and optimizer of a trial")
+    evaluate: StudyEvaluation = Field(default_factory=StudyEvaluation, description="fixed evaluations")
+    search: dict[str, Any] = Field(default_factory=dict, description="dotted path -> range or choices")
+    warm_starts: tuple[dict[str, Any], ...] = Field(
+        ({},), description="first trials, by dotted path; an empty one is the file's own values"
+    )
+    goal: GoalConfig = Field(default_factory=GoalConfig, description="what the study maximises")
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="who proposes trials")
+    scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="early stopping")
+    resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="what a trial needs")
+    budget: BudgetConfig = Field(description="when the study ends")
+    promote: PromoteConfig = Field(default_factory=PromoteConfig, description="how the champion is chosen")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the search and of every trial")
+
+    def dimensions(self) -> list[Dimension]:
+        """The search space; an entry that is wrong never gets this far."""
+        dimensions, problems = parse_space(self.search)
+        assert not problems, problems
+        return dimensions
+
+    def base(self, goal: Goal | None = None) -> dict[str, Any]:
+        """A trial's configuration before sampled values are put in, as plain JSON values."""
+        parts = self.model_dump(mode="json", include={"model", "method", "attack", "train", "seed"})
+        data = DataConfig(train=self.data.train, dev=self.data.dev).model_dump(mode="json")
+        select = self.evaluate.select.model_dump(mode="json")
+        return {**parts, "data": data, "evaluate": select, "goal": (goal or Goal()).model_dump(mode="json")}
+
+    def canonical(self) -> str:
+        """The whole record as JSON with sorted keys: what the study store keeps and compares."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+    def spec_hash(self) -> str:
+        """SHA-256 of `canonical()`: the study's identity besides its name."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def data_sets(self) -> dict[str, tuple[str, ...]]:
+        """Dataset names by role."""
+        return {
+            "train": (self.data.train,),
+            "dev": self.data.dev,
+            "confirm": self.data.confirm,
+            "final": self.data.final,
+        }
+
+
+def load_canonical(text: str) -> StudyConfig:
+    """A study from the store's JSON."""
+    return StudyConfig.model_validate_json(text)

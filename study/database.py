@@ -1,0 +1,93 @@
+"""The database behind a study: address, engine, migrations and its clock."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util.exc import CommandError
+from sqlalchemy import event
+from sqlalchemy.exc import DatabaseError
+
+from study.errors import StudyFailed, UserError
+
+__all__ = ["database_url", "engine_for", "now", "transaction"]
+
+
+def database_url(home: Path) -> str:
+    """`AGFT_STUDY_DB` from the environment (it may hold a password), or SQLite in `home`."""
+    return os.environ.get("AGFT_STUDY_DB") or f"sqlite:///{home / 'studies.db'}"
+
+
+@cache
+def engine_for(url: str) -> sa.Engine:
+    """An engine whose schema is up to date; `UserError` for an address that cannot work."""
+    try:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise UserError(f"AGFT_STUDY_DB: {parsed.get_backend_name()!r} is not supported; use sqlite or postgresql")
+        if parsed.get_backend_name() == "sqlite" and parsed.database:
+            path = Path(parsed.database)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+        engine = sa.create_engine(parsed, pool_pre_ping=True)
+    except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
+        raise UserError(f"AGFT_STUDY_DB: not a usable database address: {error}") from None
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+    try:
+        _migrate(engine)
+    except sa.exc.OperationalError as error:
+        shown = parsed.render_as_string(hide_password=True)
+        raise StudyFailed(f"the study database {shown} cannot be used: {error.orig}") from None
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    # WAL: another terminal reads while the driver writes. Python's own implicit BEGIN is switched off, so that
+    # `transaction` can begin with the write lock and never has to upgrade a read lock.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "busy_timeout=60000", "foreign_keys=ON", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _migrate(engine: sa.Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    with transaction(engine) as connection, warnings.catch_warnings():
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise StudyFailed(f"the study database is newer than this version of agft: {error}") from None
+
+
+@contextmanager
+def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A write transaction: serialised on SQLite from its first statement, so that read-then-write is safe."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        with connection.begin() if not connection.in_transaction() else connection.get_transaction():  # type: ignore
+            yield connection
+
+
+def now(connection: sa.Connection) -> float:
+    """Seconds since 1970 on the database's clock, the one clock that all drivers share."""
+    if connection.dialect.name == "sqlite":
+        statement = "SELECT (julianday('now') - 2440587.5) * 86400.0"
+    else:
+        statement = "SELECT extract(epoch FROM clock_timestamp())"
+    try:
+        return float(connection.execute(sa.text(statement)).scalar_one())
+    except DatabaseError as error:
+        raise StudyFailed(f"the study database does not answer: {error.orig}") from None

@@ -1,0 +1,69 @@
+"""Where a trial's bytes are: one object a role (latest, best) under a prefix that carries the lease token.
+
+s3://BUCKET/studies/STUDY/trials/NUMBER/aTOKEN/latest.safetensors    full state, replaced every epoch
+s3://BUCKET/studies/STUDY/trials/NUMBER/aTOKEN/best.safetensors      weights of the best epoch
+s3://BUCKET/models/NAME/VERSION/...                                  promoted, never changed
+s3://BUCKET/models/NAME/HEAD.json                                    which version is the champion
+s3://BUCKET/scratch/STUDY/...                                        Ray's own files, deleted with the study's end
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from infra import storage
+from trainers.wiring import Restored
+
+__all__ = ["attempt_prefix", "delete_superseded", "fetch_newest", "keep_file", "trial_prefix"]
+
+ROLES = ("latest", "best")
+
+
+def trial_prefix(bucket: str, study: str, number: int) -> str:
+    """URI of everything that a trial keeps, without a closing slash."""
+    return f"s3://{bucket}/studies/{study}/trials/{number}"
+
+
+def attempt_prefix(bucket: str, study: str, number: int, token: int) -> str:
+    """URI of what one attempt keeps: a driver that lost its lease can only write under its own token."""
+    return f"{trial_prefix(bucket, study, number)}/a{token:06d}"
+
+
+def _object(prefix: str, role: str) -> str:
+    return f"{prefix}/{role}.safetensors"
+
+
+def _describe(stored: storage.StoredObject) -> dict[str, Any]:
+    return {"uri": stored.uri, "sha256": stored.sha256, "bytes": stored.size}
+
+
+def keep_file(prefix: str, path: Path, role: str) -> dict[str, Any]:
+    """Store a file under its role; one PUT, so the object is always whole. Returns URI, SHA-256 and size."""
+    assert role in ROLES, role
+    return _describe(storage.put_file(path, _object(prefix, role)))
+
+
+def fetch_newest(trial: str, workdir: Path) -> Restored | None:
+    """The newest attempt's state, checked against its SHA-256, with the newest best weights; None for a new trial."""
+    found: dict[str, storage.StoredObject] = {}
+    for stored in sorted(storage.list_objects(f"{trial}/"), key=lambda item: item.uri):
+        found[Path(stored.uri).stem] = stored  # the highest token comes last and wins
+    if "latest" not in found:
+        return None
+    latest = storage.head(found["latest"].uri)
+    best = storage.head(found["best"].uri) if "best" in found else None
+    assert latest is not None, "an object that is listed is there: only the driver deletes, between attempts"
+    state = workdir / "resume.safetensors"
+    storage.get_file(latest.uri, state, sha256=latest.sha256)
+    return Restored(state=state, latest=_describe(latest), best=_describe(best) if best else None)
+
+
+def delete_superseded(trial: str) -> None:
+    """Keep one object a role: what an earlier attempt left goes once a later one has the same role."""
+    newest: dict[str, str] = {}
+    for stored in sorted(storage.list_objects(f"{trial}/"), key=lambda item: item.uri):
+        role = Path(stored.uri).stem
+        if role in newest:
+            storage.delete(newest[role])
+        newest[role] = stored.uri

@@ -1,0 +1,104 @@
+"""Measure models on named datasets: one Ray task a dataset, so that a cluster's devices share the work."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from infra import storage
+from study.config import ResourcesConfig, StudyConfig
+from study.errors import UserError
+from study.results import Measurement, summary
+from trainers.config import EvalConfig, ModelConfig
+
+__all__ = ["measure", "measure_unmodified"]
+
+
+def _load(model: ModelConfig, weights: Mapping[str, Any] | None) -> Any:
+    from trainers.checkpoint import load_weights
+    from trainers.pretrained import load_clip
+
+    if weights is None:
+        return load_clip(model)
+    with tempfile.TemporaryDirectory(prefix="agft-measure-") as folder:
+        path = Path(folder) / "weights.safetensors"
+        storage.get_file(weights["uri"], path, sha256=weights["sha256"])
+        return load_weights(path)
+
+
+def _measure_set(
+    model: dict[str, Any], weights: Mapping[str, Any] | None, name: str, config: dict[str, Any], threads: int
+) -> dict[str, Any]:
+    """One dataset, in a Ray worker: scores by radius, as JSON values."""
+    import torch
+
+    from trainers.evaluate import evaluate_sets
+
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"
+    clip = _load(ModelConfig.model_validate(model), weights)
+    result = evaluate_sets(clip, [name], EvalConfig.model_validate(config), device=device)[name]
+    return {eps: score.model_dump(mode="json") for eps, score in result.scores().items()}
+
+
+def _hashes(name: str) -> list[str]:
+    from trainers.data import load_dataset
+
+    return load_dataset(name).image_hashes()
+
+
+def measure(
+    models: Mapping[str, Mapping[str, Any] | None],
+    model: ModelConfig,
+    sets: Sequence[str],
+    config: EvalConfig,
+    resources: ResourcesConfig,
+) -> dict[str, Measurement]:
+    """Every model (label -> `{uri, sha256}` of its weights, or None for the unmodified `model`) on every set.
+
+    Means over sets and radii are unweighted. Raises what the first failing task raised.
+    """
+    threads = max(1, int(resources.cpus_per_worker))
+    task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)(_measure_set)
+    plain, settings = model.model_dump(mode="json"), config.model_dump(mode="json")
+    pending = {
+        (label, name): task.remote(plain, dict(weights) if weights else None, name, settings, threads)
+        for label, weights in models.items()
+        for name in sets
+    }
+    try:
+        found = dict(zip(pending, ray.get(list(pending.values())), strict=True))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    return {label: summary({name: found[label, name] for name in sets}) for label in models}
+
+
+def measure_unmodified(spec: StudyConfig) -> Measurement:
+    """The study's starting point on its dev sets; refuses a study whose roles share an image."""
+    _check_disjoint(spec)
+    sets, config = spec.data.dev, spec.evaluate.select
+    return measure({"clip": None}, spec.model, sets, config, spec.resources)["clip"]
+
+
+def _check_disjoint(spec: StudyConfig) -> None:
+    task = ray.remote(num_cpus=0)(_hashes)
+    roles = spec.data_sets()
+    names = [name for members in roles.values() for name in members]
+    try:
+        found = dict(zip(names, ray.get([task.remote(name) for name in names]), strict=True))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    for (role, members), (other, others) in itertools.combinations(roles.items(), 2):
+        for name, other_name in itertools.product(members, others):
+            shared = set(found[name]) & set(found[other_name])
+            if shared:
+                raise UserError(
+                    f"data.{role} {name!r} and data.{other} {other_name!r} share {len(shared)} images; "
+                    "what the search sees must not be what promotion measures"
+                )

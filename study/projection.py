@@ -1,0 +1,147 @@
+"""The study as MLflow shows it: a projection of the store, safe to repeat as a whole.
+
+A study is a parent run, a trial a nested child. What a point means and when it was measured comes from the stored
+record, so shipping a study again adds nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from infra.tracking import Point, Tracker
+from study.store import StudyRow, TrialRow
+
+__all__ = [
+    "EXPERIMENT",
+    "project_epochs",
+    "project_outcome",
+    "project_study",
+    "project_trial",
+    "study_key",
+    "trial_key",
+]
+
+EXPERIMENT = "agft"
+STATUS: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
+    "complete": "FINISHED",
+    "pruned": "KILLED",
+    "failed": "FAILED",
+}
+# Few and well-named: what a person compares between trials. Everything else is in the trial's JSON artifacts.
+METRICS = (
+    "clean_accuracy", "robust_accuracy", "best_clean_accuracy", "best_robust_accuracy", "train_loss", "lr",
+    "images_per_second",
+)  # fmt: skip
+
+
+def study_key(study: StudyRow) -> str:
+    """Names the parent run for ever; a deleted and recreated study has another."""
+    return f"{study.name}@{study.created_ms}"
+
+
+def trial_key(study: StudyRow, number: int) -> str:
+    """Names a trial's run."""
+    return f"{study_key(study)}/{number}"
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted paths to text, as MLflow's params are."""
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return found
+
+
+def project_study(tracker: Tracker, study: StudyRow, *, reopen: bool = True) -> None:
+    """The parent run: what is searched, on what, and how good the unmodified CLIP is. `reopen`: it goes on."""
+    spec = study.spec
+    fixed = {**spec.base(), "data": spec.data.model_dump(mode="json")}
+    for part in ("evaluate", "goal"):
+        fixed.pop(part)
+    params = {k: v for k, v in flat(fixed).items() if k not in spec.search}
+    params |= {f"search.{path}": json.dumps(entry) for path, entry in spec.search.items()}
+    params |= {"goal": f"max {spec.goal.metric}", "budget.trials": str(spec.budget.trials)}
+    params |= {f"goal.{name}": floor for name, floor in spec.goal.subject_to.items()}
+    floors = "; ".join(f"{name} {floor}" for name, floor in spec.goal.subject_to.items()) or "no floors"
+    description = (
+        f"**{spec.name}**: {spec.budget.trials} trials of `{spec.method.name}` on `{spec.model.arch}`, fine-tuned on "
+        f"`{spec.data.train}`, searched for the best {spec.goal.metric} ({floors}) on {', '.join(spec.data.dev)}.\n\n"
+        "Nested runs are trials: FINISHED = full length, KILLED = stopped early, FAILED = see `agft.failure_kind`."
+    )
+    tracker.ensure_run(
+        study_key(study),
+        name=spec.name,
+        parent=None,
+        params=params,
+        tags={"agft.study": spec.name, "agft.spec_hash": study.spec_hash, "mlflow.note.content": description},
+        start_time_ms=study.created_ms,
+        reopen=reopen,
+    )
+    tracker.log_text(study_key(study), json.dumps(spec.model_dump(mode="json"), indent=2), "study.json")
+    if study.provenance:
+        tracker.log_text(study_key(study), json.dumps(study.provenance, indent=2), "provenance.json")
+    if study.baseline:
+        points = [
+            Point(f"clip_{name}", float(study.baseline[name]), 0, study.created_ms)
+            for name in ("clean_accuracy", "robust_accuracy")
+        ]
+        tracker.log(study_key(study), points)
+        tracker.log_text(study_key(study), json.dumps(study.baseline, indent=2), "unmodified-clip.json")
+
+
+def project_trial(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
+    """A trial's run as it starts or goes on."""
+    tracker.ensure_run(
+        trial_key(study, trial.number),
+        name=f"{study.name}-{trial.number:03d}",
+        parent=study_key(study),
+        params=flat(trial.config),
+        tags={
+            "agft.study": study.name,
+            "agft.optuna_number": str(trial.number),
+            "agft.attempts": str(len(trial.attempts)),
+        },
+        start_time_ms=trial.started_ms,
+        reopen=not trial.finished,
+    )
+
+
+def project_epochs(tracker: Tracker, study: StudyRow, number: int, records: Sequence[Mapping[str, Any]]) -> None:
+    """Curves: one point a metric and epoch, at the time of the measurement."""
+    points = [
+        Point(name, float(record[name]), int(record["epoch"]), int(record["timestamp_ms"]))
+        for record in records
+        for name in METRICS
+    ]
+    points += [
+        Point(f"robust_accuracy/{dataset}", _mean_robust(scores), int(record["epoch"]), int(record["timestamp_ms"]))
+        for record in records
+        for dataset, scores in record["datasets"].items()
+    ]
+    tracker.log(trial_key(study, number), points)
+
+
+def _mean_robust(scores: Mapping[str, Mapping[str, Any]]) -> float:
+    return sum(score["robust_accuracy"] for score in scores.values()) / len(scores)
+
+
+def project_outcome(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
+    """How a finished trial ended, and where its weights are."""
+    key = trial_key(study, trial.number)
+    tags = {"agft.state": trial.state, "agft.attempts": str(len(trial.attempts))}
+    for role in ("latest", "best"):
+        for name, value in (getattr(trial, role) or {}).items():
+            tags[f"agft.{role}.{name}"] = str(value)
+    if trial.stop_reason:
+        tags["agft.stop_reason"] = trial.stop_reason[:4000]
+    if trial.failure_kind:
+        tags["agft.failure_kind"] = trial.failure_kind
+    tracker.set_tags(key, tags)
+    tracker.log_text(key, json.dumps(trial.config, indent=2), "config.json")
+    tracker.log_text(key, json.dumps(list(trial.epochs), indent=2), "epochs.json")
+    tracker.finish(key, STATUS[trial.state], trial.ended_ms or trial.started_ms)

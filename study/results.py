@@ -1,0 +1,64 @@
+"""Pure functions over trial records: which trials count, which is the best, what the table says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from study.schedule import score
+from study.store import TrialRow
+from trainers.config import Goal
+
+__all__ = ["Measurement", "best_trial", "ranked", "summary", "trial_table"]
+
+Measurement = dict[str, Any]  # {clean_accuracy, robust_accuracy, datasets: {name: {eps: Score}}}
+
+
+def ranked(trials: Sequence[TrialRow], goal: Goal) -> list[TrialRow]:
+    """Full-length trials, best first: feasible ones by the goal's metric, then the others by their violation.
+
+    An early-stopped trial never enters: its value is that of another training length.
+    """
+    complete = [trial for trial in trials if trial.state == "complete" and trial.last is not None]
+    return sorted(complete, key=lambda t: (-score(t.last or {}, goal.metric, goal.at_least), t.number))
+
+
+def best_trial(trials: Sequence[TrialRow], goal: Goal) -> TrialRow | None:
+    """The best full-length trial that reaches every floor, or None."""
+    first = next(iter(ranked(trials, goal)), None)
+    return first if first is not None and first.last and first.last["best_feasible"] else None
+
+
+def trial_table(trials: Sequence[TrialRow], goal: Goal) -> list[dict[str, Any]]:
+    """One row a trial, best first; then those that were stopped, failed or still run, by number."""
+    order = {trial.number: place for place, trial in enumerate(ranked(trials, goal))}
+    rows = []
+    for trial in sorted(trials, key=lambda t: (order.get(t.number, len(order)), t.number)):
+        last = trial.last
+        rows.append(
+            {
+                "number": trial.number,
+                "state": trial.state,
+                "epochs": last["epoch"] if last else 0,
+                "clean_accuracy": last["best_clean_accuracy"] if last else None,
+                "robust_accuracy": last["best_robust_accuracy"] if last else None,
+                "best_epoch": last["best_epoch"] if last else None,
+                "feasible": last["best_feasible"] if last else None,
+                "params": trial.params,
+                "device_seconds": trial.device_seconds,
+                "reason": trial.stop_reason,
+                "failure_kind": trial.failure_kind,
+                "attempts": len(trial.attempts),
+            }
+        )
+    return rows
+
+
+def summary(datasets: dict[str, dict[str, dict[str, Any]]]) -> Measurement:
+    """Means beside the counts they come from."""
+    scores = [list(by_eps.values()) for by_eps in datasets.values()]
+    return {
+        "clean_accuracy": sum(each[0]["clean_accuracy"] for each in scores) / len(scores),
+        "robust_accuracy": sum(sum(s["robust_accuracy"] for s in each) / len(each) for each in scores) / len(scores),
+        "datasets": datasets,
+    }

@@ -1,0 +1,240 @@
+"""Drive a study: build a fresh Tuner from the store, run it, and say honestly how it ended.
+
+`Tuner.restore` is never used: its snapshot can be older than what finished, and reading it runs code. Unfinished
+trials are continued from their own checkpoints, and Tune's directory is scratch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from infra.cluster import Cluster, max_concurrent
+from infra.provenance import provenance
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from infra import storage
+from infra.tracking import Tracker
+from study.config import StudyConfig
+from study.driver import Driver
+from study.errors import LeaseLost, StudyFailed
+from study.measure import measure_unmodified
+from study.projection import EXPERIMENT, study_key
+from study.searcher import StudySearcher
+from study.store import LeaseHeld, StudyStore, TrialRow, owner_identity
+from study.trial import run_trial
+
+__all__ = ["Outcome", "run_study"]
+
+log = logging.getLogger("agft")
+LOST_NODE_RETRIES = 2  # Tune starts a trial again when its driver process is lost with a node
+MLFLOW_PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a drive ended. `state`: finished, paused or stopped."""
+
+    state: str
+    trials: list[TrialRow]
+    mlflow_run_id: str | None
+    unsent: int
+
+
+class _Scheduler(FIFOScheduler):
+    """Tune's view of early stopping: it always continues; the verdict goes by way of the board."""
+
+    def __init__(self, driver: Driver, searcher: StudySearcher) -> None:
+        super().__init__()
+        self.driver, self.searcher = driver, searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        number = self.searcher.numbers.get(trial.trial_id)
+        if number is not None:
+            self.driver.result(number, result)
+        return str(TrialScheduler.CONTINUE)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Turn(tune.Callback):
+    """Gives the driver a turn in Tune's loop."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.driver.step()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def run_study(
+    spec: StudyConfig, *, database: str, cluster: Cluster, bucket: str, tracking_uri: str, say: Callable[[str], None]
+) -> Outcome:
+    """Run a study to its end, or until somebody or something stops it; calling it again goes on where it was.
+
+    Raises `UserError` (another spec under this name, another driver, a trial that can never fit), `LeaseLost`,
+    `StudyFailed`.
+    """
+    wanted = spec.resources
+    per_worker = {"CPU": wanted.cpus_per_worker, "GPU": wanted.gpus_per_worker}
+    per_worker = {name: amount for name, amount in per_worker.items() if amount}
+    requested = None if wanted.max_concurrent == "auto" else wanted.max_concurrent
+    slots = max_concurrent(per_worker, cluster, workers=wanted.workers, requested=requested)
+    store = StudyStore(database, spec.name)
+    store.create(spec)
+    token = _acquire(store, say)
+    tracker = Tracker(tracking_uri, EXPERIMENT)
+    state = "paused"
+    try:
+        _prepare(store, token, spec, say)
+        driver = Driver(
+            store=store, spec=spec, token=token, tracker=tracker, bucket=bucket, total=cluster.total, say=say
+        )
+        with _signals(driver):
+            driver.open()
+            try:
+                _tune(driver, slots=slots, bucket=bucket)
+                state = _final_state(driver)
+            finally:
+                driver.close()
+        if state == "finished":
+            storage.delete_prefix(f"s3://{bucket}/scratch/{spec.name}/")
+    except LeaseLost:
+        state = "lost"
+        raise
+    finally:
+        if state != "lost":
+            store.release(token, state)
+        unsent = _close_tracker(tracker, store, state, say)
+    return Outcome(
+        state=state, trials=store.trials(), mlflow_run_id=tracker.run_id(study_key(store.load())), unsent=unsent
+    )
+
+
+def _acquire(store: StudyStore, say: Callable[[str], None]) -> int:
+    """The lease; waits out the lease of a driver on another machine that may be dead."""
+    told = False
+    deadline = None
+    while True:
+        try:
+            return store.acquire(owner_identity())
+        except LeaseHeld as held:
+            deadline = deadline or time.monotonic() + held.seconds + 5
+            if held.local or time.monotonic() > deadline:
+                raise
+            if not told:
+                say(f"{held}; waiting {held.seconds:.0f} s for its lease to end")
+                told = True
+            time.sleep(1.0)
+
+
+def _prepare(store: StudyStore, token: int, spec: StudyConfig, say: Callable[[str], None]) -> None:
+    """Once in a study's life: provenance, datasets disjoint, and the unmodified model's accuracies."""
+    study = store.load()
+    if study.provenance is None:
+        store.set_study(token, provenance=provenance())
+    if study.baseline is None:
+        say("measuring the unmodified CLIP on the dev sets ...")
+        # The lease is kept alive by hand: the heartbeat starts with the driver.
+        stop = threading.Event()
+        keeper = threading.Thread(target=_keep_lease, args=(store, token, stop), daemon=True)
+        keeper.start()
+        try:
+            baseline = measure_unmodified(spec)
+        finally:
+            stop.set()
+            keeper.join()
+        store.set_study(token, baseline=baseline)
+        say(f"unmodified CLIP: clean {baseline['clean_accuracy']:.1%}  robust {baseline['robust_accuracy']:.1%}")
+
+
+def _keep_lease(store: StudyStore, token: int, stop: threading.Event) -> None:
+    while not stop.wait(5.0):
+        store.renew(token, driven=5.0)
+
+
+def _tune(driver: Driver, *, slots: int, bucket: str) -> None:
+    spec = driver.spec
+    searcher = StudySearcher(
+        driver.book, budget=spec.budget.trials, slots=slots, admit=driver.admit, begin=driver.begin, end=driver.end,
+        closing=driver.closing,
+    )  # fmt: skip
+    if searcher.started >= spec.budget.trials and not searcher.waiting:
+        driver.say("every trial of the budget has finished already")
+        return
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, {"CPU": 0}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, scheduler=_Scheduler(driver, searcher), num_samples=-1, reuse_actors=False
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{driver.token}",
+            storage_path=f"s3://{bucket}/scratch/{spec.name}",
+            verbose=0,
+            callbacks=[_Turn(driver)],
+            failure_config=tune.FailureConfig(max_failures=LOST_NODE_RETRIES),
+        ),
+    )
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"  # its snapshots are never read
+    try:
+        tuner.fit()
+    except tune.TuneError as error:
+        if isinstance(error.__cause__, LeaseLost):
+            raise error.__cause__ from None
+        raise StudyFailed(f"Ray Tune gave up: {error}") from error
+
+
+def _final_state(driver: Driver) -> str:
+    if driver.closing_word == "lost":
+        raise LeaseLost(f"study {driver.spec.name!r}: another driver took over")
+    if driver.closing_word == "pause":
+        return "paused"
+    if driver.closing_word == "stop":
+        return "stopped"
+    return "finished"
+
+
+def _close_tracker(tracker: Tracker, store: StudyStore, state: str, say: Callable[[str], None]) -> int:
+    """Close the parent run as the study ended, and wait a while for MLflow to have everything."""
+    study = store.load()
+    if state in ("finished", "stopped"):
+        tracker.finish(study_key(study), "FINISHED" if state == "finished" else "KILLED", int(time.time() * 1000))
+    unsent = tracker.flush(MLFLOW_PATIENCE_SECONDS)
+    if unsent:
+        say(f"MLflow does not answer: {unsent} operations are not shown there yet; the next `agft run` sends them")
+    tracker.close(1.0)
+    return unsent
+
+
+@contextmanager
+def _signals(driver: Driver) -> Iterator[None]:
+    """Ctrl-C and SIGTERM pause the study at the next reports; a second Ctrl-C leaves at once, still resumable."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if driver.interrupted:
+            raise KeyboardInterrupt
+        driver.interrupted = True
+        driver.say("pausing: running trials keep a checkpoint at their next report (Ctrl-C again to leave now)")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {name: signal.signal(name, interrupt) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,153 @@
+"""One command's session on this machine: services, Ray, the study, and what a person sees of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from infra.cluster import Cluster, connect, disconnect
+
+from infra import stack
+from infra.services import Services, services_from_environment
+from infra.tracking import Tracker
+from study.champion import model_prefix
+from study.config import StudyConfig
+from study.console import Clock, accuracy_table, percent, trials_table, wide_console
+from study.database import database_url
+from study.errors import StudyFailed
+from study.projection import EXPERIMENT, project_study, study_key
+from study.promote import UNMODIFIED, Promotion, promote
+from study.report import write_report
+from study.results import best_trial
+from study.runner import Outcome, run_study
+from study.store import StudyStore
+
+__all__ = ["promote_here", "run_here"]
+
+CLOSE_SECONDS = 60.0
+
+
+def services_here(home: Path, clock: Clock) -> Services:
+    """The services that the environment names, or the embedded ones, started if need be."""
+    services = services_from_environment(os.environ)
+    if services is None:
+        clock("starting the embedded services (S3, MLflow) ...")
+        services = stack.up(home)
+        clock(f"MLflow UI: {services.mlflow_uri}  (user {services.mlflow_username}, password in {home}/secrets.json)")
+    os.environ.update(services.environment())  # Ray's processes inherit it; nothing is sent through Ray
+    return services
+
+
+@contextmanager
+def cluster_here(clock: Clock) -> Iterator[Cluster]:
+    """Ray, connected to or started, and let go again."""
+    clock("connecting to Ray ..." if os.environ.get("RAY_ADDRESS") else "starting Ray on this machine ...")
+    cluster = connect()
+    try:
+        yield cluster
+    finally:
+        disconnect()
+
+
+def run_here(spec: StudyConfig, home: Path, *, then_promote: bool) -> int:
+    """Run (or go on with) a study and show it; the exit code."""
+    clock = Clock()
+    clock(f"study {spec.name}: {spec.budget.trials} trials; Ctrl-C pauses it")
+    services = services_here(home, clock)
+    database = database_url(home)
+    promotion = None
+    with cluster_here(clock) as cluster:
+        outcome = run_study(
+            spec, database=database, cluster=cluster, bucket=services.bucket, tracking_uri=services.mlflow_uri,
+            say=clock,
+        )  # fmt: skip
+        store = StudyStore(database, spec.name)
+        _show(store, home, services, outcome)
+        if outcome.state == "paused":
+            clock(f"paused; nothing is lost. Go on with: agft run FILE --name {spec.name}")
+            return 1
+        if then_promote:
+            promotion = _promote(store, services, clock)
+    if promotion:
+        _show_promotion(promotion, services)
+    print(f"\nMLflow UI: {services.mlflow_uri}/#/experiments  (agft stack down stops the services; data stays)")
+    return 0
+
+
+def promote_here(store: StudyStore, home: Path) -> int:
+    """`agft promote`: decide about the champion; exit code 0 when it is decided, 1 when a gate refused."""
+    clock = Clock()
+    study = store.load()
+    services = services_here(home, clock)
+    with cluster_here(clock):
+        promotion = _promote(store, services, clock)
+    _show_promotion(promotion, services)
+    return 0 if study and promotion.state in ("promoted", "kept") else 1
+
+
+def _promote(store: StudyStore, services: Services, clock: Clock) -> Promotion:
+    run_id = _run_id(store, services)
+    return promote(store, bucket=services.bucket, tracking_uri=services.mlflow_uri, run_id=run_id, say=clock)
+
+
+def _run_id(store: StudyStore, services: Services) -> str:
+    """The study's MLflow run; the registry needs it."""
+    study = store.load()
+    tracker = Tracker(services.mlflow_uri, EXPERIMENT)
+    try:
+        project_study(tracker, study, reopen=False)
+        tracker.flush(CLOSE_SECONDS)
+        found = tracker.run_id(study_key(study))
+    finally:
+        tracker.close(1.0)
+    if found is None:
+        raise StudyFailed(f"MLflow at {services.mlflow_uri} does not answer; a promotion needs its registry")
+    return found
+
+
+def _show(store: StudyStore, home: Path, services: Services, outcome: Outcome) -> None:
+    study = store.load()
+    assert study.baseline is not None
+    goal = study.spec.goal.resolve(study.baseline)
+    console = wide_console()
+    console.print()
+    console.print(trials_table(study.spec, outcome.trials, goal))
+    best = best_trial(outcome.trials, goal)
+    if best is None or best.last is None:
+        console.print("no full-length trial reaches every floor yet")
+    else:
+        own, clip = best.last, study.baseline
+        console.print(
+            f"best: trial {best.number}, epoch {own['best_epoch']}: clean {percent(own['best_clean_accuracy'])} "
+            f"(unmodified CLIP {percent(clip['clean_accuracy'])}), robust {percent(own['best_robust_accuracy'])} "
+            f"(unmodified CLIP {percent(clip['robust_accuracy'])})"
+        )
+    path = write_report(study, outcome.trials, home / "reports" / study.name)
+    console.print(f"report: {path}")
+    _log_report(study, path.parent, services)
+
+
+def _log_report(study: Any, folder: Path, services: Services) -> None:
+    tracker = Tracker(services.mlflow_uri, EXPERIMENT)
+    for path in sorted(folder.iterdir()):
+        tracker.log_file(study_key(study), path, f"report/{path.name}")
+    tracker.close(CLOSE_SECONDS)
+
+
+def _show_promotion(promotion: Promotion, services: Services) -> None:
+    console = wide_console()
+    console.print()
+    if promotion.final:
+        rows = {UNMODIFIED: promotion.final[UNMODIFIED], f"trial {promotion.trial}": promotion.final[
+            f"trial {promotion.trial}"]}  # fmt: skip
+        console.print(accuracy_table("final sets (seen by neither fine-tuning nor search)", rows))
+    console.print(f"promotion: {promotion.state}: {promotion.reason}")
+    if promotion.state == "promoted":
+        console.print(f"champion: {promotion.model} version {promotion.version}, {promotion.uri}/")
+        console.print(f"sha256:   {promotion.sha256}")
+        console.print(f"MLflow:   {services.mlflow_uri}/#/models/{promotion.model}")
+    elif promotion.champion is not None:
+        console.print(f"champion stays: {model_prefix(services.bucket, promotion.model, promotion.champion)}/")

@@ -1,0 +1,212 @@
+"""Read a study file: YAML with line numbers, all mistakes at once, nothing started."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from study.config import StudyConfig
+from study.errors import Problem, StudyFileError, UserError
+from study.space import models_of, parse_space
+from trainers.data import DATASETS
+from trainers.errors import nearest
+
+__all__ = ["load_study", "parse_study"]
+
+Keys = tuple[str | int, ...]
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: 4e-4 is a float (YAML 1.1 reads it as text)."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def load_study(path: Path) -> StudyConfig:
+    """The study in a file, or `StudyFileError` with every problem; `UserError` when it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return parse_study(text, source=str(path))
+
+
+def parse_study(text: str, *, source: str) -> StudyConfig:
+    """As `load_study`, from text; `source` is the name that messages carry."""
+    try:
+        node = yaml.compose(text, Loader=Loader)
+        raw = yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error)
+        raise StudyFileError(source, [Problem((mark.line + 1) if mark else 1, "YAML", "", what)]) from None
+    if not isinstance(raw, dict):
+        raise StudyFileError(source, [Problem(1, "file", "", "must be a mapping with name, data, method, budget, ...")])
+    lines, problems = _lines(node)
+    study, schema_problems = _schema(raw, lines)
+    problems += schema_problems + _search(raw, lines) + _datasets(raw, lines) + _warm_starts(raw, lines)
+    if problems or study is None:
+        raise StudyFileError(source, problems)
+    return study
+
+
+def _lines(node: yaml.Node | None, prefix: Keys = ()) -> tuple[dict[Keys, int], list[Problem]]:
+    """Line of every key and list item, and a problem for every key that is written twice."""
+    lines: dict[Keys, int] = {}
+    problems: list[Problem] = []
+    children: Iterable[tuple[str | int, int, yaml.Node]] = ()
+    if isinstance(node, yaml.MappingNode):
+        children = [(key.value, key.start_mark.line + 1, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = [(index, item.start_mark.line + 1, item) for index, item in enumerate(node.value)]
+    for key, line, child in children:
+        path = (*prefix, key)
+        if path in lines:
+            problems.append(Problem(line, _dotted(path), "", f"written twice; first on line {lines[path]}"))
+        lines[path] = line
+        inner, inner_problems = _lines(child, path)
+        lines.update(inner)
+        problems += inner_problems
+    return lines, problems
+
+
+def _dotted(path: Keys) -> str:
+    return ".".join(str(key) for key in path) or "file"
+
+
+def _line(lines: Mapping[Keys, int], path: Keys) -> int:
+    return next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), 1)
+
+
+def _at(raw: Any, path: Keys) -> tuple[Any, bool]:
+    """What stands at `path`, and whether anything does."""
+    for key in path:
+        inside = key in raw if isinstance(raw, Mapping) else isinstance(raw, list) and key in range(len(raw))
+        if not inside:
+            return None, False
+        raw = raw[key]
+    return raw, True
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _in_file(raw: Any, location: Keys) -> Keys:
+    """A pydantic location without the union tags that are not keys of the file."""
+    path: Keys = ()
+    for position, key in enumerate(location):
+        last = position == len(location) - 1
+        if _at(raw, (*path, key))[1] or (last and isinstance(_at(raw, path)[0], Mapping)):
+            path = (*path, key)
+    return path
+
+
+def _record_at(path: Keys) -> type[BaseModel] | None:
+    """The record type that owns the last key of `path`."""
+    owner: type[BaseModel] = StudyConfig
+    for key in path[:-1]:
+        field = owner.model_fields.get(str(key))
+        records = list(models_of(field.annotation)) if field else []
+        if not records:
+            return None
+        owner = records[0]
+    return owner
+
+
+def _schema(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[StudyConfig | None, list[Problem]]:
+    try:
+        return StudyConfig.model_validate(raw), []
+    except ValidationError as error:
+        details = error.errors()
+    grouped: dict[Keys, list[Problem]] = {}
+    for detail in details:
+        location = tuple(detail["loc"])
+        path = _in_file(raw, location)
+        value, present = _at(raw, path)
+        rule = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            fields = list((_record_at(path) or StudyConfig).model_fields)
+            close = nearest(str(path[-1]), fields)
+            rule = "no such field; " + (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(fields)}"
+        elif detail["type"] == "missing":
+            rule, present = "is required", False
+        problem = Problem(_line(lines, path), _dotted(path), _shown(value) if present else "", rule)
+        grouped.setdefault(path, []).append(problem)
+    return None, [_joined(problems) for problems in grouped.values()]
+
+
+def _joined(problems: list[Problem]) -> Problem:
+    """One problem for a field whose every alternative failed."""
+    rules = list(dict.fromkeys(problem.rule for problem in problems))
+    first = problems[0]
+    return Problem(first.line, first.path, first.value, " or ".join(rules))
+
+
+def _search(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
+    search = raw.get("search")
+    if not isinstance(search, Mapping):
+        return []
+    _, problems = parse_space(search)
+    return [
+        Problem(_line(lines, ("search", path)), f"search.{path}", _shown(search[path]), rule) for path, rule in problems
+    ]
+
+
+def _datasets(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
+    """Every dataset is known, and none has two roles."""
+    data = raw.get("data")
+    if not isinstance(data, Mapping):
+        return []
+    problems: list[Problem] = []
+    seen: dict[str, str] = {}
+    for role in ("train", "dev", "confirm", "final"):
+        names = data.get(role)
+        listed: list[tuple[Keys, Any]] = [((role,), names)] if isinstance(names, str) else []
+        if isinstance(names, list):
+            listed = [((role, index), name) for index, name in enumerate(names)]
+        for keys, name in listed:
+            where: Keys = ("data", *keys)
+            if not isinstance(name, str) or (isinstance(names, str) and role != "train"):
+                continue  # the schema says so already
+            if name not in DATASETS and not name.startswith("folder:"):
+                close = nearest(name, DATASETS)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                rule = f"no such dataset; {hint}known: {', '.join(DATASETS)}"
+                problems.append(Problem(_line(lines, where), _dotted(where), repr(name), rule))
+            elif name in seen:
+                rule = f"already has the role {seen[name]!r}; roles must not share a dataset"
+                problems.append(Problem(_line(lines, where), _dotted(where), repr(name), rule))
+            seen.setdefault(name, role)
+    return problems
+
+
+def _warm_starts(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
+    """A warm start names searched paths only, with values inside their ranges."""
+    search, starts = raw.get("search"), raw.get("warm_starts")
+    if not isinstance(search, Mapping) or not isinstance(starts, list):
+        return []
+    dimensions = {dimension.path: dimension for dimension in parse_space(search)[0]}
+    problems = []
+    for index, start in enumerate(starts):
+        for path, value in start.items() if isinstance(start, Mapping) else ():
+            where: Keys = ("warm_starts", index, path)
+            if path not in search:
+                rule = f"is not searched; searched: {', '.join(map(str, search))}"
+            elif path in dimensions and not dimensions[path].holds(value):
+                rule = f"is outside its range {search[path]}"
+            else:
+                continue
+            problems.append(Problem(_line(lines, where), _dotted(where), _shown(value), rule))
+    return problems

@@ -1,0 +1,95 @@
+"""Our tables, beside Optuna's own in the same database."""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Integer, MetaData, String, Table, Text
+
+__all__ = ["attempts", "epochs", "metadata", "promotions", "studies", "trials", "verdicts"]
+
+metadata = MetaData()
+NAME = String(64)
+
+# One row a study. `desired` is what users ask for, `state` what the driver last did about it. The lease is the right
+# to drive: its token grows with every new driver, and every write of a driver is refused once its token is old.
+studies = Table(
+    "agft_study",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("spec", Text, nullable=False),
+    Column("spec_hash", String(64), nullable=False),
+    Column("desired", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("driven_seconds", Float, nullable=False, default=0.0),
+    Column("token", Integer, nullable=False, default=0),
+    Column("lease_owner", String(255)),
+    Column("lease_expires", Float),
+    Column("baseline", JSON),
+    Column("provenance", JSON),
+)
+
+# One row a trial, beside Optuna's row with the same number.
+trials = Table(
+    "agft_trial",
+    metadata,
+    Column("study", NAME, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("state", String(16), nullable=False),  # running, complete, pruned, failed
+    Column("params", JSON, nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger),
+    Column("stop_reason", Text),
+    Column("failure_kind", String(32)),
+    Column("latest", JSON),
+    Column("best", JSON),
+    ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE"),
+)
+
+# One row for every time a driver started a trial: what it cost, and how it ended.
+attempts = Table(
+    "agft_attempt",
+    metadata,
+    Column("study", NAME, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("token", Integer, primary_key=True),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger),
+    Column("device_seconds", Float, nullable=False, default=0.0),
+    Column("outcome", String(32)),
+    Column("provenance", JSON),
+    ForeignKeyConstraint(["study", "number"], ["agft_trial.study", "agft_trial.number"], ondelete="CASCADE"),
+)
+
+epochs = Table(
+    "agft_epoch",
+    metadata,
+    Column("study", NAME, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("record", JSON, nullable=False),
+    ForeignKeyConstraint(["study", "number"], ["agft_trial.study", "agft_trial.number"], ondelete="CASCADE"),
+)
+
+verdicts = Table(
+    "agft_verdict",
+    metadata,
+    Column("study", NAME, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("decision", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    ForeignKeyConstraint(["study", "number"], ["agft_trial.study", "agft_trial.number"], ondelete="CASCADE"),
+)
+
+# One row for every promotion that looked at confirm or final sets: the accesses are counted.
+promotions = Table(
+    "agft_promotion",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("study", NAME, nullable=False),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),  # started, promoted, kept, refused
+    Column("record", JSON),
+    ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE"),
+)

@@ -1,0 +1,122 @@
+"""One trial: sampled values -> TrialConfig -> a TorchTrainer inside a Tune function.
+
+Tune never kills it: it ends at a report boundary when the board says so, and always with a report that carries its
+outcome, so that no ending (a crash, a non-finite loss, no report at all) can upset the sweep.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from study.board import ask_board, board_name
+from study.files import attempt_prefix, fetch_newest, keep_file, trial_prefix
+from trainers.wiring import Wiring
+
+__all__ = ["TrialOrder", "run_trial"]
+
+WORKER_RESTARTS = 3  # lost workers a trial survives, each from its newest state
+CONTROLLER_FAILURES = 5  # Train's own start failures; its default is to try for ever
+
+
+@dataclass(frozen=True)
+class TrialOrder:
+    """Everything a trial's process needs; plain values, no secrets."""
+
+    study: str
+    number: int
+    token: int
+    bucket: str
+    config: dict[str, Any]
+    rungs: tuple[int, ...]
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+
+    def settings(self) -> dict[str, Any]:
+        """As Tune's trial config."""
+        return {"order": json.dumps(asdict(self))}
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> TrialOrder:
+        """Back from Tune's trial config."""
+        fields = json.loads(settings["order"])
+        return cls(**{**fields, "rungs": tuple(fields["rungs"])})
+
+
+def decide(board: str, number: int, rungs: tuple[int, ...], epoch: int) -> str:
+    """The driver's word on one report (rank 0)."""
+    return ask_board(board, number, epoch, at_rung=epoch in rungs)
+
+
+def fetch(trial: str, workdir: Path) -> Any:
+    """The newest state of the trial, whichever attempt wrote it."""
+    return fetch_newest(trial, workdir)
+
+
+def environment() -> dict[str, Any]:
+    """Where this worker runs, with which versions."""
+    from infra.provenance import provenance
+
+    return provenance()
+
+
+def run_trial(settings: dict[str, Any]) -> None:
+    """Tune's trainable."""
+    import ray.train
+    from ray import tune
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from trainers.worker import train_on_worker
+
+    order = TrialOrder.of(settings)
+    wiring = Wiring(
+        fetch=partial(fetch, trial_prefix(order.bucket, order.study, order.number)),
+        keep=partial(keep_file, attempt_prefix(order.bucket, order.study, order.number, order.token)),
+        decide=partial(decide, board_name(order.study, order.token), order.number, order.rungs),
+        provenance=environment,
+    )
+    resources = {"CPU": order.cpus_per_worker}
+    if order.gpus_per_worker:
+        resources["GPU"] = order.gpus_per_worker
+    trainer = TorchTrainer(
+        train_on_worker,
+        train_loop_config={"config": order.config, "wiring": wiring, "threads": int(order.cpus_per_worker)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=order.workers, use_gpu=order.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"trials/{order.number}/a{order.token}",
+            storage_path=f"s3://{order.bucket}/scratch/{order.study}",
+            failure_config=ray.train.FailureConfig(
+                max_failures=WORKER_RESTARTS, controller_failure_limit=CONTROLLER_FAILURES
+            ),
+            callbacks=[TuneReportCallback()],
+        ),
+    )
+    try:
+        outcome = trainer.fit().return_value
+        if not isinstance(outcome, dict):
+            outcome = {"outcome": "failed", "failure_kind": "bug", "message": "the workers returned nothing"}
+    except TrainingFailedError as error:
+        outcome = {"outcome": "failed", "failure_kind": failure_kind(error), "message": str(error)[-4000:]}
+    tune.report({"outcome": json.dumps(outcome)})
+
+
+def failure_kind(error: Exception) -> str:
+    """`out-of-memory`, `pre-empted` (a process or node went away) or `bug`."""
+    import ray
+    import torch
+
+    causes = [error, *getattr(error, "worker_failures", {}).values()]
+    if any(
+        isinstance(cause, torch.OutOfMemoryError | ray.exceptions.OutOfMemoryError | MemoryError) for cause in causes
+    ):
+        return "out-of-memory"
+    lost = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError)
+    return "pre-empted" if any(isinstance(cause, lost) for cause in causes) else "bug"

@@ -1,0 +1,33 @@
+"""What a training worker is handed to reach the world. Imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Restored", "Wiring"]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What an earlier attempt left: the state file, fetched, and where it and the best weights are kept."""
+
+    state: Path
+    latest: dict[str, Any]
+    best: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """How a trial reaches the world.
+
+    `fetch(workdir)`: the newest state to go on from, or None. `keep(path, role)`: store a file under its role
+    (`latest`, `best`) and describe where. `decide(epoch)`: the driver's decision on the report of an epoch.
+    """
+
+    fetch: Callable[[Path], Restored | None]
+    keep: Callable[[Path, str], dict[str, Any]]
+    decide: Callable[[int], str]
+    provenance: Callable[[], dict[str, Any]]

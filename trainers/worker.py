@@ -1,0 +1,88 @@
+"""What runs inside a Ray Train worker: `train` with its one way out, the report, wired to Ray.
+
+The only file of this package that knows Ray. It knows neither storage nor the study: whoever starts the workers hands
+over three functions (`Wiring`), picklable by reference.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from trainers import distributed
+from trainers.config import TrialConfig
+from trainers.loop import NonFinite, train
+from trainers.records import Decision, Progress
+from trainers.wiring import Wiring
+
+__all__ = ["train_on_worker"]
+
+ORDER = list(Decision)
+
+
+def train_on_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train one trial; returns `{outcome, failure_kind, message, seconds}` (the same on every rank).
+
+    What the run itself did wrong (a non-finite loss, out of memory on a single worker) is an outcome; everything
+    else is raised, so that Ray Train tears the group down and starts it again from the newest state.
+    """
+    started = time.monotonic()
+    config = TrialConfig.model_validate(settings["config"])
+    wiring: Wiring = settings["wiring"]
+    try:
+        outcome = _run(config, wiring, threads=int(settings["threads"]))
+        failure, message = None, None
+    except NonFinite as error:  # agreed on by all ranks, since the loss is all-reduced
+        outcome, failure, message = "failed", "non-finite", str(error)
+    except torch.OutOfMemoryError as error:
+        if distributed.world_size() > 1:
+            raise  # the other ranks wait in a collective: the group must go
+        outcome, failure, message = "failed", "out-of-memory", str(error)
+    return {
+        "outcome": outcome, "failure_kind": failure, "message": message, "seconds": time.monotonic() - started,
+    }  # fmt: skip
+
+
+def _run(config: TrialConfig, wiring: Wiring, *, threads: int) -> str:
+    torch.set_num_threads(max(1, threads))
+    chief = ray.train.get_context().get_world_rank() == 0
+    provenance = wiring.provenance()
+    with tempfile.TemporaryDirectory(prefix="agft-trial-") as folder:
+        workdir = Path(folder)
+        restored = wiring.fetch(workdir)
+        kept: dict[str, Any] = {"latest": restored.latest, "best": restored.best} if restored else {}
+
+        def report(progress: Progress) -> Decision:
+            if chief and not progress.resumed:
+                # The best weights first: a state that says "epoch 4 is the best" never exists without them.
+                if progress.best is not None:
+                    kept["best"] = wiring.keep(progress.best, "best")
+                if progress.latest is not None:
+                    kept["latest"] = wiring.keep(progress.latest, "latest")
+            epoch = progress.record.epoch
+            ray.train.report(
+                {
+                    "epoch": epoch,
+                    "history": json.dumps([record.model_dump(mode="json") for record in progress.history]),
+                    "files": json.dumps(kept),
+                    "provenance": json.dumps(provenance),
+                }
+            )
+            word = Decision(wiring.decide(epoch)) if chief else Decision.CONTINUE
+            return ORDER[distributed.broadcast_int(ORDER.index(word))]
+
+        result = train(
+            config,
+            report=report,
+            workdir=workdir,
+            resume_from=restored.state if restored else None,
+            device=str(ray.train.torch.get_device()),
+        )
+    return result.outcome
