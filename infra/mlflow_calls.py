@@ -40,6 +40,7 @@ def connect(tracking_uri: str) -> Any:
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(REQUEST_TIMEOUT_SECONDS)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     from mlflow import MlflowClient  # 2.5 s
 
     return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)

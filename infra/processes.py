@@ -68,15 +68,23 @@ def free_ports(count: int) -> list[int]:
     raise ServiceError(f"fewer than {count} free ports between {PORTS.start} and {PORTS.stop} on 127.0.0.1")
 
 
-def ports_free(ports: Sequence[int]) -> bool:
-    """Whether each of `ports` could be listened on at 127.0.0.1 now."""
-    for port in ports:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                return False
+def ports_free(ports: Sequence[int], *, patience_seconds: float = 0.0) -> bool:
+    """Whether each of `ports` could be listened on at 127.0.0.1 now, or within the patience (after a kill)."""
+    deadline = time.monotonic() + patience_seconds
+    while not all(_port_free(port) for port in ports):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _port_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
     return True
 
 

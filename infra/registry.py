@@ -69,6 +69,7 @@ def register_version(
             tags={**tags, VERSION_TAG: key},
             description=description,
             model_id=model_id,
+            await_creation_for=0,
         )
         return int(version.version)
 

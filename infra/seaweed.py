@@ -25,7 +25,7 @@ from infra.processes import write_private
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
 from infra.tls import ensure_certificates
 
-__all__ = ["PORT_NAMES", "command", "configure", "endpoint", "new_secrets_needed", "probe"]
+__all__ = ["PORT_NAMES", "command", "configure", "endpoint", "new_secrets_needed", "probe", "remove_sockets"]
 
 PORT_NAMES = ("s3", "s3_grpc", "filer", "filer_grpc", "volume", "volume_grpc", "master", "master_grpc")
 new_secrets_needed = ("access_key", "secret_key", "jwt_volume", "jwt_volume_read", "jwt_filer", "jwt_filer_read")
@@ -89,10 +89,10 @@ def command(folder: Path, ports: Mapping[str, int]) -> list[str]:
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
         "filer": "true",
-        "filer.localSocket": folder / "filer.sock",
+        "filer.localSocket": "filer.sock",  # relative to its folder: socket paths may have only 107 characters
         "s3": "true",
         "s3.config": folder / "s3.json",
-        "s3.localSocket": folder / "s3.sock",
+        "s3.localSocket": "s3.sock",
         "s3.iam": "false",
         "s3.autoCreateBucket": "false",
         "s3.allowedOrigins": "http://127.0.0.1",
@@ -108,6 +108,18 @@ def command(folder: Path, ports: Mapping[str, int]) -> list[str]:
         part, _, grpc = name.partition("_")
         options[f"{part}.port" + (".grpc" if grpc else "")] = ports[name]
     return [executable(), "-logtostderr=true", "server", *(f"-{name}={value}" for name, value in options.items())]
+
+
+def remove_sockets(ports: Mapping[str, int]) -> None:
+    """Remove the gRPC sockets that `weed` puts into /tmp, whatever TMPDIR says, and leaves when it is killed.
+
+    Mode 0700, and they demand the same certificate as the ports.
+    """
+    for name, port in ports.items():
+        part, _, grpc = name.partition("_")
+        path = Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock")
+        if grpc and path.is_socket() and path.stat().st_uid == os.getuid():
+            path.unlink(missing_ok=True)
 
 
 def environment() -> dict[str, str]:

@@ -22,6 +22,7 @@ __all__ = ["Service", "ServiceStatus", "down", "status", "up"]
 
 READY_TIMEOUT_SECONDS = 90.0
 PATIENCE_SECONDS = 15.0  # a live process that does not answer for so long is replaced
+PORT_PATIENCE_SECONDS = 5.0  # a killed process may hold its ports a little longer
 POLL_SECONDS = 0.2
 ATTEMPTS = 2
 GRACE_SECONDS = {"mlflow": 10.0, "seaweedfs": 3.0}  # see `seaweed` for why its end may be short
@@ -71,7 +72,7 @@ def up(home: Path) -> Services:
                 return _addresses(home, kept, services)
             except ServiceError:
                 for service in dead:
-                    processes.terminate(_mark(home, service.name), grace_seconds=GRACE_SECONDS[service.name])
+                    _stop(home, service.name)
                 if attempt == ATTEMPTS:
                     raise
                 _write_state(home, {service.name: {} for service in dead})  # forget ports: one may have been taken
@@ -114,7 +115,14 @@ def down(home: Path) -> int:
     if not home.exists():
         return 0
     with processes.exclusive(home / "stack.lock"):
-        return sum(processes.terminate(_mark(home, name), grace_seconds=s) for name, s in GRACE_SECONDS.items())
+        return sum(_stop(home, name) for name in GRACE_SECONDS)
+
+
+def _stop(home: Path, name: str) -> int:
+    """End the processes of one service; returns how many there were."""
+    ended = processes.terminate(_mark(home, name), grace_seconds=GRACE_SECONDS[name])
+    seaweed.remove_sockets(_read_json(home / "state.json").get(name, {}).get("ports", {}))
+    return ended
 
 
 def _prepare(home: Path) -> Path:
@@ -167,9 +175,9 @@ def _ports(home: Path, *, choose: bool = True) -> dict[str, dict[str, int]]:
     for name, wanted in (("seaweedfs", seaweed.PORT_NAMES), ("mlflow", ("http",))):
         entry = state.get(name, {})
         known = {port: int(number) for port, number in entry.get("ports", {}).items()}
-        usable = set(known) == set(wanted) and (
-            processes.members(_mark(home, name)) or processes.ports_free(list(known.values()))
-        )
+        ours = bool(processes.members(_mark(home, name)))
+        free = ours or processes.ports_free(list(known.values()), patience_seconds=PORT_PATIENCE_SECONDS)
+        usable = free and set(known) == set(wanted)
         if choose and not usable:
             known = dict(zip(wanted, processes.free_ports(len(wanted)), strict=True))
         ports[name] = known or dict.fromkeys(wanted, 0)
@@ -224,7 +232,7 @@ def _start(home: Path, services: list[Service]) -> None:
     """Start `services` side by side and wait for all; `ServiceError` with the log's end if one does not come up."""
     started: dict[str, processes.Started] = {}
     for service in services:
-        processes.terminate(_mark(home, service.name), grace_seconds=GRACE_SECONDS[service.name])
+        _stop(home, service.name)
         service.configure()
         started[service.name] = processes.spawn(
             service.command(),

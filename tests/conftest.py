@@ -1,0 +1,45 @@
+"""Fixtures that several tests share: the real embedded services, in a home of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from infra.services import Services
+
+SERVICE_VARIABLES = ("AWS_", "MLFLOW_", "AGFT_")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """SeaweedFS and MLflow, started once for the whole test run and ended after it."""
+    from infra import stack as embedded
+
+    home = tmp_path_factory.mktemp("stack") / "home"
+    try:
+        yield embedded.up(home)
+    finally:
+        embedded.down(home)
+
+
+@pytest.fixture
+def service_environment(stack: Services, monkeypatch: pytest.MonkeyPatch) -> Services:
+    """The same services, with this process's environment pointing at them and at nothing else."""
+    for name in list(os.environ):
+        if name.startswith(SERVICE_VARIABLES):
+            monkeypatch.delenv(name)
+    for name, value in stack.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AGFT_HOME", str(stack.home))
+    return stack
+
+
+@pytest.fixture
+def prefix(service_environment: Services, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An `s3://` prefix that no other test uses."""
+    return f"s3://{service_environment.bucket}/tests/{request.node.name[:60]}-{tmp_path.name}"
