@@ -8,23 +8,21 @@ Addresses and keys come from the environment (`AWS_ENDPOINT_URL`, `AWS_REGION`, 
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from infra.errors import ChecksumMismatch, Conflict, Missing, ServiceError, UserError
+from infra.s3_errors import s3_errors, split_uri
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -37,9 +35,6 @@ __all__ = [
 SINGLE_PUT_BYTES = 5_000_000_000  # S3 takes no larger object in one request
 CHUNK_BYTES = 8 << 20
 SHA256_KEY, WRITE_KEY = "sha256", "write-id"  # object metadata
-MISSING_CODES = ("404", "NoSuchKey", "NotFound")
-CONFLICT_CODES = ("412", "PreconditionFailed", "ConditionalRequestConflict")
-REFUSED_CODES = ("403", "401", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden")
 
 
 @dataclass(frozen=True)
@@ -67,45 +62,10 @@ def _client(
     return boto3.session.Session().client("s3", endpoint_url=s3_endpoint or endpoint, region_name=region, config=config)
 
 
-def split_uri(uri: str) -> tuple[str, str]:
-    """`s3://bucket/key` as (bucket, key); the key may be empty. Anything else is a `UserError`."""
-    scheme, separator, rest = uri.partition("://")
-    bucket, _, key = rest.partition("/")
-    if scheme != "s3" or not separator or not bucket:
-        raise UserError(f"{uri!r}: expected s3://bucket/key")
-    return bucket, key
-
-
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _talking(uri: str) -> Iterator[None]:
-    """Turn what boto3 raises about `uri` into our errors."""
-    try:
-        yield
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise ServiceError(f"{uri}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
-    except ClientError as error:
-        details = error.response.get("Error", {})
-        code, message = details.get("Code", ""), details.get("Message", str(error))
-        if code in CONFLICT_CODES:
-            raise Conflict(f"{uri}: another writer was first") from error
-        if code in MISSING_CODES:
-            raise Missing(f"{uri}: no such object") from error
-        if code == "NoSuchBucket":
-            raise Missing(f"{uri}: no such bucket {split_uri(uri)[0]!r}") from error
-        if code == "BadDigest":
-            raise ChecksumMismatch(f"{uri}: the bytes sent do not have the SHA-256 that was given") from error
-        if code in REFUSED_CODES:
-            raise ServiceError(f"{uri}: S3 refuses the credentials or the access ({code}: {message})") from error
-        raise ServiceError(f"{uri}: S3 failed ({code}: {message})") from error
-    except (BotoCoreError, boto3.exceptions.Boto3Error) as error:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-        raise ServiceError(f"{uri}: S3 at {endpoint} cannot be used: {error}") from error
 
 
 def put_file(path: Path, uri: str, *, sha256: str | None = None, if_absent: bool = False) -> StoredObject:
@@ -123,7 +83,7 @@ def put_file(path: Path, uri: str, *, sha256: str | None = None, if_absent: bool
     if hash_file(path) != digest:
         raise ChecksumMismatch(f"{path}: its SHA-256 is not {digest}")
     bucket, key = split_uri(uri)
-    with _talking(uri):
+    with s3_errors(uri):
         client().upload_file(str(path), bucket, key, ExtraArgs={"Metadata": {SHA256_KEY: digest}})
     stored = head(uri)
     if stored is None or stored.size != size:
@@ -153,7 +113,7 @@ def _put(uri: str, body: Any, sha256: str, *, if_absent: bool, if_match: str | N
     if if_match is not None:
         condition["IfMatch"] = if_match
     try:
-        with _talking(uri):
+        with s3_errors(uri):
             answer = client().put_object(
                 Bucket=bucket,
                 Key=key,
@@ -164,33 +124,34 @@ def _put(uri: str, body: Any, sha256: str, *, if_absent: bool, if_match: str | N
             )
         return answer["ETag"]
     except Conflict:
-        with _talking(uri):
-            there = client().head_object(Bucket=bucket, Key=key)
-        if there["Metadata"].get(WRITE_KEY) == write_id:
-            return there["ETag"]
+        there = _head(uri)  # an earlier attempt of ours may have gone through without an answer
+        if there is not None and there["Metadata"].get(WRITE_KEY) == write_id:
+            return str(there["ETag"])
         raise
-    except Missing as error:
-        if if_match is None or "bucket" in str(error):
-            raise
-        raise Conflict(f"{uri}: the object that was read is gone") from error
 
 
 def head(uri: str) -> StoredObject | None:
     """What is stored at `uri`, or None."""
-    bucket, key = split_uri(uri)
-    try:
-        with _talking(uri):
-            answer = client().head_object(Bucket=bucket, Key=key)
-    except Missing:
+    answer = _head(uri)
+    if answer is None:
         return None
     return StoredObject(uri, answer["Metadata"].get(SHA256_KEY), answer["ContentLength"], answer["ETag"])
+
+
+def _head(uri: str) -> Any | None:
+    bucket, key = split_uri(uri)
+    try:
+        with s3_errors(uri):
+            return client().head_object(Bucket=bucket, Key=key)
+    except Missing:
+        return None
 
 
 def get_bytes(uri: str) -> tuple[bytes, str] | None:
     """(content, ETag), checked against the stored SHA-256, or None when there is no such object."""
     bucket, key = split_uri(uri)
     try:
-        with _talking(uri):
+        with s3_errors(uri):
             answer = client().get_object(Bucket=bucket, Key=key)
             data = answer["Body"].read()
     except Missing:
@@ -222,7 +183,7 @@ def get_file(uri: str, path: Path, *, sha256: str | None = None) -> StoredObject
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / "part"
         bucket, key = split_uri(uri)
-        with _talking(uri):
+        with s3_errors(uri):
             client().download_file(bucket, key, str(temporary))
         digest = hash_file(temporary)
         if expected and digest != expected:
@@ -237,7 +198,7 @@ def copy(source: str, destination: str) -> StoredObject:
     if stored is None:
         raise Missing(f"{source}: no such object")
     (bucket, key), (to_bucket, to_key) = split_uri(source), split_uri(destination)
-    with _talking(destination):
+    with s3_errors(destination):
         client().copy({"Bucket": bucket, "Key": key}, to_bucket, to_key)
     expected = stored.sha256 or _hash_object(source)
     if _hash_object(destination) != expected:
@@ -252,7 +213,7 @@ def copy(source: str, destination: str) -> StoredObject:
 def _hash_object(uri: str) -> str:
     bucket, key = split_uri(uri)
     digest = hashlib.sha256()
-    with _talking(uri):
+    with s3_errors(uri):
         for chunk in client().get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -262,7 +223,7 @@ def list_objects(prefix_uri: str) -> list[StoredObject]:
     """Objects below `prefix_uri/`, by key; the zero-byte folder marks that pyarrow writes are left out."""
     bucket, prefix = split_uri(prefix_uri.rstrip("/") + "/")
     found = []
-    with _talking(prefix_uri):
+    with s3_errors(prefix_uri):
         for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", []):
                 if entry["Size"] or not entry["Key"].endswith("/"):
@@ -273,7 +234,7 @@ def list_objects(prefix_uri: str) -> list[StoredObject]:
 def delete(uri: str) -> None:
     """Delete one object; none there is fine."""
     bucket, key = split_uri(uri)
-    with _talking(uri):
+    with s3_errors(uri):
         client().delete_object(Bucket=bucket, Key=key)
 
 
@@ -283,7 +244,7 @@ def delete_prefix(prefix_uri: str) -> int:
     if not prefix:
         raise UserError(f"{prefix_uri!r}: refusing to delete a whole bucket")
     count = 0
-    with _talking(prefix_uri):
+    with s3_errors(prefix_uri):
         for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             keys = [{"Key": entry["Key"]} for entry in page.get("Contents", [])]
             if not keys:
