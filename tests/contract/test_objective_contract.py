@@ -1,0 +1,162 @@
+"""What every method must do, and the invariants that follow from AGFT's equations."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from tests.small import small_clip
+from trainers.config import AttackConfig
+from trainers.model import RobustCLIP
+from trainers.objectives import METHODS, Batch, Context, Losses, Objective
+from trainers.objectives.agft import AGFT
+
+every_method = pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=list(METHODS))
+ATTACK = AttackConfig(eps="4/255", steps=2)
+
+
+def setting(model: RobustCLIP, method: Objective) -> tuple[Batch, Context]:
+    """Six images; the teacher is a copy of the model as it is now."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(6, 3, 16, 16, generator=generator)
+    classes = torch.nn.functional.normalize(torch.randn(5, 16, generator=generator), dim=1)
+    embeddings = model.embed(images).detach() if method.teacher_input == "clean" else None
+    teacher = model.frozen_copy() if method.teacher_input == "adversarial" else None
+    batch = Batch(images, torch.tensor([0, 1, 2, 3, 4, 0]), torch.arange(6), embeddings)
+    return batch, Context(classes, seed=0, epoch=0, global_batch=6, teacher=teacher)
+
+
+def loss_of(model: RobustCLIP, method: Objective, attack: AttackConfig = ATTACK) -> Losses:
+    batch, context = setting(model, method)
+    return method.loss(model, batch, attack, context=context)
+
+
+@every_method
+def test_the_loss_is_a_finite_scalar_that_reaches_every_weight(method: Objective) -> None:
+    model = RobustCLIP(small_clip())
+    losses = loss_of(model, method)
+    losses.total.backward()
+    assert losses.total.shape == ()
+    assert torch.isfinite(losses.total)
+    assert all(part.shape == () and not part.requires_grad for part in losses.parts.values())
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@every_method
+def test_it_restores_modes_gradients_and_random_state(method: Objective) -> None:
+    model = RobustCLIP(small_clip())
+    model.train()
+    next(model.visual.children()).eval()
+    first = next(model.parameters()).requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    state = torch.random.get_rng_state()
+    loss_of(model, method)
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter is first for parameter in model.parameters() if not parameter.requires_grad] == [True]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@every_method
+def test_the_same_batch_gives_the_same_loss_and_another_epoch_another(method: Objective) -> None:
+    model = RobustCLIP(small_clip())
+    batch, context = setting(model, method)
+    once = method.loss(model, batch, ATTACK, context=context).total
+    again = method.loss(model, batch, ATTACK, context=context).total
+    later = Context(context.class_embeddings, seed=0, epoch=1, global_batch=6, teacher=context.teacher)
+    assert torch.equal(once, again)
+    assert not torch.equal(once, method.loss(model, batch, ATTACK, context=later).total)
+
+
+@every_method
+def test_attacked_images_give_a_higher_loss_than_clean_ones(method: Objective) -> None:
+    model = RobustCLIP(small_clip())
+    assert loss_of(model, method).total > loss_of(model, method, AttackConfig(eps=0)).total
+
+
+@every_method
+def test_after_updates_the_teacher_and_the_text_side_are_bit_identical(method: Objective) -> None:
+    clip = small_clip()
+    text = {name: value.clone() for name, value in clip.state_dict().items() if not name.startswith("visual.")}
+    model = RobustCLIP(clip)
+    batch, context = setting(model, method)
+    teacher = copy.deepcopy((batch.teacher_embeddings, context.class_embeddings))
+    weights = {} if context.teacher is None else copy.deepcopy(context.teacher.state_dict())
+    optimizer = torch.optim.SGD(model.visual.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        method.loss(model, batch, ATTACK, context=context).total.backward()
+        optimizer.step()
+    assert teacher[0] is None or torch.equal(teacher[0], batch.teacher_embeddings)
+    assert torch.equal(teacher[1], context.class_embeddings)
+    assert all(torch.equal(clip.state_dict()[name], value) for name, value in text.items())
+    assert all(torch.equal(context.teacher.state_dict()[name], value) for name, value in weights.items())  # type: ignore[union-attr]
+
+
+@every_method
+def test_bfloat16_changes_the_encoder_only(method: Objective) -> None:
+    model = RobustCLIP(small_clip())
+    exact = loss_of(model, method, AttackConfig(eps=0)).total
+    model.precision = "bf16"
+    losses = loss_of(model, method, AttackConfig(eps=0))
+    assert losses.total.dtype == torch.float32
+    torch.testing.assert_close(losses.total, exact, rtol=0.1, atol=0.1)
+
+
+def agft(**changes: Any) -> tuple[RobustCLIP, Losses]:
+    model = RobustCLIP(small_clip())
+    losses = loss_of(model, AGFT(**changes), AttackConfig(eps=0))
+    losses.total.backward()
+    return model, losses
+
+
+def gradient_norm(model: RobustCLIP) -> float:
+    return float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
+
+
+def test_an_uncalibrated_student_that_equals_its_teacher_has_nothing_to_learn() -> None:
+    still, losses = agft(scale_ratio=1.0)
+    moving, _ = agft(scale_ratio=0.4)
+    assert abs(losses.parts["target_kl"]) < 1e-5  # the loss is the mean entropy of the target
+    assert gradient_norm(still) < 1e-4 * gradient_norm(moving)
+
+
+def test_calibration_shrinks_the_cosine_margins() -> None:
+    model, method = RobustCLIP(small_clip()), AGFT(scale_ratio=0.4)
+    batch, context = setting(model, method)
+
+    def spread() -> float:
+        cosines = model.logits(model.embed(batch.images), context.class_embeddings, 1.0)
+        top = cosines.topk(2, dim=1).values
+        return float((top[:, 0] - top[:, 1]).detach().mean())
+
+    before = spread()
+    method.loss(model, batch, AttackConfig(eps=0), context=context).total.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 1e-5 * parameter.grad
+    assert spread() < before
+
+
+def test_the_loss_is_at_least_the_targets_entropy_which_no_weight_changes() -> None:
+    method = AGFT()
+    model = RobustCLIP(small_clip())
+    batch, context = setting(model, method)
+    entropies = []
+    for student in (model, RobustCLIP(small_clip(1))):
+        parts = method.loss(student, batch, ATTACK, context=context).parts
+        assert parts["target_kl"] >= 0
+        entropies.append(parts["target"] - parts["target_kl"])
+    torch.testing.assert_close(entropies[0], entropies[1])
+
+
+def test_the_predicted_class_does_not_depend_on_the_scale() -> None:
+    model = RobustCLIP(small_clip())
+    batch, context = setting(model, AGFT())
+    embeddings = model.embed(batch.images)
+    predictions = [model.logits(embeddings, context.class_embeddings, scale).argmax(1) for scale in (1.0, 72.0, 180.0)]
+    assert torch.equal(predictions[0], predictions[1])
+    assert torch.equal(predictions[0], predictions[2])
