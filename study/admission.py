@@ -36,9 +36,14 @@ class Ledger:
     def __init__(self) -> None:
         self.tenants: dict[str, Tenant] = {}
 
-    def heartbeat(self, driver: str, clock: float) -> None:
-        """The driver lives; tenants that have been silent for too long are forgotten."""
-        self.tenants.setdefault(driver, Tenant(heard=clock)).heard = clock
+    def heartbeat(self, driver: str, clock: float, slots: dict[str, dict[str, float]] | None = None) -> None:
+        """The driver lives; tenants that have been silent for too long are forgotten.
+
+        `slots` are what the driver holds: a restarted ledger learns them again.
+        """
+        tenant = self.tenants.setdefault(driver, Tenant(heard=clock))
+        tenant.heard = clock
+        tenant.slots.update(slots or {})
         for name in [n for n, tenant in self.tenants.items() if clock - tenant.heard > SILENCE_SECONDS]:
             del self.tenants[name]
 
@@ -81,8 +86,8 @@ class Admission:
     def __init__(self) -> None:
         self.ledger = Ledger()
 
-    def heartbeat(self, driver: str) -> None:
-        self.ledger.heartbeat(driver, time.monotonic())
+    def heartbeat(self, driver: str, slots: dict[str, dict[str, float]]) -> None:
+        self.ledger.heartbeat(driver, time.monotonic(), slots)
 
     def ask(self, driver: str, trial: str, need: dict[str, float], total: dict[str, float]) -> bool:
         return self.ledger.ask(driver, trial, need, total, time.monotonic())

@@ -101,7 +101,7 @@ class Driver:
         self.closing_word = ""  # why no new trials start: pause, stop, budget, lost
         self.closing_since = 0.0
         self.interrupted = False
-        self.opened = time.monotonic()
+        self.opened = self.announced = time.monotonic()
         self.device_seconds = sum(row.device_seconds for row in store.trials())  # of attempts that have ended
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -125,6 +125,10 @@ class Driver:
 
     def step(self) -> None:
         """Called at every turn of Tune's loop: obey the lease, the user and the budget."""
+        if time.monotonic() - self.announced > HEARTBEAT_SECONDS:
+            self.announced = time.monotonic()
+            held = {f"{self.identity}/{number}": self.need() for number in self.running}
+            self.admission.heartbeat.remote(self.identity, held)
         if not self.closing_word:
             word = self._reason_to_close()
             if word:
