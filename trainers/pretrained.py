@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import open_clip
+import torch
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import Tensor, nn
 
@@ -47,11 +51,11 @@ def describe(clip: nn.Module) -> Description:
 
 
 def build_clip(description: Description) -> nn.Module:
-    """The architecture with random weights (open_clip's initialisation, from the global random state)."""
+    """The architecture with open_clip's random initial weights, whatever they are; the random state is restored."""
     with tempfile.TemporaryDirectory() as folder:
         config = {"model_cfg": description.model_cfg, "preprocess_cfg": description.preprocess}
         Path(folder, "open_clip_config.json").write_text(json.dumps(config))
-        with _quiet_open_clip():
+        with _quiet_open_clip(), torch.random.fork_rng(devices=[]):
             clip = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     return _finished(clip, Description(description.arch, description.model_cfg, _preprocess(clip)))
 
@@ -82,8 +86,6 @@ def load_clip(config: ModelConfig) -> nn.Module:
     """
     tiny.register()
     arch, pretrained = config.arch, config.pretrained
-    if arch not in open_clip.list_models():
-        raise _unknown("model.arch", arch, open_clip.list_models())
     if pretrained == "bundled":
         if arch != tiny.ARCH:
             raise UserError(f"model.pretrained: 'bundled' exists for {tiny.ARCH} only, not for {arch!r}")
@@ -93,11 +95,35 @@ def load_clip(config: ModelConfig) -> nn.Module:
     path = Path(pretrained).expanduser()
     if path.is_dir() or path.suffix in {".safetensors", ".pt", ".pth", ".bin"} or "/" in pretrained:
         return _load_path(arch, path)
+    _check_arch(arch)
     tags = list_pretrained_tags_by_model(arch)
     if pretrained not in tags:
         raise _unknown("model.pretrained", pretrained, [*tags, *(["bundled"] if arch == tiny.ARCH else [])])
     _check_activation(arch, pretrained)
-    return _create(arch, pretrained, f"the tag {pretrained!r} of {arch}")
+    with _impatient_hub():
+        return _create(arch, pretrained, f"the tag {pretrained!r} of {arch}")
+
+
+@contextlib.contextmanager
+def _impatient_hub() -> Iterator[None]:
+    """Where the hub does not answer at all, use its cache or fail, instead of retrying for most of a minute."""
+    from huggingface_hub import constants
+
+    before, endpoint = constants.HF_HUB_OFFLINE, urlsplit(constants.ENDPOINT)
+    if not before and not getproxies():
+        try:
+            socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=5).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _check_arch(arch: str) -> None:
+    if arch not in open_clip.list_models():
+        raise _unknown("model.arch", arch, open_clip.list_models())
 
 
 def _unknown(path: str, name: str, known: list[str]) -> UnknownName:
@@ -129,6 +155,7 @@ def _load_path(arch: str, path: Path) -> nn.Module:
             raise MissingWeights(f"model.pretrained: {path} is no open_clip export: open_clip_config.json is missing")
         return _create(f"local-dir:{path}", None, str(path), arch=arch)
     if not is_weights_file(path):
+        _check_arch(arch)
         return _create(arch, str(path), str(path))
     clip = load_weights(path)
     if describe(clip).arch != arch:
@@ -139,7 +166,7 @@ def _load_path(arch: str, path: Path) -> nn.Module:
 def _create(name: str, pretrained: str | None, source: str, *, arch: str | None = None) -> nn.Module:
     """open_clip.create_model, its many exceptions turned into one that says what could not be had from where."""
     try:
-        with _quiet_open_clip(), warnings.catch_warnings():
+        with _quiet_open_clip(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             clip = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
     except Exception as error:

@@ -70,8 +70,8 @@ def test_noise_is_uniform_symmetric_and_inside_the_open_interval() -> None:
 
 
 def test_noise_of_different_samples_and_keys_is_uncorrelated() -> None:
-    rows = [noise(s, e, r, torch.tensor([i]), (4096,)) for s, e, r, i in
-            [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (1, 1, 0, 0), (0, 1, 1, 0)]]  # fmt: skip
+    keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (1, 1, 0, 0), (0, 1, 1, 0)]
+    rows = [noise(s, e, r, torch.tensor([i]), (4096,)) for s, e, r, i in keys]
     correlation = torch.corrcoef(torch.cat(rows)) - torch.eye(len(rows))
     assert correlation.abs().max() < 5 / 4096**0.5
 

@@ -94,9 +94,9 @@ def test_a_class_embedding_is_the_normalised_mean_of_its_prompts_unit_embeddings
 
 def test_exact_math_is_undone_afterwards() -> None:
     before = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.matmul.fp32_precision
-    with pytest.raises(RuntimeError, match="inside"), exact_math():
+    with exact_math():
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-        raise RuntimeError("inside")
+        assert not torch.backends.mha.get_fastpath_enabled()
     assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.matmul.fp32_precision) == before
 
 
