@@ -16,7 +16,10 @@ import psutil
 
 from infra.errors import ServiceError
 
-__all__ = ["Started", "alive", "exclusive", "free_ports", "members", "ports_free", "spawn", "tail", "terminate"]
+__all__ = [
+    "Started", "alive", "exclusive", "free_ports", "members", "memory_bytes", "ports_free", "spawn", "tail",
+    "terminate", "wait_gone", "write_private",
+]  # fmt: skip
 
 # Every process of a service inherits this variable, so they are found even when the state file is lost.
 MARKER = "AGFT_STACK_SERVICE"
@@ -149,6 +152,16 @@ def terminate(mark: str, *, grace_seconds: float) -> int:
         _signal_all(left, kill=True)
         _wait(left, 2)
     return len(ended)
+
+
+def wait_gone(mark: str, seconds: float) -> bool:
+    """Whether no process of `mark` is left, waiting at most so long."""
+    deadline = time.monotonic() + seconds
+    while members(mark):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _signal_all(processes: Sequence[psutil.Process], *, kill: bool) -> None:
