@@ -91,7 +91,7 @@ class Driver:
         self.base = spec.base(self.goal)
         self.dimensions = spec.dimensions()
         self.rungs = rungs(spec.scheduler, spec.train.epochs)
-        self.book = OptunaBook(store, spec)
+        self.book = OptunaBook(store, spec, self.goal.at_least)
         self.heartbeat = Heartbeat(store, token)
         self.board = open_board(spec.name, token)
         self.admission = open_admission()
@@ -214,8 +214,7 @@ class Driver:
         )  # fmt: skip
         for record in fresh:
             value = score(record, self.goal.metric, self.goal.at_least)
-            floors = [floor - record[f"best_{name}"] for name, floor in self.goal.at_least.items()]
-            self.book.observe(number, record["epoch"], value, floors)
+            self.book.observe(number, record["epoch"], value)
             self.say(_progress(number, record, self.spec.train.epochs))
         project_epochs(self.tracker, self.study, number, fresh)
         epoch = int(result["epoch"])

@@ -38,6 +38,8 @@ __all__ = ["Outcome", "run_study"]
 log = logging.getLogger("agft")
 LOST_NODE_RETRIES = 2  # Tune starts a trial again when its driver process is lost with a node
 MLFLOW_PATIENCE_SECONDS = 60.0
+# A trial's own process waits for its workers and must not take a core from them; Ray wants it to ask for something.
+DRIVER_RESOURCES = {"CPU": 0, "memory": 1 << 20}
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,11 @@ def run_study(
 ) -> Outcome:
     """Run a study to its end, or until somebody or something stops it; calling it again goes on where it was.
 
-    Raises `UserError` (another spec under this name, another driver, a trial that can never fit), `LeaseLost`,
+    The study is in the store already. Raises `UserError` (another driver, a trial that can never fit), `LeaseLost`,
     `StudyFailed`.
     """
-    wanted = spec.resources
-    per_worker = {"CPU": wanted.cpus_per_worker, "GPU": wanted.gpus_per_worker}
-    per_worker = {name: amount for name, amount in per_worker.items() if amount}
-    requested = None if wanted.max_concurrent == "auto" else wanted.max_concurrent
-    slots = max_concurrent(per_worker, cluster, workers=wanted.workers, requested=requested)
+    slots = _slots(spec, cluster)
     store = StudyStore(database, spec.name)
-    store.create(spec)
     token = _acquire(store, say)
     tracker = Tracker(tracking_uri, EXPERIMENT)
     state = "paused"
@@ -121,6 +118,21 @@ def run_study(
         unsent = _close_tracker(tracker, store, state, say)
     return Outcome(
         state=state, trials=store.trials(), mlflow_run_id=tracker.run_id(study_key(store.load())), unsent=unsent
+    )
+
+
+def _slots(spec: StudyConfig, cluster: Cluster) -> int:
+    """Trials side by side; `UserError` with the numbers when not even one can ever fit."""
+    wanted = spec.resources
+    per_worker = {"CPU": wanted.cpus_per_worker, "GPU": wanted.gpus_per_worker}
+    per_worker = {name: amount for name, amount in per_worker.items() if amount}
+    return max_concurrent(
+        {name: amount * wanted.workers for name, amount in per_worker.items()},
+        cluster.total,
+        None if wanted.max_concurrent == "auto" else wanted.max_concurrent,
+        per_worker=per_worker,
+        workers=wanted.workers,
+        nodes=cluster.nodes,
     )
 
 
@@ -176,7 +188,7 @@ def _tune(driver: Driver, *, slots: int, bucket: str) -> None:
         driver.say("every trial of the budget has finished already")
         return
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, {"CPU": 0}),
+        tune.with_resources(run_trial, DRIVER_RESOURCES),
         tune_config=tune.TuneConfig(
             search_alg=searcher, scheduler=_Scheduler(driver, searcher), num_samples=-1, reuse_actors=False
         ),

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -22,19 +22,18 @@ from study.config import StudyConfig
 from study.space import Dimension
 from study.store import StudyStore, TrialRow
 
-__all__ = ["CONSTRAINTS", "OptunaBook", "StudySearcher", "proposals"]
+__all__ = ["OptunaBook", "StudySearcher", "proposals"]
 
 log = logging.getLogger("agft")
-CONSTRAINTS = "agft.constraints"  # user attribute: one number a floor, feasible when <= 0
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 class OptunaBook:
-    """The Optuna study of a study: proposals in, outcomes back."""
+    """The Optuna study of a study: proposals in, outcomes back. `at_least`: the goal's floors as numbers."""
 
-    def __init__(self, store: StudyStore, spec: StudyConfig) -> None:
+    def __init__(self, store: StudyStore, spec: StudyConfig, at_least: Mapping[Any, float]) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.spec, self.store = spec, store
+        self.spec, self.store, self.at_least = spec, store, at_least
         self.dimensions = spec.dimensions()
         arguments = {"connect_args": {"timeout": 60}} if store.engine.dialect.name == "sqlite" else {}
         self.storage = optuna.storages.RDBStorage(store.url, engine_kwargs=arguments)
@@ -75,15 +74,13 @@ class OptunaBook:
     def _frozen(self, number: int) -> FrozenTrial:
         return next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)
 
-    def observe(self, number: int, epoch: int, value: float, violations: list[float]) -> None:
-        """An intermediate value, and how far the trial is from every floor (feasible when <= 0)."""
+    def observe(self, number: int, epoch: int, value: float) -> None:
+        """An intermediate value."""
         frozen = self._frozen(number)
         if frozen.state.is_finished():
             return
         if frozen.intermediate_values.get(epoch) != value:
             self.storage.set_trial_intermediate_value(frozen._trial_id, epoch, value)
-        if violations:
-            self.storage.set_trial_user_attr(frozen._trial_id, CONSTRAINTS, violations)
 
     def tell(self, row: TrialRow) -> None:
         """The final outcome; telling it again changes nothing."""
@@ -93,6 +90,10 @@ class OptunaBook:
         for key, text in (("agft.stop_reason", row.stop_reason), ("agft.failure_kind", row.failure_kind)):
             if text:
                 self.storage.set_trial_user_attr(frozen._trial_id, key, text)
+        if row.last and not any(key.startswith("constraints") for key in frozen.system_attrs):
+            trial = optuna.Trial(self.study, frozen._trial_id)
+            for name, floor in self.at_least.items():
+                trial.set_constraint(name, floor - float(row.last[f"best_{name}"]))
         metric = f"best_{self.spec.goal.metric}"
         value = float(row.last[metric]) if row.last and row.state == "complete" else None
         self.study.tell(row.number, values=value, state=STATES[row.state], skip_if_finished=True)
@@ -138,17 +139,7 @@ def _sampler(spec: StudyConfig, number: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed,
-            n_startup_trials=spec.sampler.startup_trials,
-            constraints_func=_constraints if spec.goal.subject_to else None,
-            constant_liar=True,
-        )
-
-
-def _constraints(trial: FrozenTrial) -> list[float]:
-    # A trial that never got to an evaluation tells nothing: infeasible by the largest violation there is.
-    return list(trial.user_attrs.get(CONSTRAINTS, [1.0]))
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=spec.sampler.startup_trials, constant_liar=True)
 
 
 def _at(config: dict[str, Any], path: str) -> Any:
@@ -190,7 +181,7 @@ class StudySearcher(Searcher):
         end: Callable[[int, bool], None],
         closing: Callable[[], bool],
     ) -> None:
-        super().__init__(metric="score", mode="max")
+        super().__init__()
         self.book, self.budget, self.slots = book, budget, slots
         self.admit, self.begin, self.end, self.closing = admit, begin, end, closing
         self.waiting = deque(book.reconcile())

@@ -56,8 +56,9 @@ def run_here(spec: StudyConfig, home: Path, *, then_promote: bool) -> int:
     """Run (or go on with) a study and show it; the exit code."""
     clock = Clock()
     clock(f"study {spec.name}: {spec.budget.trials} trials; Ctrl-C pauses it")
-    services = services_here(home, clock)
     database = database_url(home)
+    StudyStore(database, spec.name).create(spec)  # refuses another spec before anything is started
+    services = services_here(home, clock)
     promotion = None
     with cluster_here(clock) as cluster:
         outcome = run_study(

@@ -136,7 +136,10 @@ class StudyStore:
     # --- the study -----------------------------------------------------------------------------------------------
 
     def create(self, spec: StudyConfig) -> bool:
-        """Store a new study; False when it is there already. `UserError` with the diff for another spec."""
+        """Store a new study; False when it is there already. `UserError` with the diff for another spec.
+
+        A study that has no trial yet takes the new spec: nothing was measured under the old one.
+        """
         with transaction(self.engine) as connection:
             found = connection.execute(
                 sa.select(t.studies.c.spec, t.studies.c.spec_hash).where(t.studies.c.name == self.name)
@@ -149,12 +152,18 @@ class StudyStore:
                     )
                 )  # fmt: skip
                 return True
-            if found.spec_hash != spec.spec_hash():
+            if found.spec_hash == spec.spec_hash():
+                return False
+            row = t.studies.c.name == self.name
+            begun = sa.select(t.trials.c.number).where(t.trials.c.study == self.name)
+            if connection.execute(begun).first() is not None:
                 raise UserError(
                     f"study {self.name!r} exists with another specification; give this one a new name, or undo:\n"
                     + spec_difference(found.spec, spec.canonical())
                 )
-            return False
+            changed = {"spec": spec.canonical(), "spec_hash": spec.spec_hash(), "baseline": None}
+            connection.execute(sa.update(t.studies).where(row).values(**changed))
+            return True
 
     def load(self) -> StudyRow:
         """The study, or `UserError` with the nearest name."""

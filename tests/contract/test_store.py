@@ -58,6 +58,9 @@ def test_creating_twice_is_one_study_and_another_spec_is_refused_with_the_differ
     assert store.create(SPEC) is False
     assert study_names(store.url) == ["small"]
     other = parse_study(FILE.replace("seed: 3", "seed: 4"), source="study.yaml")
+    assert store.create(other) is True, "nothing has been measured yet"
+    assert store.create(SPEC) is True
+    store.start_trial(store.acquire(owner_identity()), 0, {}, {})
     with pytest.raises(UserError, match="seed: 3 -> 4"):
         store.create(other)
 
@@ -203,7 +206,7 @@ def test_an_address_that_cannot_work_is_a_user_error(url):
 
 def searcher_of(store: StudyStore, token: int, *, slots: int = 2) -> StudySearcher:
     """The real searcher over the real store; trials "run" by the test's own hand."""
-    book = OptunaBook(store, SPEC)
+    book = OptunaBook(store, SPEC, {"clean_accuracy": 0.5})
     book.enqueue_warm_starts()
 
     def begin(number: int, params: dict) -> dict:
@@ -230,7 +233,7 @@ def test_a_study_ends_after_its_budget_with_the_warm_start_first(store):
         settings = searcher.suggest(f"tune-{step}")
         seen.append(settings)
         commit(store, token, settings["number"], record(1, 0.1 * step))
-        searcher.book.observe(settings["number"], 1, 0.1 * step, [-0.1])
+        searcher.book.observe(settings["number"], 1, 0.1 * step)
         searcher.on_trial_complete(f"tune-{step}")
     assert searcher.suggest("tune-6") == "FINISHED"
     assert [settings["number"] for settings in seen] == list(range(6))
@@ -299,7 +302,7 @@ def test_a_crash_between_our_write_and_optunas_is_made_up(store):
 
 def test_a_crash_between_asking_optuna_and_our_write_loses_no_number(store):
     store.acquire(ELSEWHERE, seconds=0.0)
-    book = OptunaBook(store, SPEC)
+    book = OptunaBook(store, SPEC, {"clean_accuracy": 0.5})
     book.enqueue_warm_starts()
     book.study.ask()  # killed before any parameter was drawn
 
@@ -316,7 +319,7 @@ def test_states_in_optuna_are_honest(store):
     numbers = [searcher.suggest(str(i))["number"] for i in range(3)]
     for number, state in zip(numbers, ("complete", "pruned", "failed"), strict=True):
         commit(store, token, number, record(1, 0.2))
-        searcher.book.observe(number, 1, 0.2, [-0.1])
+        searcher.book.observe(number, 1, 0.2)
         store.finish_trial(token, number, state, failure_kind="non-finite" if state == "failed" else None)
         row = next(row for row in store.trials() if row.number == number)
         searcher.book.tell(row)
@@ -325,6 +328,7 @@ def test_states_in_optuna_are_honest(store):
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "FAIL"]
     assert study.trials[2].user_attrs["agft.failure_kind"] == "non-finite"
     assert study.trials[1].intermediate_values == {1: 0.2}
+    assert study.trials[0].system_attrs["constraints:clean_accuracy"] == pytest.approx(-0.1)
     assert study.best_trial.number == 0
 
 

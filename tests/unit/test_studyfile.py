@@ -90,8 +90,7 @@ def test_the_command_line_answers_five_mistakes_with_exit_2_in_under_3_seconds(t
 
 def test_the_schema_is_known_without_torch_or_ray():
     code = (
-        "import sys, study.studyfile, study.cli; "
-        "assert not {'torch', 'ray', 'mlflow', 'open_clip'} & set(sys.modules)"
+        "import sys, study.studyfile, study.cli; assert not {'torch', 'ray', 'mlflow', 'open_clip'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -63,6 +63,8 @@ class Objective(Frozen):
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "none"
     teacher_output: ClassVar[Literal["embedding", "tokens"]] = "embedding"
 
+    name: str
+
     def loss(self, model: RobustCLIP, batch: Batch, attack: AttackConfig, *, context: Context) -> Losses:
         """The loss of one batch, ready for `backward()`. Attacks the images itself, through `perturbed`."""
         raise NotImplementedError
