@@ -61,6 +61,21 @@ def test_it_restores_modes_gradients_and_random_state(method: Objective) -> None
 
 
 @every_method
+def test_the_attack_sees_the_encoder_in_eval_mode_and_asks_for_no_weight_gradient(method: Objective) -> None:
+    model = RobustCLIP(small_clip())
+    batch, context = setting(model, method)
+    seen: list[tuple[bool, bool]] = []
+    model.visual.register_forward_hook(
+        lambda visual, *_: seen.append((visual.training, any(p.requires_grad for p in visual.parameters())))
+    )
+    model.train()
+    method.loss(model, batch, AttackConfig(eps="4/255", steps=3), context=context)
+    assert seen[:3] == [(False, False)] * 3
+    assert seen[3:] == [(True, True)] * len(seen[3:])
+    assert len(seen) > 3
+
+
+@every_method
 def test_the_same_batch_gives_the_same_loss_and_another_epoch_another(method: Objective) -> None:
     model = RobustCLIP(small_clip())
     batch, context = setting(model, method)
