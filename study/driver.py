@@ -100,6 +100,7 @@ class Driver:
         self.outcomes: dict[int, dict[str, Any]] = {}
         self.closing_word = ""  # why no new trials start: pause, stop, budget, lost
         self.closing_since = 0.0
+        self.done_here = 0
         self.interrupted = False
         self.opened = self.announced = time.monotonic()
         self.device_seconds = sum(row.device_seconds for row in store.trials())  # of attempts that have ended
@@ -255,6 +256,18 @@ class Driver:
         project_outcome(self.tracker, self.study, row)
         if state == "failed":
             self.say(f"trial {number:>3}  failed ({kind}): {(row.stop_reason or 'no message').splitlines()[-1]}")
+        self._say_progress()
+
+    def _say_progress(self) -> None:
+        """How far the study is, and when it may end at this driver's pace so far."""
+        trials = self.store.trials()
+        done = sum(row.finished for row in trials)
+        self.done_here += 1
+        left = self.spec.budget.trials - done
+        seconds = (time.monotonic() - self.opened) / self.done_here * left
+        pruned = sum(row.state == "pruned" for row in trials)
+        eta = f", about {_duration(seconds)} left" if left else ""
+        self.say(f"{done} of {self.spec.budget.trials} trials done ({pruned} stopped early){eta}")
 
     def _why(self, number: int, state: str, outcome: dict[str, Any] | None) -> str | None:
         if state == "complete":
@@ -271,6 +284,10 @@ class Driver:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(1, round(seconds / 60))} min"
 
 
 def _progress(number: int, record: dict[str, Any], epochs: int) -> str:

@@ -190,7 +190,11 @@ def _tune(driver: Driver, *, slots: int, bucket: str) -> None:
     tuner = tune.Tuner(
         tune.with_resources(run_trial, DRIVER_RESOURCES),
         tune_config=tune.TuneConfig(
-            search_alg=searcher, scheduler=_Scheduler(driver, searcher), num_samples=-1, reuse_actors=False
+            search_alg=searcher,
+            scheduler=_Scheduler(driver, searcher),
+            num_samples=-1,
+            reuse_actors=False,  # with early stopping and nested trainers it hangs the sweep
+            trial_dirname_creator=lambda trial: f"tune-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
             name=f"tune-{driver.token}",
@@ -201,6 +205,8 @@ def _tune(driver: Driver, *, slots: int, bucket: str) -> None:
         ),
     )
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"  # its snapshots are never read
+    # Tune looks for result files of its own, which are switched off, and warns that there are none.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     try:
         tuner.fit()
     except tune.TuneError as error:

@@ -64,6 +64,13 @@ def environment() -> dict[str, Any]:
     return provenance()
 
 
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """`train_on_worker`, imported where it runs: this process and Train's controller need no open_clip."""
+    from trainers.worker import train_on_worker
+
+    return train_on_worker(settings)
+
+
 def run_trial(settings: dict[str, Any]) -> None:
     """Tune's trainable."""
     import ray.train
@@ -71,8 +78,6 @@ def run_trial(settings: dict[str, Any]) -> None:
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.tune.integration.ray_train import TuneReportCallback
-
-    from trainers.worker import train_on_worker
 
     order = TrialOrder.of(settings)
     wiring = Wiring(
@@ -85,7 +90,7 @@ def run_trial(settings: dict[str, Any]) -> None:
     if order.gpus_per_worker:
         resources["GPU"] = order.gpus_per_worker
     trainer = TorchTrainer(
-        train_on_worker,
+        train_worker,
         train_loop_config={"config": order.config, "wiring": wiring, "threads": int(order.cpus_per_worker)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=order.workers, use_gpu=order.gpus_per_worker > 0, resources_per_worker=resources

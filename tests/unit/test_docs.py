@@ -1,0 +1,64 @@
+"""What the pages promise exists: links, commands, files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from study.cli import main
+from study.config import StudyConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "trainers" / "tiny" / "README.md"]
+
+
+def commands() -> list[str]:
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```\n(.*?)```", page.read_text(), flags=re.S):
+            found += [line.strip() for line in block.splitlines() if line.startswith("agft ")]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_and_picture_exists(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("line", sorted(set(commands())))
+def test_every_documented_command_is_accepted_by_the_command_line(line):
+    command: click.Command = main
+    arguments = shlex.split(line)[1:]
+    while isinstance(command, click.Group):
+        command = command.commands[arguments.pop(0)]
+    command.make_context(command.name, arguments)  # parses; runs nothing
+    for argument in arguments:
+        if argument.endswith(".yaml"):
+            assert (ROOT / argument).exists(), line
+
+
+def test_every_command_is_in_the_guide():
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    for name, command in main.commands.items():
+        names = [f"{name} {inner}" for inner in command.commands] if isinstance(command, click.Group) else [name]
+        for each in names:
+            assert f"agft {each}" in guide, each
+
+
+def test_every_block_of_the_study_file_is_in_the_guide():
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    for name in StudyConfig.model_fields:
+        if name not in ("sampler", "seed"):
+            assert f"`{name}`" in guide, name
+
+
+def test_the_readme_has_the_two_commands_and_a_map_of_the_folders():
+    readme = (ROOT / "README.md").read_text()
+    for word in ("make demo", "make test", "study/", "trainers/", "infra/", "tests/", "docker/", "docs/"):
+        assert word in readme
