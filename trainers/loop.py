@@ -36,7 +36,8 @@ def train(
     are those of one process up to rounding. Rank 0 writes `latest.safetensors` (every epoch) and `best.safetensors`
     (whenever the goal says so) into `workdir` before it reports. `resume_from` is such a state file, or a folder with
     one: the last record is reported again (`resumed=True`) and its decision obeyed, then training goes on, bit for bit
-    on the same hardware and number of workers. A finished run returns at once.
+    on the same hardware, threads and number of workers (on CUDA as far as its kernels are deterministic: attention and
+    resizing there may add in any order). A finished run returns at once.
     Raises `NonFinite`, `UserError` (and its `CheckpointError`, also when the state belongs to another configuration).
     """
     started = time.monotonic()

@@ -217,7 +217,7 @@ class Run:
 
     @property
     def latest(self) -> Path | None:
-        """The state file; on rank 0, once it exists here."""
+        """The state file; on rank 0, once this run has written one (a resumed run may start without)."""
         path = self.workdir / LATEST
         return path if self.rank == 0 and path.is_file() else None
 

@@ -212,10 +212,19 @@ def test_an_unknown_dataset_is_named_with_its_place(weights: Path, tmp_path: Pat
 
 
 def test_global_random_state_and_threads_are_left_alone(weights: Path, tmp_path: Path) -> None:
-    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
-    config = trial(weights, train=TrainConfig(epochs=1, batch_size=48, threads=2))
-    train(config, report=keep([]), workdir=tmp_path)
-    assert torch.get_num_threads() == threads
+    state, config = torch.random.get_rng_state(), trial(weights, train=TrainConfig(epochs=1, batch_size=48, threads=1))
+    during: list[int] = []
+
+    def report(_: Progress) -> Decision:
+        during.append(torch.get_num_threads())
+        return Decision.CONTINUE
+
+    torch.set_num_threads(2)
+    try:
+        train(config, report=report, workdir=tmp_path)
+        assert (during, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(1)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

@@ -115,7 +115,7 @@ def test_with_all_weights_zero_it_is_the_papers_loss_to_the_last_bit_and_nothing
     assert sorted(losses.parts) == ["target", "target_kl"]
 
     assert batch.teacher_embeddings is not None
-    target = (0.4 * (1.8 * model.logit_scale) * (model.unit(batch.teacher_embeddings) @ context.class_embeddings.T))
+    target = 0.4 * (1.8 * model.logit_scale) * (model.unit(batch.teacher_embeddings) @ context.class_embeddings.T)
     target = target.softmax(1)
 
     def paper(images: Tensor) -> Tensor:

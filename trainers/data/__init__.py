@@ -7,11 +7,7 @@ from functools import cache
 
 from trainers.data.base import DatasetEntry, ImageSet
 from trainers.errors import lookup
-
-try:
-    from trainers.tiny.datasets import TINY_DATASETS
-except ImportError:
-    TINY_DATASETS = {}
+from trainers.tiny.datasets import TINY_DATASETS
 
 __all__ = ["DATASETS", "DatasetEntry", "ImageSet", "load_dataset"]
 
