@@ -11,7 +11,7 @@ import sys
 
 import boto3
 import pytest
-from e2e_run import Run, wait_until_gone
+from real_run import Run, wait_until_gone
 
 from infra import storage
 
@@ -28,7 +28,7 @@ def run(killed_and_finished: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def test_the_study_finishes_after_sigkill_with_no_finished_trial_lost_or_run_twice(run):
     before = {trial["number"]: trial for trial in json.loads(run.printed["before"])}
-    after = {trial["number"]: trial for trial in run.trials()}
+    after = {trial["number"]: trial for trial in run.trials("thread")}
     assert set(after) == {0, 1, 2, 3}
     assert all(trial["state"] in ("complete", "pruned") for trial in after.values())
     finished = [number for number, trial in before.items() if trial["state"] in ("complete", "pruned")]
@@ -82,7 +82,7 @@ def test_mlflow_shows_the_study_its_trials_and_their_weights(run):
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert (parent.info.run_name, parent.info.status) == ("thread", "FINISHED")
     assert parent.data.metrics["clip_clean_accuracy"] > parent.data.metrics["clip_robust_accuracy"]
-    trials = {trial["number"]: trial for trial in run.trials()}
+    trials = {trial["number"]: trial for trial in run.trials("thread")}
     assert {int(child.data.tags["agft.optuna_number"]) for child in children} == set(trials)
     for child in children:
         trial = trials[int(child.data.tags["agft.optuna_number"])]
@@ -145,10 +145,10 @@ with torch.no_grad():
 
 
 def test_running_a_finished_study_again_starts_nothing(run):
-    before = run.trials()
+    before = run.trials("thread")
     text = run.agft("run", str(run.file)).stdout
     assert "every trial of the budget has finished already" in text
-    assert run.trials() == before
+    assert run.trials("thread") == before
 
 
 def test_another_spec_under_the_same_name_is_refused(run, tmp_path):
