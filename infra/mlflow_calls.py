@@ -6,14 +6,26 @@ Every function may raise whatever `mlflow` raises; `outage` and `refusal` sort t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.errors import ServiceError
+from infra.errors import ServiceError, UserError
 
-__all__ = ["Point", "check_server", "connect", "ensure_run", "experiment_id", "find_run", "outage", "send_points"]
+__all__ = [
+    "Point",
+    "check_name",
+    "check_server",
+    "connect",
+    "ensure_run",
+    "experiment_id",
+    "find_run",
+    "outage",
+    "send_points",
+]
 
+LEGAL_NAME = re.compile(r"[\w.\- :/]{1,250}", re.ASCII)
 KEY_TAG = "agft.trial_key"
 POINTS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # limits of log_batch
 PARAM_CHARACTERS, TAG_CHARACTERS = 6000, 5000  # limits of the server
@@ -29,6 +41,12 @@ class Point:
     value: float
     step: int
     timestamp_ms: int
+
+
+def check_name(name: str, what: str) -> None:
+    """`UserError` unless MLflow takes `name` for a metric, a parameter or (our rule) the key of a run."""
+    if not LEGAL_NAME.fullmatch(name):
+        raise UserError(f"{what} {name!r}: MLflow allows 1 to 250 letters, digits and _ . - : / and space")
 
 
 def connect(tracking_uri: str) -> Any:
@@ -94,8 +112,20 @@ def experiment_id(client: Any, name: str) -> str:
 
 def find_run(client: Any, experiment: str, key: str) -> Any | None:
     """The active run with this key in the experiment of this id, or None. Of several, the one with the least id."""
-    runs = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=50)
-    return min(runs, key=lambda run: str(run.info.run_id), default=None)
+    return next(iter(_runs(client, experiment, key)), None)
+
+
+def _runs(client: Any, experiment: str, key: str) -> list[Any]:
+    found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=50)
+    return sorted(found, key=lambda run: str(run.info.run_id))
+
+
+def _settled(client: Any, experiment: str, key: str) -> Any | None:
+    """The one run with this key, or None; further ones are deleted."""
+    runs = _runs(client, experiment, key)
+    for extra in runs[1:]:
+        client.delete_run(extra.info.run_id)
+    return runs[0] if runs else None
 
 
 def ensure_run(
@@ -112,16 +142,14 @@ def ensure_run(
 ) -> str:
     """The id of the one run with this key: found, or created and looked for again.
 
-    When a request's answer was lost, or two drivers raced, more than one run can appear: the one with the least id
-    stays, on every side, and the others (still empty) are deleted.
+    When a request's answer was lost, or two drivers raced, more than one run can appear. The one with the least id
+    stays, on every side, and the others are deleted; a replay brings what they held.
     """
     tags = {**tags, KEY_TAG: key} | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {})
-    run = find_run(client, experiment, key)
+    run = _settled(client, experiment, key)
     if run is None:
         created = client.create_run(experiment, start_time=start_time_ms, tags=_clipped(tags), run_name=name)
-        run = find_run(client, experiment, key) or created
-        if run.info.run_id != created.info.run_id:
-            client.delete_run(created.info.run_id)
+        run = _settled(client, experiment, key) or created
     elif reopen and run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
     send_settings(client, run, params=params, tags=tags)

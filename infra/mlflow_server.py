@@ -16,10 +16,10 @@ from infra.errors import ServiceError, UserError
 from infra.processes import write_private
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
 
-__all__ = ["USERNAME", "address", "command", "configure", "environment", "new_secrets_needed", "probe"]
+__all__ = ["SECRETS", "USERNAME", "address", "command", "configure", "environment", "probe"]
 
 USERNAME = "agft"
-new_secrets_needed = ("mlflow_password", "mlflow_server_key")
+SECRETS = ("mlflow_password", "mlflow_server_key")
 AUTH_CACHE_SECONDS = 300  # without it each request costs a PBKDF2
 DROPPED_PREFIXES = ("MLFLOW_", "_MLFLOW_", "AWS_", "RAY_", "GUNICORN_", "UVICORN_")
 

@@ -44,7 +44,7 @@ def write_private(path: Path, data: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, *, timeout_seconds: float = 180.0) -> Iterator[None]:
+def exclusive(path: Path, *, timeout_seconds: float = 400.0) -> Iterator[None]:
     """Hold the lock file `path`; `ServiceError` if another process keeps it longer than the time-out."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     deadline = time.monotonic() + timeout_seconds

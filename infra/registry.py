@@ -19,6 +19,7 @@ from infra.errors import ServiceError
 __all__ = ["alias_version", "register_version", "set_alias", "version_by_key"]
 
 VERSION_TAG = "agft.version_key"
+MODEL_TAG = "agft.logged_model_id"  # the server itself forgets which LoggedModel an S3 source belongs to
 ATTEMPTS, PAUSE_SECONDS = 3, 1.0
 
 Answer = TypeVar("Answer")
@@ -66,7 +67,7 @@ def register_version(
             name,
             source_uri,
             run_id=run_id,
-            tags={**tags, VERSION_TAG: key},
+            tags={**tags, VERSION_TAG: key, MODEL_TAG: model_id},
             description=description,
             model_id=model_id,
             await_creation_for=0,

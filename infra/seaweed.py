@@ -25,10 +25,10 @@ from infra.processes import write_private
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
 from infra.tls import ensure_certificates
 
-__all__ = ["PORT_NAMES", "command", "configure", "endpoint", "new_secrets_needed", "probe", "remove_sockets"]
+__all__ = ["PORT_NAMES", "SECRETS", "command", "configure", "endpoint", "probe", "remove_sockets"]
 
 PORT_NAMES = ("s3", "s3_grpc", "filer", "filer_grpc", "volume", "volume_grpc", "master", "master_grpc")
-new_secrets_needed = ("access_key", "secret_key", "jwt_volume", "jwt_volume_read", "jwt_filer", "jwt_filer_read")
+SECRETS = ("access_key", "secret_key", "jwt_volume", "jwt_volume_read", "jwt_filer", "jwt_filer_read")
 GRPC_PARTS = ("master", "volume", "filer", "s3", "msg_broker", "msg_agent", "admin", "worker", "mq", "client")
 HTTPS_PARTS = ("master", "volume", "filer")
 READY_KEY = ".agft/ready"

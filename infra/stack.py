@@ -7,39 +7,25 @@ Everything lives under one home (mode 0700): `secrets.json` (made once), `state.
 from __future__ import annotations
 
 import json
-import secrets as random_secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra import mlflow_server, processes, seaweed
+from infra import processes, seaweed
+from infra.embedded import Service, addresses, credentials, definitions
 from infra.errors import ServiceError
-from infra.services import DEFAULT_BUCKET, DEFAULT_REGION, Services
+from infra.services import Services
 
-__all__ = ["Service", "ServiceStatus", "down", "status", "up"]
+__all__ = ["ServiceStatus", "down", "status", "up"]
 
-READY_TIMEOUT_SECONDS = 90.0
-PATIENCE_SECONDS = 15.0  # a live process that does not answer for so long is replaced
+READY_TIMEOUT_SECONDS = 180.0  # some 10 s on an idle machine; MLflow's start is 9 s of pure CPU
+PATIENCE_SECONDS = 30.0  # a live process that does not answer for so long is replaced
 PORT_PATIENCE_SECONDS = 5.0  # a killed process may hold its ports a little longer
 POLL_SECONDS = 0.2
 ATTEMPTS = 2
 GRACE_SECONDS = {"mlflow": 10.0, "seaweedfs": 3.0}  # see `seaweed` for why its end may be short
-
-
-@dataclass(frozen=True)
-class Service:
-    """How one service is started and asked. `probe(create)` raises `ServiceError` while the service is not usable."""
-
-    name: str
-    ports: Mapping[str, int]
-    needs: str  # address that is baked into its environment: when it changes, the service must start again
-    url: str
-    command: Callable[[], list[str]]
-    environment: Callable[[], dict[str, str]]
-    configure: Callable[[], None]
-    probe: Callable[[bool], None]
 
 
 @dataclass(frozen=True)
@@ -59,23 +45,24 @@ def up(home: Path) -> Services:
     """Start what is not running, repair what is half dead, and return the addresses once both answer.
 
     Safe to call again and from several processes at once. Raises `UserError` when a program is not installed,
-    `ServiceError` (with the log's end) when a service does not become ready within 90 s.
+    `ServiceError` (with the log's end) when a service does not become ready within 180 s.
     """
     home = _prepare(home)
     with processes.exclusive(home / "stack.lock"):
-        kept = _secrets(home)
+        kept = credentials(home)
         for attempt in range(1, ATTEMPTS + 1):
-            services = _services(home, kept, _ports(home))
+            services = definitions(home, kept, _ports(home))
             dead = [service for service in services if not _healthy(home, service)]
             try:
                 _start(home, dead)
-                return _addresses(home, kept, services)
+                return addresses(home, kept, services)
             except ServiceError:
                 for service in dead:
                     _stop(home, service.name)
-                if attempt == ATTEMPTS:
+                taken = not processes.ports_free([port for service in dead for port in service.ports.values()])
+                if attempt == ATTEMPTS or not taken:
                     raise
-                _write_state(home, {service.name: {} for service in dead})  # forget ports: one may have been taken
+                _write_state(home, {service.name: {} for service in dead})  # choose other ports
     raise AssertionError("unreachable")
 
 
@@ -84,9 +71,9 @@ def status(home: Path) -> list[ServiceStatus]:
     home = home.expanduser().resolve()
     if not (home / "secrets.json").exists():
         return []
-    state = _read_json(home / "state.json")
+    state = _state(home)
     found = []
-    for service in _services(home, _secrets(home), _ports(home, choose=False)):
+    for service in definitions(home, credentials(home), _ports(home, choose=False)):
         group = processes.members(_mark(home, service.name))
         pid = state.get(service.name, {}).get("pid") if group else None
         problem = ""
@@ -121,7 +108,7 @@ def down(home: Path) -> int:
 def _stop(home: Path, name: str) -> int:
     """End the processes of one service; returns how many there were."""
     ended = processes.terminate(_mark(home, name), grace_seconds=GRACE_SECONDS[name])
-    seaweed.remove_sockets(_read_json(home / "state.json").get(name, {}).get("ports", {}))
+    seaweed.remove_sockets(_state(home).get(name, {}).get("ports", {}))
     return ended
 
 
@@ -140,37 +127,22 @@ def _log(home: Path, name: str) -> Path:
     return home / "logs" / f"{name}.log"
 
 
-def _secrets(home: Path) -> dict[str, str]:
-    """The kept credentials, completed with new random ones where a name is missing."""
-    path = home / "secrets.json"
-    kept: dict[str, str] = _read_json(path)
-    missing = [name for name in seaweed.new_secrets_needed + mlflow_server.new_secrets_needed if name not in kept]
-    if missing:
-        kept |= {name: random_secrets.token_hex(10 if name == "access_key" else 24) for name in missing}
-        processes.write_private(path, json.dumps(kept, indent=1))
-    return kept
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+def _state(home: Path) -> dict[str, Any]:
+    """Process ids and ports by service; a lost or damaged file is an empty one, since processes are found without."""
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ServiceError(f"{path} is damaged ({error}); run `agft stack down`, remove it and try again") from error
-    if not isinstance(content, dict):
-        raise ServiceError(f"{path} is damaged: not a JSON object; remove it and try again")
-    return content
+        content = json.loads((home / "state.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _write_state(home: Path, change: Mapping[str, Mapping[str, Any]]) -> None:
-    state = _read_json(home / "state.json")
-    processes.write_private(home / "state.json", json.dumps(state | dict(change), indent=1))
+    processes.write_private(home / "state.json", json.dumps(_state(home) | dict(change), indent=1))
 
 
 def _ports(home: Path, *, choose: bool = True) -> dict[str, dict[str, int]]:
     """Ports by service: the remembered ones while the service runs or nobody else took them, else new ones."""
-    state = _read_json(home / "state.json")
+    state = _state(home)
     ports: dict[str, dict[str, int]] = {}
     for name, wanted in (("seaweedfs", seaweed.PORT_NAMES), ("mlflow", ("http",))):
         entry = state.get(name, {})
@@ -184,37 +156,9 @@ def _ports(home: Path, *, choose: bool = True) -> dict[str, dict[str, int]]:
     return ports
 
 
-def _services(home: Path, kept: Mapping[str, str], ports: Mapping[str, Mapping[str, int]]) -> list[Service]:
-    s3_ports, port = ports["seaweedfs"], ports["mlflow"]["http"]
-    s3_folder, mlflow_folder = home / "seaweedfs", home / "mlflow"
-    s3_endpoint = seaweed.endpoint(s3_ports)
-    return [
-        Service(
-            name="seaweedfs",
-            ports=s3_ports,
-            needs="",
-            url=s3_endpoint,
-            command=lambda: seaweed.command(s3_folder, s3_ports),
-            environment=seaweed.environment,
-            configure=lambda: seaweed.configure(s3_folder, kept),
-            probe=lambda create: seaweed.probe(s3_ports, kept, create=create),
-        ),
-        Service(
-            name="mlflow",
-            ports=ports["mlflow"],
-            needs=s3_endpoint,
-            url=mlflow_server.address(port),
-            command=lambda: mlflow_server.command(mlflow_folder, port),
-            environment=lambda: mlflow_server.environment(mlflow_folder, kept, s3_endpoint),
-            configure=lambda: mlflow_server.configure(mlflow_folder),
-            probe=lambda _create: mlflow_server.probe(port, kept),
-        ),
-    ]
-
-
 def _healthy(home: Path, service: Service) -> bool:
     """Whether the recorded process lives, was started for today's addresses, and answers an authorised request."""
-    entry = _read_json(home / "state.json").get(service.name, {})
+    entry = _state(home).get(service.name, {})
     started = (int(entry["pid"]), float(entry["started"])) if "pid" in entry else None
     deadline = time.monotonic() + PATIENCE_SECONDS
     while processes.alive(started) and entry["needs"] == service.needs and entry["ports"] == service.ports:
@@ -259,18 +203,3 @@ def _start(home: Path, services: list[Service]) -> None:
                 reason = f"not ready after {READY_TIMEOUT_SECONDS:.0f} s: {error}" if living else "ended at once"
                 end = processes.tail(log)
                 raise ServiceError(f"{service.name} did not start ({reason}); the end of {log}:\n{end}") from error
-
-
-def _addresses(home: Path, kept: Mapping[str, str], services: list[Service]) -> Services:
-    url = {service.name: service.url for service in services}
-    return Services(
-        s3_endpoint=url["seaweedfs"],
-        region=DEFAULT_REGION,
-        access_key=kept["access_key"],
-        secret_key=kept["secret_key"],
-        bucket=DEFAULT_BUCKET,
-        mlflow_uri=url["mlflow"],
-        mlflow_username=mlflow_server.USERNAME,
-        mlflow_password=kept["mlflow_password"],
-        home=home,
-    )

@@ -8,24 +8,16 @@ Addresses and keys come from the environment (`AWS_ENDPOINT_URL`, `AWS_REGION`, 
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import json
-import os
 import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import boto3
-from botocore.config import Config
+from typing import Any
 
 from infra.errors import ChecksumMismatch, Conflict, Missing, ServiceError, UserError
-from infra.s3_errors import s3_errors, split_uri
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
+from infra.s3 import client, s3_errors, split_uri
 
 __all__ = [
     "StoredObject", "client", "copy", "delete", "delete_prefix", "get_bytes", "get_file", "get_json", "hash_file",
@@ -45,21 +37,6 @@ class StoredObject:
     sha256: str | None
     size: int
     etag: str
-
-
-def client() -> S3Client:
-    """A shared, thread-safe client for the services in the environment; 5 attempts with backoff for each request."""
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    return _client(os.getpid(), *(os.environ.get(name) for name in (*names, "AWS_SESSION_TOKEN")))
-
-
-@functools.lru_cache(maxsize=8)
-def _client(
-    _pid: int, s3_endpoint: str | None, endpoint: str | None, region: str | None, *_keys: str | None
-) -> S3Client:
-    config = Config(retries={"mode": "standard", "total_max_attempts": 5}, connect_timeout=5, read_timeout=60)
-    region = region or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return boto3.session.Session().client("s3", endpoint_url=s3_endpoint or endpoint, region_name=region, config=config)
 
 
 def hash_file(path: Path) -> str:

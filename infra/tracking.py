@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import tempfile
 import threading
 import time
@@ -21,7 +20,7 @@ from typing import Any, Literal
 
 from infra import mlflow_calls
 from infra.errors import UserError
-from infra.mlflow_calls import Point, check_server
+from infra.mlflow_calls import Point, check_name, check_server
 
 __all__ = ["Point", "Tracker", "check_server"]
 
@@ -29,8 +28,6 @@ log = logging.getLogger("agft.tracking")
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 MAX_ARTIFACT_BYTES = 64_000_000  # weights belong in S3, not here
-LEGAL_NAME = re.compile(r"[\w.\- :/]+")
-LEGAL_KEY = re.compile(r"[\w.\-/:@ ]{1,250}")
 
 
 @dataclass(frozen=True)
@@ -75,9 +72,9 @@ class Tracker:
 
         Params are written once: existing ones stay as they are. `reopen` sets a finished run back to RUNNING.
         """
-        _check(LEGAL_KEY, key, "run key")
+        check_name(key, "run key")
         for param in params:
-            _check(LEGAL_NAME, param, "parameter name")
+            check_name(param, "parameter name")
         params, tags = dict(params), dict(tags)
 
         def call() -> None:
@@ -95,7 +92,7 @@ class Tracker:
     def log(self, key: str, points: Sequence[Point]) -> None:
         """Log points to the run of `key`; sent in batches of 1000."""
         for name in {point.name for point in points}:
-            _check(LEGAL_NAME, name, "metric name")
+            check_name(name, "metric name")
         for start in range(0, len(points), mlflow_calls.POINTS_PER_CALL):
             part = list(points[start : start + mlflow_calls.POINTS_PER_CALL])
             self._put(key, f"{len(part)} points", lambda part=part: self._send_points(key, part))  # type: ignore[misc]
@@ -123,9 +120,11 @@ class Tracker:
 
     def finish(self, key: str, status: Literal["FINISHED", "KILLED", "FAILED"], end_time_ms: int) -> None:
         """End the run of `key` with this status and time."""
-        self._put(
-            key, f"end ({status})", lambda: self._connected()[0].set_terminated(self._find(key), status, end_time_ms)
-        )
+
+        def call() -> None:
+            self._connected()[0].set_terminated(self._find(key), status, end_time_ms)
+
+        self._put(key, f"end ({status})", call)
 
     def run_id(self, key: str) -> str | None:
         """The run's id, or None while the server has not answered yet. Does not block."""
@@ -152,8 +151,6 @@ class Tracker:
         if left:
             log.warning("%d records were not sent to MLflow at %s; the study keeps them", left, self.tracking_uri)
         return left
-
-    # -- the thread's side ---------------------------------------------------------------------------------------
 
     def _put(self, key: str, what: str, call: Callable[[], None], *, movable: bool = False) -> None:
         with self._changed:
@@ -192,17 +189,16 @@ class Tracker:
             with tempfile.TemporaryDirectory() as folder:
                 local = Path(folder) / target.name
                 local.write_bytes(data)
-                parent = None if str(target.parent) == "." else str(target.parent)
-                self._connected()[0].log_artifact(self._find(key), str(local), parent)
+                self._connected()[0].log_artifact(self._find(key), str(local), str(target.parent).strip(".") or None)
 
         self._put(key, f"artifact {artifact_path}", call, movable=True)
 
     def _work(self) -> None:
         pause = FIRST_PAUSE_SECONDS
+        retried: Operation | None = None
         while True:
             with self._changed:
-                while not self._queue and not self._closing:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._queue or self._closing)
                 if self._closing:
                     return
                 operation = self._queue[0]
@@ -214,6 +210,9 @@ class Tracker:
                     self._wait_out(operation, reason, pause)
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                     continue
+                if retried is not operation and self._forget(operation.key):
+                    retried = operation
+                    continue
                 self._drop(operation, error)
             pause = FIRST_PAUSE_SECONDS
             self._done(operation)
@@ -222,16 +221,18 @@ class Tracker:
         """Note the outage (one warning for each) and sleep; a flush or close ends the sleep."""
         if not self._outage:
             self._outage = True
-            text = "MLflow at %s is away (%s); the study goes on, its records are sent when it is back"
-            log.warning(text, self.tracking_uri, reason)
+            log.warning("MLflow at %s is away (%s); records are kept and sent later", self.tracking_uri, reason)
         with self._changed:
             if operation.movable and len(self._queue) > 1:
                 self._queue.rotate(-1)
-            if not self._closing and not self._kicked:
-                self._changed.wait_for(lambda: self._closing or self._kicked, pause * random.uniform(0.7, 1.3))
-            elif not self._closing:
-                self._changed.wait_for(lambda: self._closing, FIRST_PAUSE_SECONDS)
+            pause = FIRST_PAUSE_SECONDS if self._kicked else pause * random.uniform(0.7, 1.3)
             self._kicked = False
+            self._changed.wait_for(lambda: self._closing or self._kicked, pause)
+
+    def _forget(self, key: str) -> bool:
+        """Whether we knew a run of `key`: it may be deleted (a double of a race), so look once more before dropping."""
+        with self._changed:
+            return self._run_ids.pop(key, None) is not None
 
     def _drop(self, operation: Operation, error: Exception) -> None:
         note = f"{operation.key}: {operation.what}: {' '.join(str(error).split())[:300]}"
@@ -246,8 +247,3 @@ class Tracker:
         if self._outage:
             self._outage = False
             log.warning("MLflow at %s is back; %d records to send", self.tracking_uri, left)
-
-
-def _check(pattern: re.Pattern[str], value: str, what: str) -> None:
-    if not pattern.fullmatch(value):
-        raise UserError(f"{what} {value!r}: MLflow allows letters, digits and _ . - : / and space")

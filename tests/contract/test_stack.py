@@ -113,14 +113,14 @@ def test_a_second_up_finds_the_running_services(stack: Services) -> None:
     before = {line.name: line.pid for line in embedded.status(stack.home)}
     start = time.monotonic()
     assert embedded.up(stack.home) == stack
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15
     assert {line.name: line.pid for line in embedded.status(stack.home)} == before
     assert [line.state for line in embedded.status(stack.home)] == ["running", "running"]
 
 
 def test_concurrent_ups_make_one_stack_a_killed_half_is_repaired_and_down_leaves_nothing(own_home: Path) -> None:
     ups = [subprocess.Popen([sys.executable, "-c", UP, str(own_home)], stdout=subprocess.PIPE) for _ in range(2)]
-    endpoints = [process.communicate(timeout=120)[0].decode().strip() for process in ups]
+    endpoints = [process.communicate(timeout=300)[0].decode().strip() for process in ups]
     assert [process.returncode for process in ups] == [0, 0]
     assert endpoints[0] == endpoints[1] != ""
     assert len(processes.members(f"{own_home}:seaweedfs")) == 1  # and it outlives the command that started it
@@ -139,7 +139,7 @@ def test_concurrent_ups_make_one_stack_a_killed_half_is_repaired_and_down_leaves
     for number in range(40):  # what was answered before the kill is there
         assert client.get_object(Bucket=services.bucket, Key=f"kept/{number}")["Body"].read() == b"x" * number
 
-    (own_home / "state.json").unlink()  # `down` finds the processes without it
+    (own_home / "state.json").write_text("{damaged")  # `down` finds the processes without it
     assert embedded.down(own_home) >= 2
     assert {line.state for line in embedded.status(own_home)} == {"stopped"}
     assert embedded.down(own_home) == 0

@@ -1,21 +1,43 @@
-"""S3 addresses, and what boto3 raises about them as our own errors."""
+"""The connection to S3: one client, addresses, and what boto3 raises as our own errors."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+import boto3
 from boto3.exceptions import Boto3Error
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from infra.errors import ChecksumMismatch, Conflict, Missing, ServiceError, UserError
 
-__all__ = ["s3_errors", "split_uri"]
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+__all__ = ["client", "s3_errors", "split_uri"]
 
 MISSING_CODES = ("404", "NoSuchKey", "NotFound")
 CONFLICT_CODES = ("412", "PreconditionFailed", "ConditionalRequestConflict")
 REFUSED_CODES = ("403", "401", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden")
+
+
+def client() -> S3Client:
+    """A shared, thread-safe client for the services in the environment; 5 attempts with backoff for each request."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    return _client(os.getpid(), *(os.environ.get(name) for name in (*names, "AWS_SESSION_TOKEN")))
+
+
+@functools.lru_cache(maxsize=8)
+def _client(
+    _pid: int, s3_endpoint: str | None, endpoint: str | None, region: str | None, *_keys: str | None
+) -> S3Client:
+    config = Config(retries={"mode": "standard", "total_max_attempts": 5}, connect_timeout=5, read_timeout=60)
+    region = region or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return boto3.session.Session().client("s3", endpoint_url=s3_endpoint or endpoint, region_name=region, config=config)
 
 
 def split_uri(uri: str) -> tuple[str, str]:
