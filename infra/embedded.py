@@ -68,7 +68,7 @@ def definitions(home: Path, kept: Mapping[str, str], ports: Mapping[str, Mapping
             ports=ports["mlflow"],
             needs=s3_endpoint,
             url=mlflow_server.address(port),
-            command=lambda: mlflow_server.command(mlflow_folder, port),
+            command=lambda: mlflow_server.command(port),
             environment=lambda: mlflow_server.environment(mlflow_folder, kept, s3_endpoint),
             configure=lambda: mlflow_server.configure(mlflow_folder),
             probe=lambda _create: mlflow_server.probe(port, kept),

@@ -91,6 +91,10 @@ def check_server(tracking_uri: str, experiment: str) -> None:
         raise ServiceError(f"MLflow at {tracking_uri}: {outage(error) or error}") from error
 
 
+# The UI opens an experiment of this kind with its training runs, others with a page for language-model traces.
+TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+
+
 def experiment_id(client: Any, name: str) -> str:
     """The experiment's id; created if missing, by whoever comes first."""
     from mlflow.exceptions import MlflowException
@@ -98,7 +102,7 @@ def experiment_id(client: Any, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name))
+            return str(client.create_experiment(name, tags=TRAINING))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -28,23 +28,24 @@ def configure(folder: Path) -> None:
     """Write the authentication settings (mode 0600); the password itself goes through the environment only."""
     if importlib.util.find_spec("flask_wtf") is None:
         raise UserError("the embedded MLflow server needs its authentication app: pip install 'mlflow[auth]'")
+    # the database paths are relative to the server's folder: a home may have any characters in its name
     text = f"""[mlflow]
 default_permission = NO_PERMISSIONS
 grant_default_workspace_access = false
-database_uri = sqlite:///{folder / "auth.db"}
+database_uri = sqlite:///auth.db
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 auth_cache_ttl_seconds = {AUTH_CACHE_SECONDS}
 """
     write_private(folder / "basic_auth.ini", text)
 
 
-def command(folder: Path, port: int) -> list[str]:
-    """The command line; it holds paths and the port, never a secret."""
+def command(port: int) -> list[str]:
+    """The command line, to be run in the server's folder; it holds no secret."""
     return [
         *(sys.executable, "-m", "mlflow", "server"),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--app-name", "basic-auth", "--allowed-hosts", "127.0.0.1:*,localhost:*"),
-        *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+        *("--backend-store-uri", "sqlite:///mlflow.db"),
         *("--artifacts-destination", f"s3://{DEFAULT_BUCKET}/mlflow"),
         *("--uvicorn-opts", "--no-access-log"),
     ]

@@ -131,6 +131,11 @@ class Tracker:
         with self._changed:
             return self._run_ids.get(key)
 
+    def page(self) -> str:
+        """Address of the experiment's runs in the UI; of all experiments while the server has not answered yet."""
+        base = f"{self.tracking_uri}/#/experiments"
+        return f"{base}/{self._experiment_id}/runs" if self._experiment_id else base
+
     def flush(self, timeout_seconds: float) -> int:
         """Wait until everything is sent, at most so long; returns how many operations are left."""
         deadline = time.monotonic() + timeout_seconds

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from infra.provenance import provenance
 
 from infra import storage
 from infra.errors import Conflict
+from infra.provenance import provenance
 from infra.registry import register_version, set_alias, version_by_key
 from study.champion import Head, model_prefix, read_head, read_manifest, reserve_version, swap_head
 from study.config import StudyConfig

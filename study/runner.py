@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from infra.cluster import Cluster, max_concurrent
-from infra.provenance import provenance
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from infra import storage
+from infra.cluster import Cluster, max_concurrent
+from infra.provenance import provenance
 from infra.tracking import Tracker
 from study.config import StudyConfig
 from study.driver import Driver
@@ -48,7 +48,7 @@ class Outcome:
 
     state: str
     trials: list[TrialRow]
-    mlflow_run_id: str | None
+    mlflow_page: str
     unsent: int
 
 
@@ -116,9 +116,7 @@ def run_study(
         if state != "lost":
             store.release(token, state)
         unsent = _close_tracker(tracker, store, state, say)
-    return Outcome(
-        state=state, trials=store.trials(), mlflow_run_id=tracker.run_id(study_key(store.load())), unsent=unsent
-    )
+    return Outcome(state=state, trials=store.trials(), mlflow_page=tracker.page(), unsent=unsent)
 
 
 def _slots(spec: StudyConfig, cluster: Cluster) -> int:

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from infra.cluster import Cluster, connect, disconnect
-
 from infra import stack
+from infra.cluster import Cluster, connect, disconnect
 from infra.services import Services, services_from_environment
 from infra.tracking import Tracker
 from study.champion import model_prefix
@@ -74,7 +73,10 @@ def run_here(spec: StudyConfig, home: Path, *, then_promote: bool) -> int:
             promotion = _promote(store, services, clock)
     if promotion:
         _show_promotion(promotion, services)
-    print(f"\nMLflow UI: {services.mlflow_uri}/#/experiments  (agft stack down stops the services; data stays)")
+    print(f"\nMLflow UI: {outcome.mlflow_page}")
+    if services.home:
+        print(f"           user {services.mlflow_username}, password: mlflow_password in {services.home}/secrets.json")
+        print("           `agft stack down` stops the services; data stays")
     return 0
 
 

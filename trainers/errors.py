@@ -1,9 +1,9 @@
 """Errors that a user can cause in a trial's configuration or data.
 
-    ValueError
-    └── UserError            one clear message, exit code 2, no traceback
-        ├── UnknownName      a name that a table does not have
-        └── MissingWeights   weights that cannot be had from where the user said
+ValueError
+└── UserError            one clear message, exit code 2, no traceback
+    ├── UnknownName      a name that a table does not have
+    └── MissingWeights   weights that cannot be had from where the user said
 """
 
 from __future__ import annotations

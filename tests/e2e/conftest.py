@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+
 from real_run import Run, read_until, wait_until_gone
 
 STUDY = """\

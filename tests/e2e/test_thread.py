@@ -11,9 +11,9 @@ import sys
 
 import boto3
 import pytest
-from real_run import Run, wait_until_gone
 
 from infra import storage
+from real_run import Run, wait_until_gone
 
 pytestmark = [pytest.mark.nested, pytest.mark.timeout(900)]
 

@@ -132,7 +132,7 @@ def test_a_key_that_is_written_twice_is_found():
 
 
 def test_broken_yaml_and_a_missing_file_are_user_errors():
-    assert list(problems_of("name: [a\n"))[0].endswith("YAML")
+    assert next(iter(problems_of("name: [a\n"))).endswith("YAML")
     with pytest.raises(UserError, match="cannot be read"):
         load_study(Path("/nowhere/study.yaml"))
 
