@@ -13,10 +13,15 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainers.config import ModelConfig
+from trainers.model import load_clip
 from trainers.tiny import ARCH, register, weights_path
 from trainers.tiny.corpus import Corpus, load_corpus
+from trainers.tiny.report import format_table, measure_all
 
-__all__ = ["contrastive_loss", "fit"]
+__all__ = ["contrastive_loss", "fit", "save"]
+
+NUM_IMAGES, STEPS = 90_000, 4500  # of the shipped weights
 
 
 def normalize(model: open_clip.CLIP, images: Tensor) -> Tensor:
@@ -55,12 +60,13 @@ def contrastive_loss(
     return (to_text + to_image) / 2
 
 
-def fit(corpus: Corpus, *, seed: int, steps: int, batch_size: int = 256, lr: float = 1.5e-3, warmup: int = 200,
+def fit(corpus: Corpus, *, seed: int, steps: int = STEPS, batch_size: int = 256, lr: float = 1.5e-3, warmup: int = 200,
         weight_decay: float = 0.05, log_every: int = 100) -> open_clip.CLIP:  # fmt: skip
     """Train a fresh tiny CLIP with AdamW and a cosine schedule."""
     register()
-    torch.manual_seed(seed)
-    model = open_clip.create_model(ARCH).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = open_clip.create_model(ARCH).train()
     tokens = open_clip.get_tokenizer(ARCH)(list(corpus.captions))
     generator = torch.Generator().manual_seed(seed)
     plain = [p for p in model.parameters() if p.ndim < 2]
@@ -105,13 +111,17 @@ def save(model: open_clip.CLIP, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=weights_path())
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser = argparse.ArgumentParser(prog="python -m trainers.tiny.train", description=__doc__)
+    parser.add_argument("--out", type=Path, default=weights_path(), help="file to write (default: the shipped weights)")
+    parser.add_argument("--seed", type=int, default=0, help="of the corpus, the first weights and the order")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, only measure --out")
+    parser.add_argument("--samples", type=int, help="images per set to measure (default: all)")
     arguments = parser.parse_args()
-    model = fit(load_corpus(arguments.seed), seed=arguments.seed, steps=arguments.steps)
-    save(model, arguments.out)
+    if not arguments.report_only:
+        print(f"drawing {NUM_IMAGES} images (kept in the cache folder) ...", flush=True)
+        save(fit(load_corpus(arguments.seed, num_images=NUM_IMAGES), seed=arguments.seed), arguments.out)
+    clip = load_clip(ModelConfig(arch=ARCH, pretrained=str(arguments.out)))
+    print(format_table(measure_all(clip, samples=arguments.samples)))
 
 
 if __name__ == "__main__":

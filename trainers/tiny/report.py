@@ -1,0 +1,76 @@
+"""How good and how fragile the tiny CLIP is: clean, noisy and attacked zero-shot accuracy on all of its sets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from trainers.config import EvalAttack, EvalConfig
+from trainers.data import load_dataset
+from trainers.evaluate import evaluate_sets, random_noise
+from trainers.model import RobustCLIP, class_embeddings, tokenizer_for
+from trainers.tiny import STATED_EPS
+from trainers.tiny.datasets import TINY_ROLES
+
+__all__ = ["RADII", "ZERO_SHOT", "Row", "format_table", "measure", "measure_all"]
+
+RADII = (1 / 255, 2 / 255, 4 / 255, 6 / 255, 8 / 255)
+ZERO_SHOT = tuple(name for role in ("dev", "confirm", "final") for name in TINY_ROLES[role])
+
+
+@dataclass(frozen=True)
+class Row:
+    """Counts of right answers on one set; `noisy`: every pixel moved by + or - STATED_EPS, at random."""
+
+    name: str
+    num_classes: int
+    total: int
+    clean: int
+    noisy: int
+    robust: dict[float, int]
+
+
+def measure(clip: nn.Module, name: str, *, radii: Sequence[float] = RADII, samples: int | None = None) -> Row:
+    """Counts on one set, by the strict protocol: PGD with 10 steps of eps / 4, fooled if any iterate fools."""
+    strict = EvalConfig(protocol="strict", attack=EvalAttack(eps=tuple(radii), steps=10), samples=samples)
+    noise = strict.model_copy(update={"attack": EvalAttack(eps=(STATED_EPS,))})
+    data = load_dataset(name)
+    result = evaluate_sets(clip, [name], strict)[name]
+    targets = class_embeddings(clip, data.prompts(), tokenizer_for(clip))
+    noisy = random_noise(RobustCLIP(clip), data, targets, noise)
+    robust = dict(zip(radii, result.robust_correct, strict=True))
+    return Row(name, len(data.classes), result.n, result.clean_correct, noisy.robust_correct[0], robust)
+
+
+def measure_all(clip: nn.Module, *, radii: Sequence[float] = RADII, samples: int | None = None) -> list[Row]:
+    """All zero-shot sets, with a line of progress for each."""
+    rows, began = [], time.perf_counter()
+    for number, name in enumerate(ZERO_SHOT, start=1):
+        rows.append(measure(clip, name, radii=radii, samples=samples))
+        seconds = time.perf_counter() - began
+        left = seconds / number * (len(ZERO_SHOT) - number)
+        print(f"measured {name} ({number}/{len(ZERO_SHOT)})  {seconds:.0f} s, {left:.0f} s left", flush=True)
+    return rows
+
+
+def format_table(rows: Iterable[Row]) -> str:
+    """A Markdown table of percentages, with the mean over the sets as last line."""
+    rows = list(rows)
+    roles = {name: role for role, names in TINY_ROLES.items() for name in names}
+    attacks = [f"PGD {_ratio(eps)}" for eps in rows[0].robust]
+    heads = ["set", "role", "classes", "n", "clean", f"noise {_ratio(STATED_EPS)}", *attacks]
+    lines = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2)]
+    shares = [[100 * count / row.total for count in (row.clean, row.noisy, *row.robust.values())] for row in rows]
+    for row, values in zip(rows, shares, strict=True):
+        numbers = [f"{value:.1f}" for value in values]
+        lines.append([row.name, roles[row.name], str(row.num_classes), str(row.total), *numbers])
+    means = [sum(column) / len(rows) for column in zip(*shares, strict=True)]
+    lines.append(["mean", "", "", str(sum(row.total for row in rows)), *(f"{value:.1f}" for value in means)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _ratio(eps: float) -> str:
+    return f"{round(eps * 255)}/255"
