@@ -17,7 +17,7 @@ from trainers.tiny.datasets import TINY_ROLES
 
 __all__ = ["RADII", "ZERO_SHOT", "Row", "format_table", "measure", "measure_all"]
 
-RADII = (1 / 255, 2 / 255, 4 / 255, 6 / 255, 8 / 255)
+RADII = (2 / 255, 4 / 255, 6 / 255, 8 / 255)
 ZERO_SHOT = tuple(name for role in ("dev", "confirm", "final") for name in TINY_ROLES[role])
 
 
