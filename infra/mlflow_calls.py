@@ -69,7 +69,9 @@ def outage(error: Exception) -> str | None:
     import requests
     from mlflow.exceptions import MlflowException
 
-    reason = " ".join(str(error).split())[:300]
+    reason = " ".join(str(error).split())
+    reason = reason.partition("(Caused by ")[2].rstrip(")") or reason  # urllib3 puts the cause last
+    reason = reason[:300]
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()
         if status in (401, 403):

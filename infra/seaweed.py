@@ -5,6 +5,9 @@ volume and filer ports, over HTTP and gRPC. Here each of them speaks TLS only an
 signed by this home's own authority; HTTP writes and reads on filer and volume demand a signed token besides.
 The one port without TLS is S3 itself, which demands AWS signatures (`/status`, `/healthz` and CORS preflights
 answer without, and tell nothing). `weed mini` is not used: it binds every interface with an open admin page.
+
+An orderly end takes `weed` 15 s of waiting. What it has acknowledged is with the operating system by then, so ending
+it by SIGKILL loses nothing that was answered (a power cut may).
 """
 
 from __future__ import annotations

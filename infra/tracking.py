@@ -27,17 +27,18 @@ __all__ = ["Point", "Tracker", "check_server"]
 log = logging.getLogger("agft.tracking")
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
+Kind = Literal["records", "artifacts"]
 MAX_ARTIFACT_BYTES = 64_000_000  # weights belong in S3, not here
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One thing to tell the server; `movable` ones (artifacts) may let others pass while their storage is away."""
+    """One thing to tell the server. Artifacts let others pass while their storage is away."""
 
     key: str
     what: str
     call: Callable[[], None]
-    movable: bool = False
+    kind: Kind = "records"
 
 
 class Tracker:
@@ -50,7 +51,7 @@ class Tracker:
         self._changed = threading.Condition()
         self._closing = False
         self._kicked = False
-        self._outage = False
+        self._outages: set[str] = set()  # of "records" and "artifacts", which have storage of their own
         self._run_ids: dict[str, str] = {}
         self._client: Any = None
         self._experiment_id: str | None = None
@@ -94,8 +95,7 @@ class Tracker:
         for name in {point.name for point in points}:
             check_name(name, "metric name")
         for start in range(0, len(points), mlflow_calls.POINTS_PER_CALL):
-            part = list(points[start : start + mlflow_calls.POINTS_PER_CALL])
-            self._put(key, f"{len(part)} points", lambda part=part: self._send_points(key, part))  # type: ignore[misc]
+            self._log_points(key, list(points)[start : start + mlflow_calls.POINTS_PER_CALL])
 
     def set_tags(self, key: str, tags: Mapping[str, str]) -> None:
         """Set tags of the run of `key`; the last value wins."""
@@ -157,11 +157,11 @@ class Tracker:
             log.warning("%d records were not sent to MLflow at %s; the study keeps them", left, self.tracking_uri)
         return left
 
-    def _put(self, key: str, what: str, call: Callable[[], None], *, movable: bool = False) -> None:
+    def _put(self, key: str, what: str, call: Callable[[], None], kind: Kind = "records") -> None:
         with self._changed:
             if self._closing:
                 return
-            self._queue.append(Operation(key, what, call, movable))
+            self._queue.append(Operation(key, what, call, kind))
             self._changed.notify_all()
 
     def _connected(self) -> tuple[Any, str]:
@@ -182,8 +182,11 @@ class Tracker:
                 self._run_ids[key] = known
         return known
 
-    def _send_points(self, key: str, points: Sequence[Point]) -> None:
-        mlflow_calls.send_points(self._connected()[0], self._find(key), points)
+    def _log_points(self, key: str, points: Sequence[Point]) -> None:
+        def call() -> None:
+            mlflow_calls.send_points(self._connected()[0], self._find(key), points)
+
+        self._put(key, f"{len(points)} points", call)
 
     def _log_artifact(self, key: str, data: bytes, artifact_path: str) -> None:
         target = PurePosixPath(artifact_path)
@@ -196,7 +199,7 @@ class Tracker:
                 local.write_bytes(data)
                 self._connected()[0].log_artifact(self._find(key), str(local), str(target.parent).strip(".") or None)
 
-        self._put(key, f"artifact {artifact_path}", call, movable=True)
+        self._put(key, f"artifact {artifact_path}", call, "artifacts")
 
     def _work(self) -> None:
         pause = FIRST_PAUSE_SECONDS
@@ -218,17 +221,19 @@ class Tracker:
                 if retried is not operation and self._forget(operation.key):
                     retried = operation
                     continue
-                self._drop(operation, error)
+                self.dropped.append(f"{operation.key}: {operation.what}: {' '.join(str(error).split())[:300]}")
+                log.error("MLflow refuses a record for good: %s", self.dropped[-1])
             pause = FIRST_PAUSE_SECONDS
             self._done(operation)
 
     def _wait_out(self, operation: Operation, reason: str, pause: float) -> None:
         """Note the outage (one warning for each) and sleep; a flush or close ends the sleep."""
-        if not self._outage:
-            self._outage = True
-            log.warning("MLflow at %s is away (%s); records are kept and sent later", self.tracking_uri, reason)
+        if operation.kind not in self._outages:
+            self._outages.add(operation.kind)
+            text = "MLflow at %s takes no %s (%s); the study goes on and sends them later"
+            log.warning(text, self.tracking_uri, operation.kind, reason)
         with self._changed:
-            if operation.movable and len(self._queue) > 1:
+            if operation.kind == "artifacts" and len(self._queue) > 1:
                 self._queue.rotate(-1)
             pause = FIRST_PAUSE_SECONDS if self._kicked else pause * random.uniform(0.7, 1.3)
             self._kicked = False
@@ -239,16 +244,11 @@ class Tracker:
         with self._changed:
             return self._run_ids.pop(key, None) is not None
 
-    def _drop(self, operation: Operation, error: Exception) -> None:
-        note = f"{operation.key}: {operation.what}: {' '.join(str(error).split())[:300]}"
-        self.dropped.append(note)
-        log.error("MLflow refuses a record for good: %s", note)
-
     def _done(self, operation: Operation) -> None:
         with self._changed:
             self._queue.remove(operation)
             left = len(self._queue)
             self._changed.notify_all()
-        if self._outage:
-            self._outage = False
-            log.warning("MLflow at %s is back; %d records to send", self.tracking_uri, left)
+        if operation.kind in self._outages:
+            self._outages.remove(operation.kind)
+            log.warning("MLflow at %s takes %s again; %d to send", self.tracking_uri, operation.kind, left)

@@ -211,13 +211,43 @@ def test_a_killed_server_costs_the_caller_nothing_and_gets_everything_later(
         assert one.flush(WAIT_SECONDS) == 0
     said = [record.message for record in caplog.records if record.name == "agft.tracking"]
     assert len(said) == 2, said
-    assert "is away" in said[0]
-    assert "is back" in said[1]
+    assert "takes no records" in said[0]
+    assert "takes records again" in said[1]
     assert service_environment.mlflow_password not in "".join(said)
     found = runs(client, experiment)
     assert found["u"].info.status == "FINISHED"
     assert len(client.get_metric_history(found["t"].info.run_id, "robust_accuracy")) == 10
     assert len(client.get_metric_history(found["t"].info.run_id, "loss")) == 2500
+
+
+@pytest.mark.slow
+def test_while_storage_is_away_artifacts_wait_and_records_pass_them(
+    tracker: Making, client: Any, experiment: str, service_environment: Services, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = service_environment.home
+    assert home is not None
+    one = tracker()
+    one.ensure_run("t", name="t", params={}, tags={}, start_time_ms=START_MS)
+    assert one.flush(WAIT_SECONDS) == 0
+    try:
+        for process in processes.members(f"{home}:seaweedfs"):
+            process.kill()
+        with caplog.at_level(logging.WARNING, "agft.tracking"):
+            one.log_text("t", "text", "note.txt")
+            one.log("t", points(3))
+            one.finish("t", "FINISHED", START_MS + 5)
+            deadline = time.monotonic() + WAIT_SECONDS
+            while one.flush(1.0) > 1 and time.monotonic() < deadline:
+                continue
+            run = runs(client, experiment)["t"]
+            assert run.info.status == "FINISHED"
+            assert len(client.get_metric_history(run.info.run_id, "robust_accuracy")) == 3
+            assert one.flush(0.0) == 1
+    finally:
+        embedded.up(home)
+    assert one.flush(WAIT_SECONDS) == 0
+    assert [artifact.path for artifact in client.list_artifacts(run.info.run_id)] == ["note.txt"]
+    assert len([record for record in caplog.records if "takes no artifacts" in record.message]) == 1
 
 
 def test_what_the_server_refuses_for_good_is_noted_and_does_not_hold_up_the_rest(
