@@ -18,7 +18,7 @@ from infra.errors import ServiceError
 
 __all__ = [
     "Started", "alive", "exclusive", "free_ports", "members", "memory_bytes", "ports_free", "spawn", "tail",
-    "terminate", "wait_gone", "write_private",
+    "terminate", "unix_sockets", "wait_gone", "write_private",
 ]  # fmt: skip
 
 # Every process of a service inherits this variable, so they are found even when the state file is lost.
@@ -181,6 +181,16 @@ def memory_bytes(processes: Sequence[psutil.Process]) -> int:
         with contextlib.suppress(psutil.NoSuchProcess):
             total += process.memory_info().rss
     return total
+
+
+def unix_sockets(processes: Sequence[psutil.Process]) -> list[Path]:
+    """Absolute paths of the Unix sockets that `processes` have bound."""
+    found: list[Path] = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            names = [str(connection.laddr) for connection in process.net_connections(kind="unix")]
+            found += [Path(name) for name in names if name.startswith("/")]
+    return found
 
 
 def tail(log: Path, *, lines: int = 15) -> str:

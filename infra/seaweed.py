@@ -28,7 +28,7 @@ from infra.processes import write_private
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
 from infra.tls import ensure_certificates
 
-__all__ = ["PORT_NAMES", "SECRETS", "command", "configure", "endpoint", "probe", "remove_sockets"]
+__all__ = ["PORT_NAMES", "SECRETS", "command", "configure", "endpoint", "probe", "sockets"]
 
 PORT_NAMES = ("s3", "s3_grpc", "filer", "filer_grpc", "volume", "volume_grpc", "master", "master_grpc")
 SECRETS = ("access_key", "secret_key", "jwt_volume", "jwt_volume_read", "jwt_filer", "jwt_filer_read")
@@ -113,16 +113,13 @@ def command(folder: Path, ports: Mapping[str, int]) -> list[str]:
     return [executable(), "-logtostderr=true", "server", *(f"-{name}={value}" for name, value in options.items())]
 
 
-def remove_sockets(ports: Mapping[str, int]) -> None:
-    """Remove the gRPC sockets that `weed` puts into /tmp, whatever TMPDIR says, and leaves when it is killed.
+def sockets(ports: Mapping[str, int]) -> list[Path]:
+    """The gRPC sockets that `weed` puts into /tmp, whatever TMPDIR says, and leaves there when it is killed.
 
-    Mode 0700, and they demand the same certificate as the ports.
+    They have mode 0700 and demand the same certificate as the ports.
     """
-    for name, port in ports.items():
-        part, _, grpc = name.partition("_")
-        path = Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock")
-        if grpc and path.is_socket() and path.stat().st_uid == os.getuid():
-            path.unlink(missing_ok=True)
+    parts = {name.partition("_")[0]: port for name, port in ports.items() if name.endswith("_grpc")}
+    return [Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock") for part, port in parts.items()]
 
 
 def environment() -> dict[str, str]:

@@ -7,6 +7,7 @@ Everything lives under one home (mode 0700): `secrets.json` (made once), `state.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,8 +108,11 @@ def down(home: Path) -> int:
 
 def _stop(home: Path, name: str) -> int:
     """End the processes of one service; returns how many there were."""
+    open_sockets = processes.unix_sockets(processes.members(_mark(home, name)))
     ended = processes.terminate(_mark(home, name), grace_seconds=GRACE_SECONDS[name])
-    seaweed.remove_sockets(_state(home).get(name, {}).get("ports", {}))
+    for path in {*open_sockets, *seaweed.sockets(_state(home).get(name, {}).get("ports", {}))}:
+        if path.is_socket() and path.stat().st_uid == os.getuid():
+            path.unlink(missing_ok=True)
     return ended
 
 

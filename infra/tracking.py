@@ -49,8 +49,7 @@ class Tracker:
         self.dropped: list[str] = []  # what the server refused for good, with its reason
         self._queue: deque[Operation] = deque()
         self._changed = threading.Condition()
-        self._closing = False
-        self._kicked = False
+        self._closing = self._kicked = False
         self._outages: set[str] = set()  # of "records" and "artifacts", which have storage of their own
         self._run_ids: dict[str, str] = {}
         self._client: Any = None
@@ -103,8 +102,7 @@ class Tracker:
 
         def call() -> None:
             client, _ = self._connected()
-            run = client.get_run(self._find(key))
-            mlflow_calls.send_settings(client, run, params={}, tags=tags)
+            mlflow_calls.send_settings(client, client.get_run(self._find(key)), params={}, tags=tags)
 
         self._put(key, "tags", call)
 
@@ -230,8 +228,7 @@ class Tracker:
         """Note the outage (one warning for each) and sleep; a flush or close ends the sleep."""
         if operation.kind not in self._outages:
             self._outages.add(operation.kind)
-            text = "MLflow at %s takes no %s (%s); the study goes on and sends them later"
-            log.warning(text, self.tracking_uri, operation.kind, reason)
+            log.warning("MLflow at %s takes no %s (%s); they are sent later", self.tracking_uri, operation.kind, reason)
         with self._changed:
             if operation.kind == "artifacts" and len(self._queue) > 1:
                 self._queue.rotate(-1)
@@ -247,8 +244,7 @@ class Tracker:
     def _done(self, operation: Operation) -> None:
         with self._changed:
             self._queue.remove(operation)
-            left = len(self._queue)
             self._changed.notify_all()
         if operation.kind in self._outages:
             self._outages.remove(operation.kind)
-            log.warning("MLflow at %s takes %s again; %d to send", self.tracking_uri, operation.kind, left)
+            log.warning("MLflow at %s takes %s again; %d to send", self.tracking_uri, operation.kind, len(self._queue))

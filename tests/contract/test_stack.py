@@ -139,11 +139,14 @@ def test_concurrent_ups_make_one_stack_a_killed_half_is_repaired_and_down_leaves
     for number in range(40):  # what was answered before the kill is there
         assert client.get_object(Bucket=services.bucket, Key=f"kept/{number}")["Body"].read() == b"x" * number
 
+    left = processes.unix_sockets(processes.members(f"{own_home}:seaweedfs"))
+    assert left
     (own_home / "state.json").write_text("{damaged")  # `down` finds the processes without it
     assert embedded.down(own_home) >= 2
     assert {line.state for line in embedded.status(own_home)} == {"stopped"}
     assert embedded.down(own_home) == 0
     assert not listening(services)
+    assert not [path for path in left if path.exists()]
 
 
 def test_every_port_is_on_loopback_and_answers_nothing_to_a_stranger(stack: Services) -> None:
