@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from study.config import StudyConfig
 from study.results import Measurement, best_trial, trial_table
+from study.space import shown
 from study.store import StudyRow, TrialRow
 from trainers.config import Goal
 
-__all__ = ["Clock", "accuracy_table", "percent", "short", "studies_table", "trials_table", "wide_console"]
+__all__ = ["Clock", "accuracy_table", "percent", "studies_table", "trials_table", "wide_console"]
 
 
 class Clock:
@@ -39,11 +39,6 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def short(value: Any) -> str:
-    """A parameter in few characters."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def trials_table(spec: StudyConfig, trials: Sequence[TrialRow], goal: Goal) -> Table:
     """All trials, the best first; accuracies are those of the trial's best epoch on the dev sets."""
     table = Table(title=f"study {spec.name}: {len(trials)} trials, best first (dev sets)", title_justify="left")
@@ -58,7 +53,7 @@ def trials_table(spec: StudyConfig, trials: Sequence[TrialRow], goal: Goal) -> T
         table.add_row(
             str(row["number"]), row["state"], f"{row['epochs']}/{spec.train.epochs}",
             percent(row["clean_accuracy"]), percent(row["robust_accuracy"]),
-            *(short(row["params"].get(path, "-")) for path in paths), note,
+            *(shown(path, row["params"].get(path, "-")) for path in paths), note,
         )  # fmt: skip
     return table
 

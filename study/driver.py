@@ -25,7 +25,7 @@ from study.files import delete_superseded, trial_prefix
 from study.projection import project_epochs, project_outcome, project_study, project_trial
 from study.schedule import asha_verdict, rungs, score
 from study.searcher import OptunaBook
-from study.space import apply_params
+from study.space import apply_params, shown
 from study.store import LEASE_SECONDS, StudyRow, StudyStore, TrialRow
 from study.trial import TrialOrder
 from trainers.config import TrialConfig
@@ -188,7 +188,7 @@ class Driver:
         self.store.start_trial(self.token, number, params, config.model_dump(mode="json"))
         self.running[number] = time.monotonic()
         project_trial(self.tracker, self.study, self.row(number))
-        shown = ", ".join(f"{path.rpartition('.')[2]} {_short(value)}" for path, value in params.items())
+        shown = ", ".join(f"{path.rpartition('.')[2]} {shown(path, value)}" for path, value in params.items())
         self.say(f"trial {number:>3}  {'continues' if self.row(number).epochs else 'starts'}   {shown}")
         wanted = self.spec.resources
         return TrialOrder(
@@ -280,10 +280,6 @@ class Driver:
     def _devices(self) -> float:
         wanted = self.spec.resources
         return wanted.workers * (wanted.gpus_per_worker or 1.0)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _duration(seconds: float) -> str:

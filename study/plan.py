@@ -9,11 +9,11 @@ from typing import Any
 import optuna
 
 from study.config import StudyConfig
-from study.console import short
 from study.database import database_url
 from study.errors import UserError
 from study.schedule import rungs
 from study.searcher import proposals
+from study.space import shown
 from study.store import StudyStore, study_names
 
 __all__ = ["plan_of", "plan_text"]
@@ -61,6 +61,7 @@ def _here(spec: StudyConfig, need: float, cores: int) -> int:
 
 def first_samples(spec: StudyConfig) -> list[dict[str, Any]]:
     """Parameters of the first trials, warm starts first, as far as they do not depend on results."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize")
     count = min(FIRST, spec.budget.trials, spec.sampler.startup_trials)
     return [params for _, params in proposals(study, spec, count)]
@@ -103,7 +104,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     )
     lines.append("  first trials")
     for number, params in enumerate(plan["first_samples"]):
-        lines.append(f"    {number:>3}  " + ", ".join(f"{path} {short(value)}" for path, value in params.items()))
+        lines.append(f"    {number:>3}  " + ", ".join(f"{path} {shown(path, value)}" for path, value in params.items()))
     lines.append("  writes")
     lines += [f"    {what:<16} {where}" for what, where in plan["writes"].items()]
     return "\n".join(lines)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.console import percent, short
+from study.console import percent
 from study.results import best_trial, trial_table
+from study.space import shown
 from study.store import StudyRow, TrialRow
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _markdown(study: StudyRow, trials: Sequence[TrialRow]) -> str:
     lines.append("| trial | state | epochs | clean | robust | " + " | ".join(paths) + " | note |")
     lines.append("| ---: | --- | ---: | ---: | ---: | " + "---: | " * len(paths) + "--- |")
     for row in trial_table(trials, goal):
-        values = " | ".join(short(row["params"].get(path, "-")) for path in paths)
+        values = " | ".join(shown(path, row["params"].get(path, "-")) for path in paths)
         note = (row["failure_kind"] or row["reason"] or "").splitlines()
         lines.append(
             f"| {row['number']} | {row['state']} | {row['epochs']}/{spec.train.epochs} | "

@@ -21,7 +21,7 @@ from trainers.config import TrialConfig
 from trainers.errors import nearest
 from trainers.units import OfEps, OfModel, parse_fraction
 
-__all__ = ["SEARCHABLE", "Dimension", "apply_params", "known_paths", "parse_space"]
+__all__ = ["SEARCHABLE", "Dimension", "apply_params", "known_paths", "parse_space", "shown"]
 
 SEARCHABLE = ("method", "attack", "train", "model")  # data, goal and evaluation are the same for every trial
 RANGE_KEYS = {"low", "high", "log", "step"}
@@ -57,6 +57,13 @@ class Dimension:
             return bool(self.distribution._contains(self.distribution.to_internal_repr(sampled)))
         except (ValueError, TypeError):
             return False
+
+
+def shown(path: str, value: Any) -> str:
+    """A sampled value as a person writes it: radii as 4/255, other fractions with three digits."""
+    if path.endswith(".eps") and isinstance(value, float):
+        return f"{value * 255:.3g}/255"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
