@@ -42,7 +42,8 @@ KINDS = tuple(TEMPLATES)
 SHARES = (0.05, 0.27, 0.16, 0.24, 0.19, 0.09)  # of the corpus, in the order of KINDS
 
 
-def _paint(rng: Generator, name: str) -> Field:
+def paint(rng: Generator, name: str) -> Field:
+    """A colour of this name, each time a little different."""
     return np.clip(np.array(COLORS[name]) + rng.normal(0, 0.035, 3), 0, 1).astype(np.float32)
 
 
@@ -78,14 +79,14 @@ def _ink(rng: Generator, mask: Field, *, plain: float, distance: float) -> Field
 
 def color_scene(rng: Generator, name: str) -> Field:
     """A surface of one colour with light and a faint texture on it."""
-    paint = _paint(rng, name)
+    tone = paint(rng, name)
     light = 1 + rng.uniform(-0.15, 0.15) * (2 * draw.texture(rng, "gradient") - 1)
     grain = rng.uniform(0, 0.08) * (draw.texture(rng, TEXTURES[rng.integers(len(TEXTURES))]) - 0.5)
-    return paint[:, None, None] * light[None] + grain[None]
+    return tone[:, None, None] * light[None] + grain[None]
 
 
-def shape_scene(rng: Generator, name: str, paint: str, *, plain: float = 0.5) -> Field:
-    color = _paint(rng, paint)
+def shape_scene(rng: Generator, name: str, color_name: str, *, plain: float = 0.5) -> Field:
+    color = paint(rng, color_name)
     ground = _background(rng, unlike=color, distance=0.45, plain=plain)
     mask = draw.shape(rng, name)
     return ground + mask[None] * (color[:, None, None] - ground)
@@ -183,7 +184,8 @@ def cache_folder() -> Path:
 
 def source_hash() -> str:
     """Of everything that decides a pixel: the drawing code and the library that fills polygons and renders fonts."""
-    parts = [Path(file).read_bytes() for file in (draw.__file__, glyphs.__file__, __file__)]
+    files = (draw.__file__, glyphs.__file__, __file__, str(Path(__file__).with_name("clutter.py")))
+    parts = [Path(file).read_bytes() for file in files]
     parts.append(pillow_version.encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 

@@ -31,10 +31,11 @@ UCI = "Optical Recognition of Handwritten Digits, UCI (CC BY 4.0), as shipped in
 def _painter(kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...], Paint]:
     """Class names, templates and the function that draws one image of a class."""
     from trainers.tiny import corpus as c
+    from trainers.tiny.clutter import cluttered_shape
 
     def painted_shape(rng: Generator, words: str) -> NDArray[np.float32]:
         color, shape = words.split()
-        return c.shape_scene(rng, shape, color, plain=0.3)
+        return cluttered_shape(rng, shape, color)
 
     def shape(rng: Generator, words: str) -> NDArray[np.float32]:
         return c.shape_scene(rng, words, c.PAINTS[int(rng.integers(len(c.PAINTS)))])
@@ -101,7 +102,7 @@ def _table() -> dict[str, DatasetEntry]:
     from trainers.data.base import DatasetEntry
 
     rows = (
-        _row("tiny-color-shapes", "shape", 1, 120, 50, "12 shapes in 10 colours, most on textures; to fine-tune on"),
+        _row("tiny-color-shapes", "shape", 1, 120, 80, "12 shapes in 10 colours, most in clutter; to fine-tune on"),
         _row("tiny-shapes", "shape", 2, 12, 60, "shapes in any colour"),
         _row("tiny-digits", "digit", 3, 10, 80, "printed and pen-drawn digits"),
         _row("tiny-colors", "color", 4, 12, 50, "surfaces of one colour"),

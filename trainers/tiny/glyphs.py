@@ -79,7 +79,7 @@ STROKES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
+def curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Catmull-Rom through the points, eight steps a segment."""
     padded = np.concatenate([points[:1], points, points[-1:]])
     p0, p1, p2, p3 = (padded[i : len(padded) - 3 + i, None] for i in range(4))
@@ -98,7 +98,7 @@ def strokes(rng: Generator, digit: str, *, full: bool = False) -> Field:
     for stroke in way.split("|"):
         points = np.array([(int(p[0]), int(p[1])) + drift[int(p[1]), int(p[0])] for p in stroke.split()])
         points = points + rng.normal(0, 0.12, (1, 2))
-        line = [(24 + 20 * x, 14 + 20 * y) for x, y in _curve(points)]
+        line = [(24 + 20 * x, 14 + 20 * y) for x, y in curve(points)]
         draw.line(line, fill=255, width=round(pen), joint="curve")
         for x, y in (line[0], line[-1]):
             draw.ellipse((x - pen / 2, y - pen / 2, x + pen / 2, y + pen / 2), fill=255)
