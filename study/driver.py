@@ -188,8 +188,8 @@ class Driver:
         self.store.start_trial(self.token, number, params, config.model_dump(mode="json"))
         self.running[number] = time.monotonic()
         project_trial(self.tracker, self.study, self.row(number))
-        shown = ", ".join(f"{path.rpartition('.')[2]} {shown(path, value)}" for path, value in params.items())
-        self.say(f"trial {number:>3}  {'continues' if self.row(number).epochs else 'starts'}   {shown}")
+        sampled = ", ".join(f"{path.rpartition('.')[2]} {shown(path, value)}" for path, value in params.items())
+        self.say(f"trial {number:>3}  {'continues' if self.row(number).epochs else 'starts'}   {sampled}")
         wanted = self.spec.resources
         return TrialOrder(
             study=self.spec.name, number=number, token=self.token, bucket=self.bucket,

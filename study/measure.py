@@ -47,10 +47,10 @@ def _measure_set(
     return {eps: score.model_dump(mode="json") for eps, score in result.scores().items()}
 
 
-def _hashes(name: str) -> list[str]:
+def _hashes(names: Sequence[str]) -> dict[str, list[str]]:
     from trainers.data import load_dataset
 
-    return load_dataset(name).image_hashes()
+    return {name: load_dataset(name).image_hashes() for name in names}
 
 
 def measure(
@@ -87,11 +87,10 @@ def measure_unmodified(spec: StudyConfig) -> Measurement:
 
 
 def _check_disjoint(spec: StudyConfig) -> None:
-    task = ray.remote(num_cpus=0)(_hashes)
     roles = spec.data_sets()
     names = [name for members in roles.values() for name in members]
     try:
-        found = dict(zip(names, ray.get([task.remote(name) for name in names]), strict=True))
+        found = ray.get(ray.remote(num_cpus=spec.resources.cpus_per_worker)(_hashes).remote(names))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     for (role, members), (other, others) in itertools.combinations(roles.items(), 2):

@@ -38,7 +38,7 @@ METRICS = (
 
 def study_key(study: StudyRow) -> str:
     """Names the parent run for ever; a deleted and recreated study has another."""
-    return f"{study.name}@{study.created_ms}"
+    return f"{study.name}:{study.created_ms}"
 
 
 def trial_key(study: StudyRow, number: int) -> str:
