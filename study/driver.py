@@ -22,7 +22,7 @@ from study.board import open_board
 from study.config import StudyConfig
 from study.errors import LeaseLost
 from study.files import delete_superseded, trial_prefix
-from study.projection import project_epochs, project_outcome, project_study, project_trial
+from study.projection import project_best, project_epochs, project_outcome, project_study, project_trial
 from study.schedule import asha_verdict, rungs, score
 from study.searcher import OptunaBook
 from study.space import apply_params, shown
@@ -117,6 +117,7 @@ class Driver:
             project_epochs(self.tracker, self.study, trial.number, trial.epochs)
             if trial.finished:
                 project_outcome(self.tracker, self.study, trial)
+        project_best(self.tracker, self.study, self.store.trials())
 
     def close(self) -> None:
         """Give everything back that is not the lease."""
@@ -261,6 +262,7 @@ class Driver:
     def _say_progress(self) -> None:
         """How far the study is, and when it may end at this driver's pace so far."""
         trials = self.store.trials()
+        project_best(self.tracker, self.study, trials)
         done = sum(row.finished for row in trials)
         self.done_here += 1
         left = self.spec.budget.trials - done

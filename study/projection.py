@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from infra.tracking import Point, Tracker
+from study.results import best_trial
+from study.space import shown
 from study.store import StudyRow, TrialRow
 
 __all__ = [
     "EXPERIMENT",
+    "project_best",
     "project_epochs",
     "project_outcome",
     "project_study",
@@ -53,8 +56,14 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             found.update(flat(value, f"{prefix}{key}."))
         else:
-            found[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            values = value if isinstance(value, list | tuple) else [value]
+            found[f"{prefix}{key}"] = ", ".join(_text(f"{prefix}{key}", each) for each in values)
     return found
+
+
+def _text(path: str, value: Any) -> str:
+    """Floats short enough for a column; their every digit is in config.json."""
+    return shown(path, value) if path.endswith(".eps") or not isinstance(value, float) else f"{value:.6g}"
 
 
 def project_study(tracker: Tracker, study: StudyRow, *, reopen: bool = True) -> None:
@@ -92,6 +101,20 @@ def project_study(tracker: Tracker, study: StudyRow, *, reopen: bool = True) -> 
         ]
         tracker.log(study_key(study), points)
         tracker.log_text(study_key(study), json.dumps(study.baseline, indent=2), "unmodified-clip.json")
+
+
+def project_best(tracker: Tracker, study: StudyRow, trials: Sequence[TrialRow]) -> None:
+    """On the parent run: the best full-length trial after each one that finished, by the order of finishing."""
+    assert study.baseline is not None, "no trial starts before the unmodified model is measured"
+    goal = study.spec.goal.resolve(study.baseline)
+    done = sorted((trial for trial in trials if trial.state == "complete"), key=lambda t: (t.ended_ms or 0, t.number))
+    points = []
+    for step, trial in enumerate(done, start=1):
+        best = best_trial(done[:step], goal)
+        if best is not None and best.last is not None:
+            for name in ("best_clean_accuracy", "best_robust_accuracy"):
+                points.append(Point(name, float(best.last[name]), step, trial.ended_ms or trial.started_ms))
+    tracker.log(study_key(study), points)
 
 
 def project_trial(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
