@@ -36,13 +36,15 @@ SERVICES = ("mlflow", "weed")  # they outlive the command; Ray's processes must 
 
 @pytest.fixture(scope="package")
 def killed_and_finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """The study: SIGKILL at the second epoch of trial 1, then run again to the end, then promoted."""
+    """The study: SIGKILL when one trial has finished and another is running, then run to the end, then promoted."""
     folder = tmp_path_factory.mktemp("thread")
     run = Run(home=folder / "home", file=folder / "study.yaml")
     run.file.write_text(STUDY)
     try:
         driver = run.start("run", str(run.file))
-        run.printed["killed"] = read_until(driver, lambda line: re.search(r"trial +1 +epoch 2/", line) is not None)
+        first = read_until(driver, lambda line: "of 4 trials done" in line)
+        second = read_until(driver, lambda line: re.search(r"trial +\d +epoch", line) is not None)
+        run.printed["killed"] = first + second
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
         run.printed["before"] = json.dumps(run.trials("thread"))

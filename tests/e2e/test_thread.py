@@ -33,7 +33,8 @@ def test_the_study_finishes_after_sigkill_with_no_finished_trial_lost_or_run_twi
     assert all(trial["state"] in ("complete", "pruned") for trial in after.values())
     finished = [number for number, trial in before.items() if trial["state"] in ("complete", "pruned")]
     running = [number for number, trial in before.items() if trial["state"] == "running"]
-    assert running, "the kill came while a trial was running"
+    assert finished, "the kill came when a trial had finished"
+    assert running, "and while another was running"
     for number in finished:
         assert after[number] == before[number], "a finished trial is as it was"
         assert f"trial {number:>3}  starts" not in run.printed["finished"]
