@@ -60,5 +60,5 @@ def test_every_block_of_the_study_file_is_in_the_guide():
 
 def test_the_readme_has_the_two_commands_and_a_map_of_the_folders():
     readme = (ROOT / "README.md").read_text()
-    for word in ("make demo", "make test", "study/", "trainers/", "infra/", "tests/", "docker/", "docs/"):
+    for word in ("make demo", "make test", "study/", "trainers/", "infra/", "tests/", "docs/"):
         assert word in readme
