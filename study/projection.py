@@ -72,7 +72,7 @@ def project_study(tracker: Tracker, study: StudyRow, *, reopen: bool = True) -> 
     fixed = {**spec.base(), "data": spec.data.model_dump(mode="json")}
     for part in ("evaluate", "goal"):
         fixed.pop(part)
-    params = {k: v for k, v in flat(fixed).items() if k not in spec.search}
+    params = {k: v for k, v in flat(fixed).items() if not any(f"{k}.".startswith(f"{path}.") for path in spec.search)}
     params |= {f"search.{path}": json.dumps(entry) for path, entry in spec.search.items()}
     params |= {"goal": f"max {spec.goal.metric}", "budget.trials": str(spec.budget.trials)}
     params |= {f"goal.{name}": floor for name, floor in spec.goal.subject_to.items()}
