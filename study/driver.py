@@ -30,7 +30,7 @@ from study.store import LEASE_SECONDS, StudyRow, StudyStore, TrialRow
 from study.trial import TrialOrder
 from trainers.config import TrialConfig
 
-__all__ = ["Driver", "Heartbeat"]
+__all__ = ["HEARTBEAT_SECONDS", "Driver", "Heartbeat"]
 
 log = logging.getLogger("agft")
 HEARTBEAT_SECONDS = 5.0
@@ -64,7 +64,7 @@ class Heartbeat(threading.Thread):
                     return
 
     def stop(self) -> None:
-        """End the thread and count the seconds since the last beat."""
+        """End the thread; up to one beat of driving time stays uncounted."""
         self.ended.set()
         self.join()
 

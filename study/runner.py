@@ -25,7 +25,7 @@ from infra.cluster import Cluster, max_concurrent
 from infra.provenance import provenance
 from infra.tracking import Tracker
 from study.config import StudyConfig
-from study.driver import Driver
+from study.driver import HEARTBEAT_SECONDS, Driver
 from study.errors import LeaseLost, StudyFailed
 from study.measure import measure_unmodified
 from study.projection import EXPERIMENT, study_key
@@ -172,8 +172,11 @@ def _prepare(store: StudyStore, token: int, spec: StudyConfig, say: Callable[[st
 
 
 def _keep_lease(store: StudyStore, token: int, stop: threading.Event) -> None:
-    while not stop.wait(5.0):
-        store.renew(token, driven=5.0)
+    while not stop.wait(HEARTBEAT_SECONDS):
+        try:
+            store.renew(token, driven=HEARTBEAT_SECONDS)
+        except LeaseLost:
+            return  # the next write of the main thread says so
 
 
 def _tune(driver: Driver, *, slots: int, bucket: str) -> None:

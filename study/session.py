@@ -83,12 +83,12 @@ def run_here(spec: StudyConfig, home: Path, *, then_promote: bool) -> int:
 def promote_here(store: StudyStore, home: Path) -> int:
     """`agft promote`: decide about the champion; exit code 0 when it is decided, 1 when a gate refused."""
     clock = Clock()
-    study = store.load()
+    store.load()  # an unknown name is answered before anything is started
     services = services_here(home, clock)
     with cluster_here(clock):
         promotion = _promote(store, services, clock)
     _show_promotion(promotion, services)
-    return 0 if study and promotion.state in ("promoted", "kept") else 1
+    return 0 if promotion.state in ("promoted", "kept") else 1
 
 
 def _promote(store: StudyStore, services: Services, clock: Clock) -> Promotion:
