@@ -146,7 +146,8 @@ def status(study: str | None, as_json: bool) -> None:
     if study and rows[0][0].baseline:
         row, trials = rows[0]
         assert row.baseline is not None
-        console.print(trials_table(row.spec, trials, row.spec.goal.resolve(row.baseline)))
+        live = live_state(row) == "running"
+        console.print(trials_table(row.spec, trials, row.spec.goal.resolve(row.baseline), live=live))
 
 
 @main.command()

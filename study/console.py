@@ -39,8 +39,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def trials_table(spec: StudyConfig, trials: Sequence[TrialRow], goal: Goal) -> Table:
-    """All trials, the best first; accuracies are those of the trial's best epoch on the dev sets."""
+def trials_table(spec: StudyConfig, trials: Sequence[TrialRow], goal: Goal, *, live: bool = False) -> Table:
+    """All trials, the best first; accuracies are those of the trial's best epoch on the dev sets.
+
+    `live`: somebody drives the study; otherwise what says running is shown as unfinished.
+    """
     table = Table(title=f"study {spec.name}: {len(trials)} trials, best first (dev sets)", title_justify="left")
     for name in ("trial", "state", "epochs", "clean", "robust"):
         table.add_column(name, justify="right" if name != "state" else "left", no_wrap=True)
@@ -50,8 +53,9 @@ def trials_table(spec: StudyConfig, trials: Sequence[TrialRow], goal: Goal) -> T
     table.add_column("note")
     for row in trial_table(trials, goal):
         note = row["failure_kind"] or row["reason"] or ("" if row["feasible"] in (True, None) else "below a floor")
+        state = "unfinished" if row["state"] == "running" and not live else row["state"]
         table.add_row(
-            str(row["number"]), row["state"], f"{row['epochs']}/{spec.train.epochs}",
+            str(row["number"]), state, f"{row['epochs']}/{spec.train.epochs}",
             percent(row["clean_accuracy"]), percent(row["robust_accuracy"]),
             *(shown(path, row["params"].get(path, "-")) for path in paths), note,
         )  # fmt: skip
