@@ -1,4 +1,4 @@
-"""The notice board's answers, without Ray: a verdict is waited for, a stop stays, everybody's word reaches everybody."""
+"""The notice board's answers, without Ray: verdicts are waited for, a stop stays, everybody's word reaches all."""
 
 from __future__ import annotations
 
