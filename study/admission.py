@@ -103,5 +103,10 @@ def open_admission() -> Any:
     """The cluster's admission actor, started by whoever comes first; it outlives its first driver."""
     actor = ray.remote(num_cpus=0)(Admission)
     return actor.options(
-        name=ADMISSION, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", max_restarts=-1
+        name=ADMISSION,
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        max_restarts=-1,
+        max_task_retries=-1,
     ).remote()

@@ -166,7 +166,8 @@ class Driver:
         return ""
 
     def closing(self) -> bool:
-        """Whether no new trial may start."""
+        """Whether no new trial may start. Tune may ask this for minutes without giving us another turn."""
+        self.step()
         return bool(self.closing_word)
 
     # --- what the searcher calls ---------------------------------------------------------------------------------
@@ -245,6 +246,8 @@ class Driver:
         word = outcome["outcome"] if outcome else ("interrupted" if self.closing_word else "failed")
         if word in ("paused", "interrupted"):
             self.store.end_attempt(self.token, number, word)
+            if not self.closing_word:  # it left though nobody asked: the board is gone, and the others will leave too
+                self.closing_word, self.closing_since = "pause", time.monotonic()
             return
         state = {"finished": "complete", "stopped": "pruned"}.get(word, "failed")
         kind = ((outcome or {}).get("failure_kind") or "pre-empted") if state == "failed" else None

@@ -213,7 +213,7 @@ def _tune(driver: Driver, *, slots: int, bucket: str) -> None:
     except tune.TuneError as error:
         if isinstance(error.__cause__, LeaseLost):
             raise error.__cause__ from None
-        raise StudyFailed(f"Ray Tune gave up: {error}") from error
+        raise StudyFailed(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _final_state(driver: Driver) -> str:
@@ -223,6 +223,9 @@ def _final_state(driver: Driver) -> str:
         return "paused"
     if driver.closing_word == "stop":
         return "stopped"
+    if any(not row.finished for row in driver.store.trials()):
+        driver.say("some trials are unfinished; run again to go on with them")
+        return "paused"
     return "finished"
 
 
