@@ -153,7 +153,7 @@ class StudyConfig(Frozen):
 
     def dimensions(self) -> list[Dimension]:
         """The search space; an entry that is wrong never gets this far."""
-        dimensions, problems = parse_space(self.search)
+        dimensions, problems = parse_space(self.search, self.method.name)
         assert not problems, problems
         return dimensions
 

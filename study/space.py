@@ -17,20 +17,21 @@ from optuna.distributions import (
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from trainers.config import TrialConfig
+from trainers.config import Steps, TrialConfig
 from trainers.errors import nearest
+from trainers.objectives import METHODS
 from trainers.units import OfEps, OfModel, parse_fraction
 
 __all__ = ["SEARCHABLE", "Dimension", "apply_params", "known_paths", "parse_space", "shown"]
 
-SEARCHABLE = ("method", "attack", "train", "model")  # data, goal and evaluation are the same for every trial
+SEARCHABLE = ("method", "attack", "train", "model", "seed")  # data, goal and evaluation are the same for every trial
 RANGE_KEYS = {"low", "high", "log", "step"}
-WRAPPERS: dict[str, type[BaseModel]] = {"of_model": OfModel, "of_eps": OfEps}
+WRAPPERS: dict[str, type[BaseModel]] = {"of_model": OfModel, "of_eps": OfEps, "steps": Steps}
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One searched field. `path` is dotted; `wrapper` is `of_model`, `of_eps` or empty."""
+    """One searched field. `path` is dotted; `wrapper` is `of_model`, `of_eps`, `steps` or empty."""
 
     path: str
     distribution: BaseDistribution
@@ -75,25 +76,29 @@ def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from models_of(part)
 
 
-def known_paths(model: type[BaseModel] = TrialConfig, prefix: str = "") -> dict[str, tuple[FieldInfo, type[BaseModel]]]:
-    """Every dotted path that a study may search, with its field and the record that owns it."""
+def known_paths(
+    method: str, model: type[BaseModel] = TrialConfig, prefix: str = ""
+) -> dict[str, tuple[FieldInfo, type[BaseModel]]]:
+    """Every dotted path that a study of `method` may search, with its field and the record that owns it."""
     found: dict[str, tuple[FieldInfo, type[BaseModel]]] = {}
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
-        if not prefix and name not in SEARCHABLE:
+        if path == "method.name" or (not prefix and name not in SEARCHABLE):
             continue
         inner = [record for record in models_of(field.annotation) if record not in WRAPPERS.values()]
+        if path == "method":
+            inner = [METHODS[method]]
         if inner:
             for record in inner:
-                found.update(known_paths(record, f"{path}."))
+                found.update(known_paths(method, record, f"{path}."))
         else:
             found[path] = (field, model)
     return found
 
 
-def check_value(path: str, value: Any) -> str | None:
+def check_value(method: str, path: str, value: Any) -> str | None:
     """The rule that `value` breaks at `path`, or None."""
-    field, _ = known_paths()[path]
+    field, _ = known_paths(method)[path]
     annotation: Any = field.annotation
     for constraint in field.metadata:
         annotation = typing.Annotated[annotation, constraint]
@@ -104,12 +109,12 @@ def check_value(path: str, value: Any) -> str | None:
     return None
 
 
-def _is_integer(path: str) -> bool:
-    annotation = known_paths()[path][0].annotation
+def _is_integer(method: str, path: str) -> bool:
+    annotation = known_paths(method)[path][0].annotation
     return annotation is int or int in get_args(annotation)
 
 
-def _range(path: str, entry: Mapping[str, Any]) -> tuple[BaseDistribution | None, list[str]]:
+def _range(method: str, path: str, entry: Mapping[str, Any]) -> tuple[BaseDistribution | None, list[str]]:
     try:
         low, high = (parse_fraction(entry[key]) for key in ("low", "high"))
         step = parse_fraction(entry["step"]) if entry.get("step") is not None else None
@@ -130,7 +135,7 @@ def _range(path: str, entry: Mapping[str, Any]) -> tuple[BaseDistribution | None
     if log and low <= 0:
         return None, [f"a log range needs low > 0, got {low:g}"]
     try:
-        if _is_integer(path):
+        if _is_integer(method, path):
             if int(low) != low or int(high) != high:
                 return None, [f"the field is a whole number, got low {low:g} and high {high:g}"]
             return IntDistribution(int(low), int(high), log=log, step=int(step or 1)), []
@@ -139,7 +144,7 @@ def _range(path: str, entry: Mapping[str, Any]) -> tuple[BaseDistribution | None
         return None, [str(error)]
 
 
-def _dimension(path: str, entry: Any) -> tuple[Dimension | None, list[str]]:
+def _dimension(method: str, path: str, entry: Any) -> tuple[Dimension | None, list[str]]:
     """One entry of the block, or the rules that it breaks."""
     rule = "must be {low, high[, log, step]}, {choices: [...]} or {of_model: {...}} / {of_eps: {...}}"
     if not isinstance(entry, Mapping):
@@ -148,7 +153,7 @@ def _dimension(path: str, entry: Any) -> tuple[Dimension | None, list[str]]:
     inner = entry[wrapper] if wrapper else entry
     if not isinstance(inner, Mapping):
         return None, [rule]
-    if wrapper and (error := check_value(path, {wrapper: 1.0})):
+    if wrapper and (error := check_value(method, path, {wrapper: 1.0})):
         return None, [f"cannot be given by {wrapper}: {error}"]
     unknown = set(inner) - RANGE_KEYS - {"choices"}
     if unknown:
@@ -166,23 +171,23 @@ def _dimension(path: str, entry: Any) -> tuple[Dimension | None, list[str]]:
         problems: list[str] = []
         ends = values
     else:
-        distribution, problems = _range(path, inner)
+        distribution, problems = _range(method, path, inner)
         ends = [] if distribution is None else [distribution.low, distribution.high]
     for value in ends:
-        if broken := check_value(path, {wrapper: value} if wrapper else value):
+        if broken := check_value(method, path, {wrapper: value} if wrapper else value):
             problems.append(f"{value!r} is not allowed for this field: {broken}")
     return (None if problems or distribution is None else Dimension(path, distribution, wrapper)), problems
 
 
-def parse_space(search: Mapping[str, Any]) -> tuple[list[Dimension], list[tuple[str, str]]]:
-    """Dimensions of a `search:` block, and (path, rule) for every entry that is wrong."""
-    known = known_paths()
+def parse_space(search: Mapping[str, Any], method: str) -> tuple[list[Dimension], list[tuple[str, str]]]:
+    """Dimensions of a `search:` block of a study of `method`, and (path, rule) for every entry that is wrong."""
+    known = known_paths(method)
     dimensions, problems = [], []
     for path, entry in search.items():
         if path not in known:
             problems.append((path, _no_such_field(path, known)))
             continue
-        dimension, rules = _dimension(path, entry)
+        dimension, rules = _dimension(method, path, entry)
         problems += [(path, rule) for rule in rules]
         if dimension:
             dimensions.append(dimension)

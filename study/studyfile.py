@@ -13,8 +13,10 @@ from pydantic import BaseModel, ValidationError
 from study.config import StudyConfig
 from study.errors import Problem, StudyFileError, UserError
 from study.space import models_of, parse_space
+from trainers.architectures import mismatches
 from trainers.data import DATASETS
 from trainers.errors import nearest
+from trainers.objectives import METHODS
 
 __all__ = ["load_study", "parse_study"]
 
@@ -54,6 +56,8 @@ def parse_study(text: str, *, source: str) -> StudyConfig:
         raise StudyFileError(source, [Problem(1, "file", "", "must be a mapping with name, data, method, budget, ...")])
     lines, problems = _lines(node)
     study, schema_problems = _schema(raw, lines)
+    if study is not None:
+        problems += _compatible(study, lines)
     problems += schema_problems + _search(raw, lines) + _datasets(raw, lines) + _warm_starts(raw, lines)
     if problems or study is None:
         raise StudyFileError(source, problems)
@@ -113,15 +117,18 @@ def _in_file(raw: Any, location: Keys) -> Keys:
     return path
 
 
-def _record_at(path: Keys) -> type[BaseModel] | None:
+def _record_at(raw: Mapping[str, Any], path: Keys) -> type[BaseModel] | None:
     """The record type that owns the last key of `path`."""
     owner: type[BaseModel] = StudyConfig
-    for key in path[:-1]:
+    for position, key in enumerate(path[:-1]):
         field = owner.model_fields.get(str(key))
         records = list(models_of(field.annotation)) if field else []
         if not records:
             return None
+        value, _ = _at(raw, path[: position + 1])
         owner = records[0]
+        if owner in METHODS.values() and isinstance(value, Mapping):
+            owner = METHODS.get(str(value.get("name")), owner)
     return owner
 
 
@@ -137,11 +144,16 @@ def _schema(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[StudyConfig
         value, present = _at(raw, path)
         rule = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            fields = list((_record_at(path) or StudyConfig).model_fields)
+            fields = list((_record_at(raw, path) or StudyConfig).model_fields)
             close = nearest(str(path[-1]), fields)
             rule = "no such field; " + (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(fields)}"
         elif detail["type"] == "missing":
             rule, present = "is required", False
+        elif detail["type"].startswith("union_tag"):
+            path, (value, present) = (*path, "name"), _at(raw, (*path, "name"))
+            close = nearest(str(value), METHODS)
+            hint = f"did you mean {close[0]!r}? " if present and close else ""
+            rule = f"{'no such method' if present else 'is required'}; {hint}known: {', '.join(METHODS)}"
         problem = Problem(_line(lines, path), _dotted(path), _shown(value) if present else "", rule)
         grouped.setdefault(path, []).append(problem)
     return None, [_joined(problems) for problems in grouped.values()]
@@ -154,11 +166,27 @@ def _joined(problems: list[Problem]) -> Problem:
     return Problem(first.line, first.path, first.value, " or ".join(rules))
 
 
+def _method(raw: Mapping[str, Any]) -> str | None:
+    """The file's method, if it names one that exists: what may be searched depends on it."""
+    block = raw.get("method")
+    name = block.get("name") if isinstance(block, Mapping) else None
+    return name if isinstance(name, str) and name in METHODS else None
+
+
+def _compatible(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:
+    """What the model's architecture cannot do."""
+    problems = []
+    for path, rule in mismatches(study.model.arch, study.method, study.train):
+        keys: Keys = tuple(path.split("."))
+        problems.append(Problem(_line(lines, keys), path, _shown(_at(study.model_dump(mode="json"), keys)[0]), rule))
+    return problems
+
+
 def _search(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
-    search = raw.get("search")
-    if not isinstance(search, Mapping):
+    search, method = raw.get("search"), _method(raw)
+    if not isinstance(search, Mapping) or method is None:
         return []
-    _, problems = parse_space(search)
+    _, problems = parse_space(search, method)
     return [
         Problem(_line(lines, ("search", path)), f"search.{path}", _shown(search[path]), rule) for path, rule in problems
     ]
@@ -195,9 +223,10 @@ def _datasets(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem
 def _warm_starts(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
     """A warm start names searched paths only, with values inside their ranges."""
     search, starts = raw.get("search"), raw.get("warm_starts")
-    if not isinstance(search, Mapping) or not isinstance(starts, list):
+    method = _method(raw)
+    if not isinstance(search, Mapping) or not isinstance(starts, list) or method is None:
         return []
-    dimensions = {dimension.path: dimension for dimension in parse_space(search)[0]}
+    dimensions = {dimension.path: dimension for dimension in parse_space(search, method)[0]}
     problems = []
     for index, start in enumerate(starts):
         for path, value in start.items() if isinstance(start, Mapping) else ():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from trainers.architectures import mismatches
 from trainers.objectives import MethodConfig
 from trainers.units import Fraction, Frozen, Length, OfEps
 
@@ -17,7 +18,9 @@ __all__ = [
     "Goal",
     "ModelConfig",
     "OptimizerConfig",
+    "Steps",
     "TrainConfig",
+    "Trainable",
     "TrialConfig",
 ]
 
@@ -35,9 +38,22 @@ class AttackConfig(Frozen):
     """The training attack. Paper: PGD, 2 steps of 1/255 inside eps 1/255 (Cui et al. 2026, section 4.1)."""
 
     name: Literal["pgd"] = Field(default="pgd", description="attack name")
-    eps: Fraction = Field(default=1 / 255, ge=0, le=1, description="L-inf radius, pixels in [0, 1]")
-    step_size: Length | OfEps = Field(default=OfEps(of_eps=1), description="PGD step, absolute or a multiple of eps")
+    norm: Literal["linf", "l2"] = Field(default="linf", description="norm of the ball around the image")
+    eps: Annotated[Fraction, Field(ge=0, le=1000)] = Field(
+        default=1 / 255, description="radius in the norm, pixels in [0, 1]; at most 1 in linf"
+    )
+    step_size: Annotated[Fraction, Field(gt=0, le=1000)] | OfEps = Field(
+        default=OfEps(of_eps=1), description="PGD step in the norm, absolute or a multiple of eps"
+    )
     steps: int = Field(default=2, ge=1, le=1000, description="number of PGD steps")
+    restarts: int = Field(default=1, ge=1, le=100, description="random starts; the worst final iterate is kept")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum of the attack's steps (FARE: 0.9)")
+
+    @model_validator(mode="after")
+    def _inside_the_pixel_cube(self) -> AttackConfig:
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(f"eps {self.eps:g}: a linf radius is at most 1, pixels being in [0, 1]; write 4/255")
+        return self
 
     def resolved_step_size(self) -> float:
         """The step in pixels of [0, 1]."""
@@ -81,7 +97,24 @@ class OptimizerConfig(Frozen):
     name: Literal["sgd", "adamw"] = Field(default="sgd", description="optimizer")
     lr: float = Field(default=4e-4, gt=0, le=10, description="peak learning rate")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD momentum (beta1 of AdamW)")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="beta2 of AdamW; the official AGFT code's is 0.95")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="weight decay")
+
+
+class Steps(Frozen):
+    """A length in updates, instead of a fraction of all updates."""
+
+    steps: int = Field(ge=0, description="number of updates")
+
+
+class Trainable(Frozen):
+    """Which part of the image encoder learns; the rest keeps CLIP's weights. Blocks: of a ViT; stages of a ResNet."""
+
+    part: Literal["all", "first_blocks", "last_blocks", "layer_norms", "visual_prompt"] = Field(
+        default="all", description="all | first_blocks | last_blocks | layer_norms | visual_prompt (a border of pixels)"
+    )
+    blocks: int = Field(default=4, ge=1, description="how many, for first_blocks (with the stem) and last_blocks")
+    prompt_width: int = Field(default=30, ge=1, description="border of visual_prompt, pixels of the model's input")
 
 
 class TrainConfig(Frozen):
@@ -89,10 +122,27 @@ class TrainConfig(Frozen):
 
     epochs: int = Field(default=10, ge=1, le=100000, description="number of epochs, each with an evaluation")
     batch_size: int = Field(default=256, ge=1, description="images per update, over all workers together")
+    accumulation: int = Field(default=1, ge=1, description="parts that a worker's share of a batch is computed in")
     samples_per_epoch: int | None = Field(default=None, ge=1, description="images per epoch; null = the whole set")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="encoder; logits and losses are fp32")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="encoder's autocast; weights, logits and losses are fp32; fp16 scales its gradients"
+    )
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="optimizer")
-    warmup: float = Field(default=0.02, ge=0, lt=1, description="fraction of all updates with a linearly rising rate")
+    clip_grad_norm: float | None = Field(default=None, gt=0, description="largest L2 norm of the gradient; null = any")
+    warmup: Annotated[float, Field(ge=0, lt=1)] | Steps = Field(
+        default=0.02, description="linearly rising rate: a fraction of all updates, or {steps: 1000}"
+    )
+    official_schedule: Literal["timm", "open_clip"] | None = Field(
+        default=None,
+        description="the official codes' schedules: timm (AGFT; its first update has rate 0), open_clip (TeCoA, FARE)",
+    )
+    trainable: Trainable = Field(default=Trainable(), description="part of the image encoder that learns")
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of averaged weights, which are then measured"
+    )
+    activation_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
+    compile: bool = Field(default=False, description="torch.compile the encoder; says so and goes on where it cannot")
+    teacher_cache: bool = Field(default=True, description="frozen clean embeddings once, shared by all trials")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of each worker; null = torch's choice")
 
 
@@ -119,3 +169,10 @@ class TrialConfig(Frozen):
     evaluate: EvalConfig = Field(default=EvalConfig(), description="fixed evaluation after every epoch")
     goal: Goal = Field(default=Goal(), description="what best means")
     seed: int = Field(default=0, ge=0, lt=2**31, description="seed of data order and attack starts")
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> TrialConfig:
+        problems = mismatches(self.model.arch, self.method, self.train)
+        if problems:
+            raise ValueError("; ".join(f"{path}: {rule}" for path, rule in problems))
+        return self

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Iterator
 
 import torch
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from trainers.attacks import noise
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 FINGERPRINT_IMAGES, FINGERPRINT_TEXTS = 2, 3
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextlib.contextmanager
@@ -73,8 +75,29 @@ class RobustCLIP(nn.Module):
         """fp32 [B, 3, H, W] in [0, 1] -> raw embeddings, fp32 [B, D].
 
         Another size than the model's is resized here (bicubic, antialiased, differentiable), so that an attack lives
-        at the images' own resolution, as in the official code. `precision` bf16 runs the encoder under autocast.
+        at the images' own resolution, as in the official code. `precision` bf16 or fp16 runs the encoder in autocast.
         """
+        pixels = self._normalised(images)
+        with self._autocast(pixels):
+            embeddings: Tensor = self.visual(pixels)
+        return embeddings.float()
+
+    def embed_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `embed`, with the patch tokens: fp32 [B, D] and fp32 [B, P, D], P patches in row-major order.
+
+        Final LayerNorm and projection are applied to every token, as TGA-ZSR does. ViTs with a class token only.
+        """
+        visual = self.visual
+        plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
+        if not plain or visual.final_ln_after_pool:
+            raise UserError("method.name: needs the patch tokens of a ViT with a class token, which this model is not")
+        pixels = self._normalised(images)
+        with self._autocast(pixels):
+            tokens: Tensor = visual.ln_post(visual.transformer(visual._embeds(pixels))) @ visual.proj  # type: ignore[operator]
+        return tokens[:, 0].float(), tokens[:, 1:].float()
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Checked, resized to the model's input, CLIP's mean taken off and divided by its standard deviation."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(f"images must be square RGB, [B, 3, S, S]; got {tuple(images.shape)}")
         if images.dtype != torch.float32:
@@ -82,10 +105,10 @@ class RobustCLIP(nn.Module):
         if images.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
             images = nn.functional.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
-        images = (images - self.mean) / self.std
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            embeddings: Tensor = self.visual(images)
-        return embeddings.float()
+        return (images - self.mean) / self.std
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, AUTOCAST.get(self.precision), enabled=self.precision in AUTOCAST)
 
     @staticmethod
     def unit(embeddings: Tensor) -> Tensor:

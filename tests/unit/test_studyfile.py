@@ -115,7 +115,11 @@ def test_a_search_entry_that_its_field_forbids_is_named_with_its_rule(entry, rul
 
 @pytest.mark.parametrize(
     ("path", "rule"),
-    [("data.train", "same for every trial"), ("seed", "same for every trial"), ("train.epoch", "'train.epochs'")],
+    [
+        ("data.train", "same for every trial"),
+        ("goal.metric", "same for every trial"),
+        ("train.epoch", "'train.epochs'"),
+    ],
 )
 def test_only_fields_of_a_trial_can_be_searched(path, rule):
     found = problems_of(GOOD.replace("method.scale_ratio", path))
@@ -164,4 +168,10 @@ def test_defaults_are_the_papers():
     assert base["method"]["logit_scale"] == {"of_model": 1.8}
     assert base["attack"]["eps"] == pytest.approx(1 / 255)
     assert (base["attack"]["steps"], base["train"]["epochs"], base["train"]["batch_size"]) == (2, 10, 256)
-    assert base["train"]["optimizer"] == {"name": "sgd", "lr": 4e-4, "momentum": 0.9, "weight_decay": 0.0}
+    assert base["train"]["optimizer"] == {
+        "name": "sgd",
+        "lr": 4e-4,
+        "momentum": 0.9,
+        "beta2": 0.95,
+        "weight_decay": 0.0,
+    }
