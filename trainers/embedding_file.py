@@ -1,0 +1,136 @@
+"""One matrix, fp32 [N, D], in a safetensors file that says what it is, proves its bytes and can be memory-mapped.
+
+The header is the manifest: what the numbers were computed from, and the SHA-256 of the data. It lies in the file, so
+that one rename here and one object in S3 can never pair the data of one writer with the manifest of another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["TEMPORARY", "Damaged", "Writer", "read_embeddings"]
+
+TEMPORARY = ".tmp"  # what every unfinished file is called at the end
+NAME, KEY = "embeddings", "agft"
+ALIGNMENT = 64  # bytes; the matrix starts at a multiple
+LARGEST_HEADER = 1 << 20
+UNKNOWN = "0" * 64  # in the place of the SHA-256 until the data is written
+
+
+class Damaged(Exception):
+    """A file that is not what it should be; the message is the reason."""
+
+
+def _header(shape: tuple[int, int], manifest: Mapping[str, Any], sha256: str) -> bytes:
+    """Length and JSON as safetensors wants them; its size does not depend on the SHA-256."""
+    content = {
+        "__metadata__": {KEY: json.dumps({**manifest, "sha256": sha256}, sort_keys=True), "format": "pt"},
+        NAME: {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 4 * math.prod(shape)]},
+    }
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _take_space(file: int, size: int) -> None:
+    """Raises OSError where there is too little; some systems cannot tell before they write."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+
+
+class Writer:
+    """Writes `path` from its first row to its last; the file appears with `finish()`, whole. Raises OSError.
+
+    The space is taken at once, so that a full disk is known before anything is computed.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int], manifest: Mapping[str, Any]) -> None:
+        self.path, self.shape, self.manifest = path, shape, manifest
+        self.temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+        self.digest = hashlib.sha256()
+        self.left = 4 * math.prod(shape)
+        header = _header(shape, manifest, UNKNOWN)
+        self.file = self.temporary.open("xb")
+        try:
+            _take_space(self.file.fileno(), len(header) + self.left)
+            self.file.write(header)
+        except BaseException:
+            self.discard()
+            raise
+
+    def add(self, rows: Tensor) -> None:
+        """The next rows, fp32 [n, D]."""
+        data = rows.contiguous().numpy().data.cast("B")
+        self.digest.update(data)
+        self.file.write(data)
+        self.left -= len(data)
+
+    def finish(self) -> None:
+        """Put the SHA-256 into the header and the file into its place."""
+        assert self.left == 0, f"{self.left} bytes of {self.path} were not written"
+        self.file.seek(0)
+        self.file.write(_header(self.shape, self.manifest, self.digest.hexdigest()))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self.temporary.replace(self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def discard(self) -> None:
+        """Leave nothing of an unfinished file; nothing happens to a finished one."""
+        with contextlib.suppress(OSError):  # closing flushes, and the disk may be full
+            self.file.close()
+        with contextlib.suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
+
+
+def read_embeddings(path: Path, wanted: Mapping[str, Any]) -> Tensor | None:
+    """The matrix in `path`, memory-mapped; None if there is no file.
+
+    Raises `Damaged` unless the manifest has every entry of `wanted`, the size is right and the data has its SHA-256.
+    The map is private: it takes no memory but the page cache's, and what is written to it never reaches the file.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > LARGEST_HEADER:
+                raise Damaged("it does not start as a safetensors file")
+            header = json.loads(file.read(length))
+            manifest, entry = json.loads(header["__metadata__"][KEY]), header[NAME]
+            different = [name for name in wanted if manifest.get(name) != wanted[name]]
+            if different:
+                raise Damaged(f"it was made from something else: {', '.join(different)}")
+            rows, columns = (int(number) for number in entry["shape"])
+            size, start = os.fstat(file.fileno()).st_size, 8 + length
+            if entry["dtype"] != "F32" or size != start + 4 * rows * columns or rows * columns == 0:
+                raise Damaged(f"its {size} bytes are not those of [{rows}, {columns}] in {entry['dtype']}")
+            if hashlib.file_digest(file, "sha256").hexdigest() != manifest["sha256"]:
+                raise Damaged("its data does not have the SHA-256 in its header")
+            mapped = np.memmap(file, np.float32, mode="c", offset=start, shape=(rows, columns))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise Damaged(f"it cannot be read ({type(error).__name__}: {error})") from error
+    return torch.from_numpy(mapped)

@@ -1,0 +1,58 @@
+"""A lock between processes that is never waited for, and that shows its owner's number to whoever did not get it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+__all__ = ["FileLock"]
+
+
+class FileLock:
+    """`flock` on a file: the system releases it when the process dies, however it dies.
+
+    The owner writes a random number into the file, so that the members of a group can tell whether it is one of them
+    who holds the lock of a folder that they share, on whatever disk and node that folder is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.token = secrets.randbits(62)
+        self._file: int | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._file is not None
+
+    def acquire(self) -> bool:
+        """Try once; False if another process (or another lock of this one) holds it. Raises OSError."""
+        assert not self.held, f"{self.path} is held already"
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.token = secrets.randbits(62)
+            os.pwrite(file, self.token.to_bytes(8, "little"), 0)
+        except BlockingIOError:
+            os.close(file)
+            return False
+        except BaseException:
+            os.close(file)
+            raise
+        self._file = file
+        return True
+
+    def owner(self) -> int:
+        """The number that the last owner wrote; -1 if there is none."""
+        try:
+            content = self.path.read_bytes()
+        except OSError:
+            return -1
+        return int.from_bytes(content, "little") if len(content) == 8 else -1
+
+    def release(self) -> None:
+        """Let others have it; nothing happens if it is not held."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            os.close(file)
