@@ -5,17 +5,24 @@ s3://BUCKET/studies/STUDY/trials/NUMBER/aTOKEN/best.safetensors      weights of 
 s3://BUCKET/models/NAME/VERSION/...                                  promoted, never changed
 s3://BUCKET/models/NAME/HEAD.json                                    which version is the champion
 s3://BUCKET/scratch/STUDY/...                                        Ray's own files, deleted with the study's end
+s3://BUCKET/teacher/KEY.safetensors                                  a frozen model's embeddings of a training set,
+                                                                     for all studies; may be deleted at any time
 """
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from infra import storage
+from infra.errors import ChecksumMismatch, Conflict, Missing
 from trainers.wiring import Restored
 
-__all__ = ["attempt_prefix", "delete_superseded", "fetch_newest", "keep_file", "trial_prefix"]
+__all__ = ["SharedPrefix", "attempt_prefix", "delete_superseded", "fetch_newest", "keep_file", "trial_prefix"]
+
+log = logging.getLogger("agft")
 
 ROLES = ("latest", "best")
 
@@ -67,3 +74,33 @@ def delete_superseded(trial: str) -> None:
         if role in newest:
             storage.delete(newest[role])
         newest[role] = stored.uri
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """Files that all studies of a bucket share, by name below `uri`; `trainers.teacher_cache.SharedFiles`."""
+
+    uri: str
+
+    def get(self, name: str, path: Path) -> bool:
+        """Download what is stored under `name`; False if nothing is, or what has not its SHA-256 (and is deleted)."""
+        uri = f"{self.uri}/{name}"
+        try:
+            storage.get_file(uri, path)
+        except Missing:
+            return False
+        except ChecksumMismatch as error:
+            log.warning("deleted, to be made again: %s", error)
+            storage.delete(uri)
+            return False
+        return True
+
+    def put(self, path: Path, name: str, *, replace: bool = False) -> None:
+        """Store a file; without `replace` the first one stays, whoever wrote it."""
+        uri = f"{self.uri}/{name}"
+        if not replace and storage.head(uri) is not None:
+            return  # a refused upload would still have sent every byte
+        try:
+            storage.put_file(path, uri, if_absent=not replace)
+        except Conflict:
+            return

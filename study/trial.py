@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from study.board import ask_board, board_name
-from study.files import attempt_prefix, fetch_newest, keep_file, trial_prefix
+from study.files import SharedPrefix, attempt_prefix, fetch_newest, keep_file, trial_prefix
 from trainers.wiring import Wiring
 
 __all__ = ["TrialOrder", "run_trial"]
@@ -85,6 +85,7 @@ def run_trial(settings: dict[str, Any]) -> None:
         keep=partial(keep_file, attempt_prefix(order.bucket, order.study, order.number, order.token)),
         decide=partial(decide, board_name(order.study, order.token), order.number, order.rungs),
         provenance=environment,
+        shared=SharedPrefix(f"s3://{order.bucket}"),
     )
     resources = {"CPU": order.cpus_per_worker}
     if order.gpus_per_worker:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainers.teacher_cache import SharedFiles
 
 __all__ = ["Restored", "Wiring"]
 
@@ -25,9 +28,11 @@ class Wiring:
 
     `fetch(workdir)`: the newest state to go on from, or None. `keep(path, role)`: store a file under its role
     (`latest`, `best`) and describe where. `decide(epoch)`: the driver's decision on the report of an epoch.
+    `shared`: files that the trials of all studies have in common, or None.
     """
 
     fetch: Callable[[Path], Restored | None]
     keep: Callable[[Path, str], dict[str, Any]]
     decide: Callable[[int], str]
     provenance: Callable[[], dict[str, Any]]
+    shared: SharedFiles | None = None
