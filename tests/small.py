@@ -36,6 +36,31 @@ def small_clip(seed: int = 0) -> nn.Module:
     return clip
 
 
+RESNET_CFG: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "head_width": 64},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def small_resnet_clip(seed: int = 0) -> nn.Module:
+    """A random CLIP with open_clip's ResNet, 32 x 32 pixels, running statistics unlike a fresh BatchNorm's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        clip = build_clip(Description("small-resnet", RESNET_CFG, {}))
+        with torch.no_grad():
+            for name, value in clip.visual.state_dict().items():  # type: ignore[union-attr]
+                if name.endswith("running_mean"):
+                    value.normal_(0, 0.1)
+                elif name.endswith(("running_var", "bn3.weight")):  # open_clip starts bn3 at 0: no block does anything
+                    value.uniform_(0.5, 1.5)
+            for parameter in clip.parameters():  # else all images look alike
+                if parameter.ndim > 1:
+                    parameter.mul_(2)
+            clip.logit_scale.fill_(torch.log(torch.tensor(100.0)))
+    return clip
+
+
 class Flat(nn.Module):
     """An image encoder that is a matrix: embeddings = images flattened @ weight.T."""
 
@@ -67,7 +92,7 @@ def image_set(name: str, number: int, *, seed: int = 0, size: int = 16) -> Image
     return ImageSet(name, (images * 255).round().to(torch.uint8), labels, CLASSES, ("a {}.", "photo of a {}."))
 
 
-SMALL_SETS = {"small-train": (96, 1), "small-dev": (50, 2), "small-other": (41, 3)}
+SMALL_SETS = {"small-train": (96, 1), "small-dev": (50, 2), "small-other": (41, 3), "small-large": (640, 4)}
 
 
 def use_small_sets() -> None:

@@ -19,9 +19,9 @@ from trainers.config import TrialConfig
 from trainers.errors import UserError
 from trainers.model import Description, RobustCLIP, build_clip, describe, fingerprint
 from trainers.records import EpochRecord
+from trainers.update import Updater
 
 __all__ = [
-    "FORMAT",
     "CheckpointError",
     "State",
     "copy_file",
@@ -35,7 +35,7 @@ __all__ = [
     "save_weights",
 ]
 
-FORMAT = 1
+FORMATS = {"weights": 1, "state": 2}  # of what this version writes and reads
 KEY = "agft"  # our entry in the safetensors header
 TOLERANCE = 1e-4  # of a fingerprint's logits, relative to the logit scale: kernels differ between machines
 
@@ -50,9 +50,9 @@ class State:
 
     config: TrialConfig
     history: tuple[EpochRecord, ...]
-    step: int
-    visual: dict[str, Tensor]
-    optimizer: dict[str, Tensor]  # "<parameter number>/<moment>"
+    model: dict[str, Tensor]
+    update: dict[str, Tensor]
+    numbers: dict[str, Any]
 
     @property
     def epoch(self) -> int:
@@ -108,8 +108,8 @@ def _load(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if metadata.get("kind") != kind:
         found = metadata.get("kind", "another")
         raise CheckpointError(f"{path}: expected a {kind} file of agft-study, found {found!r}")
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {metadata.get('format')!r}; this version reads {FORMAT}")
+    if metadata.get("format") != FORMATS[kind]:
+        raise CheckpointError(f"{path}: format {metadata.get('format')!r}; this version reads {FORMATS[kind]}")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
@@ -118,30 +118,22 @@ def _load(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_state(
-    path: Path,
-    model: RobustCLIP,
-    optimizer: torch.optim.Optimizer,
-    *,
-    config: TrialConfig,
-    history: tuple[EpochRecord, ...],
-    step: int,
+    path: Path, model: RobustCLIP, updater: Updater, *, config: TrialConfig, history: tuple[EpochRecord, ...]
 ) -> Path:
-    """Write the state after a finished epoch: encoder, optimizer moments, and the rest as JSON in the header."""
-    tensors = {f"visual/{name}": value for name, value in model.visual.state_dict().items()}
-    for number, moments in optimizer.state_dict()["state"].items():
-        for name, value in moments.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer/{number}/{name}"] = value
+    """Write the state after a finished epoch: encoder, optimizer, averages, and the rest as JSON in the header."""
+    tensors = {f"model/visual.{name}": value for name, value in model.visual.state_dict().items()}
+    if model.prompt is not None:
+        tensors["model/prompt"] = model.prompt
     metadata = {
         "kind": "state",
-        "format": FORMAT,
+        "format": FORMATS["state"],
         "epoch": len(history),
-        "step": step,
         "config": config.model_dump(mode="json"),
         "history": [record.model_dump(mode="json") for record in history],
+        "numbers": updater.numbers(),
         "random": {"scheme": "counter", "seed": config.seed},
     }
-    return _save(path, tensors, metadata)
+    return _save(path, tensors | {f"update/{name}": value for name, value in updater.tensors().items()}, metadata)
 
 
 def load_state(path: Path) -> State:
@@ -150,24 +142,22 @@ def load_state(path: Path) -> State:
     try:
         config = TrialConfig.model_validate(metadata["config"])
         history = tuple(EpochRecord.model_validate(record) for record in metadata["history"])
-        step = int(metadata["step"])
+        numbers = dict(metadata["numbers"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: written by another version ({error})") from error
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-    return State(config, history, step, under("visual/"), under("optimizer/"))
+    return State(config, history, under("model/"), under("update/"), numbers)
 
 
-def restore(state: State, model: RobustCLIP, optimizer: torch.optim.Optimizer) -> None:
-    """Put a loaded state into a model and an optimizer of the same configuration."""
-    model.visual.load_state_dict(state.visual)
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in state.optimizer.items():
-        number, _, name = key.partition("/")
-        moments.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+def restore(state: State, model: RobustCLIP, updater: Updater) -> None:
+    """Put a loaded state into a model and an updater of the same configuration."""
+    missing, unexpected = model.load_state_dict(state.model, strict=False)
+    assert not missing, missing
+    assert not unexpected, unexpected
+    updater.load(state.update, state.numbers)
 
 
 def save_weights(
@@ -182,7 +172,7 @@ def save_weights(
     description = describe(clip)
     metadata = {
         "kind": "weights",
-        "format": FORMAT,
+        "format": FORMATS["weights"],
         "arch": description.arch,
         "model_cfg": description.model_cfg,
         "preprocess": description.preprocess,

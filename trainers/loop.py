@@ -15,7 +15,8 @@ from trainers.checkpoint import CheckpointError, State, load_state
 from trainers.config import DataConfig, TrainConfig, TrialConfig
 from trainers.model import exact_math
 from trainers.records import Decision, Progress, TrainResult
-from trainers.run import LATEST, NonFinite, Run, epoch_order
+from trainers.run import LATEST, NonFinite, Observe, Run, epoch_order
+from trainers.teacher import SharedFiles
 
 __all__ = ["DataConfig", "NonFinite", "TrainConfig", "TrialConfig", "epoch_order", "train"]
 
@@ -29,6 +30,8 @@ def train(
     workdir: Path,
     resume_from: Path | None = None,
     device: torch.device | str = "cpu",
+    shared: SharedFiles | None = None,
+    observe: Observe | None = None,
 ) -> TrainResult:
     """Train, evaluate and report once an epoch, on every rank; rank 0's decision holds for all.
 
@@ -37,14 +40,15 @@ def train(
     (whenever the goal says so) into `workdir` before it reports. `resume_from` is such a state file, or a folder with
     one: the last record is reported again (`resumed=True`) and its decision obeyed, then training goes on, bit for bit
     on the same hardware, threads and number of workers (on CUDA as far as its kernels are deterministic: attention and
-    resizing there may add in any order). A finished run returns at once.
+    resizing there may add in any order). A finished run returns at once. `shared` is where the teacher's embeddings are
+    kept beside the local disk; `observe` sees every update.
     Raises `NonFinite`, `UserError` (and its `CheckpointError`, also when the state belongs to another configuration).
     """
     started = time.monotonic()
     folder = None if resume_from is None else resume_from if resume_from.is_dir() else resume_from.parent
     state = None if resume_from is None else _resumable(config, resume_from)
     with _threads(config.train.threads), exact_math():
-        run = Run(config, workdir, torch.device(device), state)
+        run = Run(config, workdir, torch.device(device), state, shared=shared, observe=observe)
         if folder is not None:
             run.recover_best(folder)
         outcome = _follow(run, report, resumed=True) if run.history else None

@@ -7,8 +7,10 @@ import copy
 from collections.abc import Callable, Iterator
 
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainers.attacks import noise
 from trainers.config import ModelConfig
@@ -56,6 +58,8 @@ class RobustCLIP(nn.Module):
 
     mean: Tensor
     std: Tensor
+    prompt: nn.Parameter | None
+    prompt_mask: Tensor
 
     def __init__(self, clip: nn.Module, *, precision: str = "fp32") -> None:
         super().__init__()
@@ -65,6 +69,8 @@ class RobustCLIP(nn.Module):
         self.visual = visual.requires_grad_(True)
         self.image_size = _image_size(clip)
         self.precision = precision
+        self.checkpointing = False
+        self.register_parameter("prompt", None)
         self.logit_scale = float(clip.logit_scale.detach().exp())  # type: ignore[operator]
         device = next(visual.parameters()).device
         self.register_buffer("mean", torch.tensor(preprocess["mean"], device=device).view(1, 3, 1, 1), False)
@@ -79,8 +85,7 @@ class RobustCLIP(nn.Module):
         """
         pixels = self._normalised(images)
         with self._autocast(pixels):
-            embeddings: Tensor = self.visual(pixels)
-        return embeddings.float()
+            return self._encoder(pixels).float()
 
     def embed_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As `embed`, with the patch tokens: fp32 [B, D] and fp32 [B, P, D], P patches in row-major order.
@@ -96,8 +101,60 @@ class RobustCLIP(nn.Module):
             tokens: Tensor = visual.ln_post(visual.transformer(visual._embeds(pixels))) @ visual.proj  # type: ignore[operator]
         return tokens[:, 0].float(), tokens[:, 1:].float()
 
+    def add_prompt(self, width: int) -> nn.Parameter:
+        """A trainable border of `width` pixels, added to the normalised input; zero at first. ViTs only."""
+        if not isinstance(self.visual, VisionTransformer) or getattr(self.visual.conv1, "bias", None) is not None:
+            raise UserError("train.trainable.part: 'visual_prompt' needs a ViT with open_clip's patch embedding")
+        size = self.image_size
+        if not 0 < 2 * width <= size:
+            raise UserError(
+                f"train.trainable.prompt_width: {width}: the input is {size} pixels wide; at most {size // 2}"
+            )
+        mask = torch.ones(1, 1, size, size, device=self.mean.device)
+        mask[..., width : size - width, width : size - width] = 0
+        self.register_buffer("prompt_mask", mask, False)
+        self.prompt = nn.Parameter(torch.zeros(1, 3, size, size, device=self.mean.device))
+        return self.prompt
+
+    def plain_visual(self) -> dict[str, Tensor]:
+        """The encoder's weights as open_clip knows them, the prompt folded in: what is shipped.
+
+        The patch embedding is linear and has no bias, and the position embedding is added right behind it, so a prompt
+        is the same function as a shift of the position embedding, up to rounding.
+        """
+        state = dict(self.visual.state_dict())
+        if self.prompt is not None:
+            with torch.no_grad(), exact_math():
+                shift = self.visual.conv1(self.prompt * self.prompt_mask)  # type: ignore[operator]
+                position = state["positional_embedding"].clone()
+                position[1:] += shift.flatten(2)[0].T
+                state["positional_embedding"] = position
+        return state
+
+    def use_activation_checkpointing(self) -> None:
+        """Keep only the blocks' inputs for the backward pass and compute the rest again."""
+        if isinstance(self.visual, ModifiedResNet):
+            self.checkpointing = True
+        else:
+            self.visual.set_grad_checkpointing(True)  # type: ignore[operator]
+
+    def _encoder(self, pixels: Tensor) -> Tensor:
+        """`visual`, compiled or checkpointed where that is switched on."""
+        compiled = self.__dict__.get("compiled")
+        if compiled is not None:
+            out: Tensor = compiled(pixels)
+        elif self.checkpointing and torch.is_grad_enabled():
+            stages: list[nn.Module] = [getattr(self.visual, f"layer{number}") for number in range(1, 5)]
+            out = self.visual.stem(pixels)  # type: ignore[operator]
+            for stage in stages:
+                out = checkpoint(stage, out, use_reentrant=False)
+            out = self.visual.attnpool(out)  # type: ignore[operator]
+        else:
+            out = self.visual(pixels)
+        return out
+
     def _normalised(self, images: Tensor) -> Tensor:
-        """Checked, resized to the model's input, CLIP's mean taken off and divided by its standard deviation."""
+        """Checked, resized to the model's input, normalised with CLIP's mean and deviation, prompted."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(f"images must be square RGB, [B, 3, S, S]; got {tuple(images.shape)}")
         if images.dtype != torch.float32:
@@ -105,7 +162,8 @@ class RobustCLIP(nn.Module):
         if images.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
             images = nn.functional.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
-        return (images - self.mean) / self.std
+        pixels = (images - self.mean) / self.std
+        return pixels if self.prompt is None else pixels + self.prompt * self.prompt_mask
 
     def _autocast(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, AUTOCAST.get(self.precision), enabled=self.precision in AUTOCAST)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +16,23 @@ from torch import Tensor
 from trainers import distributed
 from trainers.attacks import noise
 from trainers.checkpoint import CheckpointError, State, copy_file, read_metadata, restore, save_state, save_weights
+from trainers.compiled import compile_encoder
 from trainers.config import TrialConfig
 from trainers.data import ImageSet, load_dataset
-from trainers.evaluate import SetResult, count, embed_images, evaluate
+from trainers.evaluate import SetResult, count, evaluate
 from trainers.model import RobustCLIP, class_embeddings, load_clip, tokenizer_for
-from trainers.objectives import Batch, Context, Losses, Objective
-from trainers.optim import build_optimizer, learning_rate
+from trainers.objectives import Batch, Context, Objective
 from trainers.records import EpochRecord, is_better, violation
+from trainers.teacher import SharedFiles, teacher_embeddings
+from trainers.trainable import select_trainable
+from trainers.update import NonFinite, Updater
 
-__all__ = ["BEST", "LATEST", "NonFinite", "Run", "epoch_order"]
+__all__ = ["BEST", "LATEST", "NonFinite", "Observe", "Run", "epoch_order"]
 
 LATEST, BEST = "latest.safetensors", "best.safetensors"
 
-
-class NonFinite(RuntimeError):
-    """The loss is infinite or not a number. The message gives the update, the parts of the loss and the device."""
+Observe = Callable[[int, dict[str, float]], None]
+"""Called after every update, on every rank, with its number (from 1) and loss, parts and gradient norm."""
 
 
 def epoch_order(size: int, samples: int | None, *, seed: int, epoch: int) -> Tensor:
@@ -46,8 +50,17 @@ class DevSet:
 class Run:
     """One run in memory: model, optimizer, data, history."""
 
-    def __init__(self, config: TrialConfig, workdir: Path, device: torch.device, state: State | None) -> None:
-        self.config, self.workdir, self.device = config, workdir, device
+    def __init__(
+        self,
+        config: TrialConfig,
+        workdir: Path,
+        device: torch.device,
+        state: State | None,
+        *,
+        shared: SharedFiles | None = None,
+        observe: Observe | None = None,
+    ) -> None:
+        self.config, self.workdir, self.device, self.observe = config, workdir, device, observe
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.train_set = load_dataset(config.data.train, "data.train")
         dev = {name: load_dataset(name, f"data.dev.{i}") for i, name in enumerate(config.data.dev)}
@@ -60,98 +73,96 @@ class Run:
         self.classes = class_embeddings(self.clip, self.train_set.prompts(), tokenizer)
         self.model = RobustCLIP(self.clip)
         self.method: Objective = config.method
+        self.clean_teacher = self._clean_teacher(shared) if self.method.teacher_input == "clean" else None
         self.teacher = self.model.frozen_copy() if self.method.teacher_input == "adversarial" else None
         self.samples = min(config.train.samples_per_epoch or len(self.train_set), len(self.train_set))
-        self.steps_per_epoch = math.ceil(self.samples / config.train.batch_size)
-        self.teacher_embeddings = self._teacher_embeddings() if self.method.teacher_input == "clean" else None
-        self.parameters = [p for p in self.model.visual.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(config.train.optimizer, self.parameters)
+        steps_per_epoch = math.ceil(self.samples / config.train.batch_size)
+        parameters = select_trainable(self.model, config.train.trainable)
+        self.updater = Updater(config.train, parameters, steps_per_epoch * config.train.epochs, device)
         self.history: list[EpochRecord] = []
-        self.step = 0
         if state is not None:
-            restore(state, self.model, self.optimizer)
-            self.history, self.step = list(state.history), state.step
+            restore(state, self.model, self.updater)
+            self.history = list(state.history)
+        self.model.precision = config.train.precision
+        if config.train.activation_checkpointing:
+            self.model.use_activation_checkpointing()
+        self.compile_note = self._compile() if config.train.compile else None
+
+    def _compile(self) -> str | None:
+        images = self._batch(
+            self._order(0)[: math.ceil(self.config.train.batch_size / self.world_size / self.config.train.accumulation)]
+        ).images
+        return compile_encoder(self.model, images)
 
     def _order(self, epoch: int) -> Tensor:
         return epoch_order(len(self.train_set), self.config.train.samples_per_epoch, seed=self.config.seed, epoch=epoch)
 
-    def _teacher_embeddings(self) -> Tensor:
-        """Raw clean embeddings, fp32 [N, D] on the CPU, of every image that the run will see, once; ranks share it."""
-        used = torch.zeros(len(self.train_set), dtype=torch.bool)
-        for epoch in range(self.config.train.epochs):
-            used[self._order(epoch)] = True
-            if bool(used.all()):
-                break
-        index = used.nonzero().squeeze(1)
-        own = index[self.rank :: self.world_size]
-        embedded = embed_images(self.model, self.train_set.images, own, self.device).cpu()
-        everywhere = torch.zeros(len(self.train_set), embedded.shape[1])
-        everywhere[distributed.gather_rows(own)] = distributed.gather_rows(embedded)
-        return everywhere
+    def _clean_teacher(self, shared: SharedFiles | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """(dataset positions, images) -> the frozen model's raw embeddings, fp32 [B, D]: looked up, or computed."""
+        if self.config.train.teacher_cache:
+            kept = teacher_embeddings(self.model, self.train_set, device=self.device, shared=shared)
+            return lambda index, _: kept[index].to(self.device)
+        teacher = self.model.frozen_copy()
+
+        def compute(_: Tensor, images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return teacher.embed(images)
+
+        return compute
 
     def _batch(self, index: Tensor) -> Batch:
-        teacher = self.teacher_embeddings
+        images = self.train_set.images[index].to(self.device).float() / 255
         return Batch(
-            images=self.train_set.images[index].to(self.device).float() / 255,
+            images=images,
             labels=self.train_set.labels[index].to(self.device, torch.int64),
             index=index.to(self.device),
-            teacher_embeddings=None if teacher is None else teacher[index].to(self.device),
+            teacher_embeddings=None if self.clean_teacher is None else self.clean_teacher(index, images),
         )
 
-    def _update(self, index: Tensor, context: Context, lr: float) -> dict[str, float]:
+    def _update(self, index: Tensor, context: Context) -> dict[str, float]:
         """One optimizer step on the global batch `index`; returns its mean loss and parts over all ranks."""
-        self.optimizer.zero_grad(set_to_none=True)
         own = index[self.rank :: self.world_size]
         # A rank without a share of a short last batch computes a stranger's loss, times 0, to stay in step.
         weight, own = (1.0, own) if len(own) else (0.0, index[:1])
-        losses = self.method.loss(self.model, self._batch(own), self.config.attack, context=context)
-        (losses.total * weight).backward()
-        values = self._sum_over_ranks(losses, weight)
-        if not all(math.isfinite(value) for value in values.values()):
-            parts = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise NonFinite(f"update {self.step}: the loss is not finite ({parts}) on {self.device}, lr {lr:g}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.step += 1
+        self.updater.begin()
+        for part in own.tensor_split(min(self.config.train.accumulation, len(own))):
+            losses = self.method.loss(self.model, self._batch(part), self.config.attack, context=context)
+            self.updater.add(losses, weight)
+        values = self.updater.finish()
+        if self.observe is not None:
+            self.observe(self.updater.step, dict(values))
         return values
-
-    def _sum_over_ranks(self, losses: Losses, weight: float) -> dict[str, float]:
-        """Sum gradients, loss and parts over ranks, in one message, so that all ranks see the same numbers."""
-        names = ["loss", *losses.parts]
-        numbers = torch.stack([losses.total.detach(), *losses.parts.values()]) * weight
-        if self.world_size > 1:
-            touched = [parameter for parameter in self.parameters if parameter.grad is not None]
-            flat = torch.cat([numbers, *(p.grad.reshape(-1) for p in touched)])  # type: ignore[union-attr]
-            numbers, *summed = distributed.all_reduce_sum(flat).split([len(names), *(p.numel() for p in touched)])
-            for parameter, gradient in zip(touched, summed, strict=True):
-                parameter.grad = gradient.view_as(parameter)
-        return dict(zip(names, numbers.tolist(), strict=True))
 
     def epoch(self) -> None:
         """One epoch of updates, its evaluation, its files."""
         train, epoch, began = self.config.train, len(self.history), time.monotonic()
         order = self._order(epoch)
         sums: dict[str, float] = {}
+        norms: list[float] = []
         lr = 0.0
-        self.model.precision = train.precision
         for index in order.split(train.batch_size):
-            lr = learning_rate(self.step, self.steps_per_epoch * train.epochs, train.optimizer.lr, train.warmup)
+            lr = self.updater.lr
             context = Context(self.classes, self.config.seed, epoch, len(index), self.teacher)
-            for name, value in self._update(index, context, lr).items():
+            values = self._update(index, context)
+            norms.append(values.pop("grad_norm"))
+            for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value * len(index)
         means = {name: value / len(order) for name, value in sums.items()}
         train_seconds = time.monotonic() - began
         began = time.monotonic()
-        results = [self._measure(name) for name in self.dev]
+        with self._shipped():
+            results = [self._measure(name) for name in self.dev]
         eval_seconds = time.monotonic() - began
         record = EpochRecord(
             epoch=epoch + 1,
             timestamp_ms=int(time.time() * 1000),
-            steps=self.step,
+            steps=self.updater.step,
             train_loss=means.pop("loss"),
+            grad_norm=_mean_of_finite(norms),
             parts=means,
             lr=lr,
+            skipped_updates=self.updater.skipped,
+            notes=() if self.compile_note is None else (self.compile_note,),
             **self._standing(epoch + 1, results),
             train_seconds=train_seconds,
             eval_seconds=eval_seconds,
@@ -159,6 +170,29 @@ class Run:
         )
         self.history.append(record)
         self._save()
+
+    @contextlib.contextmanager
+    def _shipped(self) -> Iterator[None]:
+        """The model as it is measured and kept: averaged weights, a prompt folded in, eager, nothing checkpointed."""
+        model, parameters = self.model, self.updater.parameters
+        compiled, prompt = model.__dict__.pop("compiled", None), model.prompt
+        changed = bool(self.updater.averages) or prompt is not None
+        before = {name: value.clone() for name, value in model.state_dict().items()} if changed else {}
+        try:
+            if changed:
+                with torch.no_grad():
+                    for parameter, average in zip(parameters, self.updater.averages, strict=False):
+                        parameter.copy_(average)
+                    plain = model.plain_visual()
+                    model.prompt = None
+                    model.visual.load_state_dict(plain)
+            yield
+        finally:
+            if changed:
+                model.prompt = prompt
+                model.load_state_dict(before)
+            if compiled is not None:
+                model.__dict__["compiled"] = compiled
 
     def _measure(self, name: str) -> SetResult:
         """Counts over all ranks on one dev set."""
@@ -190,20 +224,15 @@ class Run:
     def _save(self) -> None:
         """On rank 0: the state, then the best weights; in this order a crash between the two can be made good."""
         if self.rank == 0:
-            save_state(
-                self.workdir / LATEST,
-                self.model,
-                self.optimizer,
-                config=self.config,
-                history=tuple(self.history),
-                step=self.step,
-            )
+            path, history = self.workdir / LATEST, tuple(self.history)
+            save_state(path, self.model, self.updater, config=self.config, history=history)
             if self.history[-1].best_epoch == len(self.history):
                 self._save_best()
 
     def _save_best(self) -> None:
         config, record = self.config.model_dump(mode="json"), self.history[-1]
-        save_weights(self.workdir / BEST, self.clip, config=config, record=record)
+        with self._shipped():
+            save_weights(self.workdir / BEST, self.clip, config=config, record=record)
 
     def recover_best(self, folder: Path) -> None:
         """After a resume, on rank 0: the best weights from `folder`, or from the state where it is itself the best."""
@@ -227,6 +256,12 @@ class Run:
         path = self.workdir / BEST
         wanted = self.history[-1].best_epoch if self.history else None
         return path if self.rank == 0 and wanted and _epoch_of(path) == wanted else None
+
+
+def _mean_of_finite(values: list[float]) -> float:
+    """Overflowed updates (fp16) have no norm; 0 where all overflowed."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / max(1, len(finite))
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,16 @@ from trainers.checkpoint import (
     save_state,
     save_weights,
 )
-from trainers.config import OptimizerConfig
+from trainers.config import OptimizerConfig, Trainable, TrainConfig
 from trainers.errors import UserError
 from trainers.model import RobustCLIP, describe, exact_math, fingerprint
-from trainers.optim import build_optimizer
+from trainers.objectives import Losses
 from trainers.records import EpochRecord, Score
+from trainers.trainable import select_trainable
+from trainers.update import Updater
 
 RECORD = EpochRecord(
-    epoch=1, timestamp_ms=1, steps=3, train_loss=1 / 3, parts={"target": 1 / 3}, lr=1e-4, clean_accuracy=0.5,
+    epoch=1, timestamp_ms=1, steps=3, train_loss=1 / 3, parts={"target": 1 / 3}, lr=1e-4, grad_norm=2, clean_accuracy=0.5,
     robust_accuracy=0.25, datasets={"set": {"1/255": Score.of(correct=2, robust=1, total=4)}}, feasible=True,
     best_epoch=1, best_clean_accuracy=0.5, best_robust_accuracy=0.25, best_feasible=True, train_seconds=0.1,
     eval_seconds=0.2, images_per_second=30,
@@ -43,33 +45,41 @@ def weights(folder: Path) -> Path:
     return save_weights(folder / "w.safetensors", small_clip(), config={"seed": 3}, record=RECORD, extra={"by": "test"})
 
 
-def trained(name: str) -> tuple[RobustCLIP, torch.optim.Optimizer]:
-    """A model after two updates, so that its optimizer has moments."""
-    model = RobustCLIP(small_clip())
-    optimizer = build_optimizer(OptimizerConfig(name=name, lr=0.01), model.visual.parameters())  # type: ignore[arg-type]
-    for _ in range(2):
-        optimizer.zero_grad()
-        model.embed(torch.full((2, 3, 16, 16), 0.5)).square().sum().backward()
-        optimizer.step()
-    return model, optimizer
+TRAIN = {
+    "sgd": TrainConfig(optimizer=OptimizerConfig(name="sgd", lr=0.01), ema=0.9),
+    "adamw": TrainConfig(optimizer=OptimizerConfig(name="adamw", lr=0.01), trainable=Trainable(part="layer_norms")),
+    "fp16": TrainConfig(precision="fp16", optimizer=OptimizerConfig(lr=0.01)),
+    "prompt": TrainConfig(trainable=Trainable(part="visual_prompt", prompt_width=4), ema=0.5),
+}
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def update(model: RobustCLIP, updater: Updater, gray: float) -> None:
+    updater.begin()
+    updater.add(Losses(model.embed(torch.full((2, 3, 16, 16), gray)).square().sum()))
+    updater.finish()
+
+
+@pytest.mark.parametrize("name", list(TRAIN))
 def test_a_state_continues_where_it_was_saved_to_the_last_bit(name: str, tmp_path: Path) -> None:
-    model, optimizer = trained(name)
-    config = trial(tmp_path / "w.safetensors")
-    path = save_state(tmp_path / "s.safetensors", model, optimizer, config=config, history=(RECORD,), step=3)
+    def fresh(seed: int) -> tuple[RobustCLIP, Updater]:
+        model = RobustCLIP(small_clip(seed), precision=TRAIN[name].precision)
+        return model, Updater(TRAIN[name], select_trainable(model, TRAIN[name].trainable), 9, torch.device("cpu"))
+
+    config, (model, updater) = trial(tmp_path / "w.safetensors"), fresh(0)
+    for _ in range(2):  # so that there are moments, averages and a loss scale
+        update(model, updater, 0.5)
+    path = save_state(tmp_path / "s.safetensors", model, updater, config=config, history=(RECORD,))
     state = load_state(path)
-    assert (state.config, state.history, state.step, state.epoch) == (config, (RECORD,), 3, 1)
-    other = RobustCLIP(small_clip(5))
-    again = build_optimizer(OptimizerConfig(name=name, lr=0.01), other.visual.parameters())  # type: ignore[arg-type]
+    assert (state.config, state.history, state.epoch, state.numbers["step"]) == (config, (RECORD,), 1, 2)
+    other, again = fresh(5)
     restore(state, other, again)
-    for one, its in ((model, optimizer), (other, again)):
-        its.zero_grad()
-        one.embed(torch.full((2, 3, 16, 16), 0.3)).square().sum().backward()
-        its.step()
-    for a, b in zip(model.visual.parameters(), other.visual.parameters(), strict=True):
+    for one, its in ((model, updater), (other, again)):
+        update(one, its, 0.3)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(updater.averages, again.averages, strict=True))
+    assert updater.numbers() == again.numbers()
+    assert (updater.step, bool(updater.averages)) == (3, TRAIN[name].ema is not None)
 
 
 def test_weights_come_back_equal_with_their_story(tmp_path: Path) -> None:

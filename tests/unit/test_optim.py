@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.config import OptimizerConfig
+from trainers.config import OptimizerConfig, Steps
 from trainers.optim import build_optimizer, learning_rate
 
 
@@ -26,6 +26,29 @@ def test_no_update_is_wasted_on_a_rate_of_zero_and_none_exceeds_the_peak(total: 
     rates = [learning_rate(step, total, 3e-4, warmup) for step in range(total)]
     assert min(rates) > 0
     assert max(rates) == pytest.approx(3e-4)
+
+
+def test_the_official_agft_schedule_is_timms_with_a_first_update_of_rate_zero() -> None:
+    def rate(step: int) -> float:
+        return learning_rate(step, 50_050, 4e-4, Steps(steps=1000), official="timm")
+
+    assert rate(0) == 0
+    assert rate(500) == pytest.approx(2e-4)
+    assert rate(1000) / 4e-4 == pytest.approx(0.99901, abs=1e-5)
+    assert rate(25_025) == pytest.approx(2e-4)
+    assert 0 < rate(50_049) < 1e-11
+
+
+def test_the_official_tecoa_and_fare_schedule_is_open_clips() -> None:
+    rates = [learning_rate(step, 20, 1.0, Steps(steps=4), official="open_clip") for step in range(20)]
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates[12] == pytest.approx(0.5)
+
+
+def test_a_warmup_in_steps_is_the_same_fraction() -> None:
+    assert [learning_rate(i, 50, 1.0, Steps(steps=10)) for i in range(50)] == [
+        learning_rate(i, 50, 1.0, 0.2) for i in range(50)
+    ]
 
 
 def test_a_step_outside_the_run_is_refused() -> None:

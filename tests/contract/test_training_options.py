@@ -1,0 +1,333 @@
+"""Accumulation, workers, averages, precision, trainable parts, checkpointing and compiling keep their promises."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor, multiprocessing
+
+from tests.small import small_clip, small_resnet_clip, trial, use_small_sets
+from trainers.checkpoint import load_weights, save_weights
+from trainers.compiled import compile_encoder
+from trainers.config import TrainConfig, TrialConfig
+from trainers.errors import UserError
+from trainers.evaluate import evaluate_sets
+from trainers.loop import NonFinite, train
+from trainers.model import RobustCLIP, load_clip
+from trainers.records import Decision, Progress
+from trainers.trainable import select_trainable
+
+Steps = dict[int, dict[str, float]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sets() -> None:
+    use_small_sets()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_weights(tmp_path_factory.mktemp("start") / "start.safetensors", small_clip())
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_weights(tmp_path_factory.mktemp("start") / "resnet.safetensors", small_resnet_clip())
+
+
+def ok(_: Progress) -> Decision:
+    return Decision.CONTINUE
+
+
+def with_train(weights: Path, **changes: Any) -> TrialConfig:
+    fields = {"epochs": 2, "batch_size": 40, "threads": 1, "optimizer": {"lr": 3e-3}, **changes}
+    arch = "small-resnet" if "resnet" in weights.name else "small-clip"
+    return trial(weights, train=fields, model={"arch": arch, "pretrained": str(weights)})
+
+
+def losses(config: TrialConfig, workdir: Path, **options: Any) -> Steps:
+    """Loss, parts and gradient norm of every update."""
+    seen: Steps = {}
+    train(config, report=ok, workdir=workdir, observe=seen.__setitem__, **options)
+    return seen
+
+
+def assert_close(left: Steps, right: Steps, rel: float) -> None:
+    assert left.keys() == right.keys()
+    for step, values in left.items():
+        assert right[step] == pytest.approx(values, rel=rel), step
+
+
+def twenty_steps(weights: Path, **changes: Any) -> TrialConfig:
+    """20 updates of batch 64."""
+    fields = {"epochs": 2, "batch_size": 64, "samples_per_epoch": 640, "threads": 1, **changes}
+    return trial(weights, train=fields, data={"train": "small-large", "dev": ["small-other"]})
+
+
+def _worker(rank: int, folder: str, weights: str) -> None:
+    use_small_sets()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        torch.save(losses(twenty_steps(Path(weights)), Path(folder, "two")), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_one_worker_with_batch_64_and_two_with_32_each_agree_over_20_updates(weights: Path, tmp_path: Path) -> None:
+    multiprocessing.spawn(_worker, args=(str(tmp_path), str(weights)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second
+    one = losses(twenty_steps(weights), tmp_path / "one")
+    assert len(one) == 20
+    assert_close(one, first, rel=5e-3)  # the attack takes signs: a last bit can turn a pixel's step around
+
+
+def test_a_batch_in_parts_gives_the_update_of_the_whole_batch(weights: Path, tmp_path: Path) -> None:
+    whole = losses(with_train(weights), tmp_path / "whole")
+    parts = losses(with_train(weights, accumulation=3), tmp_path / "parts")
+    assert_close(whole, parts, rel=1e-3)
+
+
+EVERYTHING = {"epochs": 4, "accumulation": 2, "ema": 0.9, "clip_grad_norm": 5.0}
+
+
+def _until_killed(folder: str, config: dict[str, Any]) -> None:
+    """Killed without warning in the middle of the third epoch."""
+    use_small_sets()
+
+    def observe(step: int, _: dict[str, float]) -> None:
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(TrialConfig.model_validate(config), report=ok, workdir=Path(folder), observe=observe)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_four_epochs_equal_two_and_a_kill_and_two_loss_by_loss(optimizer: str, weights: Path, tmp_path: Path) -> None:
+    config = with_train(weights, optimizer={"name": optimizer, "lr": 1e-3}, **EVERYTHING)
+    whole = losses(config, tmp_path / "whole")
+    killed = multiprocessing.get_context("spawn").Process(
+        target=_until_killed, args=(str(tmp_path / "killed"), config.model_dump(mode="json"))
+    )
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    rest = losses(config, tmp_path / "killed", resume_from=tmp_path / "killed")
+    assert sorted(rest) == list(range(7, 13))  # three updates an epoch, two epochs were finished
+    assert rest == {step: values for step, values in whole.items() if step > 6}
+    for name in ("latest.safetensors", "best.safetensors"):
+        left, right = load_file(tmp_path / "whole" / name), load_file(tmp_path / "killed" / name)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_the_average_of_the_weights_is_measured_and_kept(weights: Path, tmp_path: Path) -> None:
+    config = with_train(weights, epochs=1, ema=0.5)
+    result = train(config, report=ok, workdir=tmp_path)
+    state = load_file(tmp_path / "latest.safetensors")
+    kept = load_file(tmp_path / "best.safetensors")
+    learning = [name for name, _ in load_clip(config.model).named_parameters() if name.startswith("visual.")]
+    for number, name in enumerate(learning):
+        assert torch.equal(kept[name], state[f"update/average/{number}"])
+        assert not torch.equal(kept[name], state[f"model/{name}"])
+    assert result.best is not None
+    found = evaluate_sets(load_weights(tmp_path / "best.safetensors"), list(config.data.dev), config.evaluate)
+    assert {name: counts.scores() for name, counts in found.items()} == result.best.datasets
+
+
+def test_the_average_forgets_its_start_as_stated(weights: Path, tmp_path: Path) -> None:
+    one = with_train(weights, epochs=1, samples_per_epoch=40, ema=0.999)
+    train(one, report=ok, workdir=tmp_path)
+    state, start = load_file(tmp_path / "latest.safetensors"), load_file(weights)
+    name = "visual.conv1.weight"
+    expected = 0.1 * start[name] + 0.9 * state[f"model/{name}"]  # d = (1 + 0) / (10 + 0) after the first update
+    number = [n for n, _ in small_clip().named_parameters() if n.startswith("visual.")].index(name)
+    torch.testing.assert_close(state[f"update/average/{number}"], expected)
+
+
+PARTS: dict[str, tuple[dict[str, Any], Callable[[str], bool]]] = {
+    "all": ({"part": "all"}, lambda name: True),
+    "first": (
+        {"part": "first_blocks", "blocks": 1},
+        lambda name: "resblocks.0" in name or ("transformer" not in name and not name.endswith(("proj", "post.weight"))
+        and "ln_post" not in name),
+    ),
+    "last": (
+        {"part": "last_blocks", "blocks": 1},
+        lambda name: "resblocks.1" in name or name == "visual.proj" or "ln_post" in name,
+    ),
+    "norms": ({"part": "layer_norms"}, lambda name: "ln_" in name),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", list(PARTS))
+def test_only_the_chosen_part_learns(part: str, weights: Path, tmp_path: Path) -> None:
+    config, learns = PARTS[part]
+    train(with_train(weights, epochs=1, trainable=config), report=ok, workdir=tmp_path)
+    before, after = load_file(weights), load_file(tmp_path / "best.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith("visual.") and learns(name)}
+
+
+def test_the_parts_of_a_resnet_are_its_stages() -> None:
+    model = RobustCLIP(small_resnet_clip())
+
+    def learning(**config: Any) -> set[str]:
+        select_trainable(model, TrainConfig(trainable=config).trainable)  # type: ignore[arg-type]
+        return {name.split(".")[0] for name, p in model.visual.named_parameters() if p.requires_grad}
+
+    stem = {"conv1", "bn1", "conv2", "bn2", "conv3", "bn3"}
+    assert learning(part="first_blocks", blocks=2) == stem | {"layer1", "layer2"}
+    assert learning(part="last_blocks", blocks=1) == {"layer4", "attnpool"}
+    select_trainable(model, TrainConfig(trainable={"part": "layer_norms"}).trainable)  # type: ignore[arg-type]
+    norms = {name for name, p in model.visual.named_parameters() if p.requires_grad}
+    assert norms
+    assert all(".bn" in f".{name}" or "downsample.1" in name for name in norms)
+
+
+def test_more_blocks_than_there_are_is_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.trainable\.blocks: 3: this image encoder has 2 blocks"):
+        select_trainable(
+            RobustCLIP(small_clip()), TrainConfig(trainable={"part": "last_blocks", "blocks": 3}).trainable
+        )  # type: ignore[arg-type]
+
+
+def test_a_visual_prompt_learns_a_border_and_ships_as_a_position_embedding(weights: Path, tmp_path: Path) -> None:
+    prompt = {"part": "visual_prompt", "prompt_width": 3}
+    config = with_train(weights, trainable=prompt, optimizer={"name": "adamw", "lr": 0.05})
+    train(config, report=ok, workdir=tmp_path)
+    before, after = load_file(weights), load_file(tmp_path / "best.safetensors")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"visual.positional_embedding"}
+
+    state = load_file(tmp_path / "latest.safetensors")
+    model = RobustCLIP(load_clip(config.model))
+    select_trainable(model, config.train.trainable)
+    learned = state["model/prompt"]
+    assert learned[..., 3:-3, 3:-3].eq(0).all()
+    assert learned[..., :3, :].ne(0).all()
+    model.prompt.data.copy_(learned)  # type: ignore[union-attr]
+    images = torch.rand(4, 3, 16, 16)
+    plain = load_clip(config.model)
+    plain.visual.load_state_dict(model.plain_visual())  # type: ignore[union-attr]
+    torch.testing.assert_close(RobustCLIP(plain).embed(images), model.embed(images), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(RobustCLIP(load_clip(config.model)).embed(images), model.embed(images), rtol=1e-2)
+
+
+def test_recomputed_activations_change_no_bit(weights: Path, resnet: Path, tmp_path: Path) -> None:
+    for start in (weights, resnet):
+        usual = losses(with_train(start, epochs=1), tmp_path / "usual")
+        less_memory = losses(with_train(start, epochs=1, activation_checkpointing=True), tmp_path / "less")
+        assert usual == less_memory
+
+
+def test_activation_checkpointing_keeps_fewer_tensors() -> None:
+    def kept(checkpointing: bool, clip: Any) -> int:
+        model, numbers = RobustCLIP(clip), []
+        if checkpointing:
+            model.use_activation_checkpointing()
+
+        def pack(tensor: Tensor) -> Tensor:
+            numbers.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.embed(torch.rand(8, 3, model.image_size, model.image_size))
+        return sum(numbers)
+
+    for make in (small_clip, small_resnet_clip):
+        assert kept(True, make()) < 0.7 * kept(False, make())
+
+
+def test_a_resnet_trains_with_its_statistics_and_its_teacher_at_rest(resnet: Path, tmp_path: Path) -> None:
+    config = with_train(resnet, optimizer={"lr": 1e-4})
+    seen = losses(config, tmp_path)
+    assert seen[max(seen)]["loss"] < seen[1]["loss"]
+    before, after = load_file(resnet), load_file(tmp_path / "best.safetensors")
+    for name in before:
+        resting = "running_" in name or "num_batches" in name or not name.startswith("visual.")
+        # A bias that softmax does not see (keys of the attention pool) has no gradient but rounding.
+        assert torch.equal(before[name], after[name]) == resting or "k_proj.bias" in name, name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_close_to_single(precision: str, weights: Path, tmp_path: Path) -> None:
+    exact = losses(with_train(weights, epochs=1, ema=0.9), tmp_path / "exact")
+    rough = losses(with_train(weights, epochs=1, ema=0.9, precision=precision), tmp_path / "rough")
+    assert rough[1]["loss"] == pytest.approx(exact[1]["loss"], rel=0.05)
+    assert rough.keys() == exact.keys()
+    assert all(value.dtype == torch.float32 for value in load_file(tmp_path / "rough" / "best.safetensors").values())
+
+
+def test_an_overflow_in_fp16_skips_the_update_and_lowers_the_loss_scale(weights: Path, tmp_path: Path) -> None:
+    config = with_train(weights, epochs=1, precision="fp16", batch_size=8)
+    result = train(config, report=ok, workdir=tmp_path)
+    state = result.history[-1]
+    assert state.skipped_updates >= 0
+    wild = config.model_copy(update={"method": config.method.model_copy(update={"logit_scale": 3000.0})})
+    result = train(wild, report=ok, workdir=tmp_path / "wild")
+    assert 0 < result.history[-1].skipped_updates < result.history[-1].steps
+    assert result.history[-1].grad_norm > 0
+
+
+def test_a_loss_that_stays_infinite_names_step_parts_and_device_whatever_the_precision(
+    weights: Path, tmp_path: Path
+) -> None:
+    for precision in ("fp32", "fp16"):
+        config = with_train(weights, precision=precision, optimizer={"lr": 10}, warmup=0.0)
+        wild = config.model_copy(update={"method": config.method.model_copy(update={"logit_scale": 1e38})})
+        with pytest.raises(NonFinite, match=r"update \d+: the (loss|gradient) is not finite \(loss .*target .* on cpu"):
+            train(wild, report=ok, workdir=tmp_path)
+
+
+def test_the_gradient_is_clipped_to_the_norm_after_the_ranks_were_summed(weights: Path, tmp_path: Path) -> None:
+    config = with_train(
+        weights, epochs=1, samples_per_epoch=40, clip_grad_norm=1e-3, optimizer={"lr": 1.0, "momentum": 0}, warmup=0.0
+    )
+    (only,) = losses(config, tmp_path).values()
+    assert only["grad_norm"] > 1e-2  # before clipping
+    before, after = load_file(weights), load_file(tmp_path / "best.safetensors")
+    moved = torch.cat([(after[name] - before[name]).flatten() for name in before if name.startswith("visual.")])
+    assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_compiler_that_fails_is_named_and_training_goes_on_eagerly(
+    weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = RobustCLIP(small_clip())
+    with caplog.at_level(logging.WARNING):
+        reason = compile_encoder(model, torch.rand(2, 3, 16, 16), backend="no-such-backend")
+    assert reason is not None
+    assert "no-such-backend" in reason
+    assert "eager" in reason
+    assert reason in caplog.text
+    assert model.embed(torch.rand(2, 3, 16, 16)).isfinite().all()
+
+
+def test_a_compiled_encoder_that_computes_something_else_is_not_trusted() -> None:
+    model = RobustCLIP(small_clip())
+
+    def wrong(graph: Any, _: Any) -> Callable[..., Any]:
+        return lambda *inputs: tuple(1.01 * out for out in graph(*inputs))
+
+    reason = compile_encoder(model, torch.rand(2, 3, 16, 16), backend=wrong)  # type: ignore[arg-type]
+    assert reason is not None
+    assert "differ from eager" in reason
+
+
+@pytest.mark.slow
+def test_a_compiled_run_gives_the_losses_of_an_eager_one(weights: Path, tmp_path: Path) -> None:
+    eager = losses(with_train(weights, epochs=1), tmp_path / "eager")
+    compiled_config = with_train(weights, epochs=1, compile=True)
+    seen: Steps = {}
+    result = train(compiled_config, report=ok, workdir=tmp_path / "compiled", observe=seen.__setitem__)
+    assert result.history[-1].notes == ()
+    assert_close(eager, seen, rel=2e-2)
