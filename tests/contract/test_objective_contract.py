@@ -23,8 +23,8 @@ def setting(model: RobustCLIP, method: Objective) -> tuple[Batch, Context]:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(6, 3, 16, 16, generator=generator)
     classes = torch.nn.functional.normalize(torch.randn(5, 16, generator=generator), dim=1)
-    embeddings = model.embed(images).detach() if method.teacher_input == "clean" else None
-    teacher = model.frozen_copy() if method.teacher_input == "adversarial" else None
+    embeddings = model.embed(images).detach() if method.needs_clean_embeddings else None
+    teacher = model.frozen_copy() if method.needs_teacher else None
     batch = Batch(images, torch.tensor([0, 1, 2, 3, 4, 0]), torch.arange(6), embeddings)
     return batch, Context(classes, seed=0, epoch=0, global_batch=6, teacher=teacher)
 
@@ -65,8 +65,8 @@ def test_the_attack_sees_the_encoder_in_eval_mode_and_asks_for_no_weight_gradien
     model = RobustCLIP(small_clip())
     batch, context = setting(model, method)
     seen: list[tuple[bool, bool]] = []
-    model.visual.register_forward_hook(
-        lambda visual, *_: seen.append((visual.training, any(p.requires_grad for p in visual.parameters())))
+    model.visual.conv1.register_forward_hook(  # the first layer, whichever way through the encoder is taken
+        lambda *_: seen.append((model.visual.training, any(p.requires_grad for p in model.parameters())))
     )
     model.train()
     method.loss(model, batch, AttackConfig(eps="4/255", steps=3), context=context)

@@ -155,7 +155,7 @@ def test_the_defaults_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"logit_scale": 0}, {"scale_ratio": -1}, {"label_weight": -0.1}, {"logit_scal": 1}, {"name": "tecoa"}]
+    "wrong", [{"logit_scale": 0}, {"scale_ratio": -1}, {"label_weight": -0.1}, {"logit_scal": 1}, {"name": "tacoa"}]
 )
 def test_a_wrong_field_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

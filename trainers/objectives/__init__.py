@@ -10,10 +10,14 @@ from pydantic import Field
 
 from trainers.objectives.agft import AGFT
 from trainers.objectives.base import Batch, Context, Losses, Objective
+from trainers.objectives.fare import FARE
+from trainers.objectives.pmg_aft import PMGAFT
+from trainers.objectives.tecoa import TeCoA
+from trainers.objectives.tga_zsr import TGAZSR
 
 __all__ = ["METHODS", "Batch", "Context", "Losses", "MethodConfig", "Objective"]
 
-METHODS: dict[str, type[Objective]] = {"agft": AGFT}
+METHODS: dict[str, type[Objective]] = {"agft": AGFT, "tecoa": TeCoA, "pmg-aft": PMGAFT, "tga-zsr": TGAZSR, "fare": FARE}
 
 
 def _one_of(classes: list[type[Objective]]) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainers.objectives.base import Batch, Context, Losses, Objective, perturbed
+from trainers.objectives.base import Batch, Context, Losses, ScoredObjective, perturbed
 from trainers.units import OfModel
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["AGFT"]
 
 
-class AGFT(Objective):
+class AGFT(ScoredObjective):
     """Alignment-guided fine-tuning. Cui et al., CVPR 2026, arXiv:2603.29410, eq. 8-10, with three optional terms.
 
         L = CE(P, p(x_adv; s_S)) + w_c KL(P || p(x; s_S)) + w_y CE(y, p(x_adv; s_0)) + w_f ||v(x_adv) - v_0(x)||^2
@@ -29,9 +29,11 @@ class AGFT(Objective):
     Every term is a sum over classes and a mean over the batch. The paper is w_c = w_y = w_f = 0; a term of weight 0
     is not computed. The attack maximises the first term (`attack_on: total`: all terms that x_adv enters).
 
-    Deviations: the paper's eq. 9 also averages over classes, which would be 1/K smaller; we follow the official code
-    (sum). The official code scores under fp16 autocast; here cosines, softmax and losses are fp32. It draws the
-    attack's start from the global random state; here from (seed, epoch, sample index).
+    Deviations: eq. 9 read literally also averages the first term over classes (`class_reduction: mean`), 1/K of the
+    official code's sum; the default is the sum, to which the official learning rate belongs.
+    The official code updates in train mode and attacks in eval mode, which differ for ResNets, and its frozen ResNet
+    drifts; here both are one function. It scores under fp16 autocast; here cosines, softmax and losses are fp32. It
+    draws the attack's start from the global random state; here from (seed, epoch, sample index).
     """
 
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "clean"
@@ -49,11 +51,9 @@ class AGFT(Objective):
         default=0.0, ge=0, description="w_f, weight of the squared distance of unit embeddings"
     )
     attack_on: Literal["target", "total"] = Field(default="target", description="what the attack maximises")
-
-    def resolved_logit_scale(self, model: RobustCLIP) -> float:
-        """s_S as a number."""
-        scale = self.logit_scale
-        return scale.of_model * model.logit_scale if isinstance(scale, OfModel) else scale
+    class_reduction: Literal["sum", "mean"] = Field(
+        default="sum", description="over classes, in the first term: sum (official code) or mean (eq. 9, 1/K of it)"
+    )
 
     def loss(self, model: RobustCLIP, batch: Batch, attack: AttackConfig, *, context: Context) -> Losses:
         """See `Objective.loss`. Parts: target, target_kl (target less its floor H(P)), and the terms that are on."""
@@ -66,11 +66,13 @@ class AGFT(Objective):
             teacher = model.logits(teacher_embeddings, context.class_embeddings, self.scale_ratio * scale)
             target, log_target = teacher.softmax(1), teacher.log_softmax(1)
 
+        over_classes = torch.sum if self.class_reduction == "sum" else torch.mean
+
         def adversarial_terms(images: Tensor, *, every: bool) -> dict[str, Tensor]:
             """Per-sample terms [B] that depend on the attacked image."""
             embeddings = model.embed(images)
             log_p = model.logits(embeddings, context.class_embeddings, scale).log_softmax(1)
-            terms = {"target": -(target * log_p).sum(1)}
+            terms = {"target": over_classes(-(target * log_p), 1)}
             if every and self.label_weight:
                 own = model.logits(embeddings, context.class_embeddings, model.logit_scale)
                 terms["label"] = torch.nn.functional.cross_entropy(own, batch.labels, reduction="none")
@@ -85,12 +87,8 @@ class AGFT(Objective):
         if self.clean_weight:
             log_p = model.logits(model.embed(batch.images), context.class_embeddings, scale).log_softmax(1)
             terms["clean"] = (target * (log_target - log_p)).sum(1)
-        entropy = -(target * log_target).sum(1)
-        parts = {**terms, "target_kl": terms["target"] - entropy}
-        return Losses(
-            total=self._sum(terms).sum() / context.global_batch,
-            parts={name: part.detach().sum() / context.global_batch for name, part in parts.items()},
-        )
+        entropy = over_classes(-(target * log_target), 1)
+        return Losses.of(self._sum(terms), {**terms, "target_kl": terms["target"] - entropy}, context)
 
     def _sum(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum [B]; with only the first term it is that tensor itself."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from trainers.units import Frozen
+from pydantic import Field
+
+from trainers.units import Frozen, OfModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from trainers.config import AttackConfig
     from trainers.model import RobustCLIP
 
-__all__ = ["Batch", "Context", "Losses", "Objective", "perturbed"]
+__all__ = ["Batch", "Context", "Losses", "Objective", "ScoredObjective", "perturbed"]
+
+FP16_FACTOR = 128.0
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Context:
-    """What is fixed during an epoch: class embeddings [K, D] of unit norm, keys of the noise, the global batch size."""
+    """What is fixed during an epoch: class embeddings [K, D] of unit norm, keys of the noise, the global batch size.
+
+    `teacher`, the frozen encoder, and `complement_embeddings` [K, D], unit embeddings of the prompts that deny a class:
+    where the method asks for them (`Objective.needs_teacher`, `Objective.complement_template`).
+    """
 
     class_embeddings: Tensor
     seed: int
     epoch: int
     global_batch: int
     teacher: RobustCLIP | None = None
+    complement_embeddings: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,12 @@ class Losses:
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, total: Tensor, parts: Mapping[str, Tensor], context: Context) -> Losses:
+        """From per-sample losses [B]."""
+        batch = context.global_batch
+        return cls(total.sum() / batch, {name: part.detach().sum() / batch for name, part in parts.items()})
 
 
 class Objective(Frozen):
@@ -65,9 +80,41 @@ class Objective(Frozen):
 
     name: str
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether `context.teacher` must be there: its input is made in the loss, or its output too large to keep."""
+        return self.teacher_input == "adversarial" or self.teacher_output == "tokens"
+
+    @property
+    def needs_clean_embeddings(self) -> bool:
+        """Whether `batch.teacher_embeddings` must be there."""
+        return self.teacher_input == "clean" and self.teacher_output == "embedding"
+
+    @property
+    def complement_template(self) -> str | None:
+        """The prompt that denies a class, `{}` its name, if `context.complement_embeddings` must be there."""
+        return None
+
     def loss(self, model: RobustCLIP, batch: Batch, attack: AttackConfig, *, context: Context) -> Losses:
         """The loss of one batch, ready for `backward()`. Attacks the images itself, through `perturbed`."""
         raise NotImplementedError
+
+
+class ScoredObjective(Objective):
+    """A method that scores images against the classes, at a scale that it can choose for training.
+
+    Evaluation is at the model's own scale, whatever this is.
+    """
+
+    logit_scale: Annotated[float, Field(gt=0)] | OfModel = Field(
+        default=OfModel(of_model=1.0),
+        description="logit scale in training: absolute, or {of_model: multiple of the model's own}",
+    )
+
+    def resolved_logit_scale(self, model: RobustCLIP) -> float:
+        """The scale as a number."""
+        scale = self.logit_scale
+        return scale.of_model * model.logit_scale if isinstance(scale, OfModel) else scale
 
 
 def perturbed(
@@ -80,25 +127,34 @@ def perturbed(
     """The batch's images after the training attack on `loss_fn` (images [B, ...] -> per-sample losses [B]).
 
     The attack runs on the bare model in eval mode with the weights' gradients off, so that only the image gradient is
-    computed; modes and `requires_grad` flags are restored, also on an error. Noise: (seed, epoch, 0, sample index).
+    computed; modes and `requires_grad` flags are restored, also on an error. Noise: (seed, epoch, restart, sample
+    index). With several restarts, each image keeps its final iterate of greatest loss.
     """
-    from trainers.attacks import ATTACKS, noise
+    from trainers.attacks import ATTACKS, noise, restarted
 
     modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    start = noise(context.seed, context.epoch, 0, batch.index, tuple(batch.images.shape[1:]))
-    try:
-        model.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
+    # In fp16 a gradient below 6e-8 is 0, and a pixel whose gradient is 0 is not attacked: robustness is overstated.
+    # A step uses only the direction of an image's gradient, so a factor on the loss changes nothing else.
+    attacked = (lambda x: FP16_FACTOR * loss_fn(x)) if model.precision == "fp16" else loss_fn
+
+    def run(restart: int) -> Tensor:
         return ATTACKS[attack.name](
-            loss_fn,
+            attacked,
             batch.images,
             eps=attack.eps,
             step_size=attack.resolved_step_size(),
             steps=attack.steps,
-            start=start,
+            start=noise(context.seed, context.epoch, restart, batch.index, tuple(batch.images.shape[1:])),
+            norm=attack.norm,
+            momentum=attack.momentum,
         )
+
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        return restarted(run, attacked, attack.restarts)
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)

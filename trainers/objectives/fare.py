@@ -1,0 +1,55 @@
+"""FARE: adversarial fine-tuning towards the frozen encoder's embeddings; no labels, no text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from trainers.objectives.base import Batch, Context, Losses, Objective, perturbed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.config import AttackConfig
+    from trainers.model import RobustCLIP
+
+__all__ = ["FARE"]
+
+
+class FARE(Objective):
+    """Fine-tuning for adversarially robust embeddings. Schlarmann et al., ICML 2024, arXiv:2402.12336.
+
+        L = (1 - w) ||f(x_adv) - f_0(x)||^2 + w ||f(x) - f_0(x)||^2
+
+    f(x) and f_0(x) are the raw embeddings, not of unit norm, of the encoder and the frozen one. A sum over dimensions,
+    a mean over the batch. The attack maximises the first norm; it starts at random, since at x itself, before any
+    update, the gradient is 0. The paper is w = 0, where the second term is not computed. Its attack is 10 steps with
+    momentum 0.9 (`attack.momentum`).
+
+    Deviations: the official code (chs20/RobustVLM) has w (`--clean_weight`) beside the paper, computes f(x) in every
+    step even without it, and averages the attack's loss over the batch; here it is a sum. With `--trades` it puts
+    the encoder's own f(x) in the place of f_0(x) in the first term, which is left out here.
+    """
+
+    teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "clean"
+
+    name: Literal["fare"] = Field(default="fare", description="method name")
+    clean_weight: float = Field(
+        default=0.0, ge=0, lt=1, description="w, share of the clean image's distance; the attacked one's is 1 - w"
+    )
+
+    def loss(self, model: RobustCLIP, batch: Batch, attack: AttackConfig, *, context: Context) -> Losses:
+        """See `Objective.loss`. Parts: feature, and clean where its weight is not 0."""
+        target = batch.teacher_embeddings
+        assert target is not None, "FARE needs the teacher's clean embeddings"
+
+        def distance(images: Tensor) -> Tensor:
+            return (model.embed(images) - target).square().sum(1)
+
+        feature = distance(perturbed(model, distance, batch, attack, context))
+        if not self.clean_weight:
+            return Losses.of(feature, {"feature": feature}, context)
+        clean = distance(batch.images)
+        total = (1 - self.clean_weight) * feature + self.clean_weight * clean
+        return Losses.of(total, {"feature": feature, "clean": clean}, context)
