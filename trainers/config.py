@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -24,14 +25,25 @@ __all__ = [
     "TrialConfig",
 ]
 
+PLACES = ("s3:", "hf-hub:", "local-dir:")
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".tar")
+
 
 class ModelConfig(Frozen):
     """Which CLIP to start from."""
 
     arch: str = Field(default="ViT-B-32-quickgelu", min_length=1, description="open_clip architecture, or tiny-clip")
     pretrained: str = Field(
-        default="openai", min_length=1, description="open_clip tag, checkpoint path, or `bundled` (tiny-clip only)"
+        default="openai",
+        min_length=1,
+        description="open_clip tag; `bundled` (tiny-clip only); a file or folder; s3://BUCKET/KEY (with a closing / a "
+        "folder); hf-hub:ORG/NAME; local-dir:FOLDER",
     )
+
+    def names_a_place(self) -> bool:
+        """Does `pretrained` say where the weights are, instead of naming a tag of open_clip's?"""
+        text = self.pretrained
+        return text.startswith(PLACES) or "/" in text or text.endswith(WEIGHT_FILES) or Path(text).is_dir()
 
 
 class AttackConfig(Frozen):
