@@ -84,5 +84,6 @@ def _run(config: TrialConfig, wiring: Wiring, *, threads: int) -> str:
             workdir=workdir,
             resume_from=restored.state if restored else None,
             device=str(ray.train.torch.get_device()),
+            shared=wiring.shared,
         )
     return result.outcome
