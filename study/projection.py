@@ -35,7 +35,7 @@ STATUS: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
 # Few and well-named: what a person compares between trials. Everything else is in the trial's JSON artifacts.
 METRICS = (
     "clean_accuracy", "robust_accuracy", "best_clean_accuracy", "best_robust_accuracy", "train_loss", "lr",
-    "images_per_second",
+    "images_per_second", "grad_norm",
 )  # fmt: skip
 
 

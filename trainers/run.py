@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,8 @@ from trainers.data import ImageSet, load_dataset
 from trainers.evaluate import SetResult, count, evaluate
 from trainers.model import RobustCLIP, class_embeddings, load_clip, tokenizer_for
 from trainers.objectives import Batch, Context, Objective
-from trainers.records import EpochRecord, is_better, violation
+from trainers.records import EpochRecord
+from trainers.standing import standing
 from trainers.teacher import SharedFiles, teacher_embeddings
 from trainers.trainable import select_trainable
 from trainers.update import NonFinite, Updater
@@ -73,8 +73,11 @@ class Run:
         self.classes = class_embeddings(self.clip, self.train_set.prompts(), tokenizer)
         self.model = RobustCLIP(self.clip)
         self.method: Objective = config.method
-        self.clean_teacher = self._clean_teacher(shared) if self.method.teacher_input == "clean" else None
-        self.teacher = self.model.frozen_copy() if self.method.teacher_input == "adversarial" else None
+        denied = self.method.complement_template
+        denials = [[denied.format(name)] for name in self.train_set.classes] if denied else None
+        self.complements = class_embeddings(self.clip, denials, tokenizer) if denials else None
+        self.clean_teacher = self._clean_teacher(shared) if self.method.needs_clean_embeddings else None
+        self.teacher = self.model.frozen_copy() if self.method.needs_teacher else None
         self.samples = min(config.train.samples_per_epoch or len(self.train_set), len(self.train_set))
         steps_per_epoch = math.ceil(self.samples / config.train.batch_size)
         parameters = select_trainable(self.model, config.train.trainable)
@@ -142,7 +145,7 @@ class Run:
         lr = 0.0
         for index in order.split(train.batch_size):
             lr = self.updater.lr
-            context = Context(self.classes, self.config.seed, epoch, len(index), self.teacher)
+            context = Context(self.classes, self.config.seed, epoch, len(index), self.teacher, self.complements)
             values = self._update(index, context)
             norms.append(values.pop("grad_norm"))
             for name, value in values.items():
@@ -163,7 +166,7 @@ class Run:
             lr=lr,
             skipped_updates=self.updater.skipped,
             notes=() if self.compile_note is None else (self.compile_note,),
-            **self._standing(epoch + 1, results),
+            **standing(epoch + 1, results, self.history[-1] if self.history else None, self.config.goal),
             train_seconds=train_seconds,
             eval_seconds=eval_seconds,
             images_per_second=len(order) / train_seconds,
@@ -199,27 +202,6 @@ class Run:
         dev, rank, ranks = self.dev[name], self.rank, self.world_size
         config, device = self.config.evaluate, self.device
         return count(evaluate(self.model, dev.images, dev.classes, config, device=device, rank=rank, world_size=ranks))
-
-    def _standing(self, epoch: int, results: list[SetResult]) -> dict[str, Any]:
-        """The record's fields about accuracies and the best epoch."""
-        now = Accuracy(
-            sum(result.clean_accuracy for result in results) / len(results),
-            sum(result.robust_accuracy for result in results) / len(results),
-        )
-        last, goal = self.history[-1] if self.history else None, self.config.goal
-        before = None if last is None else Accuracy(last.best_clean_accuracy, last.best_robust_accuracy)
-        better = is_better(now, before, goal)
-        best = now if before is None or better else before
-        return {
-            "clean_accuracy": now.clean_accuracy,
-            "robust_accuracy": now.robust_accuracy,
-            "datasets": {result.name: result.scores() for result in results},
-            "feasible": violation(now, goal) == 0,
-            "best_epoch": epoch if last is None or better else last.best_epoch,
-            "best_clean_accuracy": best.clean_accuracy,
-            "best_robust_accuracy": best.robust_accuracy,
-            "best_feasible": violation(best, goal) == 0,
-        }
 
     def _save(self) -> None:
         """On rank 0: the state, then the best weights; in this order a crash between the two can be made good."""
@@ -262,14 +244,6 @@ def _mean_of_finite(values: list[float]) -> float:
     """Overflowed updates (fp16) have no norm; 0 where all overflowed."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / max(1, len(finite))
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """The two numbers that a goal speaks about."""
-
-    clean_accuracy: float
-    robust_accuracy: float
 
 
 def _epoch_of(weights: Path) -> int | None:

@@ -200,7 +200,7 @@ def test_a_subset_per_epoch_trains_on_that_many_images(weights: Path, tmp_path: 
 
 def test_a_loss_that_is_not_finite_is_raised_with_its_parts(weights: Path, tmp_path: Path) -> None:
     wild = TrainConfig(epochs=3, batch_size=16, optimizer=OptimizerConfig(lr=10), warmup=0, threads=1)
-    config = trial(weights, train=wild, method={"logit_scale": 1e38, "scale_ratio": 10})
+    config = trial(weights, train=wild, method={"name": "agft", "logit_scale": 1e38, "scale_ratio": 10})
     with pytest.raises(NonFinite, match=r"update \d+: the loss is not finite \(loss .*target .*\) on cpu"):
         train(config, report=keep([]), workdir=tmp_path)
 

@@ -18,11 +18,12 @@ from torch import Tensor, multiprocessing
 from tests.small import small_clip, small_resnet_clip, trial, use_small_sets
 from trainers.checkpoint import load_weights, save_weights
 from trainers.compiled import compile_encoder
-from trainers.config import TrainConfig, TrialConfig
+from trainers.config import Trainable, TrialConfig
 from trainers.errors import UserError
 from trainers.evaluate import evaluate_sets
 from trainers.loop import NonFinite, train
 from trainers.model import RobustCLIP, load_clip
+from trainers.objectives import METHODS
 from trainers.records import Decision, Progress
 from trainers.trainable import select_trainable
 
@@ -71,6 +72,24 @@ def twenty_steps(weights: Path, **changes: Any) -> TrialConfig:
     """20 updates of batch 64."""
     fields = {"epochs": 2, "batch_size": 64, "samples_per_epoch": 640, "threads": 1, **changes}
     return trial(weights, train=fields, data={"train": "small-large", "dev": ["small-other"]})
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_trains_from_its_name_alone(method: str, weights: Path, tmp_path: Path) -> None:
+    config = trial(weights, method={"name": method}, train=with_train(weights, epochs=1).train)
+    seen = losses(config, tmp_path)
+    assert len(seen) == 3
+    before, after = load_file(weights), load_file(tmp_path / "best.safetensors")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        name for name in before if name.startswith("visual.")
+    }
+
+
+def test_the_complementary_maps_have_their_prompts(weights: Path, tmp_path: Path) -> None:
+    config = trial(
+        weights, method={"name": "tga-zsr", "complementary": True}, train=with_train(weights, epochs=1).train
+    )
+    assert {"attention", "clean"} < losses(config, tmp_path)[1].keys()
 
 
 def _worker(rank: int, folder: str, weights: str) -> None:
@@ -182,13 +201,13 @@ def test_the_parts_of_a_resnet_are_its_stages() -> None:
     model = RobustCLIP(small_resnet_clip())
 
     def learning(**config: Any) -> set[str]:
-        select_trainable(model, TrainConfig(trainable=config).trainable)  # type: ignore[arg-type]
+        select_trainable(model, Trainable(**config))
         return {name.split(".")[0] for name, p in model.visual.named_parameters() if p.requires_grad}
 
     stem = {"conv1", "bn1", "conv2", "bn2", "conv3", "bn3"}
     assert learning(part="first_blocks", blocks=2) == stem | {"layer1", "layer2"}
     assert learning(part="last_blocks", blocks=1) == {"layer4", "attnpool"}
-    select_trainable(model, TrainConfig(trainable={"part": "layer_norms"}).trainable)  # type: ignore[arg-type]
+    select_trainable(model, Trainable(part="layer_norms"))
     norms = {name for name, p in model.visual.named_parameters() if p.requires_grad}
     assert norms
     assert all(".bn" in f".{name}" or "downsample.1" in name for name in norms)
