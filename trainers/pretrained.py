@@ -1,4 +1,4 @@
-"""Where a CLIP comes from: the hub by open_clip's names, a checkpoint file, an export folder, or the package itself."""
+"""Where a CLIP comes from: open_clip's tags, a file, an export folder, the hub, storage, or the package itself."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ from torch import Tensor, nn
 
 from trainers import tiny
 from trainers.config import ModelConfig
+from trainers.definitions import check_same_model
 from trainers.errors import MissingWeights, UnknownName, UserError, nearest
 
-__all__ = ["Description", "build_clip", "describe", "load_clip", "tokenizer_for"]
+__all__ = ["FETCHERS", "Description", "build_clip", "describe", "load_clip", "tokenizer_for"]
+
+FETCHERS: dict[str, Callable[[str], Path]] = {}
+"""Scheme of an address -> what brings the file or folder at `scheme://...` to this machine. Empty here, since this
+package knows no storage: whoever starts a process fills in what it can reach."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,9 @@ def _preprocess(clip: nn.Module) -> dict[str, Any]:
 def load_clip(config: ModelConfig) -> nn.Module:
     """The open_clip model of `config`: fp32, eval, on the CPU, nothing trainable.
 
-    `pretrained` is an open_clip tag, `bundled` (tiny-clip), an export folder, or a checkpoint file: ours, or a plain
-    state dict as .safetensors or .pt (read with `weights_only`, so that no code in it can run).
+    `pretrained` is an open_clip tag, `bundled` (tiny-clip), or a place: an export folder (also `local-dir:FOLDER`), a
+    checkpoint file (ours, or a plain state dict as .safetensors or .pt, read with `weights_only`, so that no code in it
+    can run), `hf-hub:ORG/NAME`, or an address that `FETCHERS` has a function for (`s3://...`).
     Raises `UnknownName` for an architecture or tag, `MissingWeights`, or `UserError` for a wrong combination.
     """
     tiny.register()
@@ -89,19 +95,49 @@ def load_clip(config: ModelConfig) -> nn.Module:
     if pretrained == "bundled":
         if arch != tiny.ARCH:
             raise UserError(f"model.pretrained: 'bundled' exists for {tiny.ARCH} only, not for {arch!r}")
-        pretrained = str(tiny.weights_path())
-        if not Path(pretrained).is_file():
-            raise MissingWeights(f"model.pretrained: the package's own weights are missing: {pretrained}")
-    path = Path(pretrained).expanduser()
-    if path.is_dir() or path.suffix in {".safetensors", ".pt", ".pth", ".bin"} or "/" in pretrained:
-        return _load_path(arch, path)
+        if not tiny.weights_path().is_file():
+            raise MissingWeights(f"model.pretrained: the package's own weights are missing: {tiny.weights_path()}")
+        return _load_path(arch, tiny.weights_path())
+    if config.names_a_place():
+        return _load_place(arch, pretrained)
     _check_arch(arch)
     tags = list_pretrained_tags_by_model(arch)
     if pretrained not in tags:
         raise _unknown("model.pretrained", pretrained, [*tags, *(["bundled"] if arch == tiny.ARCH else [])])
     _check_activation(arch, pretrained)
+    page = get_pretrained_cfg(arch, pretrained).get("hf_hub", "").strip("/")
+    download = f"open_clip_model.safetensors of https://huggingface.co/{page}" if page else "the file"
     with _impatient_hub():
-        return _create(arch, pretrained, f"the tag {pretrained!r} of {arch}")
+        return _create(
+            arch,
+            pretrained,
+            f"the tag {pretrained!r} of {arch}",
+            hint=f"Without access to the hub, download {download} elsewhere and give its path, or try arch: tiny-clip, "
+            "pretrained: bundled",
+        )
+
+
+def _load_place(arch: str, place: str) -> nn.Module:
+    scheme, colon, rest = place.partition(":")
+    if scheme == "hf-hub":
+        hint = (
+            "Without access to the hub, download the repository elsewhere and give its folder as local-dir:FOLDER; a "
+            "private one needs HF_TOKEN in the environment"
+        )
+        with _impatient_hub():
+            clip = _create(place, None, place, arch=arch, hint=hint)
+        check_same_model(arch, describe(clip).model_cfg, place)
+        return clip
+    if scheme == "local-dir":
+        folder = Path(rest).expanduser()
+        if not folder.is_dir():
+            raise MissingWeights(f"model.pretrained: no such folder: {folder}")
+        return _load_path(arch, folder)
+    if colon and rest.startswith("//"):
+        if scheme not in FETCHERS:
+            raise UserError(f"model.pretrained: {place}: nothing here fetches {scheme}:// addresses; download the file")
+        return _load_path(arch, FETCHERS[scheme](place), named=place)
+    return _load_path(arch, Path(place).expanduser())
 
 
 @contextlib.contextmanager
@@ -145,25 +181,48 @@ def _check_activation(arch: str, tag: str) -> None:
         )
 
 
-def _load_path(arch: str, path: Path) -> nn.Module:
+def _load_path(arch: str, path: Path, *, named: str | None = None) -> nn.Module:
+    """From a folder or file; `named`: what the user calls it."""
     from trainers.checkpoint import is_weights_file, load_weights  # checkpoint.py builds models with this module
 
+    source = named or str(path)
     if not path.exists():
-        raise MissingWeights(f"model.pretrained: no such checkpoint: {path}")
+        raise MissingWeights(f"model.pretrained: no such checkpoint: {source}")
     if path.is_dir():
         if not (path / "open_clip_config.json").is_file():
-            raise MissingWeights(f"model.pretrained: {path} is no open_clip export: open_clip_config.json is missing")
-        return _create(f"local-dir:{path}", None, str(path), arch=arch)
+            raise MissingWeights(f"model.pretrained: {source} is no open_clip export: open_clip_config.json is missing")
+        clip = _create(f"local-dir:{path}", None, source, arch=arch)
+        check_same_model(arch, describe(clip).model_cfg, source)
+        return clip
     if not is_weights_file(path):
         _check_arch(arch)
-        return _create(arch, str(path), str(path))
+        try:
+            return _create(arch, str(path), source)
+        except MissingWeights as error:
+            raise _explained(error, arch, path, source) from error
     clip = load_weights(path)
     if describe(clip).arch != arch:
-        raise UserError(f"model.arch: {path} holds a {describe(clip).arch!r}, not a {arch!r}")
+        raise UserError(f"model.arch: {source} holds a {describe(clip).arch!r}, not a {arch!r}")
     return clip
 
 
-def _create(name: str, pretrained: str | None, source: str, *, arch: str | None = None) -> nn.Module:
+def _explained(error: MissingWeights, arch: str, path: Path, source: str) -> UserError:
+    """Why open_clip could not take a file: it is of an official layout, holds code, is damaged, or does not fit."""
+    from trainers.official import read_checkpoint, recognise
+
+    try:
+        layout = recognise(read_checkpoint(path))
+    except UserError as reason:
+        return MissingWeights(f"model.pretrained: {reason}")
+    if layout in (None, "state-dict"):
+        return error
+    return UserError(
+        f"model.pretrained: {source} has the layout of an official {layout} checkpoint, which holds an image encoder "
+        f"only; make weights of it first: agft import {source} --arch {arch} --out weights.safetensors"
+    )
+
+
+def _create(name: str, pretrained: str | None, source: str, *, arch: str | None = None, hint: str = "") -> nn.Module:
     """open_clip.create_model, its many exceptions turned into one that says what could not be had from where."""
     try:
         with _quiet_open_clip(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -171,10 +230,7 @@ def _create(name: str, pretrained: str | None, source: str, *, arch: str | None 
             clip = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        raise MissingWeights(
-            f"model.pretrained: could not load {source} ({reason}). Without access to the hub, download the file "
-            "elsewhere and give its path, or try arch: tiny-clip, pretrained: bundled"
-        ) from error
+        raise MissingWeights(f"model.pretrained: could not load {source} ({reason}). {hint}".rstrip()) from error
     model_cfg = open_clip.get_model_config(name) or {}
     return _finished(clip, Description(arch or name, model_cfg, _preprocess(clip)))
 

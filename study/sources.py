@@ -1,0 +1,116 @@
+"""Weights at s3:// addresses: brought to this machine once, kept, and checked every time.
+
+<cache>/weights/<content>/NAME: <content> is the object's SHA-256 where storage knows it, else made of address and ETag,
+so an object that was replaced is another entry. `<cache>` is `$AGFT_CACHE`, else `agft-study` in the user's cache
+folder. What is in it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infra import storage
+from infra.errors import Missing
+from trainers.errors import MissingWeights, UserError
+
+__all__ = ["fetch_weights", "storage_here", "use_s3_weights"]
+
+FOLDER_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")  # of an export: configuration, weights, tokenizer
+OWN_STORAGE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
+LARGE_BYTES = 50_000_000
+
+Say = Callable[[str], None]
+
+
+def use_s3_weights() -> None:
+    """Let `load_clip` in this process take s3:// addresses. Every process that loads models calls it once."""
+    from trainers.pretrained import FETCHERS
+
+    FETCHERS["s3"] = fetch_weights
+
+
+def storage_here(home: Path, say: Say) -> None:
+    """Point this process at storage: what the environment names, else the embedded one, started if need be."""
+    if any(os.environ.get(name) for name in OWN_STORAGE):
+        return
+    from infra import stack
+
+    say("starting the embedded storage ...")
+    os.environ.update(stack.up(home).environment())
+
+
+def fetch_weights(uri: str, say: Say | None = None) -> Path:
+    """The file at `s3://bucket/key`, or the export folder at `s3://bucket/prefix/`, on this machine.
+
+    Raises `MissingWeights` when it is not there, `ServiceError` when storage does not answer or bytes are not the
+    promised ones.
+    """
+    bucket, key = storage.split_uri(uri)
+    if "@" in bucket:
+        raise UserError("model.pretrained: an s3:// address holds no credentials; set AWS_ACCESS_KEY_ID and its secret")
+    try:
+        if uri.endswith("/") or not key:
+            return _folder(uri, say)
+        stored = storage.head(uri)
+        if stored is not None:
+            return _bring(stored, _entry(_content(stored)) / Path(key).name, say)
+        folder = storage.list_objects(uri)
+    except Missing as error:  # no such bucket
+        raise MissingWeights(f"model.pretrained: {error}") from error
+    hint = f"; there is a folder of this name: write {uri}/" if folder else ""
+    raise MissingWeights(f"model.pretrained: {uri}: no such object{hint}")
+
+
+def _folder(uri: str, say: Say | None) -> Path:
+    prefix = uri.rstrip("/") + "/"
+    listed = [stored.uri for stored in storage.list_objects(prefix)]
+    names = [each for each in listed if "/" not in each.removeprefix(prefix) and each.endswith(FOLDER_FILES)]
+    if f"{prefix}open_clip_config.json" not in names:
+        found = f"{len(listed)} objects, but no open_clip_config.json" if listed else "nothing"
+        raise MissingWeights(f"model.pretrained: {uri}: no export folder: found {found}")
+    stored = [each for each in map(storage.head, names) if each is not None]
+    folder = _entry("\n".join(f"{each.uri.removeprefix(prefix)} {_content(each)}" for each in stored))
+    for each in stored:
+        _bring(each, folder / each.uri.removeprefix(prefix), say)
+    return folder
+
+
+def _content(stored: storage.StoredObject) -> str:
+    return stored.sha256 or f"{stored.uri} {stored.etag} {stored.size}"
+
+
+def _entry(content: str) -> Path:
+    named = os.environ.get("AGFT_CACHE")
+    if named:
+        cache = Path(named).expanduser()
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agft-study"
+    return cache / "weights" / hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _bring(stored: storage.StoredObject, path: Path, say: Say | None) -> Path:
+    """`path`, with the object's bytes: kept ones if their SHA-256 is right, else downloaded."""
+    note = path.with_name(f".{path.name}.sha256")  # what the bytes were, where storage does not say
+    with _alone(path):
+        expected = stored.sha256 or (note.read_text() if note.is_file() else None)
+        if expected and path.is_file() and storage.hash_file(path) == expected:
+            return path
+        if say is not None and stored.size > LARGE_BYTES:
+            say(f"fetching {stored.uri} ({stored.size / 1e6:.0f} MB) ...")
+        got = storage.get_file(stored.uri, path, sha256=stored.sha256)
+        note.write_text(got.sha256 or "")
+    return path
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Of several processes on this machine, one downloads; the others wait and find it done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
