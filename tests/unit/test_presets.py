@@ -86,7 +86,7 @@ def test_another_optimizer_takes_nothing_from_the_presets() -> None:
 
 
 def test_a_preset_and_the_same_values_written_out_are_one_study() -> None:
-    written = {key: value for key, value in PRESETS["tecoa-paper"].items()}
+    written = dict(PRESETS["tecoa-paper"])
     assert study("tecoa-paper").spec_hash() == parse_study(yaml.safe_dump({**FILE, **written}), source="x").spec_hash()
 
 
