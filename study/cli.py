@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from study import compare_cli, weights_cli
 from study.errors import SERVICE_ERRORS, USER_ERRORS
+from trainers.presets import PRESETS
 
 if TYPE_CHECKING:
     from study.store import StudyStore
@@ -57,6 +59,20 @@ def store_of(name: str) -> StudyStore:
     from study.store import StudyStore
 
     return StudyStore(database_url(home()), name)
+
+
+@main.command()
+@click.argument("file", type=FILE)
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="agft-paper", show_default=True, help="Recipe.")
+@click.option("--arch", default="ViT-B-32-quickgelu", show_default=True, help="open_clip architecture, or tiny-clip.")
+@click.option("--pretrained", default="openai", show_default=True, help="Tag, path or address of the weights.")
+@answering
+def init(file: Path, preset: str, arch: str, pretrained: str) -> None:
+    """Write a new study file with a published recipe spelled out."""
+    from study.init import write_study_file
+
+    write_study_file(file, preset=preset, model={"arch": arch, "pretrained": pretrained})
+    click.echo(f"{file}: written from {preset}; change it, then `agft plan {file}`")
 
 
 @main.command()
@@ -160,6 +176,12 @@ def report(study: str, out: Path | None) -> None:
 
     store = store_of(study)
     click.echo(write_report(store.load(), store.trials(), out or home() / "reports" / study))
+
+
+compare_cli.attach(main, answering, home)
+
+
+weights_cli.attach(main, answering, home)
 
 
 @main.command()

@@ -91,7 +91,9 @@ class GoalConfig(Frozen):
 class SamplerConfig(Frozen):
     """Who proposes the next trial."""
 
-    name: Literal["tpe", "random"] = Field("tpe", description="Optuna sampler")
+    name: Literal["tpe", "random", "grid"] = Field(
+        "tpe", description="Optuna's TPE or random sampler; grid: every combination of the choices, each one trial"
+    )
     startup_trials: int = Field(10, ge=1, description="random trials before TPE models the results")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.console import percent
+from study.grid_figure import draw_grid
 from study.results import best_trial, trial_table
 from study.space import shown
 from study.store import StudyRow, TrialRow
@@ -26,15 +27,19 @@ STATE_LABEL = {"complete": "full length", "pruned": "stopped early", "failed": "
 
 
 def write_report(study: StudyRow, trials: Sequence[TrialRow], folder: Path) -> Path:
-    """Write `report.md`, `curves.png` and `tradeoff.png` into `folder`; returns the Markdown's path."""
+    """Write `report.md`, `curves.png` and `tradeoff.png` into `folder`; returns the Markdown's path.
+
+    A study that searched exactly two paths, both with choices, gets `grid.png` as well.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     _curves(study, trials, folder / "curves.png")
     _tradeoff(study, trials, folder / "tradeoff.png")
+    has_grid = draw_grid(study, trials, folder / "grid.png")
     path = folder / "report.md"
-    path.write_text(_markdown(study, trials), encoding="utf-8")
+    path.write_text(_markdown(study, trials, has_grid=has_grid), encoding="utf-8")
     return path
 
 
@@ -109,7 +114,7 @@ def _tradeoff(study: StudyRow, trials: Sequence[TrialRow], path: Path) -> None:
     _save(figure, path)
 
 
-def _markdown(study: StudyRow, trials: Sequence[TrialRow]) -> str:
+def _markdown(study: StudyRow, trials: Sequence[TrialRow], *, has_grid: bool) -> str:
     spec = study.spec
     lines = [f"# Study {spec.name}", ""]
     select = spec.evaluate.select
@@ -130,7 +135,8 @@ def _markdown(study: StudyRow, trials: Sequence[TrialRow]) -> str:
         lines.append(f"| trial {best.number} (best) | {clean} | {robust} |")
     clean, robust = (percent(study.baseline[f"{name}_accuracy"]) for name in ("clean", "robust"))
     lines += [f"| unmodified CLIP | {clean} | {robust} |", ""]
-    lines += ["![curves](curves.png)", "", "![trade-off](tradeoff.png)", "", "## Trials", ""]
+    figures = ["![curves](curves.png)", "![trade-off](tradeoff.png)", *["![grid](grid.png)"] * has_grid]
+    lines += [*(line for figure in figures for line in (figure, "")), "## Trials", ""]
     paths = list(spec.search)
     lines.append("| trial | state | epochs | clean | robust | " + " | ".join(paths) + " | note |")
     lines.append("| ---: | --- | ---: | ---: | ---: | " + "---: | " * len(paths) + "--- |")

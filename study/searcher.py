@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from study.config import StudyConfig
-from study.space import Dimension
+from study.space import Dimension, grid
 from study.store import StudyStore, TrialRow
 
 __all__ = ["OptunaBook", "StudySearcher", "proposals"]
@@ -110,7 +110,8 @@ def _enqueue(study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension]
     if study.user_attrs.get("agft.warm_starts"):
         return
     base = spec.base()
-    for start in spec.warm_starts:
+    # A grid is a queue of given trials: its sampler is never asked.
+    for start in grid(dimensions) if spec.sampler.name == "grid" else spec.warm_starts:
         values = {d.path: d.inner(start.get(d.path, _at(base, d.path))) for d in dimensions}
         inside = {d.path: values[d.path] for d in dimensions if d.holds(values[d.path])}
         if inside:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
@@ -22,7 +24,7 @@ from trainers.errors import nearest
 from trainers.objectives import METHODS
 from trainers.units import OfEps, OfModel, parse_fraction
 
-__all__ = ["SEARCHABLE", "Dimension", "apply_params", "known_paths", "parse_space", "shown"]
+__all__ = ["SEARCHABLE", "Dimension", "apply_params", "grid", "grid_size", "known_paths", "parse_space", "shown"]
 
 SEARCHABLE = ("method", "attack", "train", "model", "seed")  # data, goal and evaluation are the same for every trial
 RANGE_KEYS = {"low", "high", "log", "step"}
@@ -192,6 +194,22 @@ def parse_space(search: Mapping[str, Any], method: str) -> tuple[list[Dimension]
         if dimension:
             dimensions.append(dimension)
     return dimensions, problems
+
+
+def grid(dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
+    """Every combination of the choices, the last path varying fastest."""
+    choices = [_choices(dimension) for dimension in dimensions]
+    return [dict(zip([d.path for d in dimensions], point, strict=True)) for point in itertools.product(*choices)]
+
+
+def grid_size(dimensions: Sequence[Dimension]) -> int:
+    """How many combinations `grid` has."""
+    return math.prod(len(_choices(dimension)) for dimension in dimensions)
+
+
+def _choices(dimension: Dimension) -> tuple[Any, ...]:
+    assert isinstance(dimension.distribution, CategoricalDistribution), "a grid is made of choices"
+    return tuple(dict.fromkeys(dimension.distribution.choices))
 
 
 def _no_such_field(path: str, known: Mapping[str, Any]) -> str:

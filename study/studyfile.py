@@ -8,17 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from optuna.distributions import CategoricalDistribution
 from pydantic import BaseModel, ValidationError
 
 from study.config import StudyConfig
 from study.errors import Problem, StudyFileError, UserError
-from study.space import models_of, parse_space
+from study.space import grid_size, models_of, parse_space
 from trainers.architectures import mismatches
 from trainers.data import DATASETS
 from trainers.errors import nearest
 from trainers.objectives import METHODS
+from trainers.presets import PRESETS, with_preset
 
-__all__ = ["load_study", "parse_study"]
+__all__ = [
+    "Keys",
+    "check_study",
+    "dotted",
+    "line_of",
+    "load_study",
+    "parse_study",
+    "read_mapping",
+    "read_text",
+    "shown_value",
+]
 
 Keys = tuple[str | int, ...]
 
@@ -36,15 +48,28 @@ Loader.add_implicit_resolver(
 
 def load_study(path: Path) -> StudyConfig:
     """The study in a file, or `StudyFileError` with every problem; `UserError` when it cannot be read."""
+    return parse_study(read_text(path), source=str(path))
+
+
+def read_text(path: Path) -> str:
+    """A file's text; `UserError` when it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return parse_study(text, source=str(path))
 
 
 def parse_study(text: str, *, source: str) -> StudyConfig:
     """As `load_study`, from text; `source` is the name that messages carry."""
+    raw, lines, problems = read_mapping(text, source=source, keys="name, data, method, budget")
+    study, found = check_study(raw, lines)
+    if problems or found or study is None:
+        raise StudyFileError(source, problems + found)
+    return study
+
+
+def read_mapping(text: str, *, source: str, keys: str) -> tuple[dict[str, Any], dict[Keys, int], list[Problem]]:
+    """A YAML mapping, the line of everything in it, and its repeated keys. `keys`: what it may hold, for a message."""
     try:
         node = yaml.compose(text, Loader=Loader)
         raw = yaml.load(text, Loader=Loader)
@@ -53,15 +78,34 @@ def parse_study(text: str, *, source: str) -> StudyConfig:
         what = getattr(error, "problem", None) or str(error)
         raise StudyFileError(source, [Problem((mark.line + 1) if mark else 1, "YAML", "", what)]) from None
     if not isinstance(raw, dict):
-        raise StudyFileError(source, [Problem(1, "file", "", "must be a mapping with name, data, method, budget, ...")])
-    lines, problems = _lines(node)
-    study, schema_problems = _schema(raw, lines)
+        raise StudyFileError(source, [Problem(1, "file", "", f"must be a mapping with {keys}, ...")])
+    return (raw, *_lines(node))
+
+
+def check_study(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[StudyConfig | None, list[Problem]]:
+    """The study that a mapping describes, if it is one, and everything wrong with it."""
+    raw, unknown_preset = _resolved(raw, lines)
+    study, problems = _schema(raw, lines)
+    problems += unknown_preset
     if study is not None:
-        problems += _compatible(study, lines)
-    problems += schema_problems + _search(raw, lines) + _datasets(raw, lines) + _warm_starts(raw, lines)
-    if problems or study is None:
-        raise StudyFileError(source, problems)
-    return study
+        problems += _compatible(study, lines) + _grid(study, lines)
+    return study, problems + _search(raw, lines) + _datasets(raw, lines) + _warm_starts(raw, lines)
+
+
+def _resolved(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[dict[str, Any], list[Problem]]:
+    """The mapping with its `preset` worked in: a preset is a way to write values, not a part of the study."""
+    if "preset" not in raw:
+        return raw, []
+    name, given = raw["preset"], {key: value for key, value in raw.items() if key != "preset"}
+    if not isinstance(name, str) or name not in PRESETS:
+        close = nearest(str(name), PRESETS)
+        rule = f"no such preset; {f'did you mean {close[0]!r}? ' if close else ''}known: {', '.join(PRESETS)}"
+    else:
+        try:
+            return with_preset(name, given), []
+        except ValueError as error:
+            rule = str(error)
+    return given, [Problem(line_of(lines, ("preset",)), "preset", shown_value(name), rule)]
 
 
 def _lines(node: yaml.Node | None, prefix: Keys = ()) -> tuple[dict[Keys, int], list[Problem]]:
@@ -76,7 +120,7 @@ def _lines(node: yaml.Node | None, prefix: Keys = ()) -> tuple[dict[Keys, int], 
     for key, line, child in children:
         path = (*prefix, key)
         if path in lines:
-            problems.append(Problem(line, _dotted(path), "", f"written twice; first on line {lines[path]}"))
+            problems.append(Problem(line, dotted(path), "", f"written twice; first on line {lines[path]}"))
         lines[path] = line
         inner, inner_problems = _lines(child, path)
         lines.update(inner)
@@ -84,11 +128,13 @@ def _lines(node: yaml.Node | None, prefix: Keys = ()) -> tuple[dict[Keys, int], 
     return lines, problems
 
 
-def _dotted(path: Keys) -> str:
+def dotted(path: Keys) -> str:
+    """A path as messages show it."""
     return ".".join(str(key) for key in path) or "file"
 
 
-def _line(lines: Mapping[Keys, int], path: Keys) -> int:
+def line_of(lines: Mapping[Keys, int], path: Keys) -> int:
+    """The line of `path`, or of what encloses it."""
     return next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), 1)
 
 
@@ -102,7 +148,8 @@ def _at(raw: Any, path: Keys) -> tuple[Any, bool]:
     return raw, True
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """A value as messages show it, cut short."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -154,7 +201,7 @@ def _schema(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[StudyConfig
             close = nearest(str(value), METHODS)
             hint = f"did you mean {close[0]!r}? " if present and close else ""
             rule = f"{'no such method' if present else 'is required'}; {hint}known: {', '.join(METHODS)}"
-        problem = Problem(_line(lines, path), _dotted(path), _shown(value) if present else "", rule)
+        problem = Problem(line_of(lines, path), dotted(path), shown_value(value) if present else "", rule)
         grouped.setdefault(path, []).append(problem)
     return None, [_joined(problems) for problems in grouped.values()]
 
@@ -178,8 +225,29 @@ def _compatible(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:
     problems = []
     for path, rule in mismatches(study.model.arch, study.method, study.train):
         keys: Keys = tuple(path.split("."))
-        problems.append(Problem(_line(lines, keys), path, _shown(_at(study.model_dump(mode="json"), keys)[0]), rule))
+        problems.append(
+            Problem(line_of(lines, keys), path, shown_value(_at(study.model_dump(mode="json"), keys)[0]), rule)
+        )
     return problems
+
+
+def _grid(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:
+    """A grid is made of choices, and every point of it is one trial of the budget."""
+    if study.sampler.name != "grid":
+        return []
+    dimensions, _ = parse_space(study.search, study.method.name)
+    ranges = [d.path for d in dimensions if not isinstance(d.distribution, CategoricalDistribution)]
+    if ranges:
+        return [
+            Problem(line_of(lines, ("search", path)), f"search.{path}", "", "a grid needs {choices: [...]}")
+            for path in ranges
+        ]
+    points = grid_size(dimensions)
+    if points == study.budget.trials:
+        return []
+    keys: Keys = ("budget", "trials")
+    rule = f"the grid has {points} points; every one is a trial, so write {points}"
+    return [Problem(line_of(lines, keys), dotted(keys), str(study.budget.trials), rule)]
 
 
 def _search(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
@@ -188,7 +256,8 @@ def _search(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
         return []
     _, problems = parse_space(search, method)
     return [
-        Problem(_line(lines, ("search", path)), f"search.{path}", _shown(search[path]), rule) for path, rule in problems
+        Problem(line_of(lines, ("search", path)), f"search.{path}", shown_value(search[path]), rule)
+        for path, rule in problems
     ]
 
 
@@ -212,10 +281,10 @@ def _datasets(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem
                 close = nearest(name, DATASETS)
                 hint = f"did you mean {close[0]!r}? " if close else ""
                 rule = f"no such dataset; {hint}known: {', '.join(DATASETS)}"
-                problems.append(Problem(_line(lines, where), _dotted(where), repr(name), rule))
+                problems.append(Problem(line_of(lines, where), dotted(where), repr(name), rule))
             elif name in seen:
                 rule = f"already has the role {seen[name]!r}; roles must not share a dataset"
-                problems.append(Problem(_line(lines, where), _dotted(where), repr(name), rule))
+                problems.append(Problem(line_of(lines, where), dotted(where), repr(name), rule))
             seen.setdefault(name, role)
     return problems
 
@@ -237,5 +306,5 @@ def _warm_starts(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Prob
                 rule = f"is outside its range {search[path]}"
             else:
                 continue
-            problems.append(Problem(_line(lines, where), _dotted(where), _shown(value), rule))
+            problems.append(Problem(line_of(lines, where), dotted(where), shown_value(value), rule))
     return problems

@@ -7,14 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 
 from study.config import StudyConfig, load_canonical, parse_floor
 from study.errors import StudyFileError, UserError
+from study.searcher import proposals
 from study.studyfile import load_study, parse_study
 
-RECIPES = sorted((Path(__file__).parents[2] / "study" / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "study" / "recipes"
+RECIPES = [path for path in sorted(FOLDER.glob("*.yaml")) if path.stem != "compare"]  # several studies: test_compare.py
 GOOD = """\
 name: small
 method: {name: agft}
@@ -175,3 +178,21 @@ def test_defaults_are_the_papers():
         "beta2": 0.95,
         "weight_decay": 0.0,
     }
+
+
+GRID = GOOD.replace("{low: 0.2, high: 1.0}", "{choices: [0.4, 0.7, 1.0]}") + "sampler: {name: grid}\n"
+
+
+def test_a_grid_tries_every_combination_once():
+    spec = parse_study(
+        GRID.replace("search:", "search:\n  attack.steps: {choices: [1, 2]}").replace("3}", "6}"), source=""
+    )
+    study = optuna.create_study()
+    points = [params for _, params in proposals(study, spec, 6)]
+    assert [tuple(point.values()) for point in points] == [(s, r) for s in (1, 2) for r in (0.4, 0.7, 1.0)]
+
+
+def test_a_grid_needs_choices_and_a_budget_of_its_size():
+    assert "the grid has 3 points" in problems_of(GRID.replace("trials: 3", "trials: 4"))["7:budget.trials"]
+    ranges = GRID.replace("{choices: [0.4, 0.7, 1.0]}", "{low: 0.2, high: 1.0}")
+    assert "choices" in problems_of(ranges)["6:search.method.scale_ratio"]

@@ -1,0 +1,179 @@
+"""A comparison in words, tables and figures. It says what the data separate, and names no winner of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.table import Table
+
+from study.compare_figures import FIGURES, draw_figures
+from study.compare_stats import METRICS
+from study.compare_tables import (
+    Record,
+    attack_text,
+    cost_rows,
+    eps_text,
+    listed,
+    result_rows,
+    search_rows,
+    set_rows,
+    spaces,
+)
+
+__all__ = ["comparison_table", "write_comparison"]
+
+
+def write_comparison(record: Record, folder: Path) -> Path:
+    """Write `comparison.md`, `comparison.json` and the figures into `folder`; returns the Markdown's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "comparison.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    draw_figures(record, folder)
+    path = folder / "comparison.md"
+    path.write_text(markdown(record), encoding="utf-8")
+    return path
+
+
+def comparison_table(record: Record) -> Table:
+    """For a terminal: means over seeds on the final sets."""
+    table = Table(title=f"{record['name']}: final sets, mean ± standard deviation over seeds (%)", title_justify="left")
+    head, rows = result_rows(record)
+    for place, name in enumerate(head):
+        table.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown(record: Record) -> str:
+    """The whole report."""
+    reference = record["reference"]
+    parts = [
+        f"# Comparison {record['name']}",
+        _what_was_done(record),
+        "## Result",
+        _table(*result_rows(record)),
+        f"Percent on the final sets (unweighted mean over {len(record['setting']['data']['final'])} sets), mean "
+        f"± standard deviation over seeds. The last two columns are differences to {reference} in points, seed by seed,"
+        " with 95 % t intervals.",
+        f"![{FIGURES['comparison-accuracy.png']}](comparison-accuracy.png)",
+        "\n".join(f"- {line}" for line in [*_verdicts(record), *_warnings(record)]),
+        "The intervals hold the spread of training seeds alone. The hyperparameters were searched once, and every run "
+        "is measured on the same images, so another search or other data can move the methods by more than this. "
+        f"{2 * len(record['differences'])} intervals are shown and not corrected for their number.",
+        "## Every final set",
+        _table(*set_rows(record)),
+        f"![{FIGURES['comparison-sets.png']}](comparison-sets.png)",
+        "## Cost",
+        _table(*cost_rows(record)),
+        "Passes: forwards and backwards of the image encoder for each image and update, teacher + attack + update. A "
+        "teacher that sees only clean images is computed once and counts 0. Images a second and device-seconds are "
+        "those of the runs with fresh seeds, start-up and measuring on the dev sets included in the seconds, "
+        f"{_devices(record)}. Search and seeds together: {_total_seconds(record) / 3600:.2f} device-hours.",
+        "## Search",
+        _table(*search_rows(record)),
+        f"Accuracies (%) of the chosen trial's best epoch on the dev sets {listed(record['setting']['data']['dev'])}. "
+        "Every method searched:",
+        "\n".join(spaces(record)),
+        f"![{FIGURES['comparison-search.png']}](comparison-search.png)",
+        "## Where it comes from",
+        _origin(record),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _what_was_done(record: Record) -> str:
+    setting = record["setting"]
+    data, train, goal, final = setting["data"], setting["train"], setting["goal"], setting["evaluate"]["final"]
+    floors = "".join(f", {name.replace('_', ' ')} {floor}" for name, floor in goal["subject_to"].items())
+    samples = "all images" if final["samples"] is None else f"{final['samples']} images a set"
+    select = setting["evaluate"]["select"]["attack"]
+    return (
+        f"{len(record['methods'])} methods fine-tune `{setting['model']['arch']}` on `{data['train']}`, "
+        f"{train['epochs']} epochs of {train['samples_per_epoch'] or 'all'} images, batch {train['batch_size']}, "
+        f"{train['optimizer']['name']}. Each searched its own hyperparameters with {setting['trials']} trials "
+        f"({setting['sampler']['name']}) for the best {goal['metric'].replace('_', ' ')} on the dev sets "
+        f"{', '.join(data['dev'])} (eps {eps_text(select['eps'])}{floors}). Its best trial was run again with "
+        f"the fresh seeds {listed(record['seeds'])}, the best epoch of each chosen by the same rule on the dev sets. "
+        f"These checkpoints and the unmodified CLIP were measured on the final sets {', '.join(data['final'])}, which "
+        f"neither training nor search looked at: {samples}, protocol {final['protocol']}, {final['attack']['name']} "
+        f"with {final['attack']['steps']} steps, eps {eps_text(final['attack']['eps'])}."
+    )
+
+
+def _verdicts(record: Record) -> list[str]:
+    """What the seeds say about every method against the reference, and what they do not say."""
+    lines = []
+    for label, found in record["differences"].items():
+        words = []
+        for name in METRICS:
+            difference, what = found[name], name.split("_")[0]
+            if difference is None or difference["low"] is None:
+                words.append(f"{what} accuracy cannot be compared: fewer than two seeds in common")
+            elif difference["separated"]:
+                more = "higher" if difference["mean"] > 0 else "lower"
+                words.append(f"{what} accuracy is {abs(100 * difference['mean']):.1f} points {more}")
+            else:
+                words.append(f"the seeds do not separate the {what} accuracies")
+        lines.append(f"{label} against {record['reference']}: {'; '.join(words)}.")
+    return lines
+
+
+def _warnings(record: Record) -> list[str]:
+    """Whatever makes the comparison less even than it looks."""
+    lines = []
+    for label, method in record["methods"].items():
+        failed = [run["seed"] for run in method["runs"] if not run["final"]]
+        below = [run["seed"] for run in method["runs"] if run["final"] and not run["feasible"]]
+        if not method["chosen"]["feasible"]:
+            lines.append(f"No trial of {label} reached the floors on the dev sets; the nearest one was taken.")
+        if below:
+            count = f"{len(below)} of {len(method['runs'])}"
+            lines.append(f"{label}: {count} runs are below a floor on the dev sets (seeds {listed(below)}).")
+        if failed:
+            lines.append(f"{label}: seeds {listed(failed)} failed and are missing.")
+        lost = sum(trial["state"] == "failed" for trial in method["search"]["trials"])
+        if lost:
+            lines.append(f"{label}: {lost} of {len(method['search']['trials'])} search trials failed.")
+    if len({attack_text(method["attack"]) for method in record["methods"].values()}) > 1:
+        lines.append("The methods did not train against the same attack; see Cost.")
+    if len(_revisions(record)) > 1:
+        lines.append(f"The runs were made by different code revisions: {', '.join(_revisions(record))}.")
+    return lines
+
+
+def _devices(record: Record) -> str:
+    resources, made = record["setting"]["resources"], record["provenance"]
+    per_worker = resources["gpus_per_worker"] or resources["cpus_per_worker"]
+    kind = "GPU" if resources["gpus_per_worker"] else "CPU core"
+    trial = f"{resources['workers']} x {per_worker:g} {kind} a trial"
+    return f"{trial}, on a machine with {made['cpus']} CPU cores"
+
+
+def _total_seconds(record: Record) -> float:
+    methods = record["methods"].values()
+    return float(sum(m["search"]["device_seconds"] + sum(run["device_seconds"] for run in m["runs"]) for m in methods))
+
+
+def _revisions(record: Record) -> list[str]:
+    codes = [code for method in record["methods"].values() for code in method["code"] if code]
+    return sorted({f"{(code['revision'] or 'unknown')[:12]}{'+' if code['dirty'] else ''}" for code in codes})
+
+
+def _origin(record: Record) -> str:
+    made, packages = record["provenance"], record["provenance"]["packages"]
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "ray", "optuna") if name in packages)
+    begun = datetime.fromtimestamp(record["created_ms"] / 1000, UTC)
+    return (
+        f"`agft compare` on {begun:%Y-%m-%d}, code {', '.join(_revisions(record)) or 'unknown'} (+: with uncommitted "
+        f"changes), {versions}, Python {made['python']}; seed of every search {record['setting']['seed']}. Counts of "
+        "right answers for every method, seed and set, every trial and every checkpoint's SHA-256 are in "
+        "[comparison.json](comparison.json)."
+    )

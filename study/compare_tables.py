@@ -1,0 +1,130 @@
+"""Tables of a comparison, as rows of text: for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from study.compare_stats import METRICS
+from study.space import shown
+
+__all__ = [
+    "Record",
+    "attack_text",
+    "cost_rows",
+    "eps_text",
+    "listed",
+    "result_rows",
+    "search_rows",
+    "set_rows",
+    "spaces",
+]
+
+Record = Mapping[str, Any]
+Rows = tuple[list[str], list[list[str]]]
+
+
+def _spread(found: Record) -> str:
+    deviation = "" if found["deviation"] is None else f" ± {100 * found['deviation']:.1f}"
+    return f"{100 * found['mean']:.1f}{deviation}"
+
+
+def _difference(found: Record | None) -> str:
+    if found is None:
+        return "-"
+    interval = "" if found["low"] is None else f" [{_points(found['low'])}, {_points(found['high'])}]"
+    return f"{_points(found['mean'])}{interval}"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def eps_text(values: Sequence[float]) -> str:
+    return ", ".join(f"{eps * 255:g}/255" for eps in values)
+
+
+def result_rows(record: Record) -> Rows:
+    reference = record["reference"]
+    rows = []
+    for label, method in record["methods"].items():
+        summary = method["summary"]["final"]
+        found = record["differences"].get(label)
+        apart = [_difference(found[name]) for name in METRICS] if found else ["", ""]
+        rows.append([label, str(summary[METRICS[0]]["n"]), *(_spread(summary[name]) for name in METRICS), *apart])
+    clip = record["unmodified"]["final"]
+    rows.append(["unmodified CLIP", "", *(f"{100 * clip[name]:.1f}" for name in METRICS), "", ""])
+    return ["method", "seeds", "clean", "robust", f"clean - {reference}", f"robust - {reference}"], rows
+
+
+def listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def set_rows(record: Record) -> Rows:
+    clip = record["unmodified"]["final"]["datasets"]
+    rows = []
+    for label, method in record["methods"].items():
+        sets = method["summary"]["sets"]
+        rows.append([label, *(_spread(sets[each][name]) for each in clip for name in METRICS)])
+    own = []
+    for scores in clip.values():
+        values = list(scores.values())
+        own += [f"{100 * sum(score[name] for score in values) / len(values):.1f}" for name in METRICS]
+    rows.append(["unmodified CLIP", *own])
+    return ["method", *(f"{each} {name.split('_')[0]}" for each in clip for name in METRICS)], rows
+
+
+def attack_text(attack: Record) -> str:
+    size = attack["step_size"]
+    step = f"{size['of_eps']:g} eps" if isinstance(size, Mapping) else eps_text([size])
+    extra = "".join(
+        f", {name} {attack[name]:g}" for name, plain in (("restarts", 1), ("momentum", 0)) if attack[name] != plain
+    )
+    return f"{attack['steps']} x {step}, eps {eps_text([attack['eps']])}{extra}"
+
+
+def cost_rows(record: Record) -> Rows:
+    rows = []
+    for label, method in record["methods"].items():
+        cost, runs = method["passes"], method["runs"]
+        speeds = [run["images_per_second"] for run in runs if run["images_per_second"]]
+        passes = f"{cost['teacher']:g} + {cost['attack']:g} + {cost['update']:g} = {cost['total']:g}"
+        seconds = [run["device_seconds"] for run in runs]
+        rows.append([
+            label, attack_text(method["attack"]), passes, f"{sum(speeds) / len(speeds):.0f}" if speeds else "-",
+            f"{sum(seconds) / len(seconds):.0f}", f"{method['search']['device_seconds'] / 60:.1f}",
+        ])  # fmt: skip
+    return ["method", "training attack", "passes", "images/s", "device-seconds a run", "search, device-minutes"], rows
+
+
+def search_rows(record: Record) -> Rows:
+    rows = []
+    for label, method in record["methods"].items():
+        best = method["chosen"]
+        accuracies = [f"{100 * best[name]:.1f}" for name in METRICS]
+        complete = sum(trial["state"] == "complete" for trial in method["search"]["trials"])
+        values = ", ".join(f"{_short(path)} {shown(path, value)}" for path, value in best["params"].items())
+        rows.append([label, f"{complete}/{len(method['search']['trials'])}", str(best["trial"]), *accuracies, values])
+    return ["method", "trials", "chosen", "clean", "robust", "its hyperparameters"], rows
+
+
+def _short(path: str) -> str:
+    return path.removeprefix("method.").removeprefix("train.optimizer.")
+
+
+def spaces(record: Record) -> list[str]:
+    lines = []
+    for label, method in record["methods"].items():
+        space = ", ".join(f"{_short(path)} {_range(entry)}" for path, entry in method["search"]["space"].items())
+        lines.append(f"- {label}: {space or 'nothing'}")
+    return lines
+
+
+def _range(entry: Record) -> str:
+    wrapper = next((key for key in entry if isinstance(entry[key], Mapping)), None)
+    if wrapper:
+        return f"{_range(entry[wrapper])} {wrapper.replace('_', ' ')}"
+    if "choices" in entry:
+        return f"of {listed(entry['choices'])}"
+    return f"{entry['low']} to {entry['high']}{' (log)' if entry.get('log') else ''}"
