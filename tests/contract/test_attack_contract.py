@@ -1,6 +1,8 @@
-"""What every row of ATTACKS must do, whatever it is."""
+"""What every row of ATTACKS must do, whatever it is, in either norm, with and without momentum."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +10,20 @@ from torch import Tensor, nn
 
 from trainers.attacks import ATTACKS, Attack, noise
 
-every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+VARIANTS = {
+    f"{name} {norm} {momentum}": (partial(attack, norm=norm, momentum=momentum), norm)
+    for name, attack in ATTACKS.items()
+    for norm in ("linf", "l2")
+    for momentum in (0.0, 0.9)
+}
+every_attack = pytest.mark.parametrize("attack", [attack for attack, _ in VARIANTS.values()], ids=VARIANTS)
+every_norm = pytest.mark.parametrize(("attack", "norm"), VARIANTS.values(), ids=VARIANTS)
+
+
+def length(difference: Tensor, norm: str) -> Tensor:
+    """Of each image [B]."""
+    flat = difference.double().flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.square().sum(1).sqrt()
 
 
 def network() -> nn.Module:
@@ -21,29 +36,55 @@ def images(number: int = 8) -> Tensor:
     return torch.rand(number, 3, 3, 3, generator=torch.Generator().manual_seed(1))
 
 
-@every_attack
-def test_on_a_linear_model_it_lowers_the_margin_by_eps_times_the_l1_norm(attack: Attack) -> None:
+@every_norm
+def test_on_a_linear_model_it_lowers_the_margin_by_eps_times_the_dual_norm(attack: Attack, norm: str) -> None:
     weight, points = torch.tensor([[1.0, -2.0]]), torch.full((3, 2), 0.5)
 
     def margin(x: Tensor) -> Tensor:
         return (x @ weight.T).squeeze(1)
 
     start = noise(0, 0, 0, torch.arange(3), (2,))
-    adversarial = attack(lambda x: -margin(x), points, eps=0.1, step_size=0.05, steps=10, start=start)
-    torch.testing.assert_close(margin(points) - margin(adversarial), torch.full((3,), 0.1 * 3.0))
+    adversarial = attack(lambda x: -margin(x), points, eps=0.1, step_size=0.05, steps=40, start=start)
+    dual = 3.0 if norm == "linf" else 5.0**0.5
+    torch.testing.assert_close(margin(points) - margin(adversarial), torch.full((3,), 0.1 * dual))
 
 
-@every_attack
+@every_norm
 @pytest.mark.parametrize("steps", [0, 1, 5])
 @pytest.mark.parametrize("eps", [1 / 255, 0.3])
-def test_it_stays_in_the_ball_and_among_the_images(attack: Attack, steps: int, eps: float) -> None:
+def test_it_stays_in_the_ball_and_among_the_images(attack: Attack, norm: str, steps: int, eps: float) -> None:
     points, model = images(), network()
+    points[0], points[1] = 0, 1  # corners of the cube of pixels
     start = noise(0, 0, 0, torch.arange(8), (3, 3, 3))
     adversarial = attack(lambda x: model(x).squeeze(1), points, eps=eps, step_size=eps, steps=steps, start=start)
-    assert (adversarial - points).abs().max() <= eps + 2**-24
+    assert (length(adversarial - points, norm) <= eps + 2**-22).all()
+    assert (length(adversarial - points, norm) > 0.01 * eps).all()
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
     assert not adversarial.requires_grad
+
+
+@every_attack
+def test_an_image_with_a_gradient_of_0_stays_at_its_start_and_spoils_no_other(attack: Attack) -> None:
+    model, points, start = network(), images(), noise(0, 0, 0, torch.arange(8), (3, 3, 3))
+    flat = torch.tensor([1.0, 0, 1, 1, 1, 1, 1, 1])
+    settings = {"eps": 0.1, "step_size": 0.05, "steps": 3, "start": start}
+    adversarial = attack(lambda x: flat * model(x).squeeze(1), points, **settings)
+    untouched = attack(lambda x: 0 * model(x).squeeze(1), points, **settings)
+    assert torch.isfinite(adversarial).all()
+    assert torch.equal(adversarial[1], untouched[1])
+    assert torch.equal(untouched, attack(lambda x: model(x).squeeze(1), points, **{**settings, "steps": 0}))
+    assert (adversarial[flat > 0] != untouched[flat > 0]).any(dim=(1, 2, 3)).all()
+
+
+@every_attack
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_the_size_of_the_loss_does_not_matter(attack: Attack, size: float) -> None:
+    model, points, start = network(), images(), noise(0, 0, 0, torch.arange(8), (3, 3, 3))
+    settings = {"eps": 0.1, "step_size": 0.05, "steps": 3, "start": start}
+    plain = attack(lambda x: model(x).squeeze(1), points, **settings)
+    scaled = attack(lambda x: size * model(x).squeeze(1), points, **settings)
+    torch.testing.assert_close(scaled, plain, rtol=0, atol=1e-4)
 
 
 @every_attack
@@ -61,7 +102,7 @@ def test_it_does_not_lower_the_loss_below_that_of_the_start(attack: Attack) -> N
 
 
 @every_attack
-def test_the_same_noise_gives_the_same_images_in_any_order(attack: Attack) -> None:
+def test_the_same_noise_gives_the_same_images_in_any_order_and_any_batch(attack: Attack) -> None:
     model, points, index = network(), images(), torch.arange(8)
     order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
 
