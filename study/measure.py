@@ -15,6 +15,7 @@ from infra import storage
 from study.config import ResourcesConfig, StudyConfig
 from study.errors import UserError
 from study.results import Measurement, summary
+from study.sources import use_s3_weights
 from trainers.config import EvalConfig, ModelConfig
 
 __all__ = ["measure", "measure_unmodified"]
@@ -25,6 +26,7 @@ def _load(model: ModelConfig, weights: Mapping[str, Any] | None) -> Any:
     from trainers.pretrained import load_clip
 
     if weights is None:
+        use_s3_weights()
         return load_clip(model)
     with tempfile.TemporaryDirectory(prefix="agft-measure-") as folder:
         path = Path(folder) / "weights.safetensors"

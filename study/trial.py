@@ -14,6 +14,7 @@ from typing import Any
 
 from study.board import ask_board, board_name
 from study.files import SharedPrefix, attempt_prefix, fetch_newest, keep_file, trial_prefix
+from study.sources import use_s3_weights
 from trainers.wiring import Wiring
 
 __all__ = ["TrialOrder", "run_trial"]
@@ -68,6 +69,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """`train_on_worker`, imported where it runs: this process and Train's controller need no open_clip."""
     from trainers.worker import train_on_worker
 
+    use_s3_weights()
     return train_on_worker(settings)
 
 

@@ -205,9 +205,9 @@ def show_measured(found: dict[str, Any]) -> None:
     """The table of `interpolate_files`, if it measured."""
     if "measured" not in found:
         return
-    config, labels = found["evaluation"], {0.0: "0 (base)", 1.0: "1 (robust)"}
-    rows = {labels.get(row["alpha"], f"{row['alpha']:g}"): row for row in found["measured"]}
+    config, labels = found["evaluation"], {0.0: "alpha 0: base", 1.0: "alpha 1: robust"}
+    rows = {labels.get(row["alpha"], f"alpha {row['alpha']:g}"): row for row in found["measured"]}
     radii = ", ".join(next(iter(found["measured"][0]["datasets"].values())))
     images = f"{config['samples']} images a set" if config["samples"] else "all images"
-    title = f"weights between base and robust: {config['protocol']} protocol, PGD-{config['attack']['steps']}"
+    title = f"{config['protocol']} protocol, PGD-{config['attack']['steps']}"
     wide_console().print(accuracy_table(f"{title}, eps {radii}, {images}", rows))

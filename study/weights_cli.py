@@ -25,12 +25,13 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @click.option("--arch", required=True, help="open_clip's name of the architecture, e.g. ViT-B-32-quickgelu.")
     @click.option("--layout", type=click.Choice(["auto", *LAYOUTS]), default="auto", show_default=True,
                   help="Whose code saved it.")  # fmt: skip
-    @click.option("--base", help="Where the text side is from: tag, file, folder, s3:// or hf-hub: "
-                  "[default: OpenAI's weights].")  # fmt: skip
+    @click.option("--base", help="Where the text side is from: tag, file, folder, s3:// or "
+                  "hf-hub: address.  [default: OpenAI's weights]")  # fmt: skip
     @click.option("--out", type=FILE, required=True, help="The weights file to write, .safetensors.")
     @answering
     def import_(file: Path, arch: str, layout: str, base: str | None, out: Path) -> None:
         """Make weights of a checkpoint that another code saved (AGFT, TeCoA, PMG-AFT, TGA-ZSR, FARE, open_clip)."""
+        click.echo(f"reading {file} ...", err=True)  # the imports alone take seconds
         from study.weights import import_file
 
         import_file(file, arch, layout=layout, base=base, out=out, home=home())
@@ -43,19 +44,20 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @answering
     def export(weights: str, out: Path, layout: str) -> None:
         """Write WEIGHTS (a weights file, an export folder, or its s3:// address) for other codes."""
+        click.echo(f"reading {weights} ...", err=True)
         from study.weights import export_file
 
         export_file(weights, out, layout=layout, home=home())
 
     @main.command()
     @click.argument("robust")
-    @click.option("--base", help="The CLIP before fine-tuning: tag, file, folder, s3:// or hf-hub: "
-                  "[default: what ROBUST was trained from].")  # fmt: skip
+    @click.option("--base", help="The CLIP before fine-tuning: tag, file, folder, s3:// or "
+                  "hf-hub: address.  [default: what ROBUST was trained from]")  # fmt: skip
     @click.option("--alphas", default="0.25,0.5,0.75", show_default=True, help="Shares of ROBUST, from 0 to 1.")
     @click.option("--out", type=FOLDER, required=True, help="Folder for one weights file per alpha.")
     @click.option("--on", help="Datasets to measure on, e.g. tiny-shapes,tiny-digits; alpha 0 and 1 are added.")
     @click.option("--eps", default="1/255", show_default=True, help="L-inf radii of the attack, e.g. 1/255,4/255.")
-    @click.option("--samples", type=click.IntRange(min=1), help="Images of each dataset [default: all].")
+    @click.option("--samples", type=click.IntRange(min=1), help="Images of each dataset.  [default: all]")
     @click.option("--json", "as_json", is_flag=True, help="For machines.")
     @answering
     def interpolate(
@@ -63,6 +65,7 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         as_json: bool,
     ) -> None:  # fmt: skip
         """Mix ROBUST with the CLIP before fine-tuning: clean accuracy against robustness, without training."""
+        click.echo(f"reading {robust} ...", err=True)
         from study.weights import interpolate_files, show_measured
 
         found = interpolate_files(

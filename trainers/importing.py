@@ -13,7 +13,7 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.model import _build_vision_tower, convert_to_custom_text_state_dict
 from open_clip.pretrained import list_pretrained_tags_by_model
 from torch import Tensor, nn
 
@@ -67,6 +67,8 @@ def import_checkpoint(path: Path, arch: str, *, layout: str = "auto", base: str 
         hint = f"; nearest: {', '.join(close)}" if close else ""
         raise UnknownName(f"--arch: open_clip does not know {arch!r}{hint}")
     found = unpack(read_checkpoint(path), layout, str(path))
+    if not found.whole:
+        _check_fit(_encoder_sizes(arch), found, str(path), f"image encoder of {arch}")  # before a base is downloaded
     _check_activation(found, arch, base, str(path))
     if found.whole:
         clip, base = _whole(found, arch, str(path)), None
@@ -140,9 +142,17 @@ def _whole(found: Unpacked, arch: str, source: str) -> nn.Module:
     return clip
 
 
-def _fill(module: nn.Module, found: Unpacked, source: str, what: str) -> None:
-    """Load the tensors, all of them and nothing else, or say what does not fit."""
-    wanted = module.state_dict()
+def _encoder_sizes(arch: str) -> dict[str, Tensor]:
+    """The architecture's image encoder, without memory for its numbers."""
+    config = open_clip.get_model_config(arch) or {}
+    with torch.device("meta"):
+        visual = _build_vision_tower(config["embed_dim"], config["vision_cfg"], quick_gelu(config))
+    sizes: dict[str, Tensor] = visual.state_dict()
+    return sizes
+
+
+def _check_fit(wanted: Mapping[str, Tensor], found: Unpacked, source: str, what: str) -> None:
+    """All tensors and nothing else, or one message with what does not fit."""
     problems = [
         _listed("missing", [name for name in wanted if name not in found.tensors]),
         _listed("unexpected", [name for name in found.tensors if name not in wanted]),
@@ -156,6 +166,11 @@ def _fill(module: nn.Module, found: Unpacked, source: str, what: str) -> None:
     broken = [name for name, value in found.tensors.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise UserError(f"{source}: {_listed('not finite', broken)}")
+
+
+def _fill(module: nn.Module, found: Unpacked, source: str, what: str) -> None:
+    wanted = module.state_dict()
+    _check_fit(wanted, found, source, what)
     module.load_state_dict({name: value.to(wanted[name].dtype) for name, value in found.tensors.items()})
 
 
@@ -172,6 +187,7 @@ def _better(found: Unpacked) -> str:
     names = encoders_like(visual)
     if found.openai:
         names = [name for name in names if quick_gelu(open_clip.get_model_config(name) or {})] or names
+    names = sorted(names, key=lambda name: ("openai" not in list_pretrained_tags_by_model(name), len(name)))
     return f". The image encoder has the sizes of --arch {' or '.join(names[:SHOWN])}" if names else ""
 
 

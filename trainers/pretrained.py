@@ -106,7 +106,7 @@ def load_clip(config: ModelConfig) -> nn.Module:
         raise _unknown("model.pretrained", pretrained, [*tags, *(["bundled"] if arch == tiny.ARCH else [])])
     _check_activation(arch, pretrained)
     page = get_pretrained_cfg(arch, pretrained).get("hf_hub", "").strip("/")
-    download = f"open_clip_model.safetensors of https://huggingface.co/{page}" if page else "the file"
+    download = f"the open_clip weights of https://huggingface.co/{page}" if page else "the file"
     with _impatient_hub():
         return _create(
             arch,
@@ -229,7 +229,7 @@ def _create(name: str, pretrained: str | None, source: str, *, arch: str | None 
             warnings.simplefilter("ignore", UserWarning)
             clip = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise MissingWeights(f"model.pretrained: could not load {source} ({reason}). {hint}".rstrip()) from error
     model_cfg = open_clip.get_model_config(name) or {}
     return _finished(clip, Description(arch or name, model_cfg, _preprocess(clip)))
