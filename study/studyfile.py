@@ -14,7 +14,9 @@ from pydantic import BaseModel, ValidationError
 from study.config import StudyConfig
 from study.errors import Problem, StudyFileError, UserError
 from study.space import grid_size, models_of, parse_space
-from trainers.architectures import mismatches
+from trainers import tiny
+from trainers.architectures import known_architectures, mismatches
+from trainers.config import ModelConfig
 from trainers.data import DATASETS
 from trainers.errors import nearest
 from trainers.objectives import METHODS
@@ -89,7 +91,7 @@ def check_study(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[StudyCo
     problems += unknown_preset
     if study is not None:
         problems += _compatible(study, lines) + _grid(study, lines)
-    return study, problems + _search(raw, lines) + _datasets(raw, lines) + _warm_starts(raw, lines)
+    return study, problems + _search(raw, lines) + _model(raw, lines) + _datasets(raw, lines) + _warm_starts(raw, lines)
 
 
 def _resolved(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[dict[str, Any], list[Problem]]:
@@ -259,6 +261,30 @@ def _search(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
         Problem(line_of(lines, ("search", path)), f"search.{path}", shown_value(search[path]), rule)
         for path, rule in problems
     ]
+
+
+def _model(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
+    """An architecture that open_clip does not know, or that the named weights were not trained in."""
+    block = raw.get("model", {})
+    try:
+        model = ModelConfig.model_validate(block)
+    except ValidationError:
+        return []  # the schema says so already
+    arch, known = model.arch, known_architectures()
+    keys, wrong = ("model", "arch"), arch
+    if model.names_a_place():
+        return []
+    if arch not in known:
+        close = nearest(arch, known)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        rule = f"no such architecture; {hint}open_clip has {len(known) - 1}, and {tiny.ARCH} is bundled"
+    elif model.pretrained == "bundled" and arch != tiny.ARCH:
+        keys, wrong, rule = ("model", "pretrained"), "bundled", f"exists for {tiny.ARCH} only"
+    elif model.pretrained == "openai" and f"{arch}-quickgelu" in known:
+        rule = f"OpenAI's weights need QuickGELU, which it is built without; write {arch}-quickgelu"
+    else:
+        return []
+    return [Problem(line_of(lines, keys), dotted(keys), repr(wrong), rule)]
 
 
 def _datasets(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
