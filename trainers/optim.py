@@ -18,11 +18,9 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
     """SGD with momentum (the paper's), or AdamW with beta1 = momentum."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if config.name == "sgd":
-        return torch.optim.SGD(
-            trainable, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=False
-        )
+        return torch.optim.SGD(trainable, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return torch.optim.AdamW(
-        trainable, lr=config.lr, betas=(config.momentum, config.beta2), weight_decay=config.weight_decay, foreach=False
+        trainable, lr=config.lr, betas=(config.momentum, config.beta2), weight_decay=config.weight_decay
     )
 
 
