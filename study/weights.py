@@ -20,9 +20,9 @@ from study.console import accuracy_table, percent, wide_console
 from study.errors import UserError
 from study.results import Measurement, summary
 from study.sources import fetch_weights, storage_here, use_s3_weights
+from trainers import data
 from trainers.checkpoint import export_open_clip, is_weights_file, load_weights, read_metadata, save_weights
 from trainers.config import EvalAttack, EvalConfig, ModelConfig
-from trainers.data import DATASETS
 from trainers.errors import UserError as TrainersUserError
 from trainers.errors import lookup
 from trainers.evaluate import evaluate_sets
@@ -131,7 +131,7 @@ def _measuring(on: str | None, eps: str, samples: int | None) -> tuple[list[str]
     names = [name.strip() for name in (on or "").split(",") if name.strip()]
     for name in names:
         if not name.startswith("folder:"):
-            lookup(DATASETS, name, path="--on")
+            lookup(data.DATASETS, name, path="--on")
     try:
         attack = EvalAttack.model_validate({"eps": [part.strip() for part in eps.split(",")], "steps": 10})
     except ValidationError as error:

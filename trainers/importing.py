@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from trainers.checkpoint import load_weights, read_metadata
 from trainers.config import ModelConfig
 from trainers.definitions import encoders_like, plain_openai_encoder, quick_gelu
 from trainers.errors import UnknownName, UserError, nearest
+from trainers.model import fingerprint
 from trainers.official import LAYOUTS, Unpacked, read_checkpoint, unpack
 from trainers.pretrained import Description, build_clip, describe, load_clip
 
@@ -80,6 +82,8 @@ def import_checkpoint(path: Path, arch: str, *, layout: str = "auto", base: str 
         _fill(_visual(clip), found, str(path), f"image encoder of {arch}")
         distance = relative_distance(before, _visual(clip).state_dict())
         clip.__dict__["description"] = _described(describe(clip), found)
+    if not all(map(math.isfinite, fingerprint(clip))):
+        raise UserError(f"{path}: the model of these weights does not compute finite numbers")
     halves = {name: _dtype(value) for name, value in found.tensors.items() if _dtype(value) not in ("float32", "int64")}
     return Imported(
         clip=clip,
