@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from trainers.checkpoint import save_weights
 from trainers.pretrained import Description, build_clip
 
+torch.set_num_threads(1)  # the models are so small that a second thread only waits for the first
+
 EMBED, WIDTH = 32, 64
 TEXT = {"context_length": 8, "vocab_size": 100, "width": 64, "heads": 1, "layers": 1}
 VIT = {"image_size": 32, "layers": 2, "width": WIDTH, "patch_size": 16}
