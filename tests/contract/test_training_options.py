@@ -215,9 +215,7 @@ def test_the_parts_of_a_resnet_are_its_stages() -> None:
 
 def test_more_blocks_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match=r"train\.trainable\.blocks: 3: this image encoder has 2 blocks"):
-        select_trainable(
-            RobustCLIP(small_clip()), TrainConfig(trainable={"part": "last_blocks", "blocks": 3}).trainable
-        )  # type: ignore[arg-type]
+        select_trainable(RobustCLIP(small_clip()), Trainable(part="last_blocks", blocks=3))
 
 
 def test_a_visual_prompt_learns_a_border_and_ships_as_a_position_embedding(weights: Path, tmp_path: Path) -> None:
