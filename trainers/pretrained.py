@@ -208,17 +208,21 @@ def _load_path(arch: str, path: Path, *, named: str | None = None) -> nn.Module:
 
 def _explained(error: MissingWeights, arch: str, path: Path, source: str) -> UserError:
     """Why open_clip could not take a file: it is of an official layout, holds code, is damaged, or does not fit."""
+    from trainers.importing import import_checkpoint
     from trainers.official import read_checkpoint, recognise
 
     try:
         layout = recognise(read_checkpoint(path))
+        if layout == "state-dict":
+            import_checkpoint(path, arch)
     except UserError as reason:
-        return MissingWeights(f"model.pretrained: {reason}")
-    if layout in (None, "state-dict"):
+        text = str(reason).replace("--arch:", "model.arch:").replace("--arch ", "arch: ")
+        return MissingWeights(f"model.pretrained: {text}")
+    if layout is None:
         return error
     return UserError(
-        f"model.pretrained: {source} has the layout of an official {layout} checkpoint, which holds an image encoder "
-        f"only; make weights of it first: agft import {source} --arch {arch} --out weights.safetensors"
+        f"model.pretrained: {source} has the layout {layout!r} of another code; make weights of it first: "
+        f"agft import {source} --arch {arch} --out weights.safetensors"
     )
 
 
@@ -229,7 +233,7 @@ def _create(name: str, pretrained: str | None, source: str, *, arch: str | None 
             warnings.simplefilter("ignore", UserWarning)
             clip = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise MissingWeights(f"model.pretrained: could not load {source} ({reason}). {hint}".rstrip()) from error
     model_cfg = open_clip.get_model_config(name) or {}
     return _finished(clip, Description(arch or name, model_cfg, _preprocess(clip)))
