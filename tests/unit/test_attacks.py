@@ -106,7 +106,7 @@ def test_with_a_sum_of_losses_the_batch_size_does_not_change_a_perturbation() ->
     weight = torch.linspace(-1, 1, 24).view(2, 12)
 
     def loss(x: torch.Tensor) -> torch.Tensor:
-        return (torch.tanh(x @ weight.T) ** 2).sum(1) * 1e-30  # so small that a mean over 64 would matter in fp16
+        return (torch.tanh(x @ weight.T) ** 2).sum(1) * 1e-43  # so small that a mean over 64 images would be 0
 
     images, start = torch.rand(64, 12, generator=torch.Generator().manual_seed(0)), torch.zeros(64, 12)
     settings = {"eps": 0.1, "step_size": 0.05, "steps": 3}
@@ -208,7 +208,6 @@ def test_the_l2_start_is_uniform_in_the_cube_inscribed_in_the_ball() -> None:
 @pytest.mark.parametrize("restarts", [1, 2, 5])
 def test_of_several_restarts_each_image_keeps_the_result_of_greatest_loss(restarts: int) -> None:
     results = torch.rand(5, 6, 3, 3, 3, generator=torch.Generator().manual_seed(7))
-    results[3] = results[1]  # of equals, the first
     runs: list[int] = []
     forwards: list[int] = []
 
@@ -219,10 +218,15 @@ def test_of_several_restarts_each_image_keeps_the_result_of_greatest_loss(restar
     def loss(x: Tensor) -> Tensor:
         forwards.append(len(x))
         assert not torch.is_grad_enabled()
-        return curved(x)
+        return coarse(x)
+
+    def coarse(x: Tensor) -> Tensor:
+        return (curved(x) / 2).round()  # of different images with equal losses, the first is kept
 
     found = restarted(run, loss, restarts)
-    best = torch.stack([curved(result) for result in results[:restarts]]).argmax(0)
+    losses = torch.stack([coarse(result) for result in results[:restarts]])
+    assert restarts < 5 or ((losses == losses.amax(0)).sum(0) > 1).any()
+    best = losses.argmax(0)
     assert torch.equal(found, torch.stack([results[number, row] for row, number in enumerate(best)]))
     assert restarts == 1 or len(set(best.tolist())) > 1
     assert runs == list(range(restarts))
