@@ -38,7 +38,8 @@ class TGAZSR(ScoredObjective):
     Deviations: the official code (zhyblue424/TGA-ZSR) divides embeddings not by each token's length but, dimension by
     dimension, by the length over the image's tokens, class token included (`token_norm: tokens`); so does the AGFT
     authors' copy, which moreover takes the mean of absolute differences over pixels (`map_distance: pixel_mean`, at
-    least 224 times smaller) and swaps a and b. The official code encodes x_adv twice; here both terms share a forward.
+    least 224 times smaller for 224 pixels a side) and swaps a and b. The official code encodes x_adv twice; here both
+    terms share a forward. It has NaN where all scores of an image are equal.
     """
 
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "clean"
