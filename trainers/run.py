@@ -87,6 +87,8 @@ class Run:
             restore(state, self.model, self.updater)
             self.history = list(state.history)
         self.model.precision = config.train.precision
+        if self.teacher is not None:  # beside the student in the loss, where different rounding would be a difference
+            self.teacher.precision = config.train.precision
         if config.train.activation_checkpointing:
             self.model.use_activation_checkpointing()
         self.compile_note = self._compile() if config.train.compile else None
