@@ -40,7 +40,7 @@ def storage_here(home: Path, say: Say) -> None:
         return
     from infra import stack
 
-    say("starting the embedded storage ...")
+    say("connecting to the embedded storage ...")
     os.environ.update(stack.up(home).environment())
 
 

@@ -39,13 +39,13 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _as_options() -> Iterator[None]:
-    """Errors about a study file's `model`, in the words of the command line."""
+def _as_options(place: str = "--base") -> Iterator[None]:
+    """Errors about a study file's `model`, in the words of the command line; `place` stands for `model.pretrained`."""
     try:
         yield
     except TrainersUserError as error:
         text = str(error).removesuffix(", or try arch: tiny-clip, pretrained: bundled")
-        for field, option in (("model.pretrained:", "--base:"), ("model.arch:", "--arch:")):
+        for field, option in (("model.pretrained:", f"{place}:"), ("model.arch:", "--arch:")):
             text = text.replace(field, option)
         raise UserError(text) from error
 
@@ -105,7 +105,7 @@ def export_file(weights: str, out: Path, *, layout: str, home: Path) -> None:
     """Write weights as open_clip's folder or as AGFT's file."""
     _check_free(out)
     _reach_storage(weights, home=home)
-    with _as_options(), tempfile.TemporaryDirectory(prefix="agft-export-") as scratch:
+    with _as_options("WEIGHTS"), tempfile.TemporaryDirectory(prefix="agft-export-") as scratch:
         path = _weights_file(weights, Path(scratch))
         written = export_open_clip(path, out) if layout == "open-clip" else export_agft(path, out)
     if layout == "open-clip":
@@ -158,7 +158,7 @@ def interpolate_files(
     for path in paths.values():
         _check_free(path)
     _reach_storage(robust, base, home=home)
-    with tempfile.TemporaryDirectory(prefix="agft-interpolate-") as scratch:
+    with _as_options("ROBUST"), tempfile.TemporaryDirectory(prefix="agft-interpolate-") as scratch:
         path = _weights_file(robust, Path(scratch))
         far = load_weights(path)
         sources = {"robust": {"from": robust, "sha256": hash_file(path), "model_sha256": model_hash(far)}}

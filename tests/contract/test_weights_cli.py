@@ -258,4 +258,4 @@ def test_a_champion_in_s3_is_exported_and_mixed_by_its_address(prefix: str, cach
     )
     storage.put_file(path, f"{prefix}/w.safetensors")
     done("interpolate", f"{prefix}/0001/", "--base", f"{prefix}/w.safetensors", "--out", tmp_path / "mix")
-    assert "no such object" in refused("export", f"{prefix}/none", tmp_path / "x")
+    assert refused("export", f"{prefix}/none", tmp_path / "x") == f"WEIGHTS: {prefix}/none: no such object"
