@@ -89,9 +89,10 @@ def check_study(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[StudyCo
     raw, unknown_preset = _resolved(raw, lines)
     study, problems = _schema(raw, lines)
     problems += unknown_preset
+    searched = _search(raw, lines)
     if study is not None:
-        problems += _compatible(study, lines) + _grid(study, lines)
-    return study, problems + _search(raw, lines) + _model(raw, lines) + _datasets(raw, lines) + _warm_starts(raw, lines)
+        problems += _grid(study, lines) + ([] if searched else _compatible(study, lines))
+    return study, problems + searched + _model(raw, lines) + _datasets(raw, lines) + _warm_starts(raw, lines)
 
 
 def _resolved(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[dict[str, Any], list[Problem]]:
@@ -223,14 +224,22 @@ def _method(raw: Mapping[str, Any]) -> str | None:
 
 
 def _compatible(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:
-    """What the model's architecture cannot do."""
-    problems = []
-    for path, rule in mismatches(study.model.arch, study.method, study.train):
-        keys: Keys = tuple(path.split("."))
-        problems.append(
-            Problem(line_of(lines, keys), path, shown_value(_at(study.model_dump(mode="json"), keys)[0]), rule)
-        )
-    return problems
+    """What an architecture of the study cannot do, searched choices included."""
+    searched = {
+        d.path: d.distribution.choices
+        for d in study.dimensions()
+        if isinstance(d.distribution, CategoricalDistribution)
+    }
+    problems: dict[tuple[str, str], Problem] = {}
+    for arch in searched.get("model.arch", (study.model.arch,)):
+        for part in searched.get("train.trainable.part", (study.train.trainable.part,)):
+            trainable = study.train.trainable.model_copy(update={"part": part})
+            train = study.train.model_copy(update={"trainable": trainable})
+            for path, rule in mismatches(arch, study.method, train):
+                keys: Keys = ("search", path) if path in searched else tuple(path.split("."))
+                value = part if path == "train.trainable.part" else study.method.name
+                problems[path, rule] = Problem(line_of(lines, keys), dotted(keys), shown_value(value), rule)
+    return list(problems.values())
 
 
 def _grid(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:

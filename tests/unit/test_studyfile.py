@@ -15,6 +15,7 @@ from study.config import StudyConfig, load_canonical, parse_floor
 from study.errors import StudyFileError, UserError
 from study.searcher import proposals
 from study.studyfile import load_study, parse_study
+from trainers.objectives import METHODS
 
 FOLDER = Path(__file__).parents[2] / "study" / "recipes"
 RECIPES = [path for path in sorted(FOLDER.glob("*.yaml")) if path.stem != "compare"]  # several studies: test_compare.py
@@ -44,6 +45,65 @@ def test_a_study_survives_its_canonical_form():
     spec = parse_study(GOOD, source="study.yaml")
     assert load_canonical(spec.canonical()) == spec
     assert load_canonical(spec.canonical()).spec_hash() == spec.spec_hash()
+
+
+MODEL = "model: {arch: tiny-clip, pretrained: bundled}"
+
+
+def with_model(arch: str, pretrained: str = "openai", method: str = "{name: agft}") -> str:
+    text = GOOD.replace(MODEL, f"model: {{arch: {arch}, pretrained: {pretrained}}}")
+    return text.replace("{name: agft}", method).replace(
+        "  method.scale_ratio: {low: 0.2, high: 1.0}\n", "  seed: {low: 0, high: 9}\n"
+    )
+
+
+@pytest.mark.parametrize("arch", ["RN50-quickgelu", "ViT-B-16-SigLIP"])
+def test_attention_maps_need_a_vit_with_a_class_token(arch):
+    found = problems_of(with_model(arch, "s3://bucket/weights.safetensors", "{name: tga-zsr}"))
+    assert f"needs the patch tokens of a ViT with a class token; {arch} has" in found["2:method.name"]
+    assert (
+        parse_study(with_model("ViT-B-32-quickgelu", "openai", "{name: tga-zsr}"), source="x").method.name == "tga-zsr"
+    )
+
+
+def test_a_part_that_the_encoder_does_not_have_is_refused_also_among_searched_choices():
+    text = with_model("RN50-quickgelu", "openai").replace(
+        "seed: {low: 0, high: 9}", "train.trainable.part: {choices: [all, visual_prompt]}"
+    )
+    assert "RN50-quickgelu has a ResNet" in problems_of(text)["6:search.train.trainable.part"]
+    text = with_model("RN50-quickgelu", "openai") + "train: {trainable: {part: visual_prompt}}\n"
+    assert "visual_prompt" in problems_of(text)["8:train.trainable.part"]
+
+
+def test_an_unknown_architecture_is_named_with_the_nearest():
+    rule = problems_of(with_model("ViT-B-32-quickgel"))["3:model.arch"]
+    assert "no such architecture; did you mean 'ViT-B-32-quickgelu'" in rule
+    assert parse_study(with_model("my-own", "s3://bucket/weights.safetensors"), source="x").model.arch == "my-own"
+
+
+def test_openais_weights_without_quickgelu_are_refused_with_the_right_name():
+    assert "write ViT-B-32-quickgelu" in problems_of(with_model("ViT-B-32"))["3:model.arch"]
+    assert "exists for tiny-clip only" in problems_of(with_model("ViT-B-32", "bundled"))["3:model.pretrained"]
+
+
+def test_what_may_be_searched_belongs_to_the_method():
+    found = problems_of(GOOD.replace("{name: agft}", "{name: tecoa}"))
+    rule = "no such field; did you mean 'method.logit_scale'? method has logit_scale"
+    assert found == {"6:search.method.scale_ratio": rule}
+    found = problems_of(GOOD.replace("{name: agft}", "{name: agtf}"))
+    assert found == {"2:method.name": f"no such method; did you mean 'agft'? known: {', '.join(METHODS)}"}
+    found = problems_of(GOOD.replace("{name: agft}", "{scale_ratio: 0.4}"))
+    assert found == {"2:method.name": f"is required; known: {', '.join(METHODS)}"}
+
+
+def test_a_warmup_is_a_fraction_or_steps_in_the_file_and_in_the_search():
+    assert parse_study(GOOD + "train: {warmup: {steps: 1000}}\n", source="x").train.warmup.steps == 1000
+    (dimension,) = parse_study(
+        GOOD.replace("method.scale_ratio: {low: 0.2, high: 1.0}", "train.warmup: {steps: {low: 10, high: 100}}"),
+        source="x",
+    ).dimensions()
+    assert dimension.value(20) == {"steps": 20}
+    assert "less than 1" in problems_of(GOOD + "train: {warmup: 3}\n")["8:train.warmup"]
 
 
 FIVE_MISTAKES = """\
