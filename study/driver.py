@@ -6,6 +6,7 @@ first write is made up from the store by the next driver.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from infra.tracking import Tracker
@@ -186,8 +188,12 @@ class Driver:
 
     def begin(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
         """Store the start of a trial, or of another attempt at it; returns Tune's settings."""
-        config = TrialConfig.model_validate(apply_params(self.base, params, self.dimensions))
-        self.store.start_trial(self.token, number, params, config.model_dump(mode="json"))
+        config = apply_params(self.base, params, self.dimensions)
+        # An impossible one is refused where the trial starts, and fails like any other: raised here, it would come
+        # back as the first trial of every driver.
+        with contextlib.suppress(ValidationError):
+            config = TrialConfig.model_validate(config).model_dump(mode="json")
+        self.store.start_trial(self.token, number, params, config)
         self.running[number] = time.monotonic()
         project_trial(self.tracker, self.study, self.row(number))
         sampled = ", ".join(f"{path.rpartition('.')[2]} {shown(path, value)}" for path, value in params.items())
@@ -195,7 +201,7 @@ class Driver:
         wanted = self.spec.resources
         return TrialOrder(
             study=self.spec.name, number=number, token=self.token, bucket=self.bucket,
-            config=config.model_dump(mode="json"), rungs=self.rungs, workers=wanted.workers,
+            config=config, rungs=self.rungs, workers=wanted.workers,
             cpus_per_worker=wanted.cpus_per_worker, gpus_per_worker=wanted.gpus_per_worker,
         ).settings()  # fmt: skip
 

@@ -111,12 +111,14 @@ def check_value(method: str, path: str, value: Any) -> str | None:
     return None
 
 
-def _is_integer(method: str, path: str) -> bool:
+def _is_integer(method: str, path: str, wrapper: str) -> bool:
+    if wrapper:
+        return WRAPPERS[wrapper].model_fields[wrapper].annotation is int
     annotation = known_paths(method)[path][0].annotation
     return annotation is int or int in get_args(annotation)
 
 
-def _range(method: str, path: str, entry: Mapping[str, Any]) -> tuple[BaseDistribution | None, list[str]]:
+def _range(method: str, path: str, wrapper: str, entry: Mapping[str, Any]) -> tuple[BaseDistribution | None, list[str]]:
     try:
         low, high = (parse_fraction(entry[key]) for key in ("low", "high"))
         step = parse_fraction(entry["step"]) if entry.get("step") is not None else None
@@ -137,7 +139,7 @@ def _range(method: str, path: str, entry: Mapping[str, Any]) -> tuple[BaseDistri
     if log and low <= 0:
         return None, [f"a log range needs low > 0, got {low:g}"]
     try:
-        if _is_integer(method, path):
+        if _is_integer(method, path, wrapper):
             if int(low) != low or int(high) != high:
                 return None, [f"the field is a whole number, got low {low:g} and high {high:g}"]
             return IntDistribution(int(low), int(high), log=log, step=int(step or 1)), []
@@ -155,7 +157,7 @@ def _dimension(method: str, path: str, entry: Any) -> tuple[Dimension | None, li
     inner = entry[wrapper] if wrapper else entry
     if not isinstance(inner, Mapping):
         return None, [rule]
-    if wrapper and (error := check_value(method, path, {wrapper: 1.0})):
+    if wrapper and (error := check_value(method, path, {wrapper: 1})):
         return None, [f"cannot be given by {wrapper}: {error}"]
     unknown = set(inner) - RANGE_KEYS - {"choices"}
     if unknown:
@@ -165,15 +167,20 @@ def _dimension(method: str, path: str, entry: Any) -> tuple[Dimension | None, li
     if "choices" in inner:
         if set(inner) != {"choices"} or not isinstance(inner["choices"], list) or not inner["choices"]:
             return None, ["choices must be a non-empty list, alone"]
+        nested = next((v for v in inner["choices"] if isinstance(v, Mapping | list)), None)
+        if nested is not None:
+            return None, [f"{nested!r} is no choice; write {{of_model: {{choices: [...]}}}} for numbers of one kind"]
+        words = known_paths(method)[path][0].annotation is str  # a place such as folder/file.pt is no fraction
         try:
-            values = [parse_fraction(v) if isinstance(v, str) and "/" in v else v for v in inner["choices"]]
+            values = [v if words or not isinstance(v, str) or "/" not in v else parse_fraction(v)
+                      for v in inner["choices"]]  # fmt: skip
             distribution: BaseDistribution | None = CategoricalDistribution(values)
         except ValueError as error:
             return None, [str(error)]
         problems: list[str] = []
         ends = values
     else:
-        distribution, problems = _range(method, path, inner)
+        distribution, problems = _range(method, path, wrapper, inner)
         ends = [] if distribution is None else [distribution.low, distribution.high]
     for value in ends:
         if broken := check_value(method, path, {wrapper: value} if wrapper else value):

@@ -12,10 +12,11 @@ from optuna.distributions import CategoricalDistribution
 from pydantic import BaseModel, ValidationError
 
 from study.config import StudyConfig
+from study.corners import impossible_trials
 from study.errors import Problem, StudyFileError, UserError
 from study.space import grid_size, models_of, parse_space
 from trainers import tiny
-from trainers.architectures import known_architectures, mismatches
+from trainers.architectures import known_architectures
 from trainers.config import ModelConfig
 from trainers.data import DATASETS
 from trainers.errors import nearest
@@ -91,7 +92,7 @@ def check_study(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[StudyCo
     problems += unknown_preset
     searched = _search(raw, lines)
     if study is not None:
-        problems += _grid(study, lines) + ([] if searched else _compatible(study, lines))
+        problems += _grid(study, lines) + ([] if searched else _trials(study, lines))
     return study, problems + searched + _model(raw, lines) + _datasets(raw, lines) + _warm_starts(raw, lines)
 
 
@@ -223,22 +224,14 @@ def _method(raw: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) and name in METHODS else None
 
 
-def _compatible(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:
-    """What an architecture of the study cannot do, searched choices included."""
-    searched = {
-        d.path: d.distribution.choices
-        for d in study.dimensions()
-        if isinstance(d.distribution, CategoricalDistribution)
-    }
+def _trials(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:
+    """What is wrong with a trial that the search may propose, though every value is allowed on its own."""
+    searched = [dimension.path for dimension in study.dimensions()]
     problems: dict[tuple[str, str], Problem] = {}
-    for arch in searched.get("model.arch", (study.model.arch,)):
-        for part in searched.get("train.trainable.part", (study.train.trainable.part,)):
-            trainable = study.train.trainable.model_copy(update={"part": part})
-            train = study.train.model_copy(update={"trainable": trainable})
-            for path, rule in mismatches(arch, study.method, train):
-                keys: Keys = ("search", path) if path in searched else tuple(path.split("."))
-                value = part if path == "train.trainable.part" else study.method.name
-                problems[path, rule] = Problem(line_of(lines, keys), dotted(keys), shown_value(value), rule)
+    for found in impossible_trials(study):
+        keys: Keys = ("search", found.path) if found.path in searched else tuple(found.path.split("."))
+        problem = Problem(line_of(lines, keys), dotted(keys), shown_value(found.value), found.rule)
+        problems.setdefault((found.path, found.rule), problem)
     return list(problems.values())
 
 

@@ -12,9 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from study.board import ask_board, board_name
 from study.files import SharedPrefix, attempt_prefix, fetch_newest, keep_file, trial_prefix
 from study.sources import use_s3_weights
+from trainers.config import TrialConfig
 from trainers.wiring import Wiring
 
 __all__ = ["TrialOrder", "run_trial"]
@@ -82,6 +85,12 @@ def run_trial(settings: dict[str, Any]) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     order = TrialOrder.of(settings)
+    try:
+        TrialConfig.model_validate(order.config)
+    except ValidationError as error:
+        refused = {"outcome": "failed", "failure_kind": "invalid", "message": str(error)}
+        tune.report({"outcome": json.dumps(refused)})
+        return
     wiring = Wiring(
         fetch=partial(fetch, trial_prefix(order.bucket, order.study, order.number)),
         keep=partial(keep_file, attempt_prefix(order.bucket, order.study, order.number, order.token)),

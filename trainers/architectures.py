@@ -52,18 +52,24 @@ def tower(arch: str) -> Tower | None:
 def mismatches(arch: str, method: Objective, train: TrainConfig) -> list[tuple[str, str]]:
     """(path, rule) for what the architecture cannot do. One that is not known here is checked when it is built."""
     kind = tower(arch)
-    if kind in (None, "vit"):
+    if kind is None:
         return []
-    found = {"resnet": "a ResNet", "other": "another kind of encoder"}[kind or "other"]
+    vision, part = _configurations()[arch].get("vision_cfg", {}), train.trainable.part
+    found = {"vit": "a ViT", "resnet": "a ResNet", "other": "another kind of encoder"}[kind]
     problems = []
-    if method.teacher_output == "tokens":
-        rule = f"needs the patch tokens of a ViT with a class token; {arch} has {found}"
-        problems.append(("method.name", rule))
-    if train.trainable.part == "visual_prompt":
+    if method.teacher_output == "tokens" and kind != "vit":
+        problems.append(("method.name", f"needs the patch tokens of a ViT with a class token; {arch} has {found}"))
+    if part == "visual_prompt" and kind != "vit":
         rule = f"visual_prompt ends up in a ViT's position embedding, so that weights ship as usual; {arch} has {found}"
         problems.append(("train.trainable.part", rule))
-    if kind == "other" and train.trainable.part in ("first_blocks", "last_blocks"):
-        problems.append(
-            ("train.trainable.part", f"blocks are known for open_clip's ViTs and ResNets; {arch} has {found}")
-        )
+    elif part == "visual_prompt" and 2 * train.trainable.prompt_width > vision.get("image_size", 224):
+        rule = f"the input of {arch} is {vision['image_size']} pixels wide; at most {vision['image_size'] // 2}"
+        problems.append(("train.trainable.prompt_width", rule))
+    blocks = {"vit": vision.get("layers", 12), "resnet": 4, "other": 0}[kind]
+    if part in ("first_blocks", "last_blocks") and train.trainable.blocks > blocks:
+        rule = f"{arch} has {blocks} blocks" if blocks else f"blocks: only in open_clip's ViTs and ResNets, not {arch}"
+        problems.append(("train.trainable.blocks", rule))
+    if kind == "resnet" and train.compile and train.activation_checkpointing:
+        rule = "a ResNet is either compiled or recomputes its activations; switch one off"
+        problems.append(("train.activation_checkpointing", rule))
     return problems

@@ -1,9 +1,8 @@
-"""torch.compile for the image encoder, proved on one batch before it is trusted; otherwise eager, and said loudly."""
+"""torch.compile for the image encoder, proved before it is trusted; otherwise eager, and said loudly."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,49 +11,52 @@ from trainers.model import RobustCLIP
 
 __all__ = ["compile_encoder"]
 
-logger = logging.getLogger(__name__)
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.05}  # of the embeddings, relative to their largest entry
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.05}  # relative L2 distance; ten times as much for gradients
 
 
-def compile_encoder(model: RobustCLIP, images: Tensor, *, backend: str = "inductor") -> str | None:
-    """Make the model's training forward a compiled one; returns None, or why it stays eager (also logged).
+def compile_encoder(model: RobustCLIP, batches: Sequence[Tensor], *, backend: str = "inductor") -> None:
+    """Make the model's training forward a compiled one, if it proves right; else `model.compile_note` says why not.
 
-    Forward and both backward passes that training takes (to the images in the attack, to the weights in the update)
-    are run on `images` and must agree with the eager encoder. Evaluation switches it off (`eager`).
+    On every one of `batches` (images of each size that training will see), the forward without gradients and both
+    backward passes that training takes (to the images in the attack, to the weights in the update) must agree with the
+    eager encoder's. A shape that fails to compile later makes the model eager then. Evaluation never is compiled.
     """
+    model.compile_note = None
     try:
         compiled: Callable[[Tensor], Tensor] = torch.compile(model.visual, backend=backend)
-        _prove(model, compiled, images)
+        for images in batches:
+            model.__dict__.pop("compiled", None)
+            eager = _passes(model, images)
+            model.__dict__["compiled"] = compiled
+            _compare(eager, _passes(model, images), TOLERANCE[model.precision])
+            if model.compile_note is not None:
+                return
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a compiler may fail in any way; whatever it is, eager training is right
-        reason = f"torch.compile: {type(error).__name__}: {' '.join(str(error).split())[:300]}; training runs eagerly"
-        logger.warning("%s", reason)
-        model.__dict__.pop("compiled", None)
-        return reason
-    model.__dict__["compiled"] = compiled
-    return None
+    except Exception as error:  # whatever it is, eager training is right
+        model.stop_compiled(error)
 
 
-def _prove(model: RobustCLIP, compiled: Callable[[Tensor], Tensor], images: Tensor) -> None:
+def _passes(model: RobustCLIP, images: Tensor) -> dict[str, Tensor]:
+    """Embeddings, and the gradients to images and weights of their squared length."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    found: list[tuple[Tensor, Tensor]] = []
-    for encoder in (None, compiled):
-        model.__dict__["compiled"] = encoder
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        with torch.no_grad():
+            embeddings = model.embed(images)
+        attacked = images.detach().clone().requires_grad_(True)
+        (to_images,) = torch.autograd.grad(model.embed(attacked).square().sum(), attacked)
+    finally:
         for parameter in learning:
-            parameter.requires_grad_(False)
-        try:
-            attacked = images.detach().clone().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(model.embed(attacked).square().sum(), attacked)
-        finally:
-            for parameter in learning:
-                parameter.requires_grad_(True)
-        embeddings = model.embed(images)
-        torch.autograd.grad(embeddings.square().sum(), learning, allow_unused=True)
-        found.append((embeddings.detach(), gradient))
-    (eager, eager_gradient), (ours, our_gradient) = found
-    limit = TOLERANCE[model.precision]
-    for name, left, right in (("embeddings", eager, ours), ("gradients", eager_gradient, our_gradient)):
-        apart = float((left - right).abs().max() / left.abs().max())
+            parameter.requires_grad_(True)
+    to_weights = torch.autograd.grad(model.embed(images).square().sum(), learning, allow_unused=True)
+    flat = torch.cat([gradient.flatten().float() for gradient in to_weights if gradient is not None])
+    return {"embeddings": embeddings, "image gradients": to_images, "weight gradients": flat}
+
+
+def _compare(eager: dict[str, Tensor], compiled: dict[str, Tensor], limit: float) -> None:
+    for name, expected in eager.items():
+        apart = float((compiled[name] - expected).norm() / expected.norm())
         if not apart <= limit * (1 if name == "embeddings" else 10):
-            raise RuntimeError(f"compiled {name} differ from eager ones by {apart:.2g} of the largest entry")
+            raise RuntimeError(f"compiled {name} differ from eager ones by {apart:.2g} in relative L2 norm")

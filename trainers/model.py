@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Callable, Iterator
 
 import torch
@@ -30,6 +31,7 @@ __all__ = [
     "tokenizer_for",
 ]
 
+logger = logging.getLogger(__name__)
 FINGERPRINT_IMAGES, FINGERPRINT_TEXTS = 2, 3
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -70,6 +72,7 @@ class RobustCLIP(nn.Module):
         self.image_size = _image_size(clip)
         self.precision = precision
         self.checkpointing = False
+        self.compile_note: str | None = None
         self.register_parameter("prompt", None)
         self.logit_scale = float(clip.logit_scale.detach().exp())  # type: ignore[operator]
         device = next(visual.parameters()).device
@@ -142,16 +145,27 @@ class RobustCLIP(nn.Module):
         """`visual`, compiled or checkpointed where that is switched on."""
         compiled = self.__dict__.get("compiled")
         if compiled is not None:
-            out: Tensor = compiled(pixels)
-        elif self.checkpointing and torch.is_grad_enabled():
-            stages: list[nn.Module] = [getattr(self.visual, f"layer{number}") for number in range(1, 5)]
-            out = self.visual.stem(pixels)  # type: ignore[operator]
-            for stage in stages:
-                out = checkpoint(stage, out, use_reentrant=False)
-            out = self.visual.attnpool(out)  # type: ignore[operator]
-        else:
-            out = self.visual(pixels)
-        return out
+            try:
+                found: Tensor = compiled(pixels)
+                return found
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # a new shape compiles anew, and a compiler may fail in any way
+                self.stop_compiled(error)
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            out: Tensor = self.visual(pixels)
+            return out
+        out = self.visual.stem(pixels)  # type: ignore[operator]
+        for number in range(1, 5):
+            out = checkpoint(getattr(self.visual, f"layer{number}"), out, use_reentrant=False)
+        return self.visual.attnpool(out)  # type: ignore[operator]
+
+    def stop_compiled(self, error: Exception) -> None:
+        """Eager from here on, said in the log and kept in `compile_note`."""
+        reason = f"torch.compile: {type(error).__name__}: {' '.join(str(error).split())[:300]}; training runs eagerly"
+        logger.warning("%s", reason)
+        self.__dict__.pop("compiled", None)
+        self.compile_note = reason
 
     def _normalised(self, images: Tensor) -> Tensor:
         """Checked, resized to the model's input, normalised with CLIP's mean and deviation, prompted."""

@@ -91,13 +91,18 @@ class Run:
             self.teacher.precision = config.train.precision
         if config.train.activation_checkpointing:
             self.model.use_activation_checkpointing()
-        self.compile_note = self._compile() if config.train.compile else None
+        if config.train.compile:
+            self._compile()
 
-    def _compile(self) -> str | None:
-        images = self._batch(
-            self._order(0)[: math.ceil(self.config.train.batch_size / self.world_size / self.config.train.accumulation)]
-        ).images
-        return compile_encoder(self.model, images)
+    def _compile(self) -> None:
+        """Proved on the sizes of a usual and of an epoch's last forward on this rank."""
+        train, order = self.config.train, self._order(0)
+        sizes = set()
+        for index in (order[: train.batch_size], order.split(train.batch_size)[-1]):
+            own = max(1, len(index[self.rank :: self.world_size]))
+            parts = min(train.accumulation, own)
+            sizes |= {own // parts, -(-own // parts)}
+        compile_encoder(self.model, [self._images(order[:size]) for size in sorted(sizes, reverse=True)])
 
     def _order(self, epoch: int) -> Tensor:
         return epoch_order(len(self.train_set), self.config.train.samples_per_epoch, seed=self.config.seed, epoch=epoch)
@@ -115,8 +120,11 @@ class Run:
 
         return compute
 
+    def _images(self, index: Tensor) -> Tensor:
+        return self.train_set.images[index].to(self.device).float() / 255
+
     def _batch(self, index: Tensor) -> Batch:
-        images = self.train_set.images[index].to(self.device).float() / 255
+        images = self._images(index)
         return Batch(
             images=images,
             labels=self.train_set.labels[index].to(self.device, torch.int64),
@@ -167,7 +175,7 @@ class Run:
             parts=means,
             lr=lr,
             skipped_updates=self.updater.skipped,
-            notes=() if self.compile_note is None else (self.compile_note,),
+            notes=() if self.model.compile_note is None else (self.model.compile_note,),
             **standing(epoch + 1, results, self.history[-1] if self.history else None, self.config.goal),
             train_seconds=train_seconds,
             eval_seconds=eval_seconds,

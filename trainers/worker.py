@@ -17,7 +17,9 @@ import ray.train.torch
 import torch
 
 from trainers import distributed
+from trainers.checkpoint import CheckpointError
 from trainers.config import TrialConfig
+from trainers.errors import UserError
 from trainers.loop import NonFinite, train
 from trainers.records import Decision, Progress
 from trainers.wiring import Wiring
@@ -30,8 +32,8 @@ ORDER = list(Decision)
 def train_on_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Train one trial; returns `{outcome, failure_kind, message, seconds}` (the same on every rank).
 
-    What the run itself did wrong (a non-finite loss, out of memory on a single worker) is an outcome; everything
-    else is raised, so that Ray Train tears the group down and starts it again from the newest state.
+    What the run itself did wrong (a non-finite loss; impossible input or out of memory on a single worker) is an
+    outcome; everything else is raised, so that Ray Train tears the group down and starts again from the newest state.
     """
     started = time.monotonic()
     config = TrialConfig.model_validate(settings["config"])
@@ -41,6 +43,10 @@ def train_on_worker(settings: dict[str, Any]) -> dict[str, Any]:
         failure, message = None, None
     except NonFinite as error:  # agreed on by all ranks, since the loss is all-reduced
         outcome, failure, message = "failed", "non-finite", str(error)
+    except UserError as error:
+        if distributed.world_size() > 1 or isinstance(error, CheckpointError):
+            raise  # a file may be missing on one machine only, and the other ranks wait in a collective
+        outcome, failure, message = "failed", "invalid", str(error)
     except torch.OutOfMemoryError as error:
         if distributed.world_size() > 1:
             raise  # the other ranks wait in a collective: the group must go

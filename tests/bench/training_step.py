@@ -68,7 +68,8 @@ def ours(arch: str, batch: int, device: torch.device, options: dict[str, Any]) -
     updater = Updater(train, list(model.visual.parameters()), 1_000_000, device)
     if train.activation_checkpointing:
         model.use_activation_checkpointing()
-    note = compile_encoder(model, images) if train.compile else None
+    if train.compile:
+        compile_encoder(model, [images])
     data = Batch(images, torch.arange(batch, device=device) % CLASSES, torch.arange(batch, device=device), teacher)
     context = Context(classes, seed=0, epoch=0, global_batch=batch)
 
@@ -77,7 +78,7 @@ def ours(arch: str, batch: int, device: torch.device, options: dict[str, Any]) -
         updater.add(METHOD.loss(model, data, ATTACK, context=context))
         return updater.finish()["loss"]
 
-    return step, note
+    return step, model.compile_note
 
 
 def reference(arch: str, batch: int, device: torch.device) -> Step:

@@ -35,9 +35,9 @@ from trainers.update import Updater
 
 RECORD = EpochRecord(
     epoch=1, timestamp_ms=1, steps=3, train_loss=1 / 3, parts={"target": 1 / 3}, lr=1e-4, grad_norm=2,
-    clean_accuracy=0.5, robust_accuracy=0.25, datasets={"set": {"1/255": Score.of(correct=2, robust=1, total=4)}}, feasible=True,
-    best_epoch=1, best_clean_accuracy=0.5, best_robust_accuracy=0.25, best_feasible=True, train_seconds=0.1,
-    eval_seconds=0.2, images_per_second=30,
+    clean_accuracy=0.5, robust_accuracy=0.25, datasets={"set": {"1/255": Score.of(correct=2, robust=1, total=4)}},
+    feasible=True, best_epoch=1, best_clean_accuracy=0.5, best_robust_accuracy=0.25, best_feasible=True,
+    train_seconds=0.1, eval_seconds=0.2, images_per_second=30,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from study.cli import main
 from study.config import StudyConfig
-from trainers.config import AttackConfig, OptimizerConfig, TrainConfig, Trainable
+from trainers.config import AttackConfig, OptimizerConfig, Trainable, TrainConfig
 from trainers.objectives import METHODS
 from trainers.presets import PRESETS
 

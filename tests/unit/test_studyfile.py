@@ -66,13 +66,47 @@ def test_attention_maps_need_a_vit_with_a_class_token(arch):
     )
 
 
+def searching(entry: str, more: str = "", arch: str = "tiny-clip", pretrained: str = "bundled") -> dict[str, str]:
+    return problems_of(with_model(arch, pretrained).replace("seed: {low: 0, high: 9}", entry) + more)
+
+
 def test_a_part_that_the_encoder_does_not_have_is_refused_also_among_searched_choices():
-    text = with_model("RN50-quickgelu", "openai").replace(
-        "seed: {low: 0, high: 9}", "train.trainable.part: {choices: [all, visual_prompt]}"
+    part = "train.trainable.part: {choices: [all, visual_prompt]}"
+    assert (
+        "RN50-quickgelu has a ResNet"
+        in searching(part, arch="RN50-quickgelu", pretrained="openai")["6:search.train.trainable.part"]
     )
-    assert "RN50-quickgelu has a ResNet" in problems_of(text)["6:search.train.trainable.part"]
-    text = with_model("RN50-quickgelu", "openai") + "train: {trainable: {part: visual_prompt}}\n"
-    assert "visual_prompt" in problems_of(text)["8:train.trainable.part"]
+    found = searching("seed: {low: 0, high: 9}", "train: {trainable: {part: last_blocks, blocks: 100}}\n")
+    assert found == {"8:train.trainable.blocks": "tiny-clip has 4 blocks"}
+    found = searching("seed: {low: 0, high: 9}", "train: {trainable: {part: visual_prompt}}\n")
+    assert found == {
+        "8:train.trainable": "the input of tiny-clip is 32 pixels wide; at most 16"
+    } or "at most 16" in str(found)
+    found = searching("train.trainable.blocks: {low: 1, high: 24}", "train: {trainable: {part: last_blocks}}\n")
+    assert found == {"6:search.train.trainable.blocks": "tiny-clip has 4 blocks"}
+
+
+def test_values_that_are_allowed_alone_are_refused_together():
+    assert "a linf radius is at most 1" in searching("attack.eps: {choices: [4/255, 4]}")["6:search.attack.eps"]
+    found = searching("attack.norm: {choices: [l2, linf]}", "attack: {norm: l2, eps: 2}\n")
+    assert "a linf radius is at most 1" in found["6:search.attack.norm"]
+    found = searching("model.arch: {choices: [tiny-clip, nonsense]}")
+    assert found == {"6:search.model.arch": "no such architecture"}
+
+
+def test_a_warmup_that_takes_the_whole_training_is_refused_with_the_number_of_updates():
+    rule = searching("seed: {low: 0, high: 9}", "train: {warmup: {steps: 1000}}\n")["8:train.warmup"]
+    assert "the training has 380 updates: the rate would never fall" in rule
+
+
+def test_a_mapping_is_no_choice_and_a_place_is_no_fraction():
+    entry = "method.logit_scale: {choices: [{of_model: 0.5}, {of_model: 1.0}]}"
+    assert "is no choice; write {of_model: {choices: [...]}}" in searching(entry)["6:search.method.logit_scale"]
+    text = with_model("ViT-B-32-quickgelu").replace(
+        "seed: {low: 0, high: 9}", "model.pretrained: {choices: [a/b.pt, c/d.pt]}"
+    )
+    (dimension,) = parse_study(text, source="x").dimensions()
+    assert dimension.distribution.choices == ("a/b.pt", "c/d.pt")
 
 
 def test_an_unknown_architecture_is_named_with_the_nearest():
@@ -97,12 +131,13 @@ def test_what_may_be_searched_belongs_to_the_method():
 
 
 def test_a_warmup_is_a_fraction_or_steps_in_the_file_and_in_the_search():
-    assert parse_study(GOOD + "train: {warmup: {steps: 1000}}\n", source="x").train.warmup.steps == 1000
+    assert parse_study(GOOD + "train: {warmup: {steps: 100}}\n", source="x").train.warmup.steps == 100
     (dimension,) = parse_study(
         GOOD.replace("method.scale_ratio: {low: 0.2, high: 1.0}", "train.warmup: {steps: {low: 10, high: 100}}"),
         source="x",
     ).dimensions()
     assert dimension.value(20) == {"steps": 20}
+    assert isinstance(dimension.distribution, optuna.distributions.IntDistribution)
     assert "less than 1" in problems_of(GOOD + "train: {warmup: 3}\n")["8:train.warmup"]
 
 
