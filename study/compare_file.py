@@ -29,6 +29,8 @@ PER_METHOD = ("method", "search", "attack", "warm_starts")
 STUDY_KEYS = tuple(name for name in StudyConfig.model_fields if name != "method")
 LABEL = re.compile(r"^[a-z0-9][a-z0-9_-]{0,19}$")
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,31}$")
+SEEDS = "-seeds"  # ends the name of a method's second study, the repetitions
+EQUAL = ("model", "train.epochs", "train.samples_per_epoch", "train.batch_size", "train.trainable")  # and all below
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Comparison:
             {
                 **search.model_dump(mode="json"),
                 **{part: config[part] for part in ("model", "method", "attack", "train")},
-                "name": f"{search.name}-seeds",
+                "name": f"{search.name}{SEEDS}",
                 "search": {"seed": {"choices": list(self.seeds)}},
                 "warm_starts": [{}],
                 "sampler": {"name": "grid"},
@@ -139,6 +141,8 @@ def _own_problems(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Pro
         here: Keys = ("methods", label)
         if not isinstance(label, str) or not LABEL.match(label):
             wrong(here, "a method's label is 1 to 20 of: lower case letters, digits, _ -", label)
+        elif label.endswith(SEEDS):
+            wrong(here, f"may not end in {SEEDS}: the studies of the repetitions are named so", label)
         if not isinstance(entry, Mapping):
             wrong(here, f"must be a mapping with {', '.join(PER_METHOD)}", entry)
             continue
@@ -146,15 +150,12 @@ def _own_problems(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Pro
             if key not in PER_METHOD:
                 rule = f"no such field; a method has {', '.join(PER_METHOD)}; everything else is shared by all methods"
                 wrong((*here, key), rule, entry[key])
-        own_search = entry.get("search")
-        if isinstance(own_search, Mapping) and "seed" in own_search:
-            wrong((*here, "search", "seed"), "the seed is not searched; `seeds` repeats the best trial")
+        _check_search(entry.get("search"), (*here, "search"), wrong)
     methods = raw.get("methods")
     if "reference" in raw and isinstance(methods, Mapping) and raw["reference"] not in methods:
         wrong(("reference",), f"no such method here; known: {', '.join(map(str, methods))}", raw["reference"])
-    search, budget = raw.get("search"), raw.get("budget")
-    if isinstance(search, Mapping) and "seed" in search:
-        wrong(("search", "seed"), "the seed is not searched; `seeds` repeats the best trial")
+    _check_search(raw.get("search"), ("search",), wrong)
+    budget = raw.get("budget")
     for key in ("hours", "gpu_hours"):
         if isinstance(budget, Mapping) and budget.get(key) is not None:
             wrong(("budget", key), "would give the methods different numbers of trials; use trials alone", budget[key])
@@ -168,6 +169,17 @@ def _methods(raw: Mapping[str, Any], wrong: Any) -> Mapping[Any, Any]:
         return methods
     wrong(("methods",), "must name two or more methods, each as LABEL: {method: {name: ...}, search: {...}}")
     return methods if isinstance(methods, Mapping) else {}
+
+
+def _check_search(search: Any, here: Keys, wrong: Any) -> None:
+    """What every run must have in common is not searched, by one method or by all."""
+    for key, entry in search.items() if isinstance(search, Mapping) else ():
+        path = str(key)
+        if path == "seed":
+            wrong((*here, key), "the seed is not searched; `seeds` repeats the best trial", entry)
+        elif any(path == equal or path.startswith(f"{equal}.") for equal in EQUAL):
+            rule = "is not searched: the chosen runs would differ in it, and not in their methods alone; set it for all"
+            wrong((*here, key), rule, entry)
 
 
 def _check_seeds(raw: Mapping[str, Any], wrong: Any) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.table import Table
 
 from study.compare_figures import FIGURES, draw_figures
-from study.compare_stats import METRICS
+from study.compare_form import form_lines
+from study.compare_stats import FEWEST_PAIRS, METRICS
 from study.compare_tables import (
     Record,
     attack_text,
@@ -53,16 +54,17 @@ def markdown(record: Record) -> str:
     parts = [
         f"# Comparison {record['name']}",
         _what_was_done(record),
+        "\n".join(f"- {line}" for line in form_lines(record)),
         "## Result",
         _table(*result_rows(record)),
         f"Percent on the final sets (unweighted mean over {len(record['setting']['data']['final'])} sets), mean "
         f"± standard deviation over seeds. The last two columns are differences to {reference} in points, seed by seed,"
-        " with 95 % t intervals.",
+        f" with 95 % t intervals (from {FEWEST_PAIRS} seeds or more, if their differences are not all the same).",
         f"![{FIGURES['comparison-accuracy.png']}](comparison-accuracy.png)",
         "\n".join(f"- {line}" for line in [*_verdicts(record), *_warnings(record)]),
         "The intervals hold the spread of training seeds alone. The hyperparameters were searched once, and every run "
         "is measured on the same images, so another search or other data can move the methods by more than this. "
-        f"{2 * len(record['differences'])} intervals are shown and not corrected for their number.",
+        f"Intervals shown: {_intervals(record)}, not corrected for their number.",
         "## Every final set",
         _table(*set_rows(record)),
         f"![{FIGURES['comparison-sets.png']}](comparison-sets.png)",
@@ -115,8 +117,10 @@ def _verdicts(record: Record) -> list[str]:
         words = []
         for name in METRICS:
             difference, what = found[name], name.split("_")[0]
-            if difference is None or difference["low"] is None:
-                words.append(f"{what} accuracy cannot be compared: fewer than two seeds in common")
+            if difference is None:
+                words.append(f"{what} accuracy cannot be compared: no seed in common")
+            elif difference["low"] is None:
+                words.append(f"{what} accuracy: {_no_interval(difference)}")
             elif difference["separated"]:
                 more = "higher" if difference["mean"] > 0 else "lower"
                 words.append(f"{what} accuracy is {abs(100 * difference['mean']):.1f} points {more}")
@@ -124,6 +128,22 @@ def _verdicts(record: Record) -> list[str]:
                 words.append(f"the seeds do not separate the {what} accuracies")
         lines.append(f"{label} against {record['reference']}: {'; '.join(words)}.")
     return lines
+
+
+def _no_interval(difference: Record) -> str:
+    """Why there is no interval, and so no verdict."""
+    points, n = f"{100 * difference['mean']:+.1f} points", difference["n"]
+    if n < FEWEST_PAIRS:
+        mean = "in mean " if n > 1 else ""
+        seeds = "seeds" if n > 1 else "seed"
+        return f"no interval, {n} {seeds} in common being too few ({mean}{points})"
+    return f"no interval, the difference being {points} with every one of {n} seeds, which shows no spread"
+
+
+def _intervals(record: Record) -> int:
+    """How many differences have an interval."""
+    every = [found for by_metric in record["differences"].values() for found in by_metric.values()]
+    return sum(found is not None and found["low"] is not None for found in every)
 
 
 def _warnings(record: Record) -> list[str]:

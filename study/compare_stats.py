@@ -11,6 +11,7 @@ from trainers.config import AttackConfig
 from trainers.objectives import METHODS, Objective
 
 __all__ = [
+    "FEWEST_PAIRS",
     "METRICS",
     "Difference",
     "Spread",
@@ -22,6 +23,8 @@ __all__ = [
 ]
 
 METRICS = ("clean_accuracy", "robust_accuracy")
+FEWEST_PAIRS = 3  # for an interval: two differences say next to nothing about their spread
+ROUNDING = 1e-12  # a deviation of accuracies below this is that of floating-point numbers
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences with its 95 % t interval; no interval for fewer than two pairs."""
+    """Mean of paired differences with its 95 % t interval; None without one (see `paired`)."""
 
     mean: float
     low: float | None
@@ -86,12 +89,16 @@ def t_quantile(df: int, coverage: float = 0.95) -> float:
 
 
 def paired(own: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
-    """`own` - `other` over the seeds that both have; None when they share none."""
+    """`own` - `other` over the seeds that both have; None when they share none.
+
+    There is no interval from fewer than `FEWEST_PAIRS` seeds, nor from differences that are all the same: the latter
+    estimate no spread, and an interval of no width would call any difference separated.
+    """
     seeds = sorted(own.keys() & other.keys())
     if not seeds:
         return None
     found = spread([own[seed] - other[seed] for seed in seeds])
-    if found.deviation is None:
+    if found.deviation is None or found.n < FEWEST_PAIRS or found.deviation < ROUNDING:
         return Difference(found.mean, None, None, found.n)
     half = t_quantile(found.n - 1) * found.deviation / math.sqrt(found.n)
     return Difference(found.mean, found.mean - half, found.mean + half, found.n)

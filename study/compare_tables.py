@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from study.compare_form import form_name
 from study.compare_stats import METRICS
 from study.space import shown
 
@@ -51,7 +52,9 @@ def result_rows(record: Record) -> Rows:
         summary = method["summary"]["final"]
         found = record["differences"].get(label)
         apart = [_difference(found[name]) for name in METRICS] if found else ["", ""]
-        rows.append([label, str(summary[METRICS[0]]["n"]), *(_spread(summary[name]) for name in METRICS), *apart])
+        other = form_name(method)
+        name = f"{label}: {other}" if other else label
+        rows.append([name, str(summary[METRICS[0]]["n"]), *(_spread(summary[each]) for each in METRICS), *apart])
     clip = record["unmodified"]["final"]
     rows.append(["unmodified CLIP", "", *(f"{100 * clip[name]:.1f}" for name in METRICS), "", ""])
     return ["method", "seeds", "clean", "robust", f"clean - {reference}", f"robust - {reference}"], rows
@@ -76,12 +79,19 @@ def set_rows(record: Record) -> Rows:
 
 
 def attack_text(attack: Record) -> str:
-    size = attack["step_size"]
-    step = f"{size['of_eps']:g} eps" if isinstance(size, Mapping) else eps_text([size])
+    """A training attack in a few words: two that differ read differently."""
+    size, norm = attack["step_size"], attack["norm"]
+    step = f"{size['of_eps']:g} eps" if isinstance(size, Mapping) else _radius(size, norm)
     extra = "".join(
         f", {name} {attack[name]:g}" for name, plain in (("restarts", 1), ("momentum", 0)) if attack[name] != plain
     )
-    return f"{attack['steps']} x {step}, eps {eps_text([attack['eps']])}{extra}"
+    ball = "" if norm == "linf" else f"{norm} "
+    return f"{attack['steps']} x {step}, {ball}eps {_radius(attack['eps'], norm)}{extra}"
+
+
+def _radius(value: float, norm: str) -> str:
+    """A length in the attack's norm: only one of the largest change of a pixel is counted in 255ths."""
+    return eps_text([value]) if norm == "linf" else f"{value:g}"
 
 
 def cost_rows(record: Record) -> Rows:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from study.config import StudyConfig
 from study.errors import UserError
+from study.studyfile import Loader
+from trainers.config import TrainConfig
 from trainers.presets import PRESETS
 
 __all__ = ["write_study_file"]
 
+NAME = next(rule.pattern for rule in StudyConfig.model_fields["name"].metadata if hasattr(rule, "pattern"))
 DATA = """\
 data:                                                   # names of `docs/guide.md`, or folder:DIRECTORY; no set twice
   train: tiny-color-shapes
@@ -51,24 +56,33 @@ SEARCH: dict[str, dict[str, Any]] = {
 }
 
 
+class Dumper(yaml.SafeDumper):
+    """Quotes whatever a study file's `Loader` would read as something else than text."""
+
+    yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
+
+
 def write_study_file(path: Path, *, preset: str, model: dict[str, str]) -> None:
-    """A valid study file at `path`. Raises `UserError` if there is a file already, or no name can be made of `path`."""
+    """A valid study file at `path`. Raises `UserError` if there is a file already, or `path` makes no name."""
     if path.exists():
         raise UserError(f"{path}: exists; give the name of a new file")
     name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")
     if not name:
         raise UserError(f"{path}: a study is named after its file; use letters and digits")
+    if not re.fullmatch(NAME, name):
+        rule = f"which must match {NAME} (at most 63 characters)"
+        raise UserError(f"{path}: a study is named after its file, {rule}; got {name!r}, {len(name)} characters")
     recipe = PRESETS[preset]
     rate = recipe["train"]["optimizer"]["lr"]
     learning_rate = {"train.optimizer.lr": {"low": rate / 10, "high": rate * 10, "log": True}}
     parts = [
         f"# A study of {recipe['method']['name']}, from the preset {preset}. Check it with `agft validate`.\n",
-        f"name: {name}\n",
+        _line("name", name),
         _block("model", model),
         _block("method", recipe["method"]),
         _block("attack", recipe["attack"]),
         DATA,
-        _block("train", recipe["train"]),
+        _train(recipe["train"]),
         STUDY,
         "search:\n",
         *(f"  {_line(field, entry)}" for field, entry in {**SEARCH[recipe["method"]["name"]], **learning_rate}.items()),
@@ -83,6 +97,21 @@ def _block(name: str, values: Any) -> str:
     return _line(name, dict(values)) if len(lines) < 100 else f"{name}:\n{lines}"
 
 
+def _train(published: Mapping[str, Any]) -> str:
+    """The recipe's training, its warm-up a fraction: the published number of updates is more than the tiny set has."""
+    official = _line("official_schedule", published["official_schedule"])
+    schedule = f"# published: {_flow(published['warmup'])}, {official}"
+    values = {key: value for key, value in published.items() if key != "official_schedule"}
+    values["warmup"] = TrainConfig.model_fields["warmup"].default
+    lines = {key: _line(key, value) for key, value in values.items()}
+    lines["warmup"] = f"{lines['warmup'].rstrip():<54}{schedule}"
+    return "train:\n" + "".join(f"  {line}" for line in lines.values())
+
+
 def _line(key: str, value: Any) -> str:
     """`key: value` on one line, as YAML's flow style writes it."""
-    return yaml.safe_dump({key: value}, default_flow_style=True, width=1000, sort_keys=False)[1:-2] + "\n"
+    return _flow({key: value})[1:-1] + "\n"
+
+
+def _flow(values: Mapping[str, Any]) -> str:
+    return yaml.dump(values, Dumper=Dumper, default_flow_style=True, width=1000, sort_keys=False).rstrip("\n")

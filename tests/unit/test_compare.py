@@ -16,6 +16,7 @@ from study.compare_file import Comparison, load_comparison, parse_comparison
 from study.compare_record import UNMODIFIED, collect, conclude, measurement_key, measurement_path
 from study.compare_report import markdown, write_comparison
 from study.compare_stats import Difference, paired, passes, spread, t_quantile
+from study.compare_tables import attack_text
 from study.config import StudyConfig
 from study.errors import StudyFileError, UserError
 from study.store import StudyStore, owner_identity
@@ -114,6 +115,37 @@ def test_too_few_seeds_and_broken_yaml_are_refused(old, new, place):
     assert place in problems_of(FILE.replace(old, new))
 
 
+@pytest.mark.parametrize(
+    ("path", "entry"),
+    [
+        ("model.arch", "{choices: [tiny-clip, ViT-B-32-quickgelu]}"),
+        ("model.pretrained", "{choices: [bundled, openai]}"),
+        ("train.epochs", "{low: 1, high: 5}"),
+        ("train.samples_per_epoch", "{choices: [64, 128]}"),
+        ("train.batch_size", "{choices: [64, 128]}"),
+        ("train.trainable.part", "{choices: [all, layer_norms]}"),
+        ("train.trainable.blocks", "{low: 1, high: 4}"),
+        ("seed", "{choices: [1, 2]}"),
+    ],
+)
+def test_what_makes_budgets_or_models_unequal_is_not_searched(path, entry):
+    own = FILE.replace("search: {method.scale_ratio", f"search: {{{path}: {entry}, method.scale_ratio")
+    shared = FILE.replace("search: {train.optimizer.lr", f"search: {{{path}: {entry}, train.optimizer.lr")
+    for text, place in ((own, f"3:methods.agft.search.{path}"), (shared, f"5:search.{path}")):
+        assert "not searched" in problems_of(text)[place]
+        with pytest.raises(StudyFileError) as caught:
+            parse_comparison(text, source="compare.yaml")
+        refused = [problem for problem in caught.value.problems if "not searched" in problem.rule]
+        assert len(refused) == 1, "once, whether it is one method's or shared"
+        assert refused[0].value
+
+
+def test_a_label_that_names_anothers_repetitions_is_refused():
+    found = problems_of(FILE.replace("  agft:", "  sharp-seeds:"))
+    assert list(found) == ["3:methods.sharp-seeds"]
+    assert "the repetitions" in found["3:methods.sharp-seeds"]
+
+
 def test_one_method_is_no_comparison():
     assert "2:methods" in problems_of("\n".join(line for line in FILE.splitlines() if "sharp" not in line))
 
@@ -157,6 +189,29 @@ def test_a_paired_difference_uses_the_common_seeds_and_their_own_pairs():
     assert found.separated
     assert paired({1: 0.5}, {2: 0.5}) is None
     assert not Difference(0.1, -0.01, 0.2, 3).separated
+
+
+def test_there_is_no_interval_without_a_spread_or_from_two_seeds():
+    other = {1: 0.30, 2: 0.31, 3: 0.32, 4: 0.2}
+    same = paired({seed: value + 0.1 for seed, value in other.items()}, other)
+    two = paired({1: 0.50, 2: 0.61}, {1: 0.40, 2: 0.50})
+    for found, mean in ((same, 0.1), (two, 0.105)):
+        assert found is not None
+        assert found.mean == pytest.approx(mean)
+        assert (found.low, found.high, found.separated) == (None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, "2 x 1 eps, eps 1/255"),
+        ({"eps": 4 / 255, "step_size": 1 / 255, "steps": 10, "momentum": 0.9}, "10 x 1/255, eps 4/255, momentum 0.9"),
+        ({"norm": "l2", "eps": 0.5}, "2 x 1 eps, l2 eps 0.5"),
+        ({"norm": "l2", "eps": 0.5, "step_size": 0.125, "restarts": 2}, "2 x 0.125, l2 eps 0.5, restarts 2"),
+    ],
+)
+def test_an_attack_is_told_with_its_norm_and_in_its_units(fields, text):
+    assert attack_text(AttackConfig(**fields).model_dump(mode="json")) == text
 
 
 WEIGHTED = ("clean_weight", "adversarial_weight", "attention_weight")
@@ -259,7 +314,7 @@ def made_up(robust: dict[str, list[float]]) -> dict[str, Any]:
                     "attack": spec.attack.model_dump(mode="json"),
                     "passes": passes({"name": "agft"}, spec.attack.model_dump(mode="json")),
                     "search": {"space": spec.search, "trials": [trial] * 3, "device_seconds": 180.0},
-                    "chosen": trial,
+                    "chosen": {**trial, "config": spec.base()},
                     "runs": [
                         {**trial, "seed": 101 + place, "weights": {"sha256": "0"}, "final": measured(value)}
                         for place, value in enumerate(values)
@@ -274,21 +329,79 @@ def made_up(robust: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def test_the_report_says_what_the_seeds_separate_and_what_they_do_not():
-    record = made_up({"agft": [0.30, 0.31, 0.32], "better": [0.40, 0.41, 0.42], "alike": [0.25, 0.36, 0.33]})
+    record = made_up({"agft": [0.30, 0.31, 0.32], "better": [0.40, 0.40, 0.43], "alike": [0.25, 0.36, 0.33]})
     text = markdown(record)
-    assert (
-        "better against agft: the seeds do not separate the clean accuracies; robust accuracy is 10.0 points higher"
-        in text
-    )
+    assert re.search(r"better against agft: .*robust accuracy is 10.0 points higher", text)
     assert re.search(r"alike against agft: .*the seeds do not separate the robust accuracies", text)
     assert "| agft | 3 | 80.0 ± 0.0 | 31.0 ± 1.0 |" in text
     assert "| unmodified CLIP |  | 80.0 | 10.0 |" in text
+    assert "Intervals shown: 2," in text, "not those of the clean accuracies, the same with every seed"
+
+
+def test_the_report_says_why_there_is_no_interval():
+    text = markdown(made_up({"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.41, 0.42]}))
+    assert "robust accuracy: no interval, the difference being +10.0 points with every one of 3 seeds" in text
+    assert "points higher" not in text
+    two = markdown(made_up({"agft": [0.30, 0.31], "b": [0.40, 0.42]}))
+    assert "robust accuracy: no interval, 2 seeds in common being too few (in mean +10.5 points)" in two
+    one = markdown(made_up({"agft": [0.30, 0.31], "b": [0.40]}))
+    assert "robust accuracy: no interval, 1 seed in common being too few (+10.0 points)" in one
+    assert "Intervals shown: 0," in two
+
+
+def test_attacks_that_differ_in_their_norm_alone_are_not_the_same_attack():
+    record = made_up({"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.41, 0.42]})
+    assert "did not train against the same attack" not in markdown(record)
+    record["methods"]["b"]["attack"]["norm"] = "l2"
+    assert "did not train against the same attack" in markdown(record)
+
+
+def changed_form(name: str, searched: dict[str, Any], **fields: Any) -> str:
+    """The report where `b` is this method, with these searched fields and these values in its chosen trial."""
+    record = made_up({"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.41, 0.42]})
+    own = record["methods"]["b"]
+    own["method"], own["search"]["space"] = name, searched
+    own["chosen"]["config"]["method"] = METHODS[name](name=name, **fields).model_dump(mode="json")
+    return markdown(record)
+
+
+@pytest.mark.parametrize(
+    ("searched", "fields", "text"),
+    [
+        ({"method.feature_weight": {"choices": [0, 20]}}, {"feature_weight": 20}, "searched, chosen 20"),
+        ({"method.label_weight": {"low": 0, "high": 1}}, {}, "`label_weight` searched, chosen the paper's 0"),
+        ({}, {"clean_weight": 0.5}, "`clean_weight` 0.5"),
+        ({}, {"attack_on": "total", "label_weight": 1}, "`label_weight` 1; `attack_on` total"),
+    ],
+)
+def test_agft_with_optional_terms_is_named_so(searched, fields, text):
+    report = changed_form("agft", searched, **fields)
+    first_lines = report.partition("## Result")[0]
+    assert "**b is AGFT with our optional terms**" in first_lines
+    assert text in first_lines
+    assert "**agft is" not in first_lines
+    assert "| b: AGFT with our optional terms | 3 |" in report
+
+
+def test_the_papers_forms_are_not_remarked_on_whatever_their_hyperparameters():
+    space = {"method.scale_ratio": {"low": 0.3, "high": 1.2}, "method.logit_scale": {"low": 10, "high": 200}}
+    assert "**b is" not in changed_form("agft", space, scale_ratio=0.7, logit_scale=90)
+    assert "**b is" not in changed_form("pmg-aft", {"method.clean_weight": {"low": 0, "high": 2}}, clean_weight=0.3)
+    assert "**b is FARE with a term" in changed_form("fare", {"method.clean_weight": {"low": 0, "high": 0.8}})
+    assert "| b | 3 |" in changed_form("agft", space, scale_ratio=0.7)
+
+
+def test_who_searched_the_logit_scale_is_said_in_the_first_lines():
+    scale = {"method.logit_scale": {"of_model": {"low": 0.5, "high": 2.0}}}
+    first_lines = changed_form("tecoa", scale).partition("## Result")[0]
+    assert "`method.logit_scale`: searched by b; held fixed by agft." in first_lines
+    assert "searched by none; held fixed by agft; not a field of b." in changed_form("fare", {})
 
 
 def test_whoever_is_ahead_is_reported_the_same_way():
     one, other = (
-        {"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.41, 0.42]},
-        {"agft": [0.40, 0.41, 0.42], "b": [0.3, 0.31, 0.32]},
+        {"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.40, 0.43]},
+        {"agft": [0.40, 0.40, 0.43], "b": [0.3, 0.31, 0.32]},
     )
     assert "robust accuracy is 10.0 points higher" in markdown(made_up(one))
     assert "robust accuracy is 10.0 points lower" in markdown(made_up(other))
@@ -308,7 +421,7 @@ def test_failed_and_infeasible_runs_are_told():
 
 
 def test_the_report_is_written_with_its_figures_and_a_machine_readable_record(tmp_path):
-    record = made_up({"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.41, 0.42]})
+    record = made_up({"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.40, 0.43]})
     path = write_comparison(record, tmp_path)
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
         assert (tmp_path / target).stat().st_size > 0, target

@@ -19,7 +19,7 @@ from trainers.presets import PRESETS
 FILE = {
     "name": "small",
     "data": {
-        "train": "tiny-color-shapes",
+        "train": "folder:imagenet",
         "dev": ["tiny-shapes"],
         "confirm": ["tiny-colors"],
         "final": ["tiny-letters"],
@@ -103,7 +103,9 @@ def test_init_writes_a_file_that_is_valid_and_complete(tmp_path: Any) -> None:
     found = parse_study(path.read_text(), source=str(path))
     assert found.name == "mine"
     assert found.method.name == "pmg-aft"
-    assert found.train == study("pmg-aft-paper").train
+    # The published warm-up is longer than all of the tiny set's training.
+    assert found.train == study("pmg-aft-paper", train={"warmup": 0.02, "official_schedule": None}).train
+    assert "  # published: {steps: 1000}, official_schedule: open_clip\n" in path.read_text()
     again = CliRunner().invoke(main, ["init", str(path), "--preset", "pmg-aft-paper"])
     assert again.exit_code == 2
     assert "exists" in again.output
@@ -114,3 +116,29 @@ def test_init_knows_every_preset(name: str, tmp_path: Any) -> None:
     answer = CliRunner().invoke(main, ["init", str(tmp_path / "a.yaml"), "--preset", name])
     assert answer.exit_code == 0, answer.output
     assert parse_study((tmp_path / "a.yaml").read_text(), source="a").method.name == PRESETS[name]["method"]["name"]
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_the_rate_of_a_written_file_falls_on_its_tiny_set(name: str, tmp_path: Any) -> None:
+    CliRunner().invoke(main, ["init", str(tmp_path / "a.yaml"), "--preset", name])
+    train = parse_study((tmp_path / "a.yaml").read_text(), source="a").train
+    updates = train.epochs * (9600 // train.batch_size)  # tiny-color-shapes has 9600 images
+    last = learning_rate(updates - 1, updates, 1.0, train.warmup, official=train.official_schedule)
+    assert last < 0.05
+
+
+@pytest.mark.parametrize("name", ["001", "null", "1e5", "4e-4", "1.5", "2024-01-01", "true", "a" * 63])
+def test_a_written_study_has_its_files_name_whatever_yaml_would_make_of_it(name: str, tmp_path: Any) -> None:
+    path = tmp_path / f"{name}.yaml"
+    answer = CliRunner().invoke(main, ["init", str(path)])
+    assert answer.exit_code == 0, answer.output
+    assert parse_study(path.read_text(), source="a").name == name
+
+
+def test_init_refuses_a_name_that_no_study_can_have(tmp_path: Any) -> None:
+    path = tmp_path / f"{'a' * 70}.yaml"
+    answer = CliRunner().invoke(main, ["init", str(path)])
+    assert answer.exit_code == 2
+    assert "must match" in answer.output
+    assert "70 characters" in answer.output
+    assert not path.exists()
