@@ -7,7 +7,6 @@ that one rename here and one object in S3 can never pair the data of one writer 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -22,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainers.disk import TEMPORARY, sync_folder, take_space
+
 __all__ = ["TEMPORARY", "Damaged", "Writer", "read_embeddings"]
 
-TEMPORARY = ".tmp"  # what every unfinished file is called at the end
 NAME, KEY = "embeddings", "agft"
 ALIGNMENT = 64  # bytes; the matrix starts at a multiple
 LARGEST_HEADER = 1 << 20
@@ -46,16 +46,6 @@ def _header(shape: tuple[int, int], manifest: Mapping[str, Any], sha256: str) ->
     return struct.pack("<Q", len(text)) + text
 
 
-def _take_space(file: int, size: int) -> None:
-    """Raises OSError where there is too little; some systems cannot tell before they write."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(file, 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-
-
 class Writer:
     """Writes `path` from its first row to its last; the file appears with `finish()`, whole. Raises OSError.
 
@@ -70,7 +60,7 @@ class Writer:
         header = _header(shape, manifest, UNKNOWN)
         self.file = self.temporary.open("xb")
         try:
-            _take_space(self.file.fileno(), len(header) + self.left)
+            take_space(self.file.fileno(), len(header) + self.left)
             self.file.write(header)
         except BaseException:
             self.discard()
@@ -92,11 +82,7 @@ class Writer:
         os.fsync(self.file.fileno())
         self.file.close()
         self.temporary.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Leave nothing of an unfinished file; nothing happens to a finished one."""

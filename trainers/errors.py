@@ -3,6 +3,7 @@
 ValueError
 └── UserError            one clear message, exit code 2, no traceback
     ├── UnknownName      a name that a table does not have
+    ├── NotPrepared      a dataset that is known and not here
     └── MissingWeights   weights that cannot be had from where the user said
 """
 
@@ -12,7 +13,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-__all__ = ["MissingWeights", "UnknownName", "UserError", "lookup", "nearest"]
+__all__ = ["MissingWeights", "NotPrepared", "UnknownName", "UserError", "lookup", "nearest"]
 
 Entry = TypeVar("Entry")
 
@@ -23,6 +24,10 @@ class UserError(ValueError):
 
 class UnknownName(UserError):
     """A name that is not in its table; the message lists the nearest names."""
+
+
+class NotPrepared(UserError):
+    """A dataset that is known but cannot be read here; the message has the command that prepares it."""
 
 
 class MissingWeights(UserError):

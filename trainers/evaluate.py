@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from trainers.attacks import ATTACKS, ball, noise, predict, sign_step
 from trainers.config import EvalAttack, EvalConfig
-from trainers.data import ImageSet, load_dataset
+from trainers.data import Images, ImageSet, load_dataset
 from trainers.model import RobustCLIP, class_embeddings, exact_math, tokenizer_for
 from trainers.records import wilson
 from trainers.verdicts import SetResult, Verdicts, count, gather, stratified_sample
@@ -46,7 +46,7 @@ def micro_batch(device: torch.device) -> int:
 class _Scorer:
     """Logits of one image set's images, always in batches of one size."""
 
-    def __init__(self, model: RobustCLIP, images: Tensor, classes: Tensor, device: torch.device) -> None:
+    def __init__(self, model: RobustCLIP, images: Images, classes: Tensor, device: torch.device) -> None:
         self.model, self.images, self.device = model, images, device
         self.classes = classes.to(device)
         self.size = micro_batch(device)
@@ -65,7 +65,7 @@ class _Scorer:
             yield first, first + len(part), torch.cat([part, part[-1:].expand(self.size - len(part))])
 
 
-def embed_images(model: RobustCLIP, images: Tensor, index: Tensor, device: torch.device) -> Tensor:
+def embed_images(model: RobustCLIP, images: Images, index: Tensor, device: torch.device) -> Tensor:
     """Raw embeddings, fp32 [len(index), D] on `device`, of `images` uint8 [N, 3, H, W] at `index`."""
     scorer = _Scorer(model, images, torch.zeros(0), device)
     with torch.no_grad(), exact_math():

@@ -1,13 +1,18 @@
-"""A lock between processes that is never waited for, and that shows its owner's number to whoever did not get it."""
+"""A lock between processes that need not be waited for, and that shows its owner's number to whoever did not get it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["FileLock"]
+__all__ = ["FileLock", "locked"]
+
+POLL_SECONDS = 0.1
 
 
 class FileLock:
@@ -56,3 +61,20 @@ class FileLock:
         if self._file is not None:
             file, self._file = self._file, None
             os.close(file)
+
+
+@contextmanager
+def locked(path: Path, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Alone with the lock at `path`; `waiting` is called once if another process has it. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    told = False
+    while not lock.acquire():
+        if not told:
+            waiting()
+            told = True
+        time.sleep(POLL_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.data import ImageSet
+from trainers.disk import cache_folder
 from trainers.model import RobustCLIP
 from trainers.teacher_cache import SharedFiles, cached_embeddings
 
@@ -21,14 +21,6 @@ __all__ = ["SharedFiles", "cache_folder", "key_parts", "teacher_embeddings"]
 
 FORMAT = 1  # of the file and of the arithmetic: raise it when either changes
 RESIZE = "bicubic, antialiased, corners not aligned"  # RobustCLIP's rule for images of another size
-
-
-def cache_folder() -> Path:
-    """`$AGFT_CACHE`, else `agft-study` in the user's cache folder. What is in it may be deleted at any time."""
-    from trainers.tiny import corpus  # brings in what draws images
-
-    named = os.environ.get("AGFT_CACHE")
-    return Path(named).expanduser() if named else corpus.cache_folder()
 
 
 def teacher_embeddings(

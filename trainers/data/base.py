@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["DatasetEntry", "ImageSet"]
+__all__ = ["DatasetEntry", "Files", "ImageSet", "Images", "RawSet", "alike", "duplicate_prompts"]
+
+Resolution = Literal["224", "native"]
+
+
+class Images(Protocol):
+    """uint8 [N, 3, H, W] (RGB): a tensor, or what gathers rows from the files of a prepared set."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images in memory. `images` uint8 [N, 3, H, W] (RGB), `labels` int64 [N] in [0, num_classes)."""
+    """`images` uint8 [N, 3, H, W] (RGB), indexed by int64 tensors; `labels` int64 [N] in [0, num_classes)."""
 
     name: str
-    images: Tensor
+    images: Images
     labels: Tensor
     classes: tuple[str, ...]
     templates: tuple[str, ...]
+    digests: NDArray[np.uint8] | None = None  # [N, 32], SHA-256 of every image, where the set was prepared
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,24 +50,75 @@ class ImageSet:
 
     def image_hashes(self) -> list[str]:
         """SHA-256 of every image's pixels, for proving that two sets share no image."""
-        return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in self.images]
+        if self.digests is not None:
+            return [row.tobytes().hex() for row in self.digests]
+        return [hashlib.sha256(self.images[row].numpy().tobytes()).hexdigest() for row in range(len(self))]
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over images, labels, class names and templates."""
+        """SHA-256 over images (of a prepared set: over their SHA-256s), labels, class names and templates."""
         digest = hashlib.sha256(repr((self.classes, self.templates, tuple(self.images.shape))).encode())
-        digest.update(self.images.contiguous().numpy().tobytes())
+        pixels = self.images[:].contiguous().numpy() if self.digests is None else self.digests
+        digest.update(pixels.tobytes())
         digest.update(self.labels.long().numpy().tobytes())
         return digest.hexdigest()
 
 
+def duplicate_prompts(image_set: ImageSet) -> list[tuple[int, ...]]:
+    """Classes that no classifier can tell apart, see `alike`."""
+    return alike(image_set.classes, image_set.templates)
+
+
+def alike(classes: Sequence[str], templates: Sequence[str]) -> list[tuple[int, ...]]:
+    """Groups of labels whose prompts are all the same to CLIP, whose tokenizer lower-cases.
+
+    Their logits are equal, so all but one class of a group are (almost) never predicted.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for label, name in enumerate(classes):
+        groups.setdefault(tuple(" ".join(each.format(name).lower().split()) for each in templates), []).append(label)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+@dataclass(frozen=True)
+class RawSet:
+    """A dataset as its own files have it, in a fixed order: what to decode, and what it shows."""
+
+    images: Sequence[Path] | NDArray[np.uint8]  # image files, or pixels [N, H, W, 3] that are read when sliced
+    labels: Sequence[int]
+    classes: tuple[str, ...]
+    described_by: tuple[Path, ...] = ()  # the files that say which images these are, their labels and names
+
+
+@dataclass(frozen=True)
+class Files:
+    """How a dataset that is not drawn is had, and how its files are read."""
+
+    read: Callable[[Path], RawSet]  # given the folder of all datasets; raises OSError, UserError
+    marker: str  # a file or folder below it that is there when the dataset is
+    size: int  # pixels of a side of every prepared image
+    download: str = ""  # the torchvision dataset class that fetches it without a login; "" where there is none
+    split: str = ""  # that class's `split`
+    by_hand: tuple[str, ...] = ()  # what to do otherwise, line by line
+
+
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A row of the DATASETS table. `load` is called at most once a process; it may draw, read or decode."""
+    """A row of the DATASETS table. `load` draws a set; without it the set is read from files (`files`)."""
 
     name: str
-    load: Callable[[], ImageSet]
+    load: Callable[[], ImageSet] | None
     num_images: int
     num_classes: int
     source: str  # where the images come from, and their licence
     description: str
+    split: str = "all"
+    names: str = "as drawn"  # how class names are made
+    templates: tuple[str, ...] = ()
+    resolution: Resolution = "native"
+    files: Files | None = None
+
+    @property
+    def kind(self) -> str:
+        """How it is had: drawn, `torchvision` downloads it, or by hand."""
+        return "drawn" if self.files is None else "torchvision" if self.files.download else "by hand"
