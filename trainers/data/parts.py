@@ -1,0 +1,198 @@
+"""Parts of a prepared set, each decoded by one process into one file. Imports no torch: it runs in such processes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainers.data.decode import decode
+from trainers.data.shards import Shard
+from trainers.disk import TEMPORARY, sync_folder, take_space, write_whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels = Sequence[Path] | NDArray[np.uint8]
+
+__all__ = ["Made", "Part", "made_parts"]
+
+FEW = 256  # images for which no second process is worth its start
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Part:
+    """`images` of the set from `first` on, to be decoded into `path`."""
+
+    path: Path
+    plan: str
+    resolution: str
+    size: int
+    first: int
+    images: int
+
+    @property
+    def note(self) -> Path:
+        """What the part is, beside it until the manifest says so."""
+        return self.path.with_suffix(".json")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A part that is on the disk. `digests`: 32 bytes an image."""
+
+    shard: Shard
+    digests: bytes
+    kept: bool  # an earlier run made it
+
+
+class Stopped(Exception):
+    """Another part failed."""
+
+
+class Counter:
+    """Images ready and images kept, and whether to stop; shared by the processes that decode."""
+
+    def __init__(self, context: Any = None) -> None:
+        self.values = context.Array("q", 3) if context is not None else [0, 0, 0]
+
+    def add(self, images: int, *, kept: bool) -> None:
+        lock = self.values.get_lock() if hasattr(self.values, "get_lock") else threading.Lock()
+        with lock:
+            self.values[0] += images
+            self.values[1] += images if kept else 0
+
+    def stop(self) -> None:
+        self.values[2] = 1
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.values[2])
+
+
+def made_parts(parts: Sequence[Part], images: Pixels, workers: int, progress: Callable[[int, int], None]) -> list[Made]:
+    """All parts, made or found made, in order. Raises what the first failing part raised; the others are stopped."""
+    workers = min(workers, len(parts))
+    if workers <= 1 or len(images) <= FEW:
+        counter = Counter()
+
+        def one(part: Part) -> Made:
+            made = make_part(part, images[part.first : part.first + part.images], counter, progress)
+            progress(counter.values[0], counter.values[1])
+            return made
+
+        return [one(part) for part in parts]
+    context = multiprocessing.get_context("spawn")  # the parent may hold torch's threads
+    counter = Counter(context)
+    made: dict[int, Made] = {}
+    pending: dict[Future[Made], int] = {}
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(counter.values,)) as pool:
+        try:
+            for number, part in enumerate(parts):
+                pending[pool.submit(_make, part, images[part.first : part.first + part.images])] = number
+                while len(pending) > 2 * workers or (number == len(parts) - 1 and pending):
+                    done, _ = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+                    for future in done:
+                        made[pending.pop(future)] = future.result()
+                    progress(counter.values[0], counter.values[1])
+        except BrokenExecutor as error:
+            raise OSError("a process that decodes was killed (is there enough memory?)") from error
+        finally:
+            counter.stop()
+            for future in pending:
+                future.cancel()
+    return [made[number] for number in range(len(parts))]
+
+
+_shared: Counter = Counter()
+
+
+def _begin(values: Any) -> None:
+    """In a fresh process: share the counter, leave Ctrl-C to the parent, and end when the parent has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _shared.values = values
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _make(part: Part, items: Pixels) -> Made:
+    return make_part(part, items, _shared)
+
+
+def make_part(
+    part: Part, items: Pixels, counter: Counter, progress: Callable[[int, int], None] = lambda done, kept: None
+) -> Made:
+    """Decode the part into its file, unless the file is there for this plan and has its SHA-256."""
+    if (found := _found(part)) is not None:
+        counter.add(part.images, kept=True)
+        return found
+    temporary = part.path.with_name(f"{part.path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    whole, digests = hashlib.sha256(), []
+    try:
+        with temporary.open("xb") as file:
+            header = _header(part)
+            take_space(file.fileno(), len(header) + part.images * 3 * part.size**2)
+            file.write(header)
+            whole.update(header)
+            for item in items:
+                if counter.stopped:
+                    raise Stopped
+                data = decode(item, part.resolution, part.size).data
+                digests.append(hashlib.sha256(data).digest())
+                whole.update(data)
+                file.write(data)
+                counter.add(1, kept=False)
+                progress(counter.values[0], counter.values[1])
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(part.path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(part.path.parent)
+    made = Made(Shard(part.path.name, part.images, whole.hexdigest()), b"".join(digests), kept=False)
+    note = {"plan": part.plan, "sha256": made.shard.sha256, "digests": made.digests.hex()}
+    write_whole(part.note, json.dumps(note).encode())
+    return made
+
+
+def _header(part: Part) -> bytes:
+    """Of an .npy file."""
+    from numpy.lib.format import write_array_header_1_0
+
+    content = io.BytesIO()
+    shape = (part.images, 3, part.size, part.size)
+    write_array_header_1_0(content, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return content.getvalue()
+
+
+def _found(part: Part) -> Made | None:
+    """The part, if an earlier run finished it."""
+    try:
+        note = json.loads(part.note.read_text())
+        digests = bytes.fromhex(note["digests"])
+        if note["plan"] != part.plan or len(digests) != 32 * part.images:
+            return None
+        with part.path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Made(Shard(part.path.name, part.images, sha256), digests, kept=True) if sha256 == note["sha256"] else None
