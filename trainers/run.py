@@ -18,6 +18,7 @@ from trainers.checkpoint import CheckpointError, State, copy_file, read_metadata
 from trainers.compiled import compile_encoder
 from trainers.config import TrialConfig
 from trainers.data import ImageSet, load_dataset
+from trainers.data.prefetch import prefetched
 from trainers.evaluate import SetResult, count, evaluate
 from trainers.model import RobustCLIP, class_embeddings, load_clip, tokenizer_for
 from trainers.objectives import Batch, Context, Objective
@@ -102,7 +103,8 @@ class Run:
             own = max(1, len(index[self.rank :: self.world_size]))
             parts = min(train.accumulation, own)
             sizes |= {own // parts, -(-own // parts)}
-        compile_encoder(self.model, [self._images(order[:size]) for size in sorted(sizes, reverse=True)])
+        samples = [self.train_set.images[order[:size]] for size in sorted(sizes, reverse=True)]
+        compile_encoder(self.model, [self._images(pixels) for pixels in samples])
 
     def _order(self, epoch: int) -> Tensor:
         return epoch_order(len(self.train_set), self.config.train.samples_per_epoch, seed=self.config.seed, epoch=epoch)
@@ -120,11 +122,11 @@ class Run:
 
         return compute
 
-    def _images(self, index: Tensor) -> Tensor:
-        return self.train_set.images[index].to(self.device).float() / 255
+    def _images(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self.device).float() / 255
 
-    def _batch(self, index: Tensor) -> Batch:
-        images = self._images(index)
+    def _batch(self, index: Tensor, pixels: Tensor) -> Batch:
+        images = self._images(pixels)
         return Batch(
             images=images,
             labels=self.train_set.labels[index].to(self.device, torch.int64),
@@ -132,14 +134,21 @@ class Run:
             teacher_embeddings=None if self.clean_teacher is None else self.clean_teacher(index, images),
         )
 
-    def _update(self, index: Tensor, context: Context) -> dict[str, float]:
-        """One optimizer step on the global batch `index`; returns its mean loss and parts over all ranks."""
+    def _share(self, index: Tensor) -> tuple[float, tuple[Tensor, ...]]:
+        """This rank's part of the global batch `index`: the weight of its loss, and its indices, a forward each."""
         own = index[self.rank :: self.world_size]
         # A rank without a share of a short last batch computes a stranger's loss, times 0, to stay in step.
         weight, own = (1.0, own) if len(own) else (0.0, index[:1])
+        return weight, own.tensor_split(min(self.config.train.accumulation, len(own)))
+
+    def _update(
+        self, weight: float, parts: tuple[Tensor, ...], pixels: Iterator[Tensor], context: Context
+    ) -> dict[str, float]:
+        """One optimizer step; returns the global batch's mean loss and parts over all ranks."""
         self.updater.begin()
-        for part in own.tensor_split(min(self.config.train.accumulation, len(own))):
-            losses = self.method.loss(self.model, self._batch(part), self.config.attack, context=context)
+        for part in parts:
+            batch = self._batch(part, next(pixels))
+            losses = self.method.loss(self.model, batch, self.config.attack, context=context)
             self.updater.add(losses, weight)
         values = self.updater.finish()
         if self.observe is not None:
@@ -153,13 +162,17 @@ class Run:
         sums: dict[str, float] = {}
         norms: list[float] = []
         lr = 0.0
-        for index in order.split(train.batch_size):
-            lr = self.updater.lr
-            context = Context(self.classes, self.config.seed, epoch, len(index), self.teacher, self.complements)
-            values = self._update(index, context)
-            norms.append(values.pop("grad_norm"))
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value * len(index)
+        batches = order.split(train.batch_size)
+        shares = [self._share(index) for index in batches]
+        reading = prefetched(self.train_set.images, (part for _, parts in shares for part in parts), self.device)
+        with contextlib.closing(reading) as pixels:
+            for index, (weight, parts) in zip(batches, shares, strict=True):
+                lr = self.updater.lr
+                context = Context(self.classes, self.config.seed, epoch, len(index), self.teacher, self.complements)
+                values = self._update(weight, parts, pixels, context)
+                norms.append(values.pop("grad_norm"))
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + value * len(index)
         means = {name: value / len(order) for name, value in sums.items()}
         train_seconds = time.monotonic() - began
         began = time.monotonic()
