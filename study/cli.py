@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study import compare_cli, weights_cli
+from study import compare_cli, data_cli, weights_cli
 from study.errors import SERVICE_ERRORS, USER_ERRORS
 from trainers.presets import PRESETS
 
@@ -97,10 +97,13 @@ def validate(file: Path, as_json: bool) -> None:
 @answering
 def plan(file: Path, as_json: bool) -> None:
     """Show what a study would do, without starting anything."""
+    from study.data import check_ready
     from study.plan import plan_of, plan_text
     from study.studyfile import load_study
 
-    found = plan_of(load_study(file), home())
+    spec = load_study(file)
+    check_ready(spec)
+    found = plan_of(spec, home())
     click.echo(json.dumps(found, indent=2) if as_json else plan_text(found))
 
 
@@ -112,9 +115,11 @@ def plan(file: Path, as_json: bool) -> None:
 @answering
 def run(file: Path, name: str | None, numbered: bool, then_promote: bool) -> None:
     """Run a study here, or go on with it; Ctrl-C pauses it."""
+    from study.data import check_ready
     from study.studyfile import load_study
 
     spec = load_study(file)
+    check_ready(spec)
     if numbered:
         name = next_name(name or spec.name)
     if name:
@@ -179,9 +184,8 @@ def report(study: str, out: Path | None) -> None:
 
 
 compare_cli.attach(main, answering, home)
-
-
 weights_cli.attach(main, answering, home)
+data_cli.attach(main, answering, home)
 
 
 @main.command()

@@ -30,8 +30,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     def compare(file: Path, plan_only: bool, out: Path | None) -> None:
         """Compare methods: an equal search each, fresh seeds, final sets; run again to go on."""
         from study.compare_file import load_comparison
+        from study.data import check_ready
 
         comparison = load_comparison(file)
+        check_ready(comparison.shared())
         if plan_only:
             click.echo(plan_text(comparison))
             return

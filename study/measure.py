@@ -15,7 +15,7 @@ from infra import storage
 from study.config import ResourcesConfig, StudyConfig
 from study.errors import UserError
 from study.results import Measurement, summary
-from study.sources import use_s3_weights
+from study.sources import use_s3_data, use_s3_weights
 from trainers.config import EvalConfig, ModelConfig
 
 __all__ = ["measure", "measure_unmodified"]
@@ -42,6 +42,7 @@ def _measure_set(
 
     from trainers.evaluate import evaluate_sets
 
+    use_s3_data()
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"
     clip = _load(ModelConfig.model_validate(model), weights)
@@ -52,6 +53,7 @@ def _measure_set(
 def _hashes(names: Sequence[str]) -> dict[str, list[str]]:
     from trainers.data import load_dataset
 
+    use_s3_data()
     return {name: load_dataset(name).image_hashes() for name in names}
 
 

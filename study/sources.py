@@ -1,4 +1,4 @@
-"""Weights at s3:// addresses: brought to this machine once, kept, and checked every time.
+"""What lies at s3:// addresses, for code that knows no S3: weights (kept here, checked every time) and prepared sets.
 
 <cache>/weights/<content>/NAME: <content> is the object's SHA-256 where storage knows it, else made of address and ETag,
 so an object that was replaced is another entry. `<cache>` is `$AGFT_CACHE`, else `agft-study` in the user's cache
@@ -18,7 +18,7 @@ from infra import storage
 from infra.errors import Missing
 from trainers.errors import MissingWeights, UserError
 
-__all__ = ["fetch_weights", "storage_here", "use_s3_weights"]
+__all__ = ["fetch_data", "fetch_weights", "storage_here", "use_s3_data", "use_s3_weights"]
 
 FOLDER_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")  # of an export: configuration, weights, tokenizer
 OWN_STORAGE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
@@ -32,6 +32,22 @@ def use_s3_weights() -> None:
     from trainers.pretrained import FETCHERS
 
     FETCHERS["s3"] = fetch_weights
+
+
+def use_s3_data() -> None:
+    """Let `load_dataset` in this process read prepared sets in S3. Every process that loads datasets calls it once."""
+    from trainers.data.stored import FETCHERS
+
+    FETCHERS["s3"] = fetch_data
+
+
+def fetch_data(uri: str, path: Path, sha256: str | None) -> bool:
+    """Write the object at `uri` to `path`, checked against `sha256`; False if there is none."""
+    try:
+        storage.get_file(uri, path, sha256=sha256)
+    except Missing:
+        return False
+    return True
 
 
 def storage_here(home: Path, say: Say) -> None:

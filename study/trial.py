@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from study.board import ask_board, board_name
 from study.files import SharedPrefix, attempt_prefix, fetch_newest, keep_file, trial_prefix
-from study.sources import use_s3_weights
+from study.sources import use_s3_data, use_s3_weights
 from trainers.config import TrialConfig
 from trainers.wiring import Wiring
 
@@ -73,6 +73,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     from trainers.worker import train_on_worker
 
     use_s3_weights()
+    use_s3_data()
     return train_on_worker(settings)
 
 

@@ -19,7 +19,7 @@ from infra.storage import hash_file
 from study.console import accuracy_table, percent, wide_console
 from study.errors import UserError
 from study.results import Measurement, summary
-from study.sources import fetch_weights, storage_here, use_s3_weights
+from study.sources import fetch_weights, storage_here, use_s3_data, use_s3_weights
 from trainers import data
 from trainers.checkpoint import export_open_clip, is_weights_file, load_weights, read_metadata, save_weights
 from trainers.config import EvalAttack, EvalConfig, ModelConfig
@@ -176,6 +176,7 @@ def interpolate_files(
         say(f"written    {path}")
     found = {"arch": describe(far).arch, **sources, "files": rows}
     if names:
+        use_s3_data()
         measured = _measure(near, far, sorted({0.0, 1.0, *shares}), names, config)
         found["evaluation"] = config.model_dump(mode="json")
         found["measured"] = [{"alpha": alpha, **result} for alpha, result in measured.items()]
