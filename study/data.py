@@ -100,6 +100,10 @@ def prepare_datasets(names: Sequence[str], *, to: str | None, fetching: bool, wo
                 raise UserError(f"{entry.name}: {root / entry.files.marker}: not there. To get it:\n"
                                 f"{how_to_get(entry, root)}")  # fmt: skip
             manifest = prepare(entry, root, here, workers=workers, say=say)
+        except KeyboardInterrupt:
+            raise StudyFailed(
+                f"{entry.name}: interrupted; what is finished is kept, the same command goes on"
+            ) from None
         except OSError as error:
             raise StudyFailed(f"{entry.name}: {error.filename or here}: {error.strerror or error}; what is finished is "
                               "kept, the same command goes on") from error  # fmt: skip

@@ -132,6 +132,8 @@ def _measuring(on: str | None, eps: str, samples: int | None) -> tuple[list[str]
     for name in names:
         if not name.startswith("folder:"):
             lookup(data.DATASETS, name, path="--on")
+    if problems := data.not_ready({f"--on: {name}": name for name in names}):
+        raise UserError("\n".join(problems))
     try:
         attack = EvalAttack.model_validate({"eps": [part.strip() for part in eps.split(",")], "steps": 10})
     except ValidationError as error:

@@ -18,6 +18,7 @@ from tests.miniatures import MINIATURES, cifar_pixels, palette_png, row
 from trainers.data import DATASETS, ZERO_SHOT_15, DatasetEntry, ImageSet, duplicate_prompts
 from trainers.data.base import RawSet, alike
 from trainers.data.decode import decode, fit
+from trainers.data.download import split_of
 from trainers.data.names import FLOWERS, imagenet_names
 from trainers.data.stored import read_raw
 from trainers.data.table import FILE_DATASETS
@@ -349,6 +350,47 @@ def test_tiny_imagenets_validation_images_may_lie_in_folders(tmp_path):
     (tmp_path / "tiny-imagenet-200/val/images").rmdir()
     again = read_raw(entry, tmp_path)
     assert {file.name: label for file, label in zip(again.images, again.labels, strict=True)} == before
+
+
+def test_kaggles_imagenet_has_its_validation_images_in_one_folder_and_a_list(tmp_path):
+    entry, raw = miniature("imagenet", tmp_path)
+    base = tmp_path / "imagenet"
+    rows = {}
+    for number, file in enumerate(raw.images):
+        name = f"ILSVRC2012_val_{10 - number:08d}"
+        rows[name] = file.parent.name
+        file.rename(base / "val" / f"{name}.JPEG")
+    for folder in set(rows.values()):
+        (base / "val" / folder).rmdir()
+    lines = [f"{name},{wnid} 85 1 499 272 {wnid} 1 2 3 4 " for name, wnid in rows.items()]
+    (base / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *lines]) + "\n")
+    again = read_raw(entry, tmp_path)
+    assert [file.stem for file in again.images] == sorted(rows)
+    assert list(again.labels) == list(reversed(raw.labels))
+    assert again.classes == raw.classes
+    for file in again.images:
+        assert file.is_file()
+
+
+DOWNLOADED = [name for name, entry in FILE_DATASETS.items() if entry.files is not None and entry.files.download]
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_torchvision_is_asked_for_the_class_and_split_that_are_read(name, tmp_path, monkeypatch):
+    entry, raw = miniature(name, tmp_path)
+    patched_integrity(monkeypatch)
+    assert entry.files is not None
+    theirs = getattr(tv, entry.files.download)(str(tmp_path), download=False, **split_of(entry))
+    assert len(theirs) == len(raw.images)
+    assert (tmp_path / entry.files.marker).exists()
+
+
+def test_where_class_names_are_from_is_said(tmp_path):
+    found = {name: miniature(name, tmp_path)[1].named_by for name in ("dtd", "eurosat", "imagenet-r", "country211")}
+    assert found["dtd"] == "the dataset's own files"
+    assert found["eurosat"] == "the list in trainers.data.names"
+    assert "SHA-256 122558d4cec1" in found["imagenet-r"]
+    assert found["country211"] == "the list in trainers.data.countries"
 
 
 def test_without_h5py_pcam_says_what_to_install(tmp_path, monkeypatch):

@@ -88,6 +88,7 @@ class RawSet:
     labels: Sequence[int]
     classes: tuple[str, ...]
     described_by: tuple[Path, ...] = ()  # the files that say which images these are, their labels and names
+    named_by: str = "the dataset's own files"  # where the class names are from
 
 
 @dataclass(frozen=True)

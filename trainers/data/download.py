@@ -10,7 +10,7 @@ from trainers.data.base import DatasetEntry
 from trainers.errors import UserError
 from trainers.filelock import locked
 
-__all__ = ["download", "how_to_get"]
+__all__ = ["download", "how_to_get", "split_of"]
 
 IMAGENET_ARCHIVES = {
     "imagenet": ("val", "ILSVRC2012_img_val.tar"),
@@ -47,11 +47,15 @@ def download(entry: DatasetEntry, root: Path, *, say: Say) -> None:
                 return
             raise UserError(f"{name}: cannot be downloaded without you:\n{how_to_get(entry, root)}")
         say(f"{name}: downloading to {root} ...")
-        settings: dict[str, Any] = {"root": root, "download": True}
-        if entry.files.split:
-            cifar = entry.files.download.startswith("CIFAR")
-            settings |= {"train": False} if cifar else {"split": entry.files.split}
-        _torchvision(name, entry.files.download, settings)
+        _torchvision(name, entry.files.download, {"root": root, "download": True, **split_of(entry)})
+
+
+def split_of(entry: DatasetEntry) -> dict[str, Any]:
+    """How torchvision's class is told which split."""
+    assert entry.files is not None
+    if not entry.files.split:
+        return {}
+    return {"train": False} if entry.files.download.startswith("CIFAR") else {"split": entry.files.split}
 
 
 def _torchvision(name: str, kind: str, settings: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ from trainers.data.base import RawSet
 from trainers.data.names import (
     EUROSAT,
     FLOWERS,
+    IMAGENET_NAMED_BY,
+    NAMED_HERE,
     aircraft_name,
     caltech256_name,
     car_name,
@@ -29,7 +31,7 @@ from trainers.errors import UserError
 
 __all__ = [
     "aircraft", "caltech101", "caltech256", "cars", "country211", "dtd", "eurosat", "flowers102", "food101",
-    "imagenet_v2", "pets", "sun397", "tiny_imagenet_val", "wnid_folders",
+    "imagenet_v2", "imagenet_val", "pets", "sun397", "tiny_imagenet_val", "wnid_folders",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
@@ -93,7 +95,7 @@ def eurosat(root: Path) -> RawSet:
     names, files, labels = _in_folders(root / "eurosat/2750")
     if names != list(EUROSAT):
         raise UserError(f"{root}/eurosat/2750: its folders are {', '.join(names)}, not {', '.join(EUROSAT)}")
-    return RawSet(files, labels, tuple(EUROSAT.values()))
+    return RawSet(files, labels, tuple(EUROSAT.values()), named_by=NAMED_HERE)
 
 
 def aircraft(root: Path) -> RawSet:
@@ -121,7 +123,7 @@ def flowers102(root: Path) -> RawSet:
     if numbers and max(numbers) > len(labels):
         raise UserError(f"{split}: image {max(numbers)} has no label among the {len(labels)} of {labelled}")
     files = [base / "jpg" / f"image_{number:05d}.jpg" for number in numbers]
-    return RawSet(files, [int(labels[number - 1]) - 1 for number in numbers], FLOWERS, (split, labelled))
+    return RawSet(files, [int(labels[number - 1]) - 1 for number in numbers], FLOWERS, (split, labelled), NAMED_HERE)
 
 
 def _mat(path: Path, key: str) -> Any:
@@ -182,13 +184,25 @@ def sun397(root: Path) -> RawSet:
 
 def country211(root: Path) -> RawSet:
     names, files, labels = _in_folders(root / "country211/test")
-    return RawSet(files, labels, tuple(map(country_name, names)))
+    return RawSet(files, labels, tuple(map(country_name, names)), named_by="the list in trainers.data.countries")
 
 
 def wnid_folders(root: Path, folder: str) -> RawSet:
     """A folder for every WordNet number: ImageNet, its variants, Tiny ImageNet's training split."""
     names, files, labels = _in_folders(root / folder)
-    return RawSet(files, labels, imagenet_names(names))
+    return RawSet(files, labels, imagenet_names(names), named_by=IMAGENET_NAMED_BY)
+
+
+def imagenet_val(root: Path) -> RawSet:
+    """A folder a WordNet number, as torchvision sorts the images; or all in one folder and Kaggle's list of labels."""
+    folder, listed = root / "imagenet/val", root / "imagenet/LOC_val_solution.csv"
+    if not listed.is_file() or any(each.is_dir() for each in folder.iterdir()):
+        return wnid_folders(root, "imagenet/val")
+    rows = sorted((file, boxes.split()[0]) for file, boxes in _rows(listed, 2, ",")[1:])
+    wnids = sorted({wnid for _, wnid in rows})
+    labels = [wnids.index(wnid) for _, wnid in rows]
+    files = [folder / f"{file}.JPEG" for file, _ in rows]
+    return RawSet(files, labels, imagenet_names(wnids), (listed,), IMAGENET_NAMED_BY)
 
 
 def imagenet_v2(root: Path) -> RawSet:
@@ -198,7 +212,8 @@ def imagenet_v2(root: Path) -> RawSet:
     if sorted(names, key=lambda name: name.zfill(4)) != [str(label) for label in range(len(names))]:
         raise UserError(f"{folder}: its folders are not the label numbers 0 to {len(names) - 1}")
     rows = sorted((int(names[label]), file) for file, label in zip(files, labels, strict=True))
-    return RawSet([file for _, file in rows], [label for label, _ in rows], imagenet_names()[: len(names)])
+    labels, names = [label for label, _ in rows], list(imagenet_names()[: len(names)])
+    return RawSet([file for _, file in rows], labels, tuple(names), named_by=IMAGENET_NAMED_BY)
 
 
 def tiny_imagenet_val(root: Path) -> RawSet:
@@ -210,4 +225,5 @@ def tiny_imagenet_val(root: Path) -> RawSet:
         return wnid_folders(root, "tiny-imagenet-200/val")
     rows = sorted(row[:2] for row in _rows(listed, 6))
     labels = [_index(wnids, wnid, listed) for _, wnid in rows]
-    return RawSet([base / "val/images" / file for file, _ in rows], labels, imagenet_names(wnids), (listed, numbers))
+    files = [base / "val/images" / file for file, _ in rows]
+    return RawSet(files, labels, imagenet_names(wnids), (listed, numbers), IMAGENET_NAMED_BY)

@@ -10,7 +10,8 @@ from trainers.data.countries import COUNTRIES
 from trainers.errors import UserError
 
 __all__ = [
-    "EUROSAT", "FLOWERS", "PCAM", "aircraft_name", "caltech256_name", "car_name", "country_name", "imagenet_names",
+    "EUROSAT", "FLOWERS", "IMAGENET_NAMED_BY", "NAMED_HERE", "PCAM",
+    "aircraft_name", "caltech256_name", "car_name", "country_name", "imagenet_names",
     "refine",
 ]  # fmt: skip
 
@@ -76,6 +77,10 @@ def country_name(code: str) -> str:
 
 # Of "WNID NAME\n" for the 1000 classes; the names are those of the official code's imagenet_classes_names.txt.
 IMAGENET_NAMES_SHA256 = "122558d4cec1b7a8d2f0ff9f179cdb3fcb42547d59eb7cae1246c3af53beb9d1"
+
+
+IMAGENET_NAMED_BY = f"timm's WordNet synonyms of ImageNet's classes, SHA-256 {IMAGENET_NAMES_SHA256}"
+NAMED_HERE = "the list in trainers.data.names"
 
 
 @cache

@@ -10,8 +10,9 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,9 @@ def made_parts(parts: Sequence[Part], images: Pixels, workers: int, progress: Ca
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(counter.values,)) as pool:
         try:
             for number, part in enumerate(parts):
-                pending[pool.submit(_make, part, images[part.first : part.first + part.images])] = number
+                with _interrupts_later():
+                    future = pool.submit(_make, part, images[part.first : part.first + part.images])
+                pending[future] = number
                 while len(pending) > 2 * workers or (number == len(parts) - 1 and pending):
                     done, _ = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
                     for future in done:
@@ -116,12 +119,21 @@ def made_parts(parts: Sequence[Part], images: Pixels, workers: int, progress: Ca
     return [made[number] for number in range(len(parts))]
 
 
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Processes that are started meanwhile never see Ctrl-C, not even while they import; the parent sees it after."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _shared: Counter = Counter()
 
 
 def _begin(values: Any) -> None:
-    """In a fresh process: share the counter, leave Ctrl-C to the parent, and end when the parent has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a fresh process: share the counter, and end when the parent has ended."""
     _shared.values = values
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.data.base import RawSet
-from trainers.data.names import PCAM, refine
+from trainers.data.names import NAMED_HERE, PCAM, refine
 from trainers.errors import UserError
 
 __all__ = ["cifar", "pcam", "stl10"]
@@ -90,4 +90,4 @@ def pcam(root: Path) -> RawSet:
         pixels, labels = h5py.File(path)["x"], h5py.File(labelled)["y"][:].reshape(-1).tolist()
     except (OSError, KeyError) as error:
         raise UserError(f"{base}: not PCAM's HDF5 files ({error})") from error
-    return RawSet(pixels, labels, PCAM, (path, labelled))
+    return RawSet(pixels, labels, PCAM, (path, labelled), NAMED_HERE)

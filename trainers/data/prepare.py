@@ -85,7 +85,7 @@ def _source(entry: DatasetEntry, raw: RawSet, root: Path) -> dict[str, Any]:
         raise UserError(f"{entry.name}: {missing[0]}: no such file; {len(missing):,} of {len(raw.images):,} images are "
                         "missing: an unfinished download or unpacking? Remove it and get it again")  # fmt: skip
     described = {str(file.relative_to(root)): _hash(file) for file in raw.described_by}
-    return {"sha256": listing.hexdigest(), "described_by": described}
+    return {"sha256": listing.hexdigest(), "described_by": described, "class_names": raw.named_by}
 
 
 def _hash(path: Path) -> str:

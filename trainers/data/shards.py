@@ -31,7 +31,7 @@ __all__ = ["DIGESTS", "FORMAT", "LABELS", "MANIFEST", "Manifest", "Shard", "Shar
 
 FORMAT = 1  # of the files and of what is in them: raise it when either changes
 MANIFEST, LABELS, DIGESTS = "manifest.json", "labels.npy", "digests.npy"
-SMALLEST_BYTES, LARGEST_BYTES, SHARDS = 16 << 20, 512 << 20, 64
+SMALLEST_BYTES, LARGEST_BYTES, SHARDS = 16 << 20, 1 << 30, 32
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,10 @@ class Manifest:
 
 
 def shard_size(num_images: int, image_bytes: int) -> int:
-    """Images a file: a set has 64 files, or as many as keep a file between 16 and 512 MiB."""
+    """Images a file: a set has 32 files, or as many as keep a file between 16 MiB and 1 GiB.
+
+    Few, since every mapped file is an open one, and a process may have 1024; enough for as many cores.
+    """
     wanted = min(max(num_images * image_bytes // SHARDS, SMALLEST_BYTES), LARGEST_BYTES)
     return max(1, wanted // image_bytes)
 
@@ -149,7 +152,7 @@ class ShardedImages:
     def __init__(self, manifest: Manifest, bring: Callable[[str], Path]) -> None:
         self.shape: tuple[int, ...] = manifest.shape
         self._manifest, self._bring = manifest, bring
-        self._mapped = lru_cache(maxsize=None)(self._map)  # under 400 files for ImageNet's 193 GB
+        self._mapped = lru_cache(maxsize=None)(self._map)  # 180 files for ImageNet's 193 GB
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -95,8 +95,9 @@ ROWS = (
     ),
     DatasetEntry(
         "imagenet", None, 50_000, 1000, IMAGENET, "ILSVRC2012 validation images", "val", SYNONYM, (THIS_PHOTO,), "224",
-        Files(partial(layouts.wnid_folders, folder="imagenet/val"), "imagenet/val", 224, by_hand=_steps(
-            *IMAGENET_BY_HAND, archive="ILSVRC2012_img_val.tar", name="imagenet", split="val")),
+        Files(layouts.imagenet_val, "imagenet/val", 224, by_hand=_steps(
+            *IMAGENET_BY_HAND, "(of Kaggle's copy: its folder val and LOC_val_solution.csv in {root}/imagenet)",
+            archive="ILSVRC2012_img_val.tar", name="imagenet", split="val")),
     ),
     DatasetEntry(
         "oxford-pets", None, 3_669, 37, "robots.ox.ac.uk/~vgg/data/pets; CC BY-SA 4.0", "cats and dogs by breed",
