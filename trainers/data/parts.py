@@ -37,6 +37,7 @@ POLL_SECONDS = 0.5
 class Part:
     """`images` of the set from `first` on, to be decoded into `path`."""
 
+    number: int
     path: Path
     plan: str
     resolution: str
@@ -64,39 +65,45 @@ class Stopped(Exception):
 
 
 class Counter:
-    """Images ready and images kept, and whether to stop; shared by the processes that decode."""
+    """How many images of every part are ready, and whether to stop; seen by all processes that decode.
 
-    def __init__(self, context: Any = None) -> None:
-        self.values = context.Array("q", 3) if context is not None else [0, 0, 0]
+    A number is written by one process only and needs no lock, which a killed process could take with it.
+    """
 
-    def add(self, images: int, *, kept: bool) -> None:
-        lock = self.values.get_lock() if hasattr(self.values, "get_lock") else threading.Lock()
-        with lock:
-            self.values[0] += images
-            self.values[1] += images if kept else 0
+    def __init__(self, parts: int, context: Any = None) -> None:
+        size = 2 * parts + 1
+        self.values = context.RawArray("q", size) if context is not None else [0] * size
+
+    def ready(self, part: Part, images: int, *, kept: bool) -> None:
+        self.values[2 * part.number + int(kept)] = images
 
     def stop(self) -> None:
-        self.values[2] = 1
+        self.values[len(self.values) - 1] = 1
 
     @property
     def stopped(self) -> bool:
-        return bool(self.values[2])
+        return bool(self.values[len(self.values) - 1])
+
+    def totals(self) -> tuple[int, int]:
+        """Images that are ready, and those of them that an earlier run made."""
+        made, kept = (sum(self.values[start : len(self.values) - 1 : 2]) for start in (0, 1))
+        return made + kept, kept
 
 
 def made_parts(parts: Sequence[Part], images: Pixels, workers: int, progress: Callable[[int, int], None]) -> list[Made]:
     """All parts, made or found made, in order. Raises what the first failing part raised; the others are stopped."""
     workers = min(workers, len(parts))
     if workers <= 1 or len(images) <= FEW:
-        counter = Counter()
+        counter = Counter(len(parts))
 
         def one(part: Part) -> Made:
             made = make_part(part, images[part.first : part.first + part.images], counter, progress)
-            progress(counter.values[0], counter.values[1])
+            progress(*counter.totals())
             return made
 
         return [one(part) for part in parts]
     context = multiprocessing.get_context("spawn")  # the parent may hold torch's threads
-    counter = Counter(context)
+    counter = Counter(len(parts), context)
     made: dict[int, Made] = {}
     pending: dict[Future[Made], int] = {}
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(counter.values,)) as pool:
@@ -109,7 +116,7 @@ def made_parts(parts: Sequence[Part], images: Pixels, workers: int, progress: Ca
                     done, _ = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
                     for future in done:
                         made[pending.pop(future)] = future.result()
-                    progress(counter.values[0], counter.values[1])
+                    progress(*counter.totals())
         except BrokenExecutor as error:
             raise OSError("a process that decodes was killed (is there enough memory?)") from error
         finally:
@@ -129,7 +136,7 @@ def _interrupts_later() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_shared: Counter = Counter()
+_shared: Counter = Counter(0)
 
 
 def _begin(values: Any) -> None:
@@ -154,7 +161,7 @@ def make_part(
 ) -> Made:
     """Decode the part into its file, unless the file is there for this plan and has its SHA-256."""
     if (found := _found(part)) is not None:
-        counter.add(part.images, kept=True)
+        counter.ready(part, part.images, kept=True)
         return found
     temporary = part.path.with_name(f"{part.path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     whole, digests = hashlib.sha256(), []
@@ -171,8 +178,8 @@ def make_part(
                 digests.append(hashlib.sha256(data).digest())
                 whole.update(data)
                 file.write(data)
-                counter.add(1, kept=False)
-                progress(counter.values[0], counter.values[1])
+                counter.ready(part, len(digests), kept=False)
+                progress(*counter.totals())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(part.path)

@@ -104,7 +104,7 @@ def _write(entry: DatasetEntry, raw: RawSet, source: dict[str, Any], folder: Pat
         [FORMAT, entry.name, number, size, each, entry.resolution, TRANSFORMS[entry.resolution], source]
     ).encode()).hexdigest()  # fmt: skip
     parts = [
-        Part(folder / f"images-{shard:05d}.npy", plan, entry.resolution, size, first, min(each, number - first))
+        Part(shard, folder / f"images-{shard:05d}.npy", plan, entry.resolution, size, first, min(each, number - first))
         for shard, first in enumerate(range(0, number, each))
     ]
     _clear(folder, {part.path.name for part in parts} | {part.note.name for part in parts})
