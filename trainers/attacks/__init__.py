@@ -1,19 +1,26 @@
-"""Attacks as pure functions: PGD for training (ATTACKS), and the noise that attacks start from."""
+"""Attacks as pure functions: for training (ATTACKS), for evaluation (EVAL_ATTACKS), and the noise they start from."""
 
 from __future__ import annotations
 
+from trainers.attacks.case import Case, LogitsFn, Outcome
 from trainers.attacks.counter import noise
 from trainers.attacks.geometry import Norm, ball, sign_step
 from trainers.attacks.projected import ATTACKS, Attack, LossFn, pgd, pgd_any, restarted
+from trainers.attacks.table import EVAL_ATTACKS, EvalAttackRow, run_attack
 from trainers.attacks.verdict import PGDAny, predict
 from trainers.config import AttackConfig
 
 __all__ = [
     "ATTACKS",
+    "EVAL_ATTACKS",
     "Attack",
     "AttackConfig",
+    "Case",
+    "EvalAttackRow",
+    "LogitsFn",
     "LossFn",
     "Norm",
+    "Outcome",
     "PGDAny",
     "ball",
     "noise",
@@ -21,5 +28,6 @@ __all__ = [
     "pgd_any",
     "predict",
     "restarted",
+    "run_attack",
     "sign_step",
 ]

@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["noise"]
+__all__ = ["STREAMS", "noise", "uniform"]
+
+STREAMS = {"start": 0, "target": -1, "diversity": -2, "square": -3}
+"""What the draws of an evaluation are for, in the place that training has for its epoch: they share no number."""
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -45,3 +48,8 @@ def noise(seed: int, epoch: int, restart: int, index: Tensor, shape: tuple[int, 
     counter = torch.arange(1, math.prod(shape) + 1, dtype=torch.int64, device=index.device) * _signed(_GOLDEN)
     bits = _shifted(_mix(keys[:, None] + counter), 41)  # 23 bits
     return ((2 * bits + 1).to(torch.float32) * 2.0**-23 - 1).reshape(len(index), *shape)
+
+
+def uniform(seed: int, stream: str, number: int, index: Tensor, count: int) -> Tensor:
+    """`count` draws from (0, 1) for every image, fp32 [B, count], by a stream of STREAMS and a number in it."""
+    return (noise(seed, STREAMS[stream], number, index, (count,)) + 1) / 2

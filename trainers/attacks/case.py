@@ -1,0 +1,71 @@
+"""What an evaluation attack is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainers.attacks.counter import uniform
+from trainers.attacks.geometry import Norm, ball, into_l2_ball
+from trainers.attacks.verdict import PGDAny
+
+__all__ = ["Case", "LogitsFn", "Outcome"]
+
+LogitsFn = Callable[[Tensor], Tensor]
+"""Images fp32 [B, 3, H, W] in [0, 1] -> logits fp32 [B, K]. Always called with all B images of the case, in order."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch under attack.
+
+    `images` fp32 [B, 3, H, W] in [0, 1]; `labels` int64 [B] in [0, num_classes); `index` int64 [B], the images' indices
+    in their dataset, which key all random draws together with `seed`; `eps` the radius in `norm`, pixels in [0, 1];
+    `surrogate`: logits of another model with the same classes, for attacks that transfer.
+    """
+
+    logits: LogitsFn
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    eps: float
+    num_classes: int
+    norm: Norm = "linf"
+    seed: int = 0
+    surrogate: LogitsFn | None = None
+
+    def project(self, candidates: Tensor) -> Tensor:
+        """Into the ball and [0, 1]."""
+        if self.norm == "linf":
+            return torch.clamp(candidates, *ball(self.images, self.eps))
+        return into_l2_ball(candidates, self.images, self.eps)
+
+    def clean(self) -> Tensor:
+        """Logits of the images themselves [B, K]."""
+        with torch.no_grad():
+            return self.logits(self.images)
+
+    def targets(self, kind: str) -> Tensor | None:
+        """Classes [B] to be aimed at, never the label: `random`, uniform by index, or `least-likely`; `none`: None."""
+        if kind == "none":
+            return None
+        if kind == "least-likely":
+            return self.clean().scatter(1, self.labels[:, None], torch.inf).argmin(1)
+        draw = uniform(self.seed, "target", 0, self.index, 1).squeeze(1)
+        other = (draw * (self.num_classes - 1)).long().clamp_max(self.num_classes - 2)
+        return other + (other >= self.labels)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`adversarial` [B, 3, H, W]: the attack's final images. `worst`: the verdict of the worst image that it looked at.
+
+    `parts`: what ran, where an attack is made of others.
+    """
+
+    adversarial: Tensor
+    worst: PGDAny
+    parts: tuple[str, ...] = ()

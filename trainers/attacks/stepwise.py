@@ -1,0 +1,65 @@
+"""FGSM, PGD and C&W: the plain gradient attacks of an evaluation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainers.attack_parameters import CW, FGSM, PGD
+from trainers.attacks.case import Case, Outcome
+from trainers.attacks.counter import STREAMS, noise
+from trainers.attacks.losses import LogitsLoss, aim, margin_loss
+from trainers.attacks.projected import pgd
+from trainers.attacks.verdict import PGDAny, Worst
+
+__all__ = ["cw_attack", "fgsm_attack", "pgd_attack"]
+
+
+def fgsm_attack(case: Case, parameters: FGSM) -> Outcome:
+    """One step of eps from the image, x' = clip(x + eps * direction(grad loss(x))). Goodfellow et al. 2015."""
+    settings = PGD(steps=1, random_start=False)
+    return _ascend(case, aim(case.labels, case.targets(parameters.target)), settings, step_size=case.eps)
+
+
+def pgd_attack(case: Case, parameters: PGD) -> Outcome:
+    """`trainers.attacks.pgd` on the cross-entropy, from random starts. Madry et al. 2018.
+
+    Final images: of the restarts' last iterates the one that fools, or else has the least margin. Looks at every
+    iterate, the starts included; with one restart that is `pgd_any` to the last bit.
+    """
+    loss = aim(case.labels, case.targets(parameters.target))
+    return _ascend(case, loss, parameters, step_size=parameters.resolved_step_size(case.eps))
+
+
+def cw_attack(case: Case, parameters: CW) -> Outcome:
+    """PGD on the logit margin (`margin_loss`), in L-inf. Carlini and Wagner 2017; Madry et al. 2018, section 5.
+
+    An image that is fooled by more than `confidence` has no gradient left and stays where it is.
+    """
+    settings = PGD(steps=parameters.steps, restarts=parameters.restarts)
+    step_size = parameters.resolved_step_size(case.eps)
+    return _ascend(case, lambda z: margin_loss(z, case.labels, parameters.confidence), settings, step_size=step_size)
+
+
+def _ascend(case: Case, loss: LogitsLoss, settings: PGD, *, step_size: float) -> Outcome:
+    """PGD on `loss`; of `settings`, steps, restarts and random_start are used."""
+    worst, finals = PGDAny(case.labels), Worst(case.labels, case.images)
+
+    def seen(candidates: Tensor) -> Tensor:
+        logits = case.logits(candidates)
+        worst.see(logits)
+        return loss(logits)
+
+    shape = tuple(case.images.shape[1:])
+    for restart in range(settings.restarts):
+        start = torch.zeros_like(case.images)
+        if settings.random_start:
+            start = noise(case.seed, STREAMS["start"], restart, case.index, shape)
+        final = pgd(
+            seen, case.images, eps=case.eps, step_size=step_size, steps=settings.steps, start=start, norm=case.norm
+        )
+        with torch.no_grad():
+            logits = case.logits(final)
+        worst.see(logits)
+        finals.look(logits, final)
+    return Outcome(finals.images, worst)

@@ -1,0 +1,34 @@
+"""Transfer: a perturbation found on a surrogate model, shown to the model. Papernot et al. 2016, arXiv:1605.07277."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from trainers.attack_parameters import EvalAttackParameters, Transfer
+from trainers.attacks.case import Case, Outcome
+from trainers.attacks.verdict import PGDAny
+from trainers.errors import UserError
+
+__all__ = ["transferred"]
+
+
+def transferred(run: Callable[[Case, EvalAttackParameters], Outcome]) -> Callable[[Case, Transfer], Outcome]:
+    """The attack that runs `parameters.inner()` through `run` on `case.surrogate`; only its final images are looked at.
+
+    The model is asked for one forward and no gradient, so a model whose gradients are masked is fooled all the same.
+    """
+
+    def attack(case: Case, parameters: Transfer) -> Outcome:
+        if case.surrogate is None:
+            raise UserError("attack.name: 'transfer' needs a surrogate model, and none is given")
+        inner = parameters.inner()
+        adversarial = run(replace(case, logits=case.surrogate, surrogate=None), inner).adversarial
+        worst = PGDAny(case.labels)
+        with torch.no_grad():
+            worst.see(case.logits(adversarial))
+        return Outcome(adversarial, worst, (inner.name,))
+
+    return attack
