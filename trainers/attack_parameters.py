@@ -25,7 +25,7 @@ With one class fewer DLR is a difference divided by itself, +1 or -1: no gradien
 """
 
 Target = Literal["none", "random", "least-likely"]
-TARGET = "none: away from the label; random: to a wrong class drawn for the image; least-likely: of the clean image"
+TARGET = "what to aim at: none (away from the label), random (a wrong class drawn for the image), least-likely"
 STEP = "step in the attack's norm, absolute or a multiple of eps"
 
 
@@ -121,7 +121,7 @@ class MIFGSM(_Iterative):
 class _Diverse(_Iterative):
     decay: float = Field(default=0.0, ge=0, le=10, description="how much of the accumulated gradient stays")
     resize_rate: float = Field(default=0.9, gt=0, lt=1, description="smallest size that the image is shrunk to")
-    diversity_probability: float = Field(default=0.5, ge=0, le=1, description="how often a step shrinks at all")
+    diversity_probability: float = Field(default=0.5, ge=0, le=1, description="how often a step shrinks the image")
 
 
 class DIFGSM(_Diverse):
@@ -134,7 +134,7 @@ class TIFGSM(_Diverse):
     summary = "DI-FGSM whose gradient is smoothed by a Gaussian (shifts of the image), made to transfer"
     citation = "Dong et al., CVPR 2019, arXiv:1904.02884"
     name: Literal["ti-fgsm"] = "ti-fgsm"
-    kernel_size: int = Field(default=15, ge=1, le=99, description="side of the kernel, pixels; odd")
+    kernel_size: int = Field(default=15, ge=1, le=99, description="side of the kernel, pixels")
     kernel_sigmas: float = Field(default=3.0, gt=0, description="standard deviations from its centre to its edge")
 
 

@@ -11,9 +11,11 @@ import pytest
 
 from study.cli import main
 from study.config import StudyConfig
+from trainers.attack_parameters import EVAL_ATTACK_PARAMETERS
 from trainers.config import AttackConfig, OptimizerConfig, Trainable, TrainConfig
 from trainers.objectives import METHODS
 from trainers.presets import PRESETS
+from trainers.units import OfEps
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "trainers" / "tiny" / "README.md"]
@@ -67,6 +69,20 @@ def test_every_field_of_methods_attack_and_training_and_every_preset_is_in_the_m
     fields = {name for record in records for name in record.model_fields} - {"name", "eps", "steps"}
     for name in [*METHODS, *PRESETS, *fields]:
         assert f"`{name}`" in page, name
+
+
+def test_every_evaluation_attack_and_setting_is_in_the_attacks_page_with_its_limits_default_and_meaning():
+    rows = [line for line in (ROOT / "docs" / "attacks.md").read_text().splitlines() if line.startswith("| `")]
+    for name, attack in EVAL_ATTACK_PARAMETERS.items():
+        limits = f"{', '.join(attack.norms)} | {attack.min_classes}"
+        assert f"| `{name}` | {attack.summary} | {limits} | {attack.citation} |" in rows
+        for key, field in attack.model_fields.items():
+            if key != "name":
+                default = field.get_default(call_default_factory=True)
+                shown = f"{{of_eps: {default.of_eps:g}}}" if isinstance(default, OfEps) else str(default)
+                tail = f"| {shown.lower()} | {field.description} |"
+                found = [row for row in rows if row.startswith(f"| `{key}` |") and row.endswith(tail)]
+                assert any(f"`{name}`" in row for row in found), f"{name}: {key}"
 
 
 def test_the_readme_has_the_two_commands_and_a_map_of_the_folders():

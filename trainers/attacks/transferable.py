@@ -50,8 +50,8 @@ def _smooth(gradient: Tensor, kernel: Tensor) -> Tensor:
     channels, size = gradient.shape[1], len(kernel)
     columns = kernel.view(1, 1, size, 1).expand(channels, 1, size, 1)
     rows = columns.transpose(2, 3)
-    smooth = F.conv2d(gradient, columns, padding=(size // 2, 0), groups=channels)
-    return F.conv2d(smooth, rows, padding=(0, size // 2), groups=channels)
+    smooth = F.conv2d(gradient, columns, padding="same", groups=channels)
+    return F.conv2d(smooth, rows, padding="same", groups=channels)
 
 
 def shrink_and_pad(images: Tensor, draws: Tensor, *, rate: float, probability: float) -> Tensor:
