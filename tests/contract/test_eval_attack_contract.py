@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.attacked import CLASSES, case, network
 from trainers.attack_parameters import EvalAttackParameters
 from trainers.attacks import EVAL_ATTACKS, Case, Outcome, predict, run_attack
 from trainers.attacks.packaged import autoattack_is_installed
 
-CLASSES = 5
 QUICK: dict[str, dict[str, Any]] = {  # settings that a test can wait for
     "fgsm": {},
     "pgd": {"steps": 5, "restarts": 2},
@@ -47,24 +47,6 @@ def rows(*, keyed: bool = False) -> Any:
                     pytest.param(row.parameters.model_validate(QUICK[name]), norm, id=f"{name} {norm}", marks=marks)
                 )
     return pytest.mark.parametrize(("parameters", "norm"), found)
-
-
-def network() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, CLASSES)).eval()
-        with torch.no_grad():
-            net[4].weight.mul_(8)
-    return net
-
-
-def case(norm: str = "linf", *, number: int = 8, strength: float = 0.04, model: nn.Module | None = None) -> Case:
-    """Images with the labels that the model gives them; the radius fools some of them and not others."""
-    images = torch.rand(number, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    images[0], images[1] = 0, 1  # corners of the cube of pixels
-    model = network() if model is None else model
-    eps = strength if norm == "linf" else strength * 192**0.5 / 2
-    return Case(model, images, model(images).argmax(1), torch.arange(number) + 40, eps, CLASSES, norm, 0, network())  # type: ignore[arg-type]
 
 
 def part(whole: Case, where: Tensor) -> Case:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.contract.test_eval_attack_contract import case, network
+from tests.attacked import case, network
 from trainers.attack_parameters import APGDCE, DIFGSM, MIFGSM, TIFGSM, Square
 from trainers.attacks import noise, predict, run_attack
 from trainers.attacks.auto_pgd import checkpoints

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.contract.test_eval_attack_contract import case, network
+from tests.attacked import case, network
 from trainers.attack_parameters import (
     APGDCE,
     APGDDLR,
