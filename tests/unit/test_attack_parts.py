@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from tests.attacked import case, network
 from trainers.attack_parameters import APGDCE, DIFGSM, MIFGSM, TIFGSM, Square
-from trainers.attacks import noise, predict, run_attack
+from trainers.attacks import Case, noise, predict, run_attack
 from trainers.attacks.auto_pgd import checkpoints
 from trainers.attacks.counter import STREAMS, uniform
 from trainers.attacks.random_search import square_side
@@ -26,13 +27,25 @@ def test_progress_is_judged_where_the_paper_says() -> None:
     assert checkpoints(1000)[:2] == (220, 410)
 
 
-def plain_apgd(image: Tensor, label: int, start: Tensor, *, eps: float, steps: int, norm: str) -> list[Tensor]:
-    """Algorithm 1 of Croce and Hein 2020 for one image [3, H, W]: every point that it visits."""
-    net, rho, alpha = network(), 0.75, 0.75
+def plain_apgd(
+    model: Callable[[int, Tensor], Tensor],
+    image: Tensor,
+    label: int,
+    start: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    norm: str,
+) -> list[Tensor]:
+    """Algorithm 1 of Croce and Hein 2020 for one image [3, H, W]: every point that it visits.
 
-    def loss(x: Tensor) -> tuple[float, Tensor]:
+    `model`: the number of the point and [1, 3, H, W] -> logits [1, K].
+    """
+    rho, alpha = 0.75, 0.75
+
+    def loss(number: int, x: Tensor) -> tuple[float, Tensor]:
         x = x[None].clone().requires_grad_(True)
-        value = F.cross_entropy(net(x), torch.tensor([label]))
+        value = F.cross_entropy(model(number, x), torch.tensor([label]))
         return value.item(), torch.autograd.grad(value, x)[0][0]
 
     def project(x: Tensor) -> Tensor:
@@ -45,7 +58,7 @@ def plain_apgd(image: Tensor, label: int, start: Tensor, *, eps: float, steps: i
         return gradient.sign() if norm == "linf" else gradient / gradient.norm()
 
     eta, points = 2 * eps, [start]
-    values, gradients = [loss(start)[0]], [loss(start)[1]]
+    values, gradients = [loss(0, start)[0]], [loss(0, start)[1]]
     best, best_at_checkpoint, halved_at_checkpoint, last = 0, values[0], False, 0
     x, f, g, before = start, values[0], gradients[0], start
     rises = 0
@@ -53,7 +66,7 @@ def plain_apgd(image: Tensor, label: int, start: Tensor, *, eps: float, steps: i
         z = project(x + eta * way(g))
         new = project(z) if k == 1 else project(x + alpha * (z - x) + (1 - alpha) * (x - before))
         before, x = x, new
-        value, gradient = loss(x)
+        value, gradient = loss(k, x)
         rises += value > f
         f, g = value, gradient
         points.append(x)
@@ -89,13 +102,45 @@ def test_auto_pgd_visits_the_points_of_a_plain_loop_over_images(norm: str) -> No
     for row in range(12):
         start = given.project(given.images + given.eps * draw)[row]
         label = int(given.labels[row])
-        points = plain_apgd(given.images[row], label, start, eps=given.eps, steps=25, norm=norm)
+        points = plain_apgd(
+            lambda _, x: network()(x), given.images[row], label, start, eps=given.eps, steps=25, norm=norm
+        )
         expected = torch.stack(points)
         torch.testing.assert_close(torch.stack(seen)[:, row], expected, rtol=0, atol=2e-5)
         least = predict(given.logits(expected), given.labels[row].expand(26))[1]
         fooled = (least < 0).nonzero()
         worst = least[fooled[0]].item() if len(fooled) else least.min().item()  # the first that fools, or the least
         assert found.worst.margin[row].item() == pytest.approx(worst, abs=1e-3)
+
+
+def test_auto_pgd_halves_its_steps_by_the_papers_rules_whatever_the_losses_do() -> None:
+    """Losses and gradients from a script: image i's k-th point has logit margin -script[i, k], wherever it is."""
+    number, steps = 40, 50  # judged after 11, 21, 29, 35, 40, 44, 47, 50 steps
+    generator = torch.Generator().manual_seed(5)
+    drift = torch.linspace(-0.3, 0.3, number)[:, None]
+    script = -20 + (drift + torch.randn(number, steps + 1, generator=generator) * 0.3).cumsum(1)
+    script[0] = torch.cat([torch.arange(0, -12, -1), -9 + torch.arange(steps - 11) / 20]) - 20  # falls, halves; rises
+    way = torch.randn(steps + 1, 3, 2, 2, generator=generator)
+    images = torch.full((number, 3, 2, 2), 0.5)
+    calls: list[Tensor] = []
+
+    def scripted(rows: Tensor, k: int, x: Tensor) -> Tensor:
+        rise = ((x - x.detach()) * way[k]).flatten(1).sum(1)
+        return torch.stack([torch.zeros_like(rise), rows + rise], dim=1)
+
+    def model(x: Tensor) -> Tensor:
+        calls.append(x.detach().clone())
+        return scripted(script[:, len(calls) - 1], len(calls) - 1, x)
+
+    given = Case(model, images, torch.zeros(number, dtype=torch.int64), torch.arange(number), 0.1, 2)
+    run_attack(given, APGDCE(steps=steps))
+    start = given.project(images + 0.1 * noise(0, STREAMS["start"], 0, given.index, (3, 2, 2)))
+    for row in range(number):
+        points = plain_apgd(
+            lambda k, x, row=row: scripted(script[row : row + 1, k], k, x),
+            images[row], 0, start[row], eps=0.1, steps=steps, norm="linf",
+        )  # fmt: skip
+        torch.testing.assert_close(torch.stack(calls)[:, row], torch.stack(points), rtol=0, atol=1e-6)
 
 
 def test_squares_shrink_on_the_papers_schedule_rescaled_to_the_queries() -> None:
