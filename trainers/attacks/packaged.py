@@ -35,7 +35,7 @@ def autoattack(case: Case, parameters: AutoAttack) -> Outcome:
     once more.
     """
     if not autoattack_is_installed():
-        raise UserError("attack.name: 'autoattack' needs pyautoattack: pip install 'agft-study[autoattack]'")
+        raise UserError("attack.name: 'autoattack' needs pyautoattack: pip install 'pyautoattack>=0.2'")
     import pyautoattack
 
     device = case.images.device
