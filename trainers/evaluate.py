@@ -1,29 +1,33 @@
-"""Clean and robust accuracy, image by image, with an arithmetic that nothing but the image can change.
+"""Clean and robust accuracy, image by image, from one load of model and data.
 
-Every forward runs in a batch of one fixed size (padded at the end), in IEEE fp32, and the attack's noise is keyed by
-the image's index. So the verdict on an image depends neither on the user's batch size, nor on the number of workers,
-nor on its neighbours, nor on which other images were skipped.
+The verdict on an image depends neither on the batch size, nor on the number of workers, nor on its neighbours, nor on
+which other images were skipped: forwards have one fixed shape (`trainers.scorer`), and all random draws are keyed by
+the image's index.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from trainers.attacks import ATTACKS, ball, noise, predict, sign_step
+from trainers.attack_parameters import PGD, EvalAttackParameters
+from trainers.attacks import Case, noise, run_attack
 from trainers.config import EvalAttack, EvalConfig
-from trainers.data import Images, ImageSet, load_dataset
-from trainers.model import RobustCLIP, class_embeddings, exact_math, tokenizer_for
+from trainers.data import ImageSet, load_dataset
+from trainers.data.prefetch import prefetched
+from trainers.model import RobustCLIP, class_embeddings, tokenizer_for
+from trainers.readings import Readings, read, top_classes
 from trainers.records import wilson
+from trainers.scorer import Scorer, embed_images, exact, fitting_batch, micro_batch
+from trainers.suite import AttackAt, Protocol
 from trainers.verdicts import SetResult, Verdicts, count, gather, stratified_sample
 
 __all__ = [
     "EvalAttack",
     "EvalConfig",
+    "Scorer",
     "SetResult",
     "Verdicts",
     "count",
@@ -31,47 +35,99 @@ __all__ = [
     "evaluate",
     "evaluate_sets",
     "gather",
+    "measure",
     "micro_batch",
     "random_noise",
     "stratified_sample",
     "wilson",
 ]
 
-
-def micro_batch(device: torch.device) -> int:
-    """Images in every evaluation forward on this kind of device: small on a CPU, where padding is what costs."""
-    return 32 if device.type == "cpu" else 128
+PACKAGE_BATCH = 64  # images that an attack which draws for the batch is given together, whatever the batch size
 
 
-class _Scorer:
-    """Logits of one image set's images, always in batches of one size."""
+def measure(
+    scorer: Scorer,
+    image_set: ImageSet,
+    index: Tensor,
+    entry: AttackAt,
+    *,
+    protocol: Protocol = "strict",
+    seed: int = 0,
+    batch_size: int | None = None,
+    original: Scorer | None = None,
+    surrogate: Scorer | None = None,
+    skip: bool = True,
+) -> Verdicts:
+    """Verdicts on the images `index` (int64 [n]) under one attack at every one of its radii, each judged alone.
 
-    def __init__(self, model: RobustCLIP, images: Images, classes: Tensor, device: torch.device) -> None:
-        self.model, self.images, self.device = model, images, device
-        self.classes = classes.to(device)
-        self.size = micro_batch(device)
+    Protocol strict: an image that is wrong already is not attacked; an image is fooled if *any* iterate fools it, the
+    start included, and is then left alone. Protocol paper (AGFT section 4.1): every image, final iterate.
+    `batch_size`: images under attack together, default: as many as memory holds; `skip=False` attacks also those whose
+    verdict is settled, to no effect. Neither changes a verdict. `original`: the model whose top 5 on the clean images
+    is compared with. `surrogate`: the model that a transfer attack is made on.
+    """
+    labels, device = image_set.labels[index].to(torch.int64), scorer.device
+    models = [each.model for each in (scorer, original, surrogate) if each is not None]
+    batch_size = batch_size or fitting_batch(scorer, tuple(image_set.images.shape[1:]))
+    strict, package = protocol == "strict", not entry.attack.keyed
+    with exact(*models):
+        clean, others_top = _look(scorer, original, image_set, index, labels, batch_size)
+        right = clean.prediction == labels
+        todo = torch.arange(len(index))
+        if strict and (skip or package):  # a package's draws depend on who else is in the batch
+            todo = right.nonzero().squeeze(1)
+        attacked = []
+        for eps in entry.eps:
+            found = clean.each(torch.clone)
+            where = todo if eps > 0 else todo[:0]
+            for rows, images in _batches(scorer, image_set, index, where, PACKAGE_BATCH if package else batch_size):
+                case = Case(
+                    scorer,
+                    images,
+                    labels[rows].to(device),
+                    index[rows].to(device),
+                    eps,
+                    scorer.num_classes,
+                    norm=entry.norm,
+                    seed=seed,
+                    surrogate=surrogate,
+                    skipping=strict and skip,
+                )
+                outcome = run_attack(case, entry.attack)
+                adversarial = outcome.worst.images if strict else outcome.adversarial
+                top = None if others_top is None else others_top[rows].to(device)
+                with torch.no_grad():
+                    now = read(scorer(adversarial), case.labels, scorer.model.logit_scale, top)
+                # Without skipping, images that were wrong already were attacked in vain: their record is the clean one.
+                counted = right[rows] if strict else torch.ones(len(rows), dtype=torch.bool)
+                found.put(rows[counted], now.at(counted))
+            attacked.append(found)
+    return Verdicts(image_set.name, entry.eps, index, labels, clean, Readings.stack(attacked))
 
-    def load(self, index: Tensor) -> Tensor:
-        """Images [len(index), 3, H, W] in [0, 1] on the device."""
-        return self.images[index].to(self.device).float() / 255
 
-    def logits(self, images: Tensor) -> Tensor:
-        return self.model.logits(self.model.embed(images), self.classes, self.model.logit_scale)
-
-    def batches(self, index: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """(first, last + 1, indices padded with the last one) of every micro-batch."""
-        for first in range(0, len(index), self.size):
-            part = index[first : first + self.size]
-            yield first, first + len(part), torch.cat([part, part[-1:].expand(self.size - len(part))])
+def _batches(
+    scorer: Scorer, image_set: ImageSet, index: Tensor, where: Tensor, size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Positions in `index`, `size` at a time out of `where`, with their images, fp32 on the device."""
+    parts = where.split(size) if len(where) else ()
+    pixels = prefetched(image_set.images, [index[rows] for rows in parts], scorer.device)
+    for rows, images in zip(parts, pixels, strict=True):
+        yield rows, scorer.pixels(images)
 
 
-def embed_images(model: RobustCLIP, images: Images, index: Tensor, device: torch.device) -> Tensor:
-    """Raw embeddings, fp32 [len(index), D] on `device`, of `images` uint8 [N, 3, H, W] at `index`."""
-    scorer = _Scorer(model, images, torch.zeros(0), device)
-    with torch.no_grad(), exact_math():
-        parts = [model.embed(scorer.load(padded))[: end - first] for first, end, padded in scorer.batches(index)]
-        width = model.embed(scorer.load(torch.zeros(1, dtype=torch.int64))).shape[1] if not parts else 0
-    return torch.cat(parts) if parts else torch.zeros(0, width, device=device)
+def _look(
+    scorer: Scorer, original: Scorer | None, image_set: ImageSet, index: Tensor, labels: Tensor, batch_size: int
+) -> tuple[Readings, Tensor | None]:
+    """Readings of the clean images [n], and the original model's top classes there, int64 [n, k], if there is one."""
+    parts, tops = [Readings.empty()], []
+    with torch.no_grad():
+        for rows, images in _batches(scorer, image_set, index, torch.arange(len(index)), batch_size):
+            top = None
+            if original is not None:
+                top = top_classes(original(images))
+                tops.append(top.cpu())
+            parts.append(read(scorer(images), labels[rows].to(scorer.device), scorer.model.logit_scale, top))
+    return Readings.join(parts), torch.cat(tops) if tops else None
 
 
 def evaluate(
@@ -81,121 +137,23 @@ def evaluate(
     config: EvalConfig,
     *,
     seed: int | None = None,
-    device: torch.device | str = "cpu",
     rank: int = 0,
     world_size: int = 1,
 ) -> Verdicts:
     """Verdicts on this rank's share of the sample. `class_embeddings` fp32 [K, D], unit norm; `seed`: config.seed.
 
-    Protocol strict: an image that is already wrong is not attacked; an image is fooled if *any* iterate fools it, the
-    start included, and is then left alone. Protocol paper (AGFT section 4.1): every image, final iterate.
-    Both: PGD on the cross-entropy at the model's own scale, one random start, fp32 whatever the model trains in.
+    PGD on the cross-entropy at the model's own scale, one random start, fp32 whatever the model trains in; see
+    `measure`.
     """
-    device, seed = torch.device(device), config.seed if seed is None else seed
+    seed = config.seed if seed is None else seed
     sample = stratified_sample(image_set.labels, config.samples, seed=seed)
-    index = sample[rank::world_size]
-    labels = image_set.labels[index].to(torch.int64)
-    eps, n = config.attack.eps, len(index)
-    clean = torch.zeros(n, dtype=torch.int64)
-    clean_margin = torch.zeros(n)
-    scorer = _Scorer(model, image_set.images, class_embeddings, device)
-    flags, precision = [p.requires_grad for p in model.parameters()], model.precision
-    try:
-        model.requires_grad_(False).precision = "fp32"
-        with exact_math():
-            with torch.no_grad():
-                for first, end, padded in scorer.batches(index):
-                    own = image_set.labels[padded].to(device, torch.int64)
-                    found, margin = predict(scorer.logits(scorer.load(padded)), own)
-                    clean[first:end], clean_margin[first:end] = found[: end - first].cpu(), margin[: end - first].cpu()
-            start = (rows.repeat(len(eps), 1) for rows in (clean != labels, clean, clean_margin))
-            verdicts = Verdicts(image_set.name, eps, index, labels, clean, *start)
-            for row, radius in enumerate(eps):
-                if radius == 0:
-                    continue
-                todo = torch.arange(n) if config.protocol == "paper" else (clean == labels).nonzero().squeeze(1)
-                attack = _attack_final if config.protocol == "paper" else _attack_any
-                attack(scorer, verdicts, row, todo, config.attack, seed)
-    finally:
-        model.precision = precision
-        for parameter, flag in zip(model.parameters(), flags, strict=True):
-            parameter.requires_grad_(flag)
-    return verdicts
+    entry = AttackAt(attack=_parameters(config.attack), eps=config.attack.eps)
+    scorer = Scorer(model, class_embeddings)
+    return measure(scorer, image_set, sample[rank::world_size], entry, protocol=config.protocol, seed=seed)
 
 
-def _attack_final(scorer: _Scorer, verdicts: Verdicts, row: int, todo: Tensor, attack: EvalAttack, seed: int) -> None:
-    """The last iterate decides. `todo`: positions in `verdicts`."""
-    eps = attack.eps[row]
-    for first, end, padded in scorer.batches(todo):
-        index, labels = verdicts.index[padded].to(scorer.device), verdicts.label[padded].to(scorer.device)
-        images = scorer.load(verdicts.index[padded])
-
-        def loss_fn(x: Tensor, labels: Tensor = labels) -> Tensor:
-            return F.cross_entropy(scorer.logits(x), labels, reduction="none")
-
-        adversarial = ATTACKS[attack.name](
-            loss_fn,
-            images,
-            eps=eps,
-            step_size=attack.resolved_step_size(eps),
-            steps=attack.steps,
-            start=noise(seed, 0, 0, index, tuple(images.shape[1:])),
-        )
-        with torch.no_grad():
-            found, margin = predict(scorer.logits(adversarial), labels)
-        _write(verdicts, row, todo[first:end], found[: end - first], margin[: end - first])
-
-
-def _attack_any(scorer: _Scorer, verdicts: Verdicts, row: int, todo: Tensor, attack: EvalAttack, seed: int) -> None:
-    """Any iterate decides: PGD over a pool of slots; whoever is fooled or done leaves, and the next image moves in.
-
-    The pool keeps its size, so every forward has the same shape; slots without an image keep computing in vain.
-    """
-    eps = attack.eps[row]
-    step_size = attack.resolved_step_size(eps)
-    if len(todo) == 0:
-        return
-    slots, device = scorer.size, scorer.device
-    where = torch.full((slots,), -1)  # position in `verdicts`, -1: empty
-    taken = 0
-    images = scorer.load(verdicts.index[todo[:1]]).repeat(slots, 1, 1, 1)
-    adversarial, (lower, upper) = images.clone(), ball(images, eps)
-    labels = verdicts.label[todo[:1]].to(device).repeat(slots)
-    step = torch.zeros(slots, dtype=torch.int64)
-    worst = torch.full((slots,), math.inf)
-    while True:
-        free = (where < 0).nonzero().squeeze(1)[: len(todo) - taken]
-        if len(free):
-            new = todo[taken : taken + len(free)]
-            taken += len(free)
-            where[free], step[free], worst[free] = new, 0, math.inf
-            index, spot = verdicts.index[new], free.to(device)
-            fresh = scorer.load(index)
-            lower[spot], upper[spot] = ball(fresh, eps)
-            start = noise(seed, 0, 0, index.to(device), tuple(fresh.shape[1:]))
-            adversarial[spot] = torch.clamp(fresh + eps * start, lower[spot], upper[spot])
-            labels[spot] = verdicts.label[new].to(device)
-        busy = where >= 0
-        if not busy.any():
-            return
-        adversarial.requires_grad_(True)
-        logits = scorer.logits(adversarial)
-        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), adversarial)
-        found_device, margin_device = predict(logits.detach(), labels)
-        found, margin = found_device.cpu(), margin_device.cpu()
-        fooled = found != labels.cpu()
-        record = busy & ((margin < worst) | fooled)
-        _write(verdicts, row, where[record], found[record], margin[record])
-        worst = torch.where(record, margin, worst)
-        where[busy & (fooled | (step >= attack.steps))] = -1
-        step += 1
-        adversarial = sign_step(adversarial.detach(), gradient, step_size=step_size, lower=lower, upper=upper)
-
-
-def _write(verdicts: Verdicts, row: int, where: Tensor, prediction: Tensor, margin: Tensor) -> None:
-    verdicts.adversarial_prediction[row, where] = prediction.cpu()
-    verdicts.margin[row, where] = margin.cpu()
-    verdicts.fooled[row, where] = prediction.cpu() != verdicts.label[where]
+def _parameters(attack: EvalAttack) -> EvalAttackParameters:
+    return PGD(steps=attack.steps, step_size=attack.step_size)
 
 
 def evaluate_sets(
@@ -215,30 +173,21 @@ def evaluate_sets(
     for name in names:
         image_set = load_dataset(name, path="data")
         classes = class_embeddings(clip, image_set.prompts(), tokenizer)
-        share = evaluate(model, image_set, classes, config, seed=seed, device=device, rank=rank, world_size=world_size)
+        share = evaluate(model, image_set, classes, config, seed=seed, rank=rank, world_size=world_size)
         results[name] = count(share)
     return results
 
 
-def random_noise(
-    model: RobustCLIP,
-    image_set: ImageSet,
-    class_embeddings: Tensor,
-    config: EvalConfig,
-    *,
-    device: torch.device | str = "cpu",
-) -> SetResult:
+def random_noise(model: RobustCLIP, image_set: ImageSet, class_embeddings: Tensor, config: EvalConfig) -> SetResult:
     """Accuracy under a random corner of the ball (every pixel + eps or - eps): an attack must do better than this."""
-    device = torch.device(device)
     index = stratified_sample(image_set.labels, config.samples, seed=config.seed)
     labels = image_set.labels[index].to(torch.int64)
-    scorer = _Scorer(model, image_set.images, class_embeddings, device)
+    scorer = Scorer(model, class_embeddings)
     correct = [0] * (1 + len(config.attack.eps))
-    with torch.no_grad(), exact_math():
-        for row, eps in enumerate((0.0, *config.attack.eps)):
-            for first, end, padded in scorer.batches(index):
-                images = scorer.load(padded)
-                corner = noise(config.seed, 0, 1, padded.to(device), tuple(images.shape[1:])).sign()
-                found = scorer.logits((images + eps * corner).clamp(0, 1)).argmax(1).cpu()
-                correct[row] += int((found[: end - first] == labels[first:end]).sum())
+    with torch.no_grad(), exact(model):
+        for rows, images in _batches(scorer, image_set, index, torch.arange(len(index)), scorer.size):
+            corner = noise(config.seed, 0, 1, index[rows].to(scorer.device), tuple(images.shape[1:])).sign()
+            for number, eps in enumerate((0.0, *config.attack.eps)):
+                found = scorer((images + eps * corner).clamp(0, 1)).argmax(1).cpu()
+                correct[number] += int((found == labels[rows]).sum())
     return SetResult(image_set.name, len(index), correct[0], config.attack.eps, tuple(correct[1:]))

@@ -223,8 +223,7 @@ class Run:
     def _measure(self, name: str) -> SetResult:
         """Counts over all ranks on one dev set."""
         dev, rank, ranks = self.dev[name], self.rank, self.world_size
-        config, device = self.config.evaluate, self.device
-        return count(evaluate(self.model, dev.images, dev.classes, config, device=device, rank=rank, world_size=ranks))
+        return count(evaluate(self.model, dev.images, dev.classes, self.config.evaluate, rank=rank, world_size=ranks))
 
     def _save(self) -> None:
         """On rank 0: the state, then the best weights; in this order a crash between the two can be made good."""

@@ -17,7 +17,7 @@ from trainers.disk import cache_folder
 from trainers.model import RobustCLIP
 from trainers.teacher_cache import SharedFiles, cached_embeddings
 
-__all__ = ["SharedFiles", "cache_folder", "key_parts", "teacher_embeddings"]
+__all__ = ["SharedFiles", "cache_folder", "hash_weights", "key_parts", "teacher_embeddings"]
 
 FORMAT = 1  # of the file and of the arithmetic: raise it when either changes
 RESIZE = "bicubic, antialiased, corners not aligned"  # RobustCLIP's rule for images of another size
@@ -59,7 +59,7 @@ def key_parts(model: RobustCLIP, image_set: ImageSet) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "dtype": "float32",
-        "weights": _hash_weights(model.visual),
+        "weights": hash_weights(model.visual),
         "structure": _hash_structure(model.visual),
         "dataset": image_set.content_hash,
         "images": len(image_set),
@@ -72,7 +72,7 @@ def key_parts(model: RobustCLIP, image_set: ImageSet) -> dict[str, Any]:
     }
 
 
-def _hash_weights(visual: nn.Module) -> str:
+def hash_weights(visual: nn.Module) -> str:
     """SHA-256 over every parameter and buffer."""
     digest = hashlib.sha256()
     for name, tensor in sorted({**dict(visual.named_parameters()), **dict(visual.named_buffers())}.items()):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainers.attacks import noise
 from trainers.distributed import all_reduce_sum, gather_rows
+from trainers.readings import Readings
 from trainers.records import Score
 from trainers.units import eps_label
 
@@ -19,19 +20,27 @@ __all__ = ["SetResult", "Verdicts", "count", "gather", "stratified_sample"]
 class Verdicts:
     """What happened to every image of this rank's share; all tensors on the CPU, n images, E radii.
 
-    `fooled[e, i]`: not classified right under attack e (an image that is wrong without attack counts as fooled in
-    protocol strict). `adversarial_prediction` and `margin` (logit of the label less the largest other, at the model's
-    own scale) are those of the worst iterate (strict) or of the last one (paper).
+    `clean` holds readings [n] of the images as they are, `attacked` [E, n] of their adversarial forms: in protocol
+    strict the first iterate that fools, else the one of least margin, and the image itself where that is wrong already;
+    in protocol paper the last iterate. `fooled[e, i]`: not classified right under attack e.
     """
 
     name: str
     eps: tuple[float, ...]
     index: Tensor  # int64 [n], position in the dataset
     label: Tensor  # int64 [n]
-    clean_prediction: Tensor  # int64 [n]
-    fooled: Tensor  # bool [E, n]
-    adversarial_prediction: Tensor  # int64 [E, n]
-    margin: Tensor  # fp32 [E, n]
+    clean: Readings
+    attacked: Readings
+
+    @property
+    def right(self) -> Tensor:
+        """bool [n]: classified right without attack."""
+        return self.clean.prediction == self.label
+
+    @property
+    def fooled(self) -> Tensor:
+        """bool [E, n]."""
+        return self.attacked.prediction != self.label
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,8 @@ class SetResult:
 def stratified_sample(labels: Tensor, samples: int | None, *, seed: int) -> Tensor:
     """Sorted indices of `samples` images whose class shares are those of `labels` (largest remainders), by `seed`.
 
-    The same for every model and run. None, or as many as there are, gives all.
+    The same for every model and run, and a smaller sample is part of a larger one. None, or as many as there are,
+    gives all.
     """
     n = len(labels)
     if samples is None or samples >= n:
@@ -82,7 +92,7 @@ def stratified_sample(labels: Tensor, samples: int | None, *, seed: int) -> Tens
 
 def count(verdicts: Verdicts) -> SetResult:
     """Counts over all ranks: one all-reduce of integers."""
-    own = [len(verdicts.index), int((verdicts.clean_prediction == verdicts.label).sum())]
+    own = [len(verdicts.index), int(verdicts.right.sum())]
     totals = all_reduce_sum(torch.tensor([*own, *(~verdicts.fooled).sum(1).tolist()], dtype=torch.int64)).tolist()
     return SetResult(verdicts.name, totals[0], totals[1], verdicts.eps, tuple(totals[2:]))
 
@@ -100,8 +110,6 @@ def gather(verdicts: Verdicts) -> Verdicts:
         eps=verdicts.eps,
         index=index[order],
         label=joined(verdicts.label),
-        clean_prediction=joined(verdicts.clean_prediction),
-        fooled=joined(verdicts.fooled.T).T,
-        adversarial_prediction=joined(verdicts.adversarial_prediction.T).T,
-        margin=joined(verdicts.margin.T).T,
+        clean=verdicts.clean.each(joined),
+        attacked=verdicts.attacked.each(lambda rows: joined(rows.T).T),
     )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
 
 from tests.small import FlatCLIP, image_set, small_clip
-from trainers import evaluate as evaluation
+from trainers import scorer
 from trainers.attacks import noise, pgd
 from trainers.config import EvalAttack, EvalConfig
 from trainers.data.base import ImageSet
 from trainers.evaluate import count, evaluate, gather, random_noise, stratified_sample
 from trainers.model import RobustCLIP, exact_math
+from trainers.readings import READINGS
+from trainers.verdict_file import join_verdicts
 from trainers.verdicts import Verdicts
 
 
@@ -32,8 +32,10 @@ def config(*eps: str | float, steps: int = 3, protocol: str = "strict", samples:
 
 
 def equal(a: Verdicts, b: Verdicts) -> bool:
-    names = ("index", "label", "clean_prediction", "fooled", "adversarial_prediction", "margin")
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+    pairs = [(a.index, b.index), (a.label, b.label)]
+    for one, other in ((a.clean, b.clean), (a.attacked, b.attacked)):
+        pairs += [(getattr(one, name).nan_to_num(-1), getattr(other, name).nan_to_num(-1)) for name in READINGS]
+    return all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_a_sample_has_the_shares_of_the_whole() -> None:
@@ -56,7 +58,7 @@ def test_a_sample_is_the_same_for_every_run_and_another_for_another_seed() -> No
 def test_strict_is_the_any_iterate_attack_on_every_right_image_alone() -> None:
     model, classes, images = fitted()
     verdicts = evaluate(model, images, classes, config("4/255", steps=3))
-    attacked = (verdicts.clean_prediction == verdicts.label).nonzero().squeeze(1)
+    attacked = verdicts.right.nonzero().squeeze(1)
     assert 0 < len(attacked) < 75
     for row in attacked[::6].tolist():
         pixels = (images.images[row : row + 1].float() / 255).expand(32, -1, -1, -1)
@@ -81,18 +83,8 @@ def test_a_verdict_does_not_depend_on_the_neighbours(protocol: str, monkeypatch:
     whole = evaluate(model, images, classes, settings)
     assert 0 < int(whole.fooled[1].sum()) < 75
     parts = [evaluate(model, images, classes, settings, rank=rank, world_size=3) for rank in range(3)]
-    order = torch.cat([part.index for part in parts]).argsort()
-    joined = replace(
-        whole,
-        index=torch.cat([part.index for part in parts])[order],
-        label=torch.cat([part.label for part in parts])[order],
-        clean_prediction=torch.cat([part.clean_prediction for part in parts])[order],
-        fooled=torch.cat([part.fooled for part in parts], 1)[:, order],
-        adversarial_prediction=torch.cat([part.adversarial_prediction for part in parts], 1)[:, order],
-        margin=torch.cat([part.margin for part in parts], 1)[:, order],
-    )
-    assert equal(joined, whole)
-    monkeypatch.setattr(evaluation, "micro_batch", lambda _: 16)
+    assert equal(join_verdicts(parts), whole)
+    monkeypatch.setattr(scorer, "micro_batch", lambda _: 16)
     other = evaluate(model, images, classes, settings)
     assert torch.equal(other.fooled, whole.fooled)
 
@@ -102,15 +94,15 @@ def test_a_radius_is_judged_alone() -> None:
     both = evaluate(model, images, classes, config("2/255", "8/255"))
     alone = evaluate(model, images, classes, config("8/255"))
     assert torch.equal(both.fooled[1], alone.fooled[0])
-    assert torch.equal(both.margin[1], alone.margin[0])
+    assert torch.equal(both.attacked.margin[1], alone.attacked.margin[0])
 
 
 def test_fooled_means_a_wrong_prediction_and_a_negative_margin() -> None:
     model, classes, images = fitted()
     for protocol in ("strict", "paper"):
         verdicts = evaluate(model, images, classes, config("4/255", protocol=protocol))
-        assert torch.equal(verdicts.fooled[0], verdicts.adversarial_prediction[0] != verdicts.label)
-        assert torch.equal(verdicts.fooled[0], verdicts.margin[0] < 0)
+        assert torch.equal(verdicts.fooled[0], verdicts.attacked.prediction[0] != verdicts.label)
+        assert torch.equal(verdicts.fooled[0], verdicts.attacked.margin[0] < 0)
 
 
 def test_evaluation_leaves_the_model_as_it_was() -> None:
