@@ -1,13 +1,51 @@
-"""A network of five classes and a batch of images that some attacks fool, for the tests of evaluation attacks."""
+"""A network of five classes, a batch of images that some attacks fool, and quick settings: for tests of attacks."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 
-from trainers.attacks import Case
+from trainers.attacks import EVAL_ATTACKS, Case
+from trainers.attacks.packaged import autoattack_is_installed
 
 CLASSES = 5
+QUICK: dict[str, dict[str, Any]] = {  # settings that a test can wait for
+    "fgsm": {},
+    "pgd": {"steps": 5, "restarts": 2},
+    "cw": {"steps": 5, "restarts": 2},
+    "mi-fgsm": {"steps": 5},
+    "di-fgsm": {"steps": 5},
+    "ti-fgsm": {"steps": 5, "kernel_size": 3},
+    "apgd-ce": {"steps": 10, "restarts": 2},
+    "apgd-dlr": {"steps": 10},
+    "apgd-t": {"steps": 5},
+    "square": {"queries": 30},
+    "transfer": {"attack": "pgd", "settings": {"steps": 5}},
+    "apgd": {"steps": 5},
+    "ensemble": {"steps": 5, "queries": 10},
+    "aa-agft": {"steps": 5},
+    "autoattack": {},
+}
+needs_package = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not autoattack_is_installed(), reason="pyautoattack is not installed"),
+]
+
+
+def rows(*, keyed: bool = False) -> Any:
+    """Every attack in each of its norms; `keyed`: only those that promise not to depend on the batch."""
+    found = []
+    for name, row in EVAL_ATTACKS.items():
+        for norm in row.norms:
+            marks = needs_package if name == "autoattack" else []
+            if row.parameters.keyed or not keyed:
+                found.append(
+                    pytest.param(row.parameters.model_validate(QUICK[name]), norm, id=f"{name} {norm}", marks=marks)
+                )
+    return pytest.mark.parametrize(("parameters", "norm"), found)
 
 
 def network() -> nn.Module:

@@ -13,66 +13,20 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from trainers.attack_settings import LOSS_CLASSES, Composed, EvalAttackParameters, Passes, Target, legal_losses
 from trainers.errors import UserError
-from trainers.units import Frozen, Length, OfEps
+from trainers.units import Length, OfEps
 
 __all__ = ["EVAL_ATTACK_PARAMETERS", "LOSS_CLASSES", "EvalAttackParameters", "legal_attacks", "legal_losses"]
 
-LOSS_CLASSES: Mapping[str, int] = {"ce": 2, "margin": 2, "dlr": 3, "dlr-targeted": 4}
-"""The least number of classes for which a loss is defined: DLR divides by z_(1) - z_(3), its targeted form needs z_(4).
-
-With one class fewer DLR is a difference divided by itself, +1 or -1: no gradient, so no attack.
-"""
-
-Target = Literal["none", "random", "least-likely"]
 TARGET = "what to aim at: none (away from the label), random (a wrong class drawn for the image), least-likely"
 STEP = "step in the attack's norm, absolute or a multiple of eps"
-
-
-class EvalAttackParameters(Frozen):
-    """The settings of one attack, with what is fixed about it."""
-
-    norms: ClassVar[tuple[Literal["linf", "l2"], ...]] = ("linf",)
-    min_classes: ClassVar[int] = 2
-    gradients: ClassVar[bool] = True  # does it ask for the model's gradients?
-    keyed: ClassVar[bool] = True  # does an image's result depend on nothing but the image, its index and the seed?
-    summary: ClassVar[str]
-    citation: ClassVar[str]
-
-    name: str
-
-    def check(self, *, norm: str, num_classes: int, path: str = "attack") -> None:
-        """Raise a `UserError` if the attack is not defined for this norm or so few classes."""
-        if norm not in self.norms:
-            legal = ", ".join(name for name, row in EVAL_ATTACK_PARAMETERS.items() if norm in row.norms)
-            rule = f"{self.name!r} is defined in {' and '.join(self.norms)}, not in {norm}"
-            raise UserError(f"{path}.name: {rule}; in {norm}: {legal}")
-        if num_classes < self.min_classes:
-            rule = f"{self.name!r} needs at least {self.min_classes} classes, and here there are {num_classes}"
-            raise UserError(f"{path}.name: {rule}; {_legal(num_classes, norm)}")
-
-    def resolved_step_size(self, eps: float) -> float:
-        """`step_size` in pixels of [0, 1], for attacks that have one."""
-        size: float | OfEps = getattr(self, "step_size")  # noqa: B009
-        return size.of_eps * eps if isinstance(size, OfEps) else size
-
-
-def legal_losses(num_classes: int) -> tuple[str, ...]:
-    """Losses that are defined for so many classes."""
-    return tuple(name for name, least in LOSS_CLASSES.items() if num_classes >= least)
 
 
 def legal_attacks(num_classes: int, norm: str = "linf") -> tuple[str, ...]:
     """Attacks that are defined for so many classes, in this norm."""
     rows = EVAL_ATTACK_PARAMETERS.items()
     return tuple(name for name, row in rows if norm in row.norms and num_classes >= row.min_classes)
-
-
-def _legal(num_classes: int, norm: str) -> str:
-    losses, attacks = legal_losses(num_classes), legal_attacks(num_classes, norm)
-    if not losses:
-        return "an attack needs at least 2"
-    return f"with {num_classes}, legal losses: {', '.join(losses)}; legal attacks: {', '.join(attacks)}"
 
 
 class FGSM(EvalAttackParameters):
@@ -138,30 +92,38 @@ class TIFGSM(_Diverse):
     kernel_sigmas: float = Field(default=3.0, gt=0, description="standard deviations from its centre to its edge")
 
 
-class _APGD(EvalAttackParameters):
+class _AutoPGD(EvalAttackParameters):
     norms = ("linf", "l2")
     citation = "Croce and Hein, ICML 2020, arXiv:2003.01690"
     steps: int = Field(default=100, ge=1, le=10000, description="steps of each restart (apgd-t: and of each target)")
     restarts: int = Field(default=1, ge=1, le=1000, description="random starts")
     rho: float = Field(default=0.75, gt=0, lt=1, description="share of steps that must raise the loss, else halve them")
 
+    def passes(self, num_classes: int, *, norm: str = "linf") -> Passes:
+        runs = self.restarts * (self.steps + 1)
+        return runs, runs
 
-class APGDCE(_APGD):
+
+class APGDCE(_AutoPGD):
     summary = "Auto-PGD on the cross-entropy: steps halve, image by image, when progress stops"
     name: Literal["apgd-ce"] = "apgd-ce"
 
 
-class APGDDLR(_APGD):
+class APGDDLR(_AutoPGD):
     min_classes = LOSS_CLASSES["dlr"]
     summary = "Auto-PGD on the difference of logits ratio, which a larger logit scale does not change"
     name: Literal["apgd-dlr"] = "apgd-dlr"
 
 
-class APGDT(_APGD):
+class APGDT(_AutoPGD):
     min_classes = LOSS_CLASSES["dlr-targeted"]
     summary = "Auto-PGD on the targeted difference of logits ratio, to each of the likeliest wrong classes in turn"
     name: Literal["apgd-t"] = "apgd-t"
     targets: int = Field(default=9, ge=1, le=1000, description="how many classes are aimed at; at most all wrong ones")
+
+    def passes(self, num_classes: int, *, norm: str = "linf") -> Passes:
+        runs = super().passes(num_classes)[0] * min(self.targets, num_classes - 1)
+        return 1 + runs, runs  # the classes are ranked by a forward of the image itself
 
 
 class Square(EvalAttackParameters):
@@ -171,6 +133,9 @@ class Square(EvalAttackParameters):
     name: Literal["square"] = "square"
     queries: int = Field(default=5000, ge=1, le=1000000, description="forward passes of each image")
     p_init: float = Field(default=0.8, gt=0, le=1, description="share of the pixels in the first square")
+
+    def passes(self, num_classes: int, *, norm: str = "linf") -> Passes:
+        return self.queries, 0
 
 
 class Transfer(EvalAttackParameters):
@@ -192,8 +157,35 @@ class Transfer(EvalAttackParameters):
         super().check(norm=norm, num_classes=num_classes, path=path)
         self.inner(path).check(norm=norm, num_classes=num_classes, path=f"{path}.attack")
 
+    def passes(self, num_classes: int, *, norm: str = "linf") -> Passes:
+        """Those of the surrogate among them."""
+        forward, backward = self.inner().passes(num_classes, norm=norm)
+        return forward + 1, backward
 
-class Ensemble(EvalAttackParameters):
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.inner().label}"
+
+
+class APGD(Composed):
+    norms = ("linf", "l2")
+    summary = "apgd-ce, then apgd-t (3 classes: apgd-dlr; 2: neither), on who is not fooled yet"
+    citation = (
+        "Schlarmann et al., ICML 2024, arXiv:2402.12336 (chs20/RobustVLM at d257a53, zeroshot_classification.py, which "
+        "runs apgd-t with 3 classes too, where it is not defined)"
+    )
+    name: Literal["apgd"] = "apgd"
+    steps: int = Field(default=100, ge=1, le=10000, description="steps of each APGD")
+    targets: int = Field(default=9, ge=1, le=1000, description="classes that apgd-t aims at")
+
+    def components(self, *, norm: str, num_classes: int) -> tuple[EvalAttackParameters, ...]:
+        parts: tuple[EvalAttackParameters, ...] = (APGDCE(steps=self.steps),)
+        if num_classes >= APGDT.min_classes:
+            return (*parts, APGDT(steps=self.steps, targets=self.targets))
+        return (*parts, APGDDLR(steps=self.steps)) if num_classes >= APGDDLR.min_classes else parts
+
+
+class Ensemble(Composed):
     norms = ("linf", "l2")
     summary = "apgd-ce, then apgd-t (3 classes: apgd-dlr; 2: neither), then square (linf), on who is not fooled yet"
     citation = "after Croce and Hein, ICML 2020; this is not AutoAttack: it has no FAB-T, and its parts are our own"
@@ -203,18 +195,11 @@ class Ensemble(EvalAttackParameters):
     queries: int = Field(default=5000, ge=1, le=1000000, description="forward passes of square")
 
     def components(self, *, norm: str, num_classes: int) -> tuple[EvalAttackParameters, ...]:
-        """What runs, in this order."""
-        parts: list[EvalAttackParameters] = [APGDCE(steps=self.steps)]
-        if num_classes >= APGDT.min_classes:
-            parts.append(APGDT(steps=self.steps, targets=self.targets))
-        elif num_classes >= APGDDLR.min_classes:
-            parts.append(APGDDLR(steps=self.steps))
-        if norm in Square.norms:
-            parts.append(Square(queries=self.queries))
-        return tuple(parts)
+        parts = APGD(steps=self.steps, targets=self.targets).components(norm=norm, num_classes=num_classes)
+        return (*parts, Square(queries=self.queries)) if norm in Square.norms else parts
 
 
-class AAAgft(EvalAttackParameters):
+class AAAgft(Composed):
     summary = "what the official AGFT code calls AutoAttack: apgd-ce and apgd-dlr (from 3 classes), 10 steps; weak"
     citation = (
         "YuboCui/AGFT at 0031a8f, utils.py:94. Its 20 draws for expectation over transformation are left out: on a "
@@ -224,7 +209,6 @@ class AAAgft(EvalAttackParameters):
     steps: int = Field(default=10, ge=1, le=10000, description="steps of each APGD")
 
     def components(self, *, norm: str, num_classes: int) -> tuple[EvalAttackParameters, ...]:
-        """What runs, in this order."""
         parts: tuple[EvalAttackParameters, ...] = (APGDCE(steps=self.steps), APGDDLR(steps=self.steps))
         return tuple(part for part in parts if num_classes >= part.min_classes)
 
@@ -235,15 +219,23 @@ class AutoAttack(EvalAttackParameters):
     summary = "AutoAttack `standard` of the package pyautoattack, with the parts that so few classes allow"
     citation = "Croce and Hein, ICML 2020, arXiv:2003.01690; package pyautoattack"
     name: Literal["autoattack"] = "autoattack"
+    targets: ClassVar[int] = 9  # of `standard`
 
     def parts(self, num_classes: int) -> tuple[str, ...]:
         """The package's names of what runs; targets are 9, or all wrong classes."""
         targeted = {2: (), 3: ("apgd-dlr",)}.get(num_classes, ("apgd-t",))
         return ("apgd-ce", *targeted, "fab-t", "square")
 
+    def passes(self, num_classes: int, *, norm: str = "linf") -> Passes:
+        """The most that its budgets allow: 100 steps in each run of APGD and of FAB-T, 5000 queries of square."""
+        fab = min(self.targets, num_classes - 1)
+        apgd = 1 + {2: 0, 3: 1}.get(num_classes, fab)
+        others = 20  # its checks of the model, and a look at what every part starts from and finds
+        return 102 * apgd + 203 * fab + 5000 + others, 101 * apgd + 100 * fab
+
 
 _ROWS: tuple[type[EvalAttackParameters], ...] = (
-    FGSM, PGD, CW, MIFGSM, DIFGSM, TIFGSM, APGDCE, APGDDLR, APGDT, Square, Transfer, Ensemble, AAAgft, AutoAttack,
+    FGSM, PGD, CW, MIFGSM, DIFGSM, TIFGSM, APGDCE, APGDDLR, APGDT, Square, Transfer, APGD, Ensemble, AAAgft, AutoAttack,
 )  # fmt: skip
 EVAL_ATTACK_PARAMETERS: Mapping[str, type[EvalAttackParameters]] = {
     row.model_fields["name"].default: row for row in _ROWS

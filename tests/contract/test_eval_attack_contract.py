@@ -9,44 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.attacked import CLASSES, case, network
+from tests.attacked import CLASSES, QUICK, case, network, rows
 from trainers.attack_parameters import EvalAttackParameters
 from trainers.attacks import EVAL_ATTACKS, Case, Outcome, predict, run_attack
-from trainers.attacks.packaged import autoattack_is_installed
-
-QUICK: dict[str, dict[str, Any]] = {  # settings that a test can wait for
-    "fgsm": {},
-    "pgd": {"steps": 5, "restarts": 2},
-    "cw": {"steps": 5, "restarts": 2},
-    "mi-fgsm": {"steps": 5},
-    "di-fgsm": {"steps": 5},
-    "ti-fgsm": {"steps": 5, "kernel_size": 3},
-    "apgd-ce": {"steps": 10, "restarts": 2},
-    "apgd-dlr": {"steps": 10},
-    "apgd-t": {"steps": 5},
-    "square": {"queries": 30},
-    "transfer": {"attack": "pgd", "settings": {"steps": 5}},
-    "ensemble": {"steps": 5, "queries": 10},
-    "aa-agft": {"steps": 5},
-    "autoattack": {},
-}
-needs_package = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not autoattack_is_installed(), reason="pyautoattack is not installed (extra `autoattack`)"),
-]
-
-
-def rows(*, keyed: bool = False) -> Any:
-    """Every attack in each of its norms; `keyed`: only those that promise not to depend on the batch."""
-    found = []
-    for name, row in EVAL_ATTACKS.items():
-        for norm in row.norms:
-            marks = needs_package if name == "autoattack" else []
-            if row.parameters.keyed or not keyed:
-                found.append(
-                    pytest.param(row.parameters.model_validate(QUICK[name]), norm, id=f"{name} {norm}", marks=marks)
-                )
-    return pytest.mark.parametrize(("parameters", "norm"), found)
 
 
 def part(whole: Case, where: Tensor) -> Case:
@@ -103,10 +68,11 @@ def test_the_verdict_is_that_of_the_worst_image_that_was_looked_at(parameters: E
     final = prediction != given.labels
     assert 0 < found.worst.fooled.sum() < 32  # the case is one in which it matters
     assert (found.worst.fooled >= final).all()
-    assert (found.worst.margin <= margin + 1e-4).all()
+    assert (found.worst.fooled | (found.worst.margin <= margin + 1e-4)).all()  # who is fooled is done: the first counts
     if parameters.name not in ("pgd", "cw", "mi-fgsm", "fgsm"):  # those give back their last iterate
         assert torch.equal(found.worst.fooled, final)
         torch.testing.assert_close(found.worst.margin, margin, rtol=1e-4, atol=1e-4)
+        assert torch.equal(found.worst.images, found.adversarial)
 
 
 @rows(keyed=True)
@@ -149,6 +115,7 @@ MORE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "apgd-dlr": ({"steps": 2}, {"steps": 20}),
     "apgd-t": ({"steps": 2}, {"steps": 20}),
     "square": ({"queries": 5}, {"queries": 100}),
+    "apgd": ({"steps": 2}, {"steps": 20}),
     "ensemble": ({"steps": 2, "queries": 2}, {"steps": 20, "queries": 20}),
     "aa-agft": ({"steps": 2}, {"steps": 20}),
 }
@@ -183,6 +150,7 @@ LONG: dict[str, dict[str, Any]] = {
     "apgd-t": {"steps": 40},
     "square": {"queries": 600},
     "transfer": {"attack": "pgd", "settings": {"steps": 40}},
+    "apgd": {"steps": 60},
     "ensemble": {"steps": 60, "queries": 20},
     "aa-agft": {"steps": 60},
 }

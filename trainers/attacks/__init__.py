@@ -7,7 +7,7 @@ from trainers.attacks.counter import noise
 from trainers.attacks.geometry import Norm, ball, sign_step
 from trainers.attacks.projected import ATTACKS, Attack, LossFn, pgd, pgd_any, restarted
 from trainers.attacks.table import EVAL_ATTACKS, EvalAttackRow, run_attack
-from trainers.attacks.verdict import PGDAny, predict
+from trainers.attacks.verdict import Worst, predict
 from trainers.config import AttackConfig
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "LossFn",
     "Norm",
     "Outcome",
-    "PGDAny",
+    "Worst",
     "ball",
     "noise",
     "pgd",

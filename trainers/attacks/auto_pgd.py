@@ -46,7 +46,7 @@ def apgd_t_attack(case: Case, parameters: APGDT) -> Outcome:
     """Auto-PGD on the targeted DLR loss, to the wrong classes that the clean image is likeliest to be; 4 or more."""
     wrong = case.clean().scatter(1, case.labels[:, None], -torch.inf)
     ranked = wrong.topk(min(parameters.targets, case.num_classes - 1), dim=1).indices
-    worst = Worst(case.labels, case.images)
+    worst = case.worst()
     for restart in range(parameters.restarts):
         for targets in ranked.T:
             start = _start(case, restart)
@@ -59,7 +59,7 @@ def _towards(labels: Tensor, targets: Tensor) -> LogitsLoss:
 
 
 def _restarts(case: Case, loss: LogitsLoss, parameters: APGDCE | APGDDLR) -> Outcome:
-    worst = Worst(case.labels, case.images)
+    worst = case.worst()
     for restart in range(parameters.restarts):
         _maximise(case, loss, _start(case, restart), parameters.steps, parameters.rho, worst)
     return Outcome(worst.images, worst)
@@ -79,7 +79,7 @@ def _gradient(case: Case, loss: LogitsLoss, worst: Worst) -> Callable[[Tensor], 
     def look(x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            logits = case.logits(x)
+            logits = case.ask(x, worst.done)
             losses = loss(logits)
             (gradient,) = torch.autograd.grad(losses.sum(), x)
         worst.look(logits.detach(), x)
@@ -94,8 +94,10 @@ def _maximise(case: Case, loss: LogitsLoss, start: Tensor, steps: int, rho: floa
         z = P(x_k + eta * direction(gradient));   x_{k+1} = P(x_k + a (z - x_k) + (1 - a)(x_k - x_{k-1}))
 
     At a checkpoint an image halves its step and goes back to its best point if fewer than `rho` of the steps since the
-    last checkpoint raised its loss, or if neither its step nor its best loss changed there. Ends when all are fooled.
+    last checkpoint raised its loss, or if neither its step nor its best loss changed there. Ends when all are done.
     """
+    if worst.done.all():
+        return
     look = _gradient(case, loss, worst)
     x = previous = start
     losses, gradient = look(x)
@@ -105,7 +107,7 @@ def _maximise(case: Case, loss: LogitsLoss, start: Tensor, steps: int, rho: floa
     halved, losses_then, last = torch.zeros_like(losses, dtype=torch.bool), best_losses, 0
     judged = set(checkpoints(steps))
     for step in range(1, steps + 1):
-        if worst.fooled.all():
+        if worst.done.all():
             return
         ahead = case.project(x + per_image(eta, x) * direction(gradient, case.norm))
         share = MOMENTUM if step > 1 else 1.0

@@ -12,13 +12,11 @@ from torch import Tensor
 
 from trainers.attack_parameters import AutoAttack
 from trainers.attacks.case import Case, LogitsFn, Outcome
-from trainers.attacks.verdict import PGDAny
 from trainers.errors import UserError
 
 __all__ = ["autoattack", "autoattack_is_installed", "input_gradients_only"]
 
 NORMS = {"linf": "Linf", "l2": "L2"}
-TARGETS = 9  # of `standard`
 
 
 def autoattack_is_installed() -> bool:
@@ -29,17 +27,20 @@ def autoattack_is_installed() -> bool:
 def autoattack(case: Case, parameters: AutoAttack) -> Outcome:
     """`standard`: APGD-CE, APGD-T, FAB-T, Square, each on the images that are left; parts that the classes forbid go.
 
-    Its starts are drawn for the batch, one generator for all images, seeded by `case.seed`: the same batch gives the
-    same result, another division into batches may give another on a few images. (Our own attacks do not.) It is run in
-    a fork of the random state, sees input gradients only (FAB calls `backward`), and the final images are projected
-    once more.
+    It is given the images that are not done. Its starts are drawn for the batch, one generator for all images, seeded
+    by `case.seed`: the same batch gives the same result, another division into batches may give another on a few
+    images. (Our own attacks do not.) It is run in a fork of the random state, sees input gradients only (FAB calls
+    `backward`), and the final images are projected once more.
     """
     if not autoattack_is_installed():
         raise UserError("attack.name: 'autoattack' needs pyautoattack: pip install 'pyautoattack>=0.2'")
     import pyautoattack
 
-    device = case.images.device
+    device, worst = case.images.device, case.worst()
     parts = parameters.parts(case.num_classes)
+    rows = (~worst.done).nonzero().squeeze(1)
+    if len(rows) == 0:
+        return Outcome(case.images, worst, parts)
     tracer = sys.gettrace()  # its check for dynamic defences removes any
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
         package: Any = pyautoattack.AutoAttack(
@@ -53,16 +54,15 @@ def autoattack(case: Case, parameters: AutoAttack) -> Outcome:
         )
         package.logger.setLevel(logging.WARNING)
         package.apgd.n_restarts = package.fab.n_restarts = 1
-        targets = min(TARGETS, case.num_classes - 1)
+        targets = min(parameters.targets, case.num_classes - 1)
         package.apgd_targeted.n_target_classes = package.fab.n_target_classes = targets
         try:
-            found, _ = package.run_standard_evaluation(case.images, case.labels, batch_size=len(case.images))
+            found, _ = package.run_standard_evaluation(case.images[rows], case.labels[rows], batch_size=len(rows))
         finally:
             sys.settrace(tracer)
-    adversarial = case.project(found.detach())
-    worst = PGDAny(case.labels)
+    adversarial = case.project(case.images.index_copy(0, rows, found.detach()))
     with torch.no_grad():
-        worst.see(case.logits(adversarial))
+        worst.look(case.ask(adversarial, worst.done), adversarial)
     return Outcome(adversarial, worst, parts)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainers.attacks.geometry import Norm, ball, direction, into_l2_ball, per_image
-from trainers.attacks.verdict import PGDAny
+from trainers.attacks.verdict import Worst
 
 __all__ = ["ATTACKS", "Attack", "LossFn", "pgd", "pgd_any", "restarted"]
 
@@ -107,21 +107,21 @@ def restarted(run: Callable[[int], Tensor], loss_fn: LossFn, restarts: int) -> T
 
 def pgd_any(
     logits_fn: LossFn, images: Tensor, labels: Tensor, *, eps: float, step_size: float, steps: int, start: Tensor
-) -> PGDAny:
+) -> Worst:
     """PGD on the cross-entropy of `logits_fn` (images -> [B, K]); an image is fooled if any iterate fools it.
 
     The start and the final iterate count too, so `steps` steps give `steps` + 1 chances.
     """
-    result = PGDAny(labels)
+    result = Worst(labels, images)
 
     def loss_fn(candidates: Tensor) -> Tensor:
         logits = logits_fn(candidates)
-        result.see(logits)
+        result.look(logits, candidates)
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
     final = pgd(loss_fn, images, eps=eps, step_size=step_size, steps=steps, start=start)
     with torch.no_grad():
-        result.see(logits_fn(final))
+        result.look(logits_fn(final), final)
     return result
 
 

@@ -8,7 +8,6 @@ from trainers.attack_parameters import Square
 from trainers.attacks.case import Case, Outcome
 from trainers.attacks.counter import STREAMS, noise, uniform
 from trainers.attacks.geometry import ball
-from trainers.attacks.verdict import Worst
 
 __all__ = ["square_attack", "square_side"]
 
@@ -26,18 +25,18 @@ def square_attack(case: Case, parameters: Square) -> Outcome:
     """Keeps a change of one square to +-eps (one sign a channel) if it lowers the margin. Algorithms 1 and 2, L-inf.
 
     Starts from vertical stripes of +-eps; squares and signs are drawn for every image by its index. Ends when all
-    images are fooled.
+    images are done.
     """
     images, eps = case.images, case.eps
     channels, height, width = images.shape[1:]
     lower, upper = ball(images, eps)
-    worst = Worst(case.labels, images)
+    worst = case.worst()
     row, column = (torch.arange(side, device=images.device) for side in (height, width))
     with torch.no_grad():
         stripes = noise(case.seed, STREAMS["square"], 0, case.index, (channels, 1, width))
-        worst.look(case.logits(x := torch.where(stripes > 0, upper, lower)), x)
+        worst.look(case.ask(x := torch.where(stripes > 0, upper, lower), worst.done), x)
         for query in range(1, parameters.queries):
-            if worst.fooled.all():
+            if worst.done.all():
                 break
             side = square_side(query, parameters, height, width)
             draws = uniform(case.seed, "square", query, case.index, 2 + channels)
@@ -47,5 +46,5 @@ def square_attack(case: Case, parameters: Square) -> Outcome:
             inside = (rows[:, :, None] & columns[:, None, :])[:, None]
             corner = torch.where(draws[:, 2:, None, None] > 0.5, upper, lower)
             x = torch.where(inside, corner, worst.images)
-            worst.look(case.logits(x), x)
+            worst.look(case.ask(x, worst.done), x)
     return Outcome(worst.images, worst)

@@ -10,7 +10,6 @@ from trainers.attacks.case import Case, Outcome
 from trainers.attacks.counter import STREAMS, noise
 from trainers.attacks.losses import LogitsLoss, aim, margin_loss
 from trainers.attacks.projected import pgd
-from trainers.attacks.verdict import PGDAny, Worst
 
 __all__ = ["cw_attack", "fgsm_attack", "pgd_attack"]
 
@@ -42,16 +41,22 @@ def cw_attack(case: Case, parameters: CW) -> Outcome:
 
 
 def _ascend(case: Case, loss: LogitsLoss, settings: PGD, *, step_size: float) -> Outcome:
-    """PGD on `loss`; of `settings`, steps, restarts and random_start are used."""
-    worst, finals = PGDAny(case.labels), Worst(case.labels, case.images)
+    """PGD on `loss`; of `settings`, steps, restarts and random_start are used.
+
+    Ends when another restart cannot change anything.
+    """
+    worst = case.worst()
+    finals = worst if case.skipping else case.worst()  # the record of the restarts' last iterates alone
 
     def seen(candidates: Tensor) -> Tensor:
-        logits = case.logits(candidates)
-        worst.see(logits)
+        logits = case.ask(candidates, worst.done)
+        worst.look(logits, candidates)
         return loss(logits)
 
     shape = tuple(case.images.shape[1:])
     for restart in range(settings.restarts):
+        if finals.done.all():
+            break
         start = torch.zeros_like(case.images)
         if settings.random_start:
             start = noise(case.seed, STREAMS["start"], restart, case.index, shape)
@@ -59,7 +64,7 @@ def _ascend(case: Case, loss: LogitsLoss, settings: PGD, *, step_size: float) ->
             seen, case.images, eps=case.eps, step_size=step_size, steps=settings.steps, start=start, norm=case.norm
         )
         with torch.no_grad():
-            logits = case.logits(final)
-        worst.see(logits)
+            logits = case.ask(final, worst.done)
+        worst.look(logits, final)
         finals.look(logits, final)
     return Outcome(finals.images, worst)

@@ -17,7 +17,6 @@ from trainers.attacks.random_search import square_attack
 from trainers.attacks.stepwise import cw_attack, fgsm_attack, pgd_attack
 from trainers.attacks.transfer import transferred
 from trainers.attacks.transferable import di_fgsm_attack, mi_fgsm_attack, ti_fgsm_attack
-from trainers.attacks.verdict import PGDAny
 from trainers.errors import lookup
 
 __all__ = ["EVAL_ATTACKS", "EvalAttackRow", "run_attack"]
@@ -62,14 +61,15 @@ def run_attack(case: Case, parameters: EvalAttackParameters) -> Outcome:
         raise ValueError(f"eps {case.eps}: a radius is not negative")
     case = replace(case, images=images.detach())
     outcome = row.function(case, parameters) if case.eps > 0 else _untouched(case)
-    if not torch.isfinite(outcome.worst.margin).all():
+    finite = outcome.worst.margin.isfinite()
+    if not (finite if case.done is None else finite | case.done).all():
         raise ValueError(f"attack {parameters.name!r}: the model's logits are not finite")
     return outcome
 
 
 def _untouched(case: Case) -> Outcome:
-    worst = PGDAny(case.labels)
-    worst.see(case.clean())
+    worst = case.worst()
+    worst.look(case.clean(), case.images)
     return Outcome(case.images.clone(), worst)
 
 
@@ -85,6 +85,7 @@ _FUNCTIONS: Mapping[str, Callable[[Case, Any], Outcome]] = {
     "apgd-t": apgd_t_attack,
     "square": square_attack,
     "transfer": transferred(run_attack),
+    "apgd": composed(run_attack),
     "ensemble": composed(run_attack),
     "aa-agft": composed(run_attack),
     "autoattack": autoattack,

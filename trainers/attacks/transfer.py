@@ -9,7 +9,6 @@ import torch
 
 from trainers.attack_parameters import EvalAttackParameters, Transfer
 from trainers.attacks.case import Case, Outcome
-from trainers.attacks.verdict import PGDAny
 from trainers.errors import UserError
 
 __all__ = ["transferred"]
@@ -25,10 +24,12 @@ def transferred(run: Callable[[Case, EvalAttackParameters], Outcome]) -> Callabl
         if case.surrogate is None:
             raise UserError("attack.name: 'transfer' needs a surrogate model, and none is given")
         inner = parameters.inner()
-        adversarial = run(replace(case, logits=case.surrogate, surrogate=None), inner).adversarial
-        worst = PGDAny(case.labels)
+        # Whom the surrogate is fooled by says nothing about the model: its own record starts from nothing.
+        others = replace(case, logits=case.surrogate, surrogate=None, done=None, skipping=False)
+        adversarial = run(others, inner).adversarial
+        worst = case.worst()
         with torch.no_grad():
-            worst.see(case.logits(adversarial))
+            worst.look(case.ask(adversarial, worst.done), adversarial)
         return Outcome(adversarial, worst, (inner.name,))
 
     return attack

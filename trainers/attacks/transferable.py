@@ -11,7 +11,6 @@ from trainers.attacks.case import Case, Outcome
 from trainers.attacks.counter import uniform
 from trainers.attacks.geometry import per_image
 from trainers.attacks.losses import aim
-from trainers.attacks.verdict import PGDAny
 
 __all__ = ["di_fgsm_attack", "gaussian_kernel", "mi_fgsm_attack", "shrink_and_pad", "ti_fgsm_attack"]
 
@@ -97,7 +96,7 @@ def _iterate(
 ) -> Outcome:
     loss = aim(case.labels, case.targets(parameters.target))
     step_size = parameters.resolved_step_size(case.eps)
-    worst, x, velocity = PGDAny(case.labels), case.images.clone(), torch.zeros_like(case.images)
+    worst, x, velocity = case.worst(), case.images.clone(), torch.zeros_like(case.images)
     for step in range(parameters.steps):
         with torch.enable_grad():
             x.requires_grad_(True)
@@ -106,10 +105,10 @@ def _iterate(
                 draws = uniform(case.seed, "diversity", step, case.index, 4)
                 rate, probability = diverse.resize_rate, diverse.diversity_probability
                 shown = shrink_and_pad(x, draws, rate=rate, probability=probability)
-            logits = case.logits(shown)
+            logits = case.ask(shown, worst.done)
             (gradient,) = torch.autograd.grad(loss(logits).sum(), x)
         if diverse is None:
-            worst.see(logits)
+            worst.look(logits, x)
         if kernel is not None:
             gradient = _smooth(gradient, kernel)
         size = gradient.abs().flatten(1).mean(1)
@@ -117,5 +116,5 @@ def _iterate(
         x = case.project(x.detach() + step_size * velocity.sign())
     x = x.detach()
     with torch.no_grad():
-        worst.see(case.logits(x))
+        worst.look(case.ask(x, worst.done), x)
     return Outcome(x, worst)

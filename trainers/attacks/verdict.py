@@ -1,4 +1,4 @@
-"""What an attack did to every image: the verdict of its worst iterate."""
+"""What an attack did to every image: the verdict of its worst iterate, and that iterate."""
 
 from __future__ import annotations
 
@@ -9,60 +9,43 @@ from torch import Tensor
 
 from trainers.attacks.geometry import per_image
 
-__all__ = ["PGDAny", "Worst", "predict"]
+__all__ = ["Worst", "predict"]
 
 
-class PGDAny:
-    """What the worst iterate did to every image: `fooled` bool [B], `prediction` int64 [B], `margin` fp32 [B].
+class Worst:
+    """Every image's worst iterate: the first that fools it, or else the one of least margin.
 
-    Margin = logit of the label less the largest other logit; `prediction` is that of the iterate with least margin.
+    `prediction` int64 [B], `margin` fp32 [B] (logit of the label less the largest other) and `images` [B, ...] are its
+    record; before any iterate the label, infinity, and the images given. `done` bool [B]: fooled, or given as settled.
+    Nothing that is seen later changes the record of an image that is done. So its logits need not be computed any more,
+    an attack may end as soon as all images of a batch are done, and no record depends on which images those were.
     """
 
-    def __init__(self, labels: Tensor) -> None:
-        self.labels = labels
+    def __init__(self, labels: Tensor, images: Tensor, done: Tensor | None = None) -> None:
+        self.labels, self.images = labels, images
         self.prediction = labels.clone()
         self.margin = torch.full(labels.shape, math.inf, device=labels.device)
+        self.done = torch.zeros_like(labels, dtype=torch.bool) if done is None else done
 
     @property
     def fooled(self) -> Tensor:
         return self.prediction != self.labels
 
-    def see(self, logits: Tensor) -> Tensor:
-        """Record the logits [B, K] of one more iterate; for which images it is the worst so far, bool [B]."""
-        prediction, margin = predict(logits.detach(), self.labels)
-        wrong = prediction != self.labels
-        worse = (margin < self.margin) | (wrong & ~self.fooled)
+    def look(self, logits: Tensor, images: Tensor) -> None:
+        """Record one more iterate: its logits [B, K] (of those who are done: anything) and its images [B, ...]."""
+        self._record(*predict(logits.detach(), self.labels), images.detach())
+
+    def take(self, other: Worst) -> None:
+        """Record the worst iterate of another attack on the same images."""
+        self._record(other.prediction, other.margin, other.images)
+
+    def _record(self, prediction: Tensor, margin: Tensor, images: Tensor) -> None:
+        settled = (prediction != self.labels) | ~margin.isfinite()  # no number: kept too, for `run_attack` to refuse
+        worse = ~self.done & (settled | (margin < self.margin))
         self.prediction = torch.where(worse, prediction, self.prediction)
         self.margin = torch.where(worse, margin, self.margin)
-        return worse
-
-
-class Worst(PGDAny):
-    """As PGDAny, and keeps the worst iterate itself: `images` [B, ...].
-
-    An image that is fooled is done: nothing that is seen later changes its record. So an attack may end as soon as all
-    images of a batch are fooled, and the record does not depend on which images those were.
-    """
-
-    def __init__(self, labels: Tensor, images: Tensor) -> None:
-        super().__init__(labels)
-        self.images = images
-
-    def look(self, logits: Tensor, images: Tensor) -> None:
-        """Record one more iterate, its logits [B, K] and its images [B, ...]."""
-        done = self.fooled
-        before = self.prediction, self.margin
-        worse = self.see(logits) & ~done
-        self.prediction = torch.where(done, before[0], self.prediction)
-        self.margin = torch.where(done, before[1], self.margin)
-        self.images = torch.where(per_image(worse, images), images.detach(), self.images)
-
-    def take(self, other: PGDAny, images: Tensor) -> None:
-        """Record the verdict of another attack's worst iterate, and its `images` [B, ...]."""
-        worse = ~self.fooled & (other.fooled | (other.margin < self.margin))
-        self.prediction = torch.where(worse, other.prediction, self.prediction)
-        self.margin = torch.where(worse, other.margin, self.margin)
         self.images = torch.where(per_image(worse, images), images, self.images)
+        self.done = self.done | settled
 
 
 def predict(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,61 @@
+"""The settings of evaluation attacks: what they import, and what they are called."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from trainers.attack_parameters import (
+    APGD,
+    APGDCE,
+    APGDT,
+    CW,
+    EVAL_ATTACK_PARAMETERS,
+    FGSM,
+    PGD,
+    AAAgft,
+    AutoAttack,
+    Ensemble,
+    Square,
+    Transfer,
+)
+from trainers.units import OfEps
+
+
+def test_the_parameters_import_no_torch() -> None:
+    code = "import sys, trainers.attack_parameters; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_label_names_the_attack_its_steps_and_what_is_not_the_default() -> None:
+    expected = {
+        "fgsm": FGSM(),
+        "fgsm-least-likely": FGSM(target="least-likely"),
+        "pgd-20": PGD(),
+        "pgd-100x5-random": PGD(steps=100, restarts=5, target="random"),
+        "pgd-20-step-size-1eps": PGD(step_size=OfEps(of_eps=1.0)),
+        "pgd-20-step-size-0p01-random-start-false": PGD(step_size=0.01, random_start=False),
+        "cw-20-confidence-1em05": CW(confidence=1e-5),
+        "apgd-ce-100": APGDCE(),
+        "apgd-100": APGD(),
+        "apgd-t-100-targets-3": APGDT(targets=3),
+        "square-5000": Square(),
+        "transfer-pgd-20": Transfer(),
+        "transfer-mi-fgsm-3": Transfer(attack="mi-fgsm", settings={"steps": 3}),
+        "ensemble-100-queries-200": Ensemble(queries=200),
+        "aa-agft-10": AAAgft(),
+        "autoattack": AutoAttack(),
+    }
+    for label, parameters in expected.items():
+        assert parameters.label == label
+        assert re.fullmatch("[a-z0-9-]+", label)
+
+
+def test_any_setting_but_the_default_shows_in_the_label() -> None:
+    other = {int: 7, float: 0.3, bool: False, str: "random", OfEps: OfEps(of_eps=2.0)}
+    for name, row in EVAL_ATTACK_PARAMETERS.items():
+        if name != "transfer":
+            settings = {key: field.default for key, field in row.model_fields.items() if key != "name"}
+            variants = [row(), *(row(**{key: other[type(value)]}) for key, value in settings.items())]
+            assert len({variant.label for variant in variants}) == len(variants), name
