@@ -74,9 +74,7 @@ def problems(suite: Suite) -> list[str]:
             found.append(str(error))
     for kind, names in (("datasets", suite.datasets), ("attacks", [entry.label for entry in suite.attacks])):
         found += [f"{kind}: {name!r} is there twice" for name in sorted({n for n in names if list(names).count(n) > 1})]
-    found += [
-        f"source: {name!r} is none of the suite's datasets" for name in suite.source if name not in suite.datasets
-    ]
+    found += [f"source: {name!r} is none of the datasets" for name in suite.source if name not in suite.datasets]
     for number, entry in enumerate(suite.attacks):
         for name in suite.datasets:
             classes = DATASETS[name].num_classes if name in DATASETS else 2
