@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from trainers.attack_parameters import EVAL_ATTACK_PARAMETERS, EvalAttackParameters
 from trainers.data import DATASETS, FOLDER_PREFIX, ZERO_SHOT_15
 from trainers.errors import UserError, lookup
+from trainers.tiny import STATED_EPS
 from trainers.tiny.datasets import TINY_ROLES
 from trainers.units import Fraction, Frozen, eps_label
 
@@ -133,8 +134,8 @@ SUITES: dict[str, tuple[Suite, str]] = {
             "RobustVLM's thirteen sets and radii; its sample is the first 1,000 images, ours is stratified",
         ),
         (
-            Suite(name="tiny", datasets=TINY_ROLES["final"], attacks=_final(2 / 255, 6 / 255, samples=100)),
-            "the tiny CLIP's final sets, for trying things out on a bare machine",
+            Suite(name="tiny", datasets=TINY_ROLES["final"], attacks=_final(STATED_EPS, samples=100)),
+            "the tiny CLIP's final sets at its stated radius, for trying things out on a bare machine",
         ),
     )
 }  # fmt: skip
