@@ -1,45 +1,56 @@
-"""Verdicts as a safetensors file: what a finished piece of an evaluation leaves, so that nothing is computed twice."""
+"""Verdicts as safetensors bytes: what a finished piece of an evaluation leaves, so that nothing is computed twice."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
-from trainers.disk import write_whole
 from trainers.readings import READINGS, Readings
 from trainers.verdicts import Verdicts
 
-__all__ = ["join_verdicts", "load_verdicts", "save_verdicts"]
+__all__ = ["join_verdicts", "pack_verdicts", "unpack_verdicts"]
 
 KINDS = ("clean", "attacked")
 
 
-def save_verdicts(path: Path, verdicts: Verdicts) -> None:
-    """Write them whole or not at all."""
+def pack_verdicts(verdicts: Verdicts, facts: Mapping[str, Any]) -> bytes:
+    """A safetensors file of them; its header holds `facts`, JSON values about how they were made, and a SHA-256."""
     tensors = {"index": verdicts.index, "label": verdicts.label}
     for kind in KINDS:
         tensors |= {f"{kind}.{name}": getattr(getattr(verdicts, kind), name).contiguous() for name in READINGS}
-    write_whole(path, save(tensors, {"name": verdicts.name, "eps": json.dumps(verdicts.eps)}))
+    content = json.dumps({"name": verdicts.name, "eps": verdicts.eps, "facts": dict(facts)})
+    return save(tensors, {"content": content, "sha256": _digest(content, tensors)})
 
 
-def load_verdicts(path: Path) -> Verdicts:
-    """Read them back; `ValueError` if the file is damaged or is something else, OSError if it cannot be read."""
+def unpack_verdicts(data: bytes, source: str) -> tuple[Verdicts, dict[str, Any]]:
+    """The verdicts and the facts, every byte of them checked; `ValueError` naming `source` if they are damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-            clean, attacked = (
-                Readings(**{name: file.get_tensor(f"{kind}.{name}") for name in READINGS}) for kind in KINDS
-            )
-            index, label = file.get_tensor("index"), file.get_tensor("label")
-            return Verdicts(meta["name"], tuple(json.loads(meta["eps"])), index, label, clean, attacked)
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a file of verdicts ({error})") from error
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        if header["sha256"] != _digest(header["content"], tensors):
+            raise ValueError("not the bytes that were written")
+        content = json.loads(header["content"])
+        clean, attacked = (Readings(**{name: tensors[f"{kind}.{name}"] for name in READINGS}) for kind in KINDS)
+        verdicts = Verdicts(content["name"], tuple(content["eps"]), tensors["index"], tensors["label"], clean, attacked)
+        return verdicts, dict(content["facts"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{source}: not a file of verdicts ({error})") from error
+
+
+def _digest(content: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(content.encode())
+    for name in sorted(tensors):
+        digest.update(repr((name, tuple(tensors[name].shape), str(tensors[name].dtype))).encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def join_verdicts(parts: Sequence[Verdicts]) -> Verdicts:

@@ -16,7 +16,7 @@ from trainers.readings import READINGS, overlap, top_classes
 from trainers.scorer import Scorer
 from trainers.suite import AttackAt
 from trainers.summary import at_radii, clean_result
-from trainers.verdict_file import join_verdicts, load_verdicts, save_verdicts
+from trainers.verdict_file import join_verdicts, pack_verdicts, unpack_verdicts
 from trainers.verdicts import Verdicts
 
 QUICK = {
@@ -159,16 +159,17 @@ def test_no_image_at_all_is_an_empty_result() -> None:
     assert found.fooled.shape == (2, 0)
 
 
-def test_verdicts_survive_the_disk_and_a_damaged_file_is_refused(tmp_path) -> None:
+def test_verdicts_survive_being_bytes_and_damage_is_refused() -> None:
     whole = measured("pgd")
-    path = tmp_path / "unit.safetensors"
-    save_verdicts(path, whole)
-    again = load_verdicts(path)
+    data = pack_verdicts(whole, {"seconds": 1.5})
+    again, facts = unpack_verdicts(data, "unit")
     assert same(again, whole)
-    assert (again.name, again.eps) == (whole.name, whole.eps)
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"unit\.safetensors: not a file of verdicts"):
-        load_verdicts(path)
+    assert (again.name, again.eps, facts) == (whole.name, whole.eps, {"seconds": 1.5})
+    flipped = bytearray(data)
+    flipped[-3] ^= 1
+    for damaged in (b"", data[:-9], bytes(flipped)):
+        with pytest.raises(ValueError, match="unit: not a file of verdicts"):
+            unpack_verdicts(damaged, "unit")
     with pytest.raises(ValueError, match="an image is in two parts"):
         join_verdicts([whole, whole])
 
