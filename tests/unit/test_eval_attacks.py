@@ -30,40 +30,11 @@ from trainers.attack_parameters import (
     legal_attacks,
     legal_losses,
 )  # fmt: skip
-from trainers.attacks import EVAL_ATTACKS, Case, noise, pgd_any, predict, run_attack
-from trainers.attacks.losses import aim, cross_entropy, dlr, dlr_targeted, margin_loss
-from trainers.attacks.packaged import input_gradients_only
+from trainers.attacks import EVAL_ATTACKS, Case, Worst, noise, pgd, predict, run_attack
+from trainers.attacks.losses import dlr
 from trainers.errors import UserError
 
 ZERO, TWO = torch.tensor([0]), torch.tensor([2])
-
-
-def test_losses_are_the_papers() -> None:
-    logits = torch.tensor([[4.0, 3.0, 1.0, -2.0]])
-    assert margin_loss(logits, ZERO).item() == -1
-    assert margin_loss(logits, TWO).item() == 3
-    assert margin_loss(logits, TWO, 0.5).item() == 0.5
-    assert dlr(logits, ZERO).item() == pytest.approx(-1 / 3)
-    assert dlr(logits, TWO).item() == pytest.approx(3 / 3)
-    assert dlr_targeted(logits, ZERO, TWO).item() == pytest.approx(-3 / (4 - (1 - 2) / 2))
-    assert aim(ZERO, TWO)(logits).item() == pytest.approx(-cross_entropy(logits, TWO).item())
-    assert aim(ZERO, None)(logits).item() == pytest.approx(cross_entropy(logits, ZERO).item())
-
-
-def test_dlr_does_not_change_with_the_scale_and_shift_of_the_logits() -> None:
-    logits, labels = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 6
-    targets = (labels + 2) % 6
-    torch.testing.assert_close(dlr(100 * logits + 7, labels), dlr(logits, labels), rtol=1e-4, atol=1e-4)
-    found = dlr_targeted(100 * logits + 7, labels, targets)
-    torch.testing.assert_close(found, dlr_targeted(logits, labels, targets), rtol=1e-4, atol=1e-4)
-
-
-def test_ties_of_all_logits_give_finite_losses_and_gradients() -> None:
-    logits = torch.ones(1, 5, requires_grad=True)
-    loss = dlr(logits, ZERO) + dlr_targeted(logits, ZERO, TWO)
-    (gradient,) = torch.autograd.grad(loss.sum(), logits)
-    assert torch.isfinite(loss).all()
-    assert torch.isfinite(gradient).all()
 
 
 def test_too_few_classes_are_refused_by_one_message_that_names_what_is_legal() -> None:
@@ -77,26 +48,18 @@ def test_too_few_classes_are_refused_by_one_message_that_names_what_is_legal() -
     with pytest.raises(UserError, match=r"^evaluate\.attack\.name: 'apgd-dlr' needs at least 3 .* losses: ce, mar"):
         APGDDLR().check(norm="linf", num_classes=2, path="evaluate.attack")
     with pytest.raises(UserError, match=r"'apgd-t' needs at least 4 classes.* there are 3; .*ce, margin, dlr;"):
-        run_attack(two_classes(3), APGDT())
+        run_attack(case(classes=3), APGDT())
     with pytest.raises(UserError, match=r"attack\.attack\.name: 'apgd-t' needs at least 4"):
-        run_attack(replace(two_classes(3), surrogate=network()), Transfer(attack="apgd-t"))
+        run_attack(case(classes=3), Transfer(attack="apgd-t"))
     with pytest.raises(UserError, match="at least 2"):
         FGSM().check(norm="linf", num_classes=1)
     with pytest.raises(UserError, match=r"legal: ce, margin$"):
         dlr(torch.zeros(1, 2), ZERO)
 
 
-def two_classes(number: int) -> Case:
-    """The network's first few classes."""
-    given, net = case(), network()
-    cut = lambda x: net(x)[:, :number]  # noqa: E731
-    return replace(given, logits=cut, labels=cut(given.images).argmax(1), num_classes=number)
-
-
 @pytest.mark.parametrize("number", [2, 3, 4])
 def test_every_legal_attack_attacks_a_model_of_few_classes(number: int) -> None:
-    given = replace(two_classes(number), surrogate=two_classes(number).logits, eps=0.3)
-    given = replace(given, images=given.images[2:], labels=given.labels[2:], index=given.index[2:])
+    given = case(classes=number, strength=0.3)
     for name in legal_attacks(number):
         if name != "autoattack":
             settings = {"queries": 200} if name in ("square", "ensemble") else {}
@@ -111,7 +74,7 @@ def test_ensembles_say_which_parts_ran() -> None:
         4: (("apgd-ce", "apgd-t"), ("apgd-ce", "apgd-dlr"), ("apgd-ce", "apgd-t", "fab-t", "square")),
     }
     for number, (ours, official, package) in expected.items():
-        given = two_classes(number)
+        given = case(classes=number)
         assert run_attack(given, APGD(steps=2)).parts == ours
         assert run_attack(given, Ensemble(steps=2, queries=2)).parts == (*ours, "square")
         assert run_attack(given, AAAgft(steps=2)).parts == official
@@ -134,15 +97,32 @@ def test_an_ensemble_gives_the_verdicts_of_its_parts_on_the_survivors() -> None:
     torch.testing.assert_close(whole.worst.margin, margin, rtol=1e-4, atol=1e-4)
 
 
-def test_pgd_is_pgd_any_to_the_last_bit() -> None:
-    given = case(number=24)
-    found = run_attack(given, PGD(steps=7))
-    start = noise(0, 0, 0, given.index, (3, 8, 8))
-    expected = pgd_any(
-        given.logits, given.images, given.labels, eps=given.eps, step_size=given.eps / 4, steps=7, start=start
-    )
-    assert torch.equal(found.worst.margin, expected.margin)
-    assert torch.equal(found.worst.prediction, expected.prediction)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_looks_at_every_iterate_of_the_training_attack_from_a_start_keyed_by_seed_and_restart(norm: str) -> None:
+    given, seen = replace(case(norm, number=24), seed=3), []
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(x.detach().clone())
+        return given.logits(x)
+
+    def loss(x: Tensor) -> Tensor:
+        return F.cross_entropy(given.logits(x), given.labels, reduction="none")
+
+    found = run_attack(replace(given, logits=watched), PGD(steps=7, restarts=2))
+    assert len(seen) == 16
+    finals, looks = Worst(given.labels, given.images), Worst(given.labels, given.images)
+    for restart in (0, 1):
+        start = noise(3, 0, restart, given.index, (3, 8, 8))
+        expected = pgd(
+            loss, given.images, eps=given.eps, step_size=given.eps / 4, steps=7, start=start, norm=given.norm
+        )
+        assert torch.equal(seen[8 * restart + 7], expected)
+        finals.look(given.logits(expected), expected)
+    for x in seen:
+        looks.look(given.logits(x), x)
+    assert torch.equal(found.adversarial, finals.images)
+    assert torch.equal(found.worst.images, looks.images)
+    assert torch.equal(found.worst.margin, looks.margin)
 
 
 def test_more_restarts_fool_at_least_whom_fewer_fool() -> None:
@@ -195,25 +175,6 @@ def test_a_targeted_attack_reaches_its_target_on_a_linear_model(attack: Any, kin
         hits = model(found.adversarial).argmax(1) == targets
         assert reachable.sum() >= 10
         assert hits[reachable].float().mean() > 0.9
-
-
-def test_random_targets_are_uniform_over_the_wrong_classes_and_keyed_by_the_image() -> None:
-    given = replace(case(), labels=torch.arange(5).repeat(400), index=torch.arange(2000), num_classes=5)
-    targets = given.targets("random")
-    assert targets is not None
-    counts = torch.zeros(5, 5).index_put_((given.labels, targets), torch.ones(()), accumulate=True)
-    assert counts.diagonal().sum() == 0
-    off = counts[~torch.eye(5, dtype=torch.bool)]
-    assert ((off - 100).square() / 100).sum() < 40  # chi-squared, 15 degrees of freedom
-    part = replace(given, labels=given.labels[7:9], index=given.index[7:9])
-    assert torch.equal(part.targets("random"), targets[7:9])
-    assert not torch.equal(replace(given, seed=1).targets("random"), targets)
-
-
-def test_least_likely_is_the_least_logit_of_the_clean_image_but_the_label() -> None:
-    logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0]])
-    given = replace(case(), logits=lambda _: logits, labels=torch.tensor([0, 0]), num_classes=3)
-    assert given.targets("least-likely").tolist() == [1, 2]
 
 
 class _NoBackward(torch.autograd.Function):
@@ -286,17 +247,3 @@ def test_what_cannot_be_attacked_is_refused() -> None:
     for bad in (torch.nan, torch.inf):
         with pytest.raises(ValueError, match="'pgd': the model's logits are not finite"):
             run_attack(replace(given, logits=lambda x, bad=bad: network()(x) * bad), PGD(steps=1))
-
-
-def test_backward_through_the_isolated_function_reaches_the_images_and_no_weight() -> None:
-    net, x = network(), case().images.clone().requires_grad_(True)
-    logits = input_gradients_only(net)(x)
-    logits[:, 1].sum().backward(retain_graph=True)
-    first = x.grad.clone()
-    x.grad = None
-    logits[:, 2].sum().backward()
-    assert all(parameter.grad is None for parameter in net.parameters())
-    expected = x.detach().clone().requires_grad_(True)
-    torch.testing.assert_close(first, torch.autograd.grad(net(expected)[:, 1].sum(), expected)[0])
-    torch.testing.assert_close(x.grad, torch.autograd.grad(net(expected)[:, 2].sum(), expected)[0])
-    assert F.mse_loss(logits, net(x)) == 0

@@ -66,10 +66,8 @@ def _restarts(case: Case, loss: LogitsLoss, parameters: APGDCE | APGDDLR) -> Out
 
 
 def _start(case: Case, restart: int) -> Tensor:
-    """A point of the ball [B, 3, H, W]: uniform in L-inf; in L2 at distance eps in a random direction."""
+    """A point of the ball [B, 3, H, W]: uniform in L-inf; in L2 on its surface, as a draw of many pixels is longer."""
     draw = noise(case.seed, STREAMS["start"], restart, case.index, tuple(case.images.shape[1:]))
-    if case.norm == "l2":
-        draw = draw / per_image(draw.flatten(1).norm(dim=1), draw)
     return case.project(case.images + case.eps * draw)
 
 

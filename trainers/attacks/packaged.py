@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 from typing import Any
 
+import pyautoattack
 import torch
 from torch import Tensor
 
 from trainers.attack_parameters import AutoAttack
 from trainers.attacks.case import Case, LogitsFn, Outcome
-from trainers.errors import UserError
 
-__all__ = ["autoattack", "autoattack_is_installed", "input_gradients_only"]
+__all__ = ["autoattack", "input_gradients_only"]
 
 NORMS = {"linf": "Linf", "l2": "L2"}
-
-
-def autoattack_is_installed() -> bool:
-    """Can `autoattack` run here?"""
-    return importlib.util.find_spec("pyautoattack") is not None
 
 
 def autoattack(case: Case, parameters: AutoAttack) -> Outcome:
@@ -32,10 +26,6 @@ def autoattack(case: Case, parameters: AutoAttack) -> Outcome:
     images. (Our own attacks do not.) It is run in a fork of the random state, sees input gradients only (FAB calls
     `backward`), and the final images are projected once more.
     """
-    if not autoattack_is_installed():
-        raise UserError("attack.name: 'autoattack' needs pyautoattack: pip install 'pyautoattack>=0.2'")
-    import pyautoattack
-
     device, worst = case.images.device, case.worst()
     parts = parameters.parts(case.num_classes)
     rows = (~worst.done).nonzero().squeeze(1)
