@@ -144,3 +144,16 @@ def test_random_noise_of_the_same_size_fools_fewer_than_the_attack() -> None:
     shaken = random_noise(model, images, classes, settings)
     assert shaken.clean_correct == attacked.clean_correct
     assert sum(shaken.robust_correct) > sum(attacked.robust_correct)
+
+
+def test_the_protocol_and_the_seed_are_those_of_the_configuration() -> None:
+    model, classes, images = fitted()
+    strict, paper = (evaluate(model, images, classes, config("4/255", protocol=name)) for name in ("strict", "paper"))
+    wrong = ~strict.right
+    assert torch.equal(strict.attacked.margin[0][wrong], strict.clean.margin[wrong])
+    assert (paper.attacked.margin[0][wrong] != paper.clean.margin[wrong]).any()
+    settings = config("4/255", samples=30).model_copy(update={"seed": 3})
+    found = evaluate(model, images, classes, settings)
+    assert torch.equal(found.index, stratified_sample(images.labels, 30, seed=3))
+    assert not torch.equal(found.index, stratified_sample(images.labels, 30, seed=0))
+    assert equal(evaluate(model, images, classes, config("4/255", samples=30), seed=3), found)
