@@ -17,10 +17,13 @@ FINAL_ONLY = ("di-fgsm", "ti-fgsm", "transfer")  # they look at nothing but thei
 
 
 class Counted:
-    """The network's logits; `rows` that were wanted, `forwards` and `backwards` of the whole batch."""
+    """The network's logits; `rows` that were wanted, `forwards` and `backwards` of the whole batch.
+
+    Whoever is done must stay done: nobody may ask for their logits again.
+    """
 
     def __init__(self) -> None:
-        self.net = network()
+        self.net, self.done = network(), torch.zeros(1, dtype=torch.bool)
         self.rows = self.forwards = self.backwards = 0
 
     def __call__(self, images: Tensor, done: Tensor | None = None) -> Tensor:
@@ -32,6 +35,8 @@ class Counted:
             self.rows += len(images)
             return logits
         self.rows += int((~done).sum())
+        assert (done >= self.done).all()
+        self.done = done
         return torch.where(done[:, None], 0.0, logits)
 
     def _backward(self, _: Tensor) -> None:
@@ -81,6 +86,17 @@ def test_nothing_is_computed_when_all_are_done(parameters: EvalAttackParameters,
     assert model.rows == 0
 
 
+@pytest.mark.parametrize(
+    "name", ["pgd", "cw", "apgd-ce", "apgd-dlr", "apgd-t", "square", "apgd", "ensemble", "aa-agft"]
+)
+def test_it_ends_when_everyone_is_fooled(name: str) -> None:
+    patient = {"queries": 100} if name in ("square", "ensemble") else {}
+    parameters = EVAL_ATTACKS[name].parameters.model_validate({**QUICK[name], **patient})
+    found, model = attacked(case(number=8, strength=0.5), parameters)
+    assert found.worst.fooled.all()
+    assert model.forwards < parameters.passes(5)[0] / 1.5
+
+
 @rows(keyed=True)
 def test_the_recorded_image_has_the_recorded_verdict(parameters: EvalAttackParameters, norm: str) -> None:
     given = case(norm, number=24)
@@ -115,6 +131,32 @@ def test_an_image_that_is_fooled_keeps_its_record_whatever_comes() -> None:
     assert worst.prediction.tolist() == [1, 0, 0]
     assert worst.images.squeeze(1).tolist() == [2, 2, 0]
     assert worst.done.tolist() == [True, False, True]
+
+
+def test_an_image_that_loses_a_tie_is_fooled_though_its_margin_is_no_less_than_before() -> None:
+    worst = Worst(torch.tensor([1]), torch.zeros(1, 1))
+    worst.look(torch.tensor([[0.0, 1.0, 1.0]]), torch.ones(1, 1))
+    assert worst.margin.item() == 0
+    assert not worst.fooled.item()
+    worst.look(torch.tensor([[1.0, 1.0, 0.0]]), torch.full((1, 1), 2.0))
+    assert worst.fooled.item()
+    assert worst.prediction.item() == 0
+    assert worst.images.item() == 2
+
+
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("label", [0, 1])
+def test_logits_that_stop_being_numbers_on_the_way_are_refused(first: int, label: int) -> None:
+    given, calls = case(number=2), []
+
+    def model(x: Tensor) -> Tensor:
+        calls.append(None)
+        return torch.nn.functional.one_hot(given.labels * 0 + label, 5) * 9 + network()(x) * (
+            torch.nan if len(calls) > first else 1e-3
+        )
+
+    with pytest.raises(ValueError, match="logits are not finite"):
+        run_attack(replace(given, logits=model, labels=given.labels * 0 + label), EVAL_ATTACKS["pgd"].parameters())
 
 
 @pytest.mark.parametrize("name", [name for name in QUICK if name != "autoattack"])

@@ -15,7 +15,7 @@ from tests.attacked import case, network
 from trainers.attack_parameters import APGDCE, APGDT, Square
 from trainers.attacks import Case, noise, predict, run_attack
 from trainers.attacks.auto_pgd import checkpoints
-from trainers.attacks.counter import STREAMS
+from trainers.attacks.counter import STREAMS, uniform
 from trainers.attacks.random_search import square_side
 
 
@@ -175,6 +175,38 @@ def test_apgd_t_aims_at_the_likeliest_wrong_classes_in_turn() -> None:
     ranked = given.clean().argsort(1, descending=True)
     assert torch.equal(ranked[:, 0], given.labels)
     assert [targets.tolist() for targets in aimed] == [ranked[:, place].tolist() for place in (1, 1, 2, 2)]
+
+
+def test_square_visits_the_points_of_a_plain_loop_over_images() -> None:
+    given, seen = replace(case(number=6, strength=0.06), seed=3), []
+    lower, upper = (torch.clamp(given.images + sign * given.eps, 0, 1) for sign in (-1, 1))
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(x.clone())
+        return given.logits(x)
+
+    parameters = Square(queries=40)
+    found = run_attack(replace(given, logits=watched), parameters).worst
+    assert 0 < found.fooled.sum() < 6
+    for row in range(6):
+        own = slice(row, row + 1)
+        stripes = noise(3, STREAMS["square"], 0, given.index[own], (3, 1, 8))[0]
+        point = best = torch.where(stripes > 0, upper[row], lower[row])
+        least = torch.tensor(torch.inf)
+        for query in range(40):
+            if query:
+                side = square_side(query, parameters, 8, 8)
+                draws = uniform(3, "square", query, given.index[own], 5)[0]
+                top, left = (int(draw * (9 - side)) for draw in draws[:2])
+                point = best.clone()
+                for channel, draw in enumerate(draws[2:]):
+                    place = channel, slice(top, top + side), slice(left, left + side)
+                    point[place] = (upper if draw > 0.5 else lower)[row][place]
+            torch.testing.assert_close(seen[query][row], point, rtol=0, atol=0)
+            margin = predict(given.logits(point[None]), given.labels[own])[1][0]
+            if least > 0 and margin < least:
+                best, least = point, margin
+        torch.testing.assert_close(found.margin[row], least, rtol=1e-4, atol=1e-4)
 
 
 def test_squares_shrink_on_the_papers_schedule_rescaled_to_the_queries() -> None:

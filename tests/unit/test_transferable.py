@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from tests.attacked import case, network
@@ -68,6 +69,25 @@ def test_diversity_and_smoothing_change_the_perturbation_and_every_step_draws_an
     assert (smooth != plain).flatten(1).any(1).all()
     one, two = (uniform(0, "diversity", step, given.index, 4) for step in (0, 1))
     assert (one != two).all()
+
+
+@pytest.mark.parametrize("attack", [DIFGSM, TIFGSM])
+def test_the_model_is_shown_images_shrunk_by_draws_keyed_by_seed_and_step_and_at_last_the_image_itself(
+    attack: type[DIFGSM | TIFGSM],
+) -> None:
+    given, seen = replace(case(number=6, strength=1e-5), seed=3), []
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(x.detach().clone())
+        return given.logits(x)
+
+    found = run_attack(replace(given, logits=watched), attack(steps=2, resize_rate=0.5, diversity_probability=0.9))
+    for step in (0, 1):  # the radius is nearly 0: the iterates are the images
+        draws = uniform(3, "diversity", step, given.index, 4)
+        expected = shrink_and_pad(given.images, draws, rate=0.5, probability=0.9)
+        assert (expected != given.images).flatten(1).any(1).sum() >= 4
+        torch.testing.assert_close(seen[step], expected, rtol=0, atol=2e-5)
+    assert torch.equal(seen[2], found.adversarial)
 
 
 def test_an_image_without_a_gradient_stays_where_it_is_and_spoils_no_other() -> None:

@@ -17,16 +17,14 @@ def composed(run: Runner) -> Callable[[Case, Composed], Outcome]:
     """The attack that runs `parameters.components(...)` in turn through `run`; `parts` names those that ran.
 
     Every part is given the whole batch, with the images that an earlier part fooled as done: the same verdicts as if it
-    were given just the survivors. Ends when all are done, but `parts` lists all that were due, so that it does not
-    depend on the batch.
+    were given just the survivors. With nobody left a part ends at once; `parts` lists it all the same, so that it does
+    not depend on the batch.
     """
 
     def attack(case: Case, parameters: Composed) -> Outcome:
         components = parameters.components(norm=case.norm, num_classes=case.num_classes)
         worst = case.worst()
         for component in components:
-            if worst.done.all():
-                break
             worst.take(run(replace(case, done=worst.done), component).worst)
         return Outcome(worst.images, worst, tuple(component.name for component in components))
 
