@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Pixels = Sequence[Path] | NDArray[np.uint8]
+    from trainers.data.base import Pixels
 
 __all__ = ["Made", "Part", "made_parts"]
 
@@ -90,7 +90,9 @@ class Counter:
         return made + kept, kept
 
 
-def made_parts(parts: Sequence[Part], images: Pixels, workers: int, progress: Callable[[int, int], None]) -> list[Made]:
+def made_parts(
+    parts: Sequence[Part], images: Sequence[Path] | Pixels, workers: int, progress: Callable[[int, int], None]
+) -> list[Made]:
     """All parts, made or found made, in order. Raises what the first failing part raised; the others are stopped."""
     workers = min(workers, len(parts))
     if workers <= 1 or len(images) <= FEW:
@@ -128,12 +130,25 @@ def made_parts(parts: Sequence[Part], images: Pixels, workers: int, progress: Ca
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Processes that are started meanwhile never see Ctrl-C, not even while they import; the parent sees it after."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Processes that are started meanwhile never see Ctrl-C, not even while they import; the parent sees it after.
+
+    They inherit the mask. It alone does not keep KeyboardInterrupt from the parent: the system may hand the signal to
+    any other thread (of BLAS, say), and Python then runs the handler in the main thread all the same. Raised between a
+    child's start and the writing of what it is to do, it would leave a child that fails on half a message.
+    """
+    seen: list[int] = []
+    handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+    if handler is not None:  # only the main thread has handlers, and only Python's can be put back
+        signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if seen:
+            signal.raise_signal(signal.SIGINT)
 
 
 _shared: Counter = Counter(0)
@@ -152,12 +167,15 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _make(part: Part, items: Pixels) -> Made:
+def _make(part: Part, items: Sequence[Path] | NDArray[np.uint8]) -> Made:
     return make_part(part, items, _shared)
 
 
 def make_part(
-    part: Part, items: Pixels, counter: Counter, progress: Callable[[int, int], None] = lambda done, kept: None
+    part: Part,
+    items: Sequence[Path] | NDArray[np.uint8],
+    counter: Counter,
+    progress: Callable[[int, int], None] = lambda done, kept: None,
 ) -> Made:
     """Decode the part into its file, unless the file is there for this plan and has its SHA-256."""
     if (found := _found(part)) is not None:
