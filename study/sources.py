@@ -7,16 +7,16 @@ folder. What is in it may be deleted at any time.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from infra import storage
 from infra.errors import Missing
+from trainers.disk import cache_folder
 from trainers.errors import MissingWeights, UserError
+from trainers.filelock import locked
 
 __all__ = ["fetch_data", "fetch_weights", "storage_here", "use_s3_data", "use_s3_weights"]
 
@@ -101,18 +101,13 @@ def _content(stored: storage.StoredObject) -> str:
 
 
 def _entry(content: str) -> Path:
-    named = os.environ.get("AGFT_CACHE")
-    if named:
-        cache = Path(named).expanduser()
-    else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agft-study"
-    return cache / "weights" / hashlib.sha256(content.encode()).hexdigest()[:32]
+    return cache_folder() / "weights" / hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _bring(stored: storage.StoredObject, path: Path, say: Say | None) -> Path:
     """`path`, with the object's bytes: kept ones if their SHA-256 is right, else downloaded."""
     note = path.with_name(f".{path.name}.sha256")  # what the bytes were, where storage does not say
-    with _alone(path):
+    with locked(path.with_name(f".{path.name}.lock")):  # of several processes of a node, one downloads
         expected = stored.sha256 or (note.read_text() if note.is_file() else None)
         if expected and path.is_file() and storage.hash_file(path) == expected:
             return path
@@ -121,12 +116,3 @@ def _bring(stored: storage.StoredObject, path: Path, say: Say | None) -> Path:
         got = storage.get_file(stored.uri, path, sha256=stored.sha256)
         note.write_text(got.sha256 or "")
     return path
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Of several processes on this machine, one downloads; the others wait and find it done."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
