@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["DatasetEntry", "Files", "ImageSet", "Images", "RawSet", "alike", "duplicate_prompts"]
+__all__ = [
+    "Archive",
+    "DatasetEntry",
+    "Files",
+    "ImageSet",
+    "Images",
+    "RawSet",
+    "alike",
+    "duplicate_prompts",
+    "safe_name",
+]
 
 Resolution = Literal["224", "native"]
 
@@ -80,15 +91,54 @@ def alike(classes: Sequence[str], templates: Sequence[str]) -> list[tuple[int, .
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
+PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,79}")
+CODED_NAME = re.compile(r".*-[0-9a-f]{16}")
+
+
+def safe_name(name: str) -> str:
+    """A dataset's name as part of a file's or a metric's: one of `A-Z a-z 0-9 _ . -` at most 80 times, nothing else.
+
+    Names of the table stay as they are. Any other, say `folder:/data/my pets`, keeps its readable end and gets 64 bits
+    of its SHA-256 (`folder-data-my-pets-` and 16 digits), so that two names never become one: not `a b` and `a-b`, not
+    two that differ in case alone where files do not tell case, and none looks like the coded form of another.
+    """
+    if PLAIN_NAME.fullmatch(name) and not CODED_NAME.fullmatch(name):
+        return name
+    readable = re.sub(r"[^A-Za-z0-9_.]+", "-", name)[-60:].strip("-._")
+    return f"{readable or 'set'}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:16]}"
+
+
+class Pixels(Protocol):
+    """uint8 [N, H, W, 3], read where it is indexed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> NDArray[np.uint8]: ...
+
+
 @dataclass(frozen=True)
 class RawSet:
     """A dataset as its own files have it, in a fixed order: what to decode, and what it shows."""
 
-    images: Sequence[Path] | NDArray[np.uint8]  # image files, or pixels [N, H, W, 3] that are read when sliced
+    images: Sequence[Path] | Pixels  # image files, or pixels
     labels: Sequence[int]
     classes: tuple[str, ...]
     described_by: tuple[Path, ...] = ()  # the files that say which images these are, their labels and names
     named_by: str = "the dataset's own files"  # where the class names are from
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file that anyone may download, and where what is in it belongs."""
+
+    url: str
+    into: str = ""  # folder below that of all datasets
+    digest: str = ""  # `md5:...` or `sha256:...`; "" where nobody published one
+    inner: str = ""  # what is wanted is another archive, at this path in it
+
+    @property
+    def file(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -98,9 +148,8 @@ class Files:
     read: Callable[[Path], RawSet]  # given the folder of all datasets; raises OSError, UserError
     marker: str  # a file or folder below it that is there when the dataset is
     size: int  # pixels of a side of every prepared image
-    download: str = ""  # the torchvision dataset class that fetches it without a login; "" where there is none
-    split: str = ""  # that class's `split`
-    by_hand: tuple[str, ...] = ()  # what to do otherwise, line by line
+    archives: tuple[Archive, ...] = ()  # what to download; none where that needs a person
+    by_hand: tuple[str, ...] = ()  # what that person does, line by line
 
 
 @dataclass(frozen=True)
@@ -121,5 +170,5 @@ class DatasetEntry:
 
     @property
     def kind(self) -> str:
-        """How it is had: drawn, `torchvision` downloads it, or by hand."""
-        return "drawn" if self.files is None else "torchvision" if self.files.download else "by hand"
+        """How it is had."""
+        return "drawn" if self.files is None else "download" if self.files.archives else "by hand"

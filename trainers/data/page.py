@@ -40,7 +40,7 @@ def steps() -> str:
 def _steps(entry: DatasetEntry) -> str:
     assert entry.files is not None
     body = "\n".join(line.format(root="$AGFT_DATA") for line in entry.files.by_hand)
-    return f"`{entry.name}`:\n\n```sh\n{body}\n```"
+    return f"`{entry.name}`:\n\n```text\n{body}\n```"
 
 
 if __name__ == "__main__":
