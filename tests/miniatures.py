@@ -264,3 +264,10 @@ MINIATURES: dict[str, tuple[Callable[[Path], None], int, int]] = {
         partial(folders, where="country211/test", names=("AD", "CD", "CG", "XK"), pattern="{name}_{number}.jpg"), 8, 4),
 }  # fmt: skip
 """What writes a miniature, and how many images and classes it has."""
+
+
+def made(name: str, root: Path) -> DatasetEntry:
+    """The miniature below `root`, and its row."""
+    make, images, classes = MINIATURES[name]
+    make(root)
+    return row(name, images, classes)

@@ -56,9 +56,9 @@ def decode(item: Path | NDArray[np.uint8], resolution: str, size: int) -> NDArra
                     found = fit(opened, resolution)
             else:
                 found = fit(Image.fromarray(item), resolution)
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{name}not a readable image ({error})") from error
     if found.shape != (3, size, size):
         raise UserError(f"{name}{found.shape[2]} x {found.shape[1]} pixels, not {size} x {size}")

@@ -31,15 +31,22 @@ from trainers.errors import UserError
 
 __all__ = [
     "aircraft", "caltech101", "caltech256", "cars", "country211", "dtd", "eurosat", "flowers102", "food101",
-    "imagenet_v2", "imagenet_val", "pets", "sun397", "tiny_imagenet_val", "wnid_folders",
+    "imagenet_v2", "imagenet_val", "images_in_folders", "pets", "sun397", "tiny_imagenet_val", "wnid_folders",
 ]  # fmt: skip
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file ({error})") from error
+
+
 def _rows(path: Path, columns: int, separator: str | None = None) -> list[list[str]]:
     """The lines of a text file, each split into so many columns."""
-    rows = [line.strip().split(separator, columns - 1) for line in path.read_text().splitlines() if line.strip()]
+    rows = [line.strip().split(separator, columns - 1) for line in _text(path).splitlines() if line.strip()]
     for number, row in enumerate(rows, 1):
         if len(row) != columns:
             raise UserError(f"{path}: line {number}: {' '.join(row)!r} has {len(row)} columns, not {columns}")
@@ -53,21 +60,23 @@ def _label(number: str, path: Path) -> int:
     return int(number) - 1
 
 
-def _in_folders(folder: Path, *, skip: Sequence[str] = ()) -> tuple[list[str], list[Path], list[int]]:
-    """Names of sub-folders, the images directly or deeper in them, and their labels."""
-    names = sorted(each.name for each in folder.iterdir() if each.is_dir() and each.name not in skip)
+def images_in_folders(folder: Path, *, skip: Sequence[str] = ()) -> tuple[list[str], list[Path], list[int]]:
+    """Names of sub-folders, the images directly or deeper in them, their labels. Nothing hidden (macOS: `._x.jpg`)."""
+    names = sorted(
+        each.name for each in folder.iterdir() if each.is_dir() and each.name not in skip and each.name[0] != "."
+    )
     files = [
         (file, label)
         for label, name in enumerate(names)
         for file in sorted((folder / name).rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."
     ]
     return names, [file for file, _ in files], [label for _, label in files]
 
 
 def caltech101(root: Path) -> RawSet:
     """`Faces` and `Faces_easy`, the first two folders, are one class."""
-    names, files, labels = _in_folders(root / "caltech101/101_ObjectCategories", skip=("BACKGROUND_Google",))
+    names, files, labels = images_in_folders(root / "caltech101/101_ObjectCategories", skip=("BACKGROUND_Google",))
     if names[:2] != ["Faces", "Faces_easy"]:
         raise UserError(f"{root}/caltech101/101_ObjectCategories: the first folders are {names[:2]}, not the two Faces")
     return RawSet(files, [max(0, label - 1) for label in labels], ("person", *map(refine, names[2:])))
@@ -92,7 +101,7 @@ def dtd(root: Path) -> RawSet:
 
 
 def eurosat(root: Path) -> RawSet:
-    names, files, labels = _in_folders(root / "eurosat/2750")
+    names, files, labels = images_in_folders(root / "eurosat/2750")
     if names != list(EUROSAT):
         raise UserError(f"{root}/eurosat/2750: its folders are {', '.join(names)}, not {', '.join(EUROSAT)}")
     return RawSet(files, labels, tuple(EUROSAT.values()), named_by=NAMED_HERE)
@@ -120,20 +129,22 @@ def flowers102(root: Path) -> RawSet:
     split, labelled = base / "setid.mat", base / "imagelabels.mat"
     numbers = _mat(split, "tstid").tolist()
     labels = _mat(labelled, "labels").tolist()
-    if numbers and max(numbers) > len(labels):
-        raise UserError(f"{split}: image {max(numbers)} has no label among the {len(labels)} of {labelled}")
+    for number in numbers:
+        if not 1 <= number <= len(labels):
+            raise UserError(f"{split}: image {number} has no label among the {len(labels)} of {labelled}")
     files = [base / "jpg" / f"image_{number:05d}.jpg" for number in numbers]
     return RawSet(files, [int(labels[number - 1]) - 1 for number in numbers], FLOWERS, (split, labelled), NAMED_HERE)
 
 
-def _mat(path: Path, key: str) -> Any:
-    """One variable of a MATLAB file, as a flat array."""
+def _mat(path: Path, key: str, *fields: str) -> Any:
+    """One variable of a MATLAB file, as a flat array; of structures with these fields, if any are named."""
     import numpy as np
     from scipy.io import loadmat
 
     with path.open("rb") as file:  # an OSError with the path, where loadmat would look for other names
         try:
-            return np.atleast_1d(loadmat(file, squeeze_me=True)[key])
+            found = np.atleast_1d(loadmat(file, squeeze_me=True)[key])
+            return found[list(fields)] if fields else found
         except Exception as error:  # scipy's own errors have no common base
             raise UserError(f"{path}: not the MATLAB file that it should be ({error})") from error
 
@@ -142,7 +153,7 @@ def cars(root: Path) -> RawSet:
     base = root / "stanford_cars"
     named, labelled = base / "devkit/cars_meta.mat", base / "cars_test_annos_withlabels.mat"
     names = [str(name) for name in _mat(named, "class_names").tolist()]
-    rows = _mat(labelled, "annotations")
+    rows = _mat(labelled, "annotations", "class", "fname")
     files = [base / "cars_test" / str(row["fname"]) for row in rows]
     return RawSet(files, [int(row["class"]) - 1 for row in rows], tuple(map(car_name, names)), (named, labelled))
 
@@ -150,10 +161,10 @@ def cars(root: Path) -> RawSet:
 def food101(root: Path) -> RawSet:
     listed = root / "food-101/meta/test.json"
     try:
-        by_class: dict[str, list[str]] = json.loads(listed.read_text())
-    except ValueError as error:
-        raise UserError(f"{listed}: not JSON ({error})") from error
-    names = sorted(by_class)
+        by_class: dict[str, list[str]] = json.loads(_text(listed))
+        names = sorted(by_class.keys())
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{listed}: not a list of files by class in JSON ({error})") from error
     rows = [(name, file) for name, files in by_class.items() for file in files]
     files = [root / "food-101/images" / f"{file}.jpg" for _, file in rows]
     return RawSet(files, [names.index(name) for name, _ in rows], tuple(map(refine, names)), (listed,))
@@ -183,13 +194,13 @@ def sun397(root: Path) -> RawSet:
 
 
 def country211(root: Path) -> RawSet:
-    names, files, labels = _in_folders(root / "country211/test")
+    names, files, labels = images_in_folders(root / "country211/test")
     return RawSet(files, labels, tuple(map(country_name, names)), named_by="the list in trainers.data.countries")
 
 
 def wnid_folders(root: Path, folder: str) -> RawSet:
     """A folder for every WordNet number: ImageNet, its variants, Tiny ImageNet's training split."""
-    names, files, labels = _in_folders(root / folder)
+    names, files, labels = images_in_folders(root / folder)
     return RawSet(files, labels, imagenet_names(names), named_by=IMAGENET_NAMED_BY)
 
 
@@ -198,7 +209,7 @@ def imagenet_val(root: Path) -> RawSet:
     folder, listed = root / "imagenet/val", root / "imagenet/LOC_val_solution.csv"
     if not listed.is_file() or any(each.is_dir() for each in folder.iterdir()):
         return wnid_folders(root, "imagenet/val")
-    rows = sorted((file, boxes.split()[0]) for file, boxes in _rows(listed, 2, ",")[1:])
+    rows = sorted((file, boxes.partition(" ")[0]) for file, boxes in _rows(listed, 2, ",")[1:])
     wnids = sorted({wnid for _, wnid in rows})
     labels = [wnids.index(wnid) for _, wnid in rows]
     files = [folder / f"{file}.JPEG" for file, _ in rows]
@@ -208,7 +219,7 @@ def imagenet_val(root: Path) -> RawSet:
 def imagenet_v2(root: Path) -> RawSet:
     """Folders `0` to `999`, which are label numbers."""
     folder = root / "imagenetv2-matched-frequency-format-val"
-    names, files, labels = _in_folders(folder)
+    names, files, labels = images_in_folders(folder)
     if sorted(names, key=lambda name: name.zfill(4)) != [str(label) for label in range(len(names))]:
         raise UserError(f"{folder}: its folders are not the label numbers 0 to {len(names) - 1}")
     rows = sorted((int(names[label]), file) for file, label in zip(files, labels, strict=True))

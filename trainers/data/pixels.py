@@ -54,9 +54,12 @@ def cifar(root: Path, folder: str, batch: str, meta: str, labels: str, names: st
 
     path, named = root / folder / batch, root / folder / meta
     content, description = _unpickled(path), _unpickled(named)
-    for key, where, held in (("data", path, content), (labels, path, content), (names, named, description)):
-        if key not in held:
-            raise UserError(f"{where}: not a CIFAR file (it has no {key!r})")
+    if "data" not in content:
+        raise UserError(f"{path}: not a CIFAR file (it has no 'data')")
+    for key, kind, where, held in ((labels, int, path, content), (names, str, named, description)):
+        found = held.get(key)
+        if not isinstance(found, list) or not all(isinstance(each, kind) for each in found):
+            raise UserError(f"{where}: not a CIFAR file (it has no list {key!r} of {kind.__name__})")
     rows = np.asarray(content["data"])
     if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
         raise UserError(f"{path}: its data is {rows.dtype} {rows.shape}, not uint8 (N, 3072)")
@@ -70,11 +73,29 @@ def stl10(root: Path) -> RawSet:
 
     base = root / "stl10_binary"
     path, labelled, named = base / "test_X.bin", base / "test_y.bin", base / "class_names.txt"
-    if path.stat().st_size % (3 * 96 * 96):
-        raise UserError(f"{path}: {path.stat().st_size} bytes are no whole number of 96 x 96 images")
+    size = path.stat().st_size
+    if size == 0 or size % (3 * 96 * 96):
+        raise UserError(f"{path}: {size:,} bytes are no whole number of 96 x 96 images")
     pixels = np.memmap(path, np.uint8, mode="r").reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
     labels = (np.fromfile(labelled, np.uint8).astype(np.int64) - 1).tolist()
-    return RawSet(pixels, labels, tuple(named.read_text().split()), (path, labelled, named))
+    names = tuple(named.read_bytes().decode("latin1").split())
+    return RawSet(pixels, labels, names, (path, labelled, named))
+
+
+class _HDF5:
+    """Pixels in an HDF5 file, read when they are asked for; a file that is damaged inside is named."""
+
+    def __init__(self, path: Path, pixels: Any) -> None:
+        self.path, self.pixels = path, pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self.pixels[index]
+        except OSError as error:
+            raise UserError(f"{self.path}: images {index} cannot be read ({error})") from error
 
 
 def pcam(root: Path) -> RawSet:
@@ -82,12 +103,18 @@ def pcam(root: Path) -> RawSet:
         import h5py
     except ImportError as error:
         raise UserError("its files are HDF5, and h5py is not installed: pip install 'h5py>=3.11'") from error
-    base = root / "pcam"
-    path, labelled = (base / f"camelyonpatch_level_2_split_test_{part}.h5" for part in "xy")
+    path, labelled = (root / f"pcam/camelyonpatch_level_2_split_test_{part}.h5" for part in "xy")
     for each in (path, labelled):
         each.stat()  # an OSError with the path
     try:
-        pixels, labels = h5py.File(path)["x"], h5py.File(labelled)["y"][:].reshape(-1).tolist()
+        pixels = h5py.File(path)["x"]
+        if pixels.dtype != "uint8" or pixels.shape[1:] != (96, 96, 3):
+            raise UserError(f"{path}: its x is {pixels.dtype} {pixels.shape}, not uint8 (N, 96, 96, 3)")
     except (OSError, KeyError) as error:
-        raise UserError(f"{base}: not PCAM's HDF5 files ({error})") from error
-    return RawSet(pixels, labels, PCAM, (path, labelled), NAMED_HERE)
+        raise UserError(f"{path}: not PCAM's HDF5 file ({error})") from error
+    try:
+        with h5py.File(labelled) as file:
+            labels = file["y"][...].reshape(-1).tolist()
+    except (OSError, KeyError) as error:
+        raise UserError(f"{labelled}: not PCAM's HDF5 file ({error})") from error
+    return RawSet(_HDF5(path, pixels), labels, PCAM, (path, labelled), NAMED_HERE)
