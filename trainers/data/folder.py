@@ -1,55 +1,41 @@
-"""Image folders: one sub-folder a class, as torchvision's ImageFolder has it."""
+"""Image folders as datasets, `folder:DIRECTORY`: one sub-folder a class, as torchvision's ImageFolder has it."""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
-from trainers.data.base import ImageSet
+from trainers.data.base import DatasetEntry, Files, RawSet
+from trainers.data.layouts import images_in_folders
 from trainers.errors import UserError
 
-__all__ = ["load_folder"]
+__all__ = ["FOLDER_PREFIX", "folder_entry"]
 
-IMAGE_SIZE = 224
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
+FOLDER_PREFIX = "folder:"
 TEMPLATE = "This is a photo of a {}."
 
 
-@cache
-def load_folder(name: str, path: str) -> ImageSet:
-    """The images of `folder:DIRECTORY/<class>/*`, in memory.
+def folder_entry(name: str, path: str) -> DatasetEntry:
+    """A row like those of the table, with the counts of what is in the folder now; `path` is named in the error.
 
-    RGB first, then the short side to 224 (bicubic, antialiased) and a centre crop (official code: converts after the
-    resize, which spoils palette images). Classes are the folders in alphabetical order, `_` and `-` read as spaces.
+    Classes are the sub-folders in alphabetical order, `_` and `-` read as spaces. Pixels are made as those of the
+    table's sets are, so that a folder of a set's own images gives that set.
     """
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps
-
-    directory = Path(name.partition(":")[2]).expanduser()
+    directory = Path(name.removeprefix(FOLDER_PREFIX)).expanduser().absolute()
     if not directory.is_dir():
         raise UserError(f"{path}: {name!r}: no such folder")
-    folders = sorted(folder for folder in directory.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    files = [
-        (file, label)
-        for label, folder in enumerate(folders)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in SUFFIXES
-    ]
+    folders, files, labels = images_in_folders(directory)
     if len(folders) < 2 or not files:
         raise UserError(f"{path}: {name!r}: expected one sub-folder with images for each of two or more classes")
-    images = torch.empty((len(files), 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
-    for row, (file, _) in enumerate(files):
-        try:
-            with Image.open(file) as opened:
-                fitted = ImageOps.fit(opened.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-        except OSError as error:
-            raise UserError(f"{path}: {file}: not a readable image ({error})") from error
-        images[row] = torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
-    return ImageSet(
-        name=name,
-        images=images,
-        labels=torch.tensor([label for _, label in files]),
-        classes=tuple(folder.name.replace("_", " ").replace("-", " ") for folder in folders),
+    classes = tuple(folder.replace("_", " ").replace("-", " ") for folder in folders)
+    return DatasetEntry(
+        name,
+        None,
+        len(files),
+        len(classes),
+        f"the folder {directory}",
+        "images of your own",
+        names="names of sub-folders, `_` and `-` read as spaces",
         templates=(TEMPLATE,),
+        resolution="224",
+        files=Files(lambda _: RawSet(files, labels, classes, named_by="names of sub-folders"), str(directory), 224),
     )

@@ -22,7 +22,7 @@ from trainers.data.base import DatasetEntry, RawSet, alike
 from trainers.data.decode import TRANSFORMS
 from trainers.data.parts import Part, made_parts
 from trainers.data.shards import DIGESTS, FORMAT, LABELS, MANIFEST, Manifest, differences, read_manifest, shard_size
-from trainers.data.stored import read_raw
+from trainers.data.stored import read_raw, set_at
 from trainers.disk import TEMPORARY, write_whole
 from trainers.errors import UserError
 from trainers.filelock import locked
@@ -46,9 +46,9 @@ def prepare(
     for a disk that is full or cannot be written; what is finished by then is kept for the next run.
     """
     assert entry.files is not None, f"{entry.name} is drawn"
-    folder = place / entry.name
+    folder = Path(set_at(place, entry))
     with locked(
-        place / f".{entry.name}.lock", waiting=lambda: say(f"another process prepares {entry.name}; waiting for it")
+        place / f".{folder.name}.lock", waiting=lambda: say(f"another process prepares {entry.name}; waiting for it")
     ):
         manifest = read_manifest(folder / MANIFEST)
         if manifest is not None:
@@ -76,7 +76,7 @@ def _source(entry: DatasetEntry, raw: RawSet, root: Path) -> dict[str, Any]:
     if isinstance(raw.images, Sequence):
         for file, label in zip(raw.images, raw.labels, strict=True):
             try:
-                listing.update(f"{file.relative_to(root)} {file.stat().st_size} {label}\n".encode())
+                listing.update(f"{_named(file, root)} {file.stat().st_size} {label}\n".encode(errors="surrogateescape"))
             except FileNotFoundError:
                 missing.append(file)
     else:
@@ -84,8 +84,13 @@ def _source(entry: DatasetEntry, raw: RawSet, root: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{entry.name}: {missing[0]}: no such file; {len(missing):,} of {len(raw.images):,} images are "
                         "missing: an unfinished download or unpacking? Remove it and get it again")  # fmt: skip
-    described = {str(file.relative_to(root)): _hash(file) for file in raw.described_by}
+    described = {_named(file, root): _hash(file) for file in raw.described_by}
     return {"sha256": listing.hexdigest(), "described_by": described, "class_names": raw.named_by}
+
+
+def _named(file: Path, root: Path) -> str:
+    """Without the folder of all datasets, which may be another on the next machine; an image folder lies anywhere."""
+    return str(file.relative_to(root) if file.is_relative_to(root) else file)
 
 
 def _hash(path: Path) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -185,11 +186,11 @@ class ShardedImages:
             mapped: NDArray[np.uint8] = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path}: cannot be read ({error}); see `agft data verify {self._manifest.name}`"
+                f"{path}: cannot be read ({error}); see `agft data verify {shlex.quote(self._manifest.name)}`"
             ) from error
         if mapped.shape != (shard.images, *self.shape[1:]) or mapped.dtype != np.uint8:
             raise UserError(f"{path}: {mapped.dtype} {mapped.shape}, not uint8 {(shard.images, *self.shape[1:])}; "
-                            f"see `agft data verify {self._manifest.name}`")  # fmt: skip
+                            f"see `agft data verify {shlex.quote(self._manifest.name)}`")  # fmt: skip
         return mapped
 
     def __reduce__(self) -> Any:

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from trainers.data.base import DatasetEntry, ImageSet, RawSet
+from trainers.data.base import DatasetEntry, ImageSet, RawSet, safe_name
+from trainers.data.remote import FETCHERS, remote_set
 from trainers.data.shards import DIGESTS, LABELS, MANIFEST, Manifest, ShardedImages, differences, read_manifest
-from trainers.disk import cache_folder
 from trainers.errors import NotPrepared, UserError
-from trainers.filelock import locked
 
-__all__ = ["FETCHERS", "data_root", "is_remote", "load_stored", "prepared_place", "read_raw", "state", "why_not_ready"]
+__all__ = [
+    "FETCHERS", "data_root", "is_remote", "load_stored", "prepare_command", "prepared_place", "read_raw", "set_at",
+    "state", "why_not_ready",
+]  # fmt: skip
 
 IN_MEMORY_BYTES = 300 << 20  # of decoded pixels: sets up to this size are read from their own files where unprepared
-
-FETCHERS: dict[str, Callable[[str, Path, str | None], bool]] = {}
-"""By scheme (`s3`): write what is at an address to a path, checked against a SHA-256; False if nothing is there."""
 
 
 def data_root() -> Path:
@@ -43,27 +42,37 @@ def is_remote(place: str) -> bool:
     return "://" in place
 
 
+def set_at(place: str | Path, entry: DatasetEntry) -> str:
+    """The folder, or the address, of one prepared set."""
+    return f"{place}/{safe_name(entry.name)}"
+
+
+def prepare_command(entry: DatasetEntry) -> str:
+    return f"agft data prepare {shlex.quote(entry.name)}"
+
+
 def state(entry: DatasetEntry) -> str:
     """`drawn`, `prepared`, `raw` (its own files seem to be there) or `missing`; of a remote place, without a look."""
     if entry.files is None:
         return "drawn"
     place = prepared_place()
-    if not is_remote(place) and (Path(place) / entry.name / MANIFEST).is_file():
+    if not is_remote(place) and Path(set_at(place, entry), MANIFEST).is_file():
         return "prepared"
     return "raw" if (data_root() / entry.files.marker).exists() else "missing"
 
 
-def fits_in_memory(entry: DatasetEntry) -> bool:
+def _decodable(entry: DatasetEntry) -> bool:
+    """Its own files are here, and so few that nobody needs to prepare them."""
     assert entry.files is not None
-    return entry.num_images * 3 * entry.files.size**2 <= IN_MEMORY_BYTES
+    return state(entry) == "raw" and entry.num_images * 3 * entry.files.size**2 <= IN_MEMORY_BYTES
 
 
 def why_not_ready(entry: DatasetEntry) -> str | None:
     """What to do before the set can be loaded here, in a sentence; None if it can, or if only a look at S3 can tell."""
-    found, place = state(entry), prepared_place()
-    if found in ("drawn", "prepared") or is_remote(place) or (found == "raw" and fits_in_memory(entry)):
+    place = prepared_place()
+    if state(entry) in ("drawn", "prepared") or is_remote(place) or _decodable(entry):
         return None
-    return f"{entry.name!r} is not prepared (looked in {place}); run: agft data prepare {entry.name}"
+    return f"{entry.name!r} is not prepared (looked in {place}); run: {prepare_command(entry)}"
 
 
 def read_raw(entry: DatasetEntry, root: Path) -> RawSet:
@@ -81,57 +90,33 @@ def read_raw(entry: DatasetEntry, root: Path) -> RawSet:
         ("classes", len(raw.classes), entry.num_classes),
     ):
         if found != wanted:
+            why = "an unfinished download or unpacking?" if found < wanted else "are there files of something else?"
             raise UserError(
                 f"{entry.name}: {root / entry.files.marker}: {found:,} {what}, where {entry.name} ({entry.split}) has "
-                f"{wanted:,}; an unfinished download or unpacking? Remove it and get it again"
+                f"{wanted:,}; {why} Remove it and get it again"
             )
     if wrong := [label for label in set(raw.labels) if not 0 <= label < len(raw.classes)]:
-        raise UserError(f"{entry.name}: label {wrong[0]} is none of 0 to {len(raw.classes) - 1}")
+        raise UserError(
+            f"{entry.name}: {root / entry.files.marker}: label {wrong[0]} is none of 0 to {len(raw.classes) - 1}"
+        )
     return raw
 
 
 def load_stored(entry: DatasetEntry, path: str = "data") -> ImageSet:
     """A prepared set, memory-mapped; else a small one decoded here. `path` is named in the error."""
     place = prepared_place()
-    manifest, bring = _remote(place, entry, path) if is_remote(place) else _local(Path(place) / entry.name)
+    manifest: Manifest | None
+    bring: Callable[[str], Path]
+    if is_remote(place):
+        manifest, bring = remote_set(set_at(place, entry), safe_name(entry.name), path)
+    else:
+        folder = Path(set_at(place, entry))
+        manifest, bring = read_manifest(folder / MANIFEST), folder.joinpath
     if manifest is not None:
         return _mapped(manifest, bring, entry, path)
-    if (reason := why_not_ready(entry)) is not None or is_remote(place):
-        raise NotPrepared(f"{path}: {reason or f'{entry.name!r} is not prepared: nothing at {place}/{entry.name}'}")
-    return _decoded(entry)
-
-
-def _local(folder: Path) -> tuple[Manifest | None, Callable[[str], Path]]:
-    return read_manifest(folder / MANIFEST), folder.joinpath
-
-
-def _remote(place: str, entry: DatasetEntry, path: str) -> tuple[Manifest | None, Callable[[str], Path]]:
-    """The manifest is fetched every time, every other file at its first use; kept under the manifest's SHA-256."""
-    fetch = FETCHERS.get(place.partition("://")[0])
-    if fetch is None:
-        raise UserError(f"{path}: AGFT_PREPARED={place}: nothing here can read such an address")
-    kept = cache_folder() / "datasets"
-    kept.mkdir(parents=True, exist_ok=True)
-    fresh = kept / f"{entry.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        if not fetch(f"{place}/{entry.name}/{MANIFEST}", fresh, None):
-            return None, kept.joinpath
-        manifest = read_manifest(fresh)
-        assert manifest is not None
-        folder = kept / f"{entry.name}-{hashlib.sha256(fresh.read_bytes()).hexdigest()[:16]}"
-    finally:
-        fresh.unlink(missing_ok=True)
-    wanted = manifest.files()
-
-    def bring(file: str) -> Path:
-        here = folder / file
-        if not here.is_file():
-            with locked(folder / f".{file}.lock"):
-                if not here.is_file() and not fetch(f"{place}/{entry.name}/{file}", here, wanted[file]):
-                    raise UserError(f"{place}/{entry.name}/{file}: not there; prepare {entry.name} again")
-        return here
-
-    return manifest, bring
+    if _decodable(entry):
+        return _decoded(entry, path)
+    raise NotPrepared(f"{path}: {entry.name!r} is not prepared (looked in {place}); run: {prepare_command(entry)}")
 
 
 def _mapped(manifest: Manifest, bring: Callable[[str], Path], entry: DatasetEntry, path: str) -> ImageSet:
@@ -140,7 +125,7 @@ def _mapped(manifest: Manifest, bring: Callable[[str], Path], entry: DatasetEntr
 
     if found := differences(manifest, entry):
         raise NotPrepared(f"{path}: {entry.name!r} was prepared differently: {'; '.join(found)}. Remove "
-                          f"{prepared_place()}/{entry.name} and run: agft data prepare {entry.name}")  # fmt: skip
+                          f"{set_at(prepared_place(), entry)} and run: {prepare_command(entry)}")  # fmt: skip
     arrays = {}
     for file in (LABELS, DIGESTS):
         where = bring(file)
@@ -149,7 +134,7 @@ def _mapped(manifest: Manifest, bring: Callable[[str], Path], entry: DatasetEntr
                 raise ValueError("not the SHA-256 of its manifest")
             arrays[file] = np.load(where)
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {where}: {error}; see `agft data verify {entry.name}`") from error
+            raise UserError(f"{path}: {where}: {error}; see `agft data verify {shlex.quote(entry.name)}`") from error
     return ImageSet(
         name=entry.name,
         images=ShardedImages(manifest, bring),
@@ -160,7 +145,7 @@ def _mapped(manifest: Manifest, bring: Callable[[str], Path], entry: DatasetEntr
     )
 
 
-def _decoded(entry: DatasetEntry) -> ImageSet:
+def _decoded(entry: DatasetEntry, path: str) -> ImageSet:
     """Into memory, from the set's own files."""
     import numpy as np
     import torch
@@ -168,9 +153,14 @@ def _decoded(entry: DatasetEntry) -> ImageSet:
     from trainers.data.decode import decode
 
     assert entry.files is not None
-    raw, size = read_raw(entry, data_root()), entry.files.size
-    images = np.empty((len(raw.images), 3, size, size), np.uint8)
-    for row in range(len(images)):
-        images[row] = decode(raw.images[row], entry.resolution, size)
+    try:
+        raw, size = read_raw(entry, data_root()), entry.files.size
+        images = np.empty((len(raw.images), 3, size, size), np.uint8)
+        for row in range(len(images)):
+            images[row] = decode(raw.images[row], entry.resolution, size)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: {entry.name}: {error.filename}: no such file") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     labels = torch.tensor(list(raw.labels), dtype=torch.int64)
     return ImageSet(entry.name, torch.from_numpy(images), labels, raw.classes, entry.templates)
