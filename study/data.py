@@ -1,11 +1,9 @@
-"""What `agft data list`, `prepare` and `verify` do; and prepared datasets in S3."""
+"""What `agft data list`, `prepare` and `verify` do, and whether a study's datasets can be loaded here."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,15 @@ import click
 
 from study.config import StudyConfig
 from study.errors import StudyFailed, UserError
-from trainers.data import DATASETS, DatasetEntry, not_ready
-from trainers.data.stored import data_root, is_remote, prepared_place, state
-from trainers.errors import lookup
+from trainers.data import DATASETS, ZERO_SHOT_15, DatasetEntry, dataset_entry, not_ready, safe_name
+from trainers.data.stored import data_root, is_remote, prepared_place, set_at, state
+from trainers.data.web import Unreachable
 
 __all__ = ["check_ready", "list_datasets", "prepare_datasets", "reach_storage", "verify_datasets"]
 
 S3 = "s3://"
+GROUPS = ("paper", "other", "drawn")  # of the papers' tables, read from files as well, drawn here
+STATES = {"drawn": "built in", "prepared": "prepared", "raw": "files here", "missing": "missing"}
 
 
 def say(text: str) -> None:
@@ -48,104 +48,122 @@ def check_ready(spec: StudyConfig) -> None:
         raise UserError("\n".join(problems))
 
 
-def _entries(names: Sequence[str]) -> list[DatasetEntry]:
-    entries = [lookup(DATASETS, name, path="NAME") for name in names]
-    for entry in entries:
-        if entry.files is None:
-            raise UserError(f"{entry.name}: is drawn when it is used; there is nothing to prepare")
-    return entries
-
-
 def list_datasets() -> list[dict[str, Any]]:
-    """Every dataset, as JSON values."""
+    """Every dataset, as JSON values: those of the papers' tables, others that are read from files, those drawn here."""
+    place = prepared_place()
+    remote: set[str] = set()
+    if place.startswith(S3):
+        from study.data_remote import prepared_in_s3
+
+        remote = prepared_in_s3(place)
     return [
         {
             "name": entry.name,
+            "group": _group(entry),
             "split": entry.split,
             "images": entry.num_images,
             "classes": entry.num_classes,
-            "state": _state(entry),
+            "state": "prepared" if safe_name(entry.name) in remote else STATES[state(entry)],
             "kind": entry.kind,
+            "prepared_bytes": None if entry.files is None else entry.num_images * 3 * entry.files.size**2,
             "resolution": entry.resolution,
             "templates": list(entry.templates),
             "class_names": entry.names,
             "source": entry.source,
             "description": entry.description,
         }
-        for entry in DATASETS.values()
+        for entry in sorted(DATASETS.values(), key=lambda entry: GROUPS.index(_group(entry)))
     ]
 
 
-def _state(entry: DatasetEntry) -> str:
-    words = {"drawn": "built in", "raw": "raw present"}
-    found = state(entry)
-    return words.get(found, found)
+def _group(entry: DatasetEntry) -> str:
+    return "paper" if entry.name in ZERO_SHOT_15 else "drawn" if entry.files is None else "other"
+
+
+def _entries(names: Sequence[str]) -> list[DatasetEntry]:
+    entries = [dataset_entry(name, "NAME") for name in names]
+    for entry in entries:
+        if entry.files is None:
+            raise UserError(f"{entry.name}: is drawn when it is used; there is nothing to prepare")
+    return entries
 
 
 def prepare_datasets(names: Sequence[str], *, to: str | None, fetching: bool, workers: int | None) -> None:
     """Prepare sets one after the other; what is done already is left alone."""
-    from trainers.data.download import download, how_to_get
-    from trainers.data.prepare import prepare
-
-    root, place = data_root(), to.rstrip("/") if to else prepared_place()
+    root, place = data_root(), (to or prepared_place()).rstrip("/")
     if is_remote(place) and not place.startswith(S3):
-        raise UserError(f"--to: {place}: a folder or an s3:// address")
+        raise UserError(f"{'--to' if to else 'AGFT_PREPARED'}: {place}: neither a folder nor an s3:// address")
     here = root / "prepared" if is_remote(place) else Path(place).expanduser()
-    for entry in _entries(names):
-        assert entry.files is not None
+    entries = _entries(names)
+    _refuse_what_cannot_be_had(entries, root, here, fetching=fetching)
+    for entry in entries:
         try:
-            if fetching and not (here / entry.name / "manifest.json").is_file():
-                download(entry, root, say=say)
-            elif state(entry) == "missing" and not (here / entry.name / "manifest.json").is_file():
-                raise UserError(f"{entry.name}: {root / entry.files.marker}: not there. To get it:\n"
-                                f"{how_to_get(entry, root)}")  # fmt: skip
-            manifest = prepare(entry, root, here, workers=workers, say=say)
+            _prepare_one(entry, root, here, place, fetching=fetching, workers=workers)
         except KeyboardInterrupt:
             raise StudyFailed(
                 f"{entry.name}: interrupted; what is finished is kept, the same command goes on"
             ) from None
+        except Unreachable as error:
+            raise StudyFailed(str(error)) from error
         except OSError as error:
             raise StudyFailed(f"{entry.name}: {error.filename or here}: {error.strerror or error}; what is finished is "
                               "kept, the same command goes on") from error  # fmt: skip
-        if is_remote(place):
-            upload(here / entry.name, f"{place}/{entry.name}", manifest.files())
-        click.echo(f"{entry.name}: ready in {place}/{entry.name}")
+        click.echo(f"{entry.name}: ready in {set_at(place, entry)}")
     if place != prepared_place():
         click.echo(f"to use them there: export AGFT_PREPARED={place}")
 
 
-def upload(folder: Path, address: str, files: Mapping[str, str]) -> None:
-    """Send a prepared set to S3, the manifest last; files that are there with the same SHA-256 are not sent again."""
-    from infra import storage
+def _is_prepared(entry: DatasetEntry, here: Path) -> bool:
+    return Path(set_at(here, entry), "manifest.json").is_file()
 
-    started = said = time.monotonic()
-    sizes = {file: (folder / file).stat().st_size for file in files}
-    sent = 0
-    for file, sha256 in files.items():
-        there = storage.head(f"{address}/{file}")
-        if there is None or there.sha256 != sha256:
-            storage.put_file(folder / file, f"{address}/{file}", sha256=sha256)
-        sent += sizes[file]
-        now = time.monotonic()
-        if now - said > 5:
-            said, rate = now, sent / (now - started)
-            say(f"{address}: {sent / 1e9:.1f} of {sum(sizes.values()) / 1e9:.1f} GB, about "
-                f"{(sum(sizes.values()) - sent) / rate:,.0f} s left")  # fmt: skip
-    storage.put_file(folder / "manifest.json", f"{address}/manifest.json")
+
+def _refuse_what_cannot_be_had(entries: Sequence[DatasetEntry], root: Path, here: Path, *, fetching: bool) -> None:
+    """All that is missing at once, and before hours are spent on what is not."""
+    from trainers.data.download import can_download, how_to_get
+
+    missing = [
+        f"{entry.name}: {root / entry.files.marker}: not there. To get it:\n{how_to_get(entry, root)}"
+        for entry in entries
+        if entry.files is not None
+        and not (root / entry.files.marker).exists()
+        and not _is_prepared(entry, here)
+        and not (fetching and can_download(entry, root))
+    ]
+    if missing:
+        raise UserError("\n".join(missing))
+
+
+def _prepare_one(
+    entry: DatasetEntry, root: Path, here: Path, place: str, *, fetching: bool, workers: int | None
+) -> None:
+    from trainers.data.download import download
+    from trainers.data.prepare import prepare
+
+    if fetching and not _is_prepared(entry, here):
+        download(entry, root, say=say)
+    manifest = prepare(entry, root, here, workers=workers, say=say)
+    if is_remote(place):
+        from study.data_remote import upload
+
+        upload(Path(set_at(here, entry)), set_at(place, entry), manifest.files(), say=say)
 
 
 def verify_datasets(names: Sequence[str]) -> list[str]:
     """What is wrong with prepared sets, every byte read (in S3: what storage says of every object)."""
     place, found = prepared_place(), []
     for entry in _entries(names):
-        wrong = _faults_in_s3(f"{place}/{entry.name}", entry) if is_remote(place) else _faults(Path(place), entry)
+        wrong = _faults(place, entry)
         found += wrong
         if not wrong:
             click.echo(f"{entry.name}: {entry.num_images:,} images, {entry.num_classes} classes, as they should be")
     return found
 
 
-def _faults(place: Path, entry: DatasetEntry) -> list[str]:
+def _faults(place: str, entry: DatasetEntry) -> list[str]:
+    if place.startswith(S3):
+        from study.data_remote import faults_in_s3
+
+        return faults_in_s3(set_at(place, entry), entry)
     from trainers.data.prepare import Progress
     from trainers.data.shards import faults
 
@@ -154,24 +172,4 @@ def _faults(place: Path, entry: DatasetEntry) -> list[str]:
     def at(images: int) -> None:
         progress(progress.done + images, 0)
 
-    return faults(place / entry.name, entry, progress=at)
-
-
-def _faults_in_s3(address: str, entry: DatasetEntry) -> list[str]:
-    from infra import storage
-    from study.sources import fetch_data
-    from trainers.data.shards import MANIFEST, differences, read_manifest
-
-    with tempfile.TemporaryDirectory(prefix="agft-verify-") as folder:
-        if not fetch_data(f"{address}/{MANIFEST}", Path(folder) / MANIFEST, None):
-            return [f"{address}/{MANIFEST}: not there; {entry.name} is not prepared"]
-        manifest = read_manifest(Path(folder) / MANIFEST)
-    assert manifest is not None
-    found = [f"{address}/{MANIFEST}: {difference}" for difference in differences(manifest, entry)]
-    for file, sha256 in manifest.files().items():
-        there = storage.head(f"{address}/{file}")
-        if there is None:
-            found.append(f"{address}/{file}: not there")
-        elif there.sha256 != sha256:
-            found.append(f"{address}/{file}: its SHA-256 is {there.sha256}, not {sha256}")
-    return found
+    return faults(Path(set_at(place, entry)), entry, progress=at)

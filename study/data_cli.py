@@ -13,6 +13,10 @@ import click
 __all__ = ["attach"]
 
 
+SOURCE, WIDE = "source and licence", 120  # a column, and how wide a terminal must be to show it
+TITLES = {"paper": "AGFT's fifteen", "other": "others from files", "drawn": "drawn here, nothing to prepare"}
+
+
 def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
     """Add the commands. `answering` turns errors into exit codes, `home` says where things are kept."""
 
@@ -25,34 +29,28 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @answering
     def list_(as_json: bool) -> None:
         """Show every dataset, and whether it is here."""
-        from study.data import list_datasets
+        from study.data import list_datasets, reach_storage
 
+        reach_storage(None, home())
         rows = list_datasets()
         if as_json:
             click.echo(json.dumps(rows, indent=2))
-            return
-        from rich.table import Table
-
-        from study.console import wide_console
-
-        table = Table(title="datasets", title_justify="left")
-        for name in ("name", "split", "images", "classes", "state", "source and licence"):
-            table.add_column(name, justify="right" if name in ("images", "classes") else "left",
-                             no_wrap=name in ("name", "state"))  # fmt: skip
-        for row in rows:
-            table.add_row(row["name"], row["split"], f"{row['images']:,}", f"{row['classes']:,}", row["state"],
-                          row["source"])  # fmt: skip
-        wide_console().print(table)
+        else:
+            _show(rows)
 
     @data.command()
     @click.argument("names", nargs=-1, required=True, metavar="NAME...")
     @click.option("--to", help="Folder or s3:// address of prepared sets.  [default: AGFT_PREPARED, else "
                   "AGFT_DATA/prepared]")  # fmt: skip
-    @click.option("--download", is_flag=True, help="Get the files first, where that needs no login.")
+    @click.option("--download", is_flag=True, help="Get the files first; what is interrupted goes on. Where a login is "
+                  "needed, it says what to do.")  # fmt: skip
     @click.option("--workers", type=click.IntRange(min=1), help="Processes that decode.  [default: one a core]")
     @answering
     def prepare(names: tuple[str, ...], to: str | None, download: bool, workers: int | None) -> None:
-        """Decode datasets once, into files that training and evaluation map into memory; run again to go on."""
+        """Decode datasets once, for training and evaluation; run again to go on.
+
+        NAME is a dataset of `agft data list`, or folder:DIRECTORY with a sub-folder of images for every class.
+        """
         from study.data import prepare_datasets, reach_storage
 
         reach_storage(to, home())
@@ -62,7 +60,7 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @click.argument("names", nargs=-1, required=True, metavar="NAME...")
     @answering
     def verify(names: tuple[str, ...]) -> None:
-        """Read every byte of prepared datasets and compare it with what it should be; exit code 1 if it is not."""
+        """Check every byte of prepared datasets; exit code 1 if one is wrong."""
         from study.data import reach_storage, verify_datasets
 
         reach_storage(None, home())
@@ -70,3 +68,34 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         for line in wrong:
             click.echo(line, err=True)
         sys.exit(1 if wrong else 0)
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    """A table a group; below them, where all this is and what to type next."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from study.console import wide_console
+    from trainers.data.stored import data_root, prepared_place
+
+    console = wide_console()
+    columns = ["name", "split", "images", "classes", "GB", "state", "files"]
+    if console.width >= WIDE:
+        columns.append(SOURCE)
+    for group, title in TITLES.items():
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False,
+                      collapse_padding=True)  # fmt: skip
+        for name in columns:
+            number = name in ("images", "classes", "GB")
+            table.add_column(name, justify="right" if number else "left", no_wrap=name not in ("split", SOURCE))
+        for row in rows:
+            if row["group"] == group:
+                size = row["prepared_bytes"]
+                cells = (row["name"], row["split"], f"{row['images']:,}", f"{row['classes']:,}",
+                         f"{size / 1e9:.2f}" if size else "", row["state"], row["kind"], row["source"])  # fmt: skip
+                table.add_row(*cells[: len(columns)])
+        console.print(table)
+    click.echo(f"files, AGFT_DATA: {data_root()}")
+    click.echo(f"prepared sets, AGFT_PREPARED: {prepared_place()}")
+    click.echo("GB: size when prepared. To get and prepare a set: agft data prepare NAME --download")
+    click.echo("Images of your own are a dataset as well: folder:DIRECTORY. Class names, prompts: docs/datasets.md")

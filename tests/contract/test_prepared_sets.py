@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from trainers.loop import train
 from trainers.records import Decision
 
 NAMES = ("small-train", "small-dev")
+ROOT = Path(__file__).parents[2]
 
 
 def stored_row(name: str) -> DatasetEntry:
@@ -115,16 +120,11 @@ def test_a_set_goes_to_s3_and_comes_back_as_it_was(prefix, tmp_path, monkeypatch
         result = CliRunner().invoke(main, ["data", "prepare", "eurosat", "--to", prefix])
         assert result.exit_code == 0, result.stderr
         assert result.stdout.splitlines()[-1] == f"to use them there: export AGFT_PREPARED={prefix}"
-    assert sent == [
-        "images-00000.npy",
-        "images-00001.npy",
-        "labels.npy",
-        "digests.npy",
-        "manifest.json",
-        "manifest.json",
-    ]
+    assert sent == ["images-00000.npy", "images-00001.npy", "labels.npy", "digests.npy", "manifest.json"]
     monkeypatch.setenv("AGFT_PREPARED", prefix)
     assert CliRunner().invoke(main, ["data", "verify", "eurosat"]).exit_code == 0
+    listed = json.loads(CliRunner().invoke(main, ["data", "list", "--json"]).stdout)
+    assert [each["name"] for each in listed if each["state"] == "prepared"] == ["eurosat"]
     use_s3_data()
     loaded = load_stored(entry)
     folders = list((tmp_path / "cache/datasets").glob("eurosat-*"))
@@ -133,6 +133,11 @@ def test_a_set_goes_to_s3_and_comes_back_as_it_was(prefix, tmp_path, monkeypatch
     local = load_stored(entry)
     assert torch.equal(loaded.images[torch.tensor([15, 3])], local.images[torch.tensor([15, 3])])
     assert loaded.content_hash == local.content_hash
+    kept = folders[0] / "images-00000.npy"
+    kept.write_bytes(b"damaged")
+    monkeypatch.setenv("AGFT_PREPARED", prefix)
+    assert torch.equal(load_stored(entry).images[torch.tensor([3])], local.images[torch.tensor([3])])
+    assert kept.stat().st_size > 1_000_000, "fetched again"
     storage.put_bytes(f"{prefix}/eurosat/labels.npy", b"other")
     storage.delete(f"{prefix}/eurosat/images-00001.npy")
     monkeypatch.setenv("AGFT_PREPARED", prefix)
@@ -140,3 +145,68 @@ def test_a_set_goes_to_s3_and_comes_back_as_it_was(prefix, tmp_path, monkeypatch
     assert result.exit_code == 1
     assert f"{prefix}/eurosat/images-00001.npy: not there" in result.stderr
     assert f"{prefix}/eurosat/labels.npy: its SHA-256 is" in result.stderr
+
+
+LOAD = """
+import sys
+import infra.storage
+from study.sources import use_s3_data
+from tests.miniatures import row
+from trainers.data.stored import load_stored
+
+get = infra.storage.get_file
+infra.storage.get_file = lambda uri, path, **k: print(uri.rsplit("/")[-1]) or get(uri, path, **k)
+use_s3_data()
+images = load_stored(row("eurosat", 20, 10)).images
+print(int(images[:].sum()))
+"""
+
+
+def test_two_processes_of_a_node_share_one_copy_of_what_is_in_s3(prefix, tmp_path, monkeypatch):
+    make, images, classes = MINIATURES["eurosat"]
+    make(tmp_path)
+    entry = row("eurosat", images, classes)
+    small_parts(monkeypatch)
+    monkeypatch.setenv("AGFT_DATA", str(tmp_path))
+    monkeypatch.setenv("AGFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "DATASETS", {**data.DATASETS, "eurosat": entry})
+    result = CliRunner().invoke(main, ["data", "prepare", "eurosat", "--to", prefix])
+    assert result.exit_code == 0, result.stderr
+    monkeypatch.setenv("AGFT_PREPARED", prefix)
+    command = [sys.executable, "-c", LOAD]
+    running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0].split() for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert said[0][-1] == said[1][-1]
+    files = ["digests.npy", "images-00000.npy", "images-00001.npy", "labels.npy", "manifest.json", "manifest.json"]
+    assert sorted(line for lines in said for line in lines[:-1]) == files
+
+
+def test_a_set_that_was_prepared_anew_replaces_the_one_in_s3_manifest_first_and_last(prefix, tmp_path, monkeypatch):
+    """No reader ever meets a manifest beside files of another one."""
+    from infra import storage
+
+    make, images, classes = MINIATURES["eurosat"]
+    make(tmp_path)
+    entry = row("eurosat", images, classes)
+    monkeypatch.setenv("AGFT_DATA", str(tmp_path))
+    monkeypatch.setattr(data, "DATASETS", {**data.DATASETS, "eurosat": entry})
+    assert CliRunner().invoke(main, ["data", "prepare", "eurosat", "--to", prefix]).exit_code == 0
+    first = storage.get_json(f"{prefix}/eurosat/manifest.json")
+    shutil.rmtree(tmp_path / "prepared")
+    shutil.copy(tmp_path / "eurosat/2750/River/River_0.jpg", tmp_path / "eurosat/2750/Forest/Forest_0.jpg")
+    seen: list[bool] = []
+    put = storage.put_file
+
+    def watched(path: Path, uri: str, **settings: Any) -> Any:
+        seen.append(storage.head(f"{prefix}/eurosat/manifest.json") is not None)
+        return put(path, uri, **settings)
+
+    monkeypatch.setattr(storage, "put_file", watched)
+    assert CliRunner().invoke(main, ["data", "prepare", "eurosat", "--to", prefix]).exit_code == 0
+    assert seen
+    assert not any(seen)
+    second = storage.get_json(f"{prefix}/eurosat/manifest.json")
+    assert first is not None
+    assert second is not None
+    assert first[0]["shards"] != second[0]["shards"]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from study.cli import main
 from tests.miniatures import MINIATURES, row
 from trainers import data
-from trainers.data.table import FILE_DATASETS
+from trainers.data.table import FILE_DATASETS, ZERO_SHOT_15
+from trainers.tiny.datasets import TINY_DATASETS
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,15 +48,31 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_list_shows_every_set_and_whether_it_is_here(home):
     assert agft("data", "prepare", "dtd").exit_code == 0
     rows = {each["name"]: each for each in json.loads(agft("data", "list", "--json").stdout)}
-    assert list(rows) == list(data.DATASETS)
+    assert set(rows) == set(data.DATASETS)
     states = {name: rows[name]["state"] for name in ("tiny-shapes", "dtd", "eurosat", "sun397")}
-    assert states == {"tiny-shapes": "built in", "dtd": "prepared", "eurosat": "raw present", "sun397": "missing"}
+    assert states == {"tiny-shapes": "built in", "dtd": "prepared", "eurosat": "files here", "sun397": "missing"}
+    assert tuple(rows)[:15] == ZERO_SHOT_15
+    assert {name for name, each in rows.items() if each["group"] == "drawn"} == set(TINY_DATASETS)
+    assert rows["imagenet"]["prepared_bytes"] == 50_000 * 150_528
+    assert rows["tiny-shapes"]["prepared_bytes"] is None
+    assert [rows[name]["kind"] for name in ("pcam", "imagenet", "tiny-shapes")] == ["download", "by hand", "drawn"]
     assert rows["imagenet"]["images"] == 50_000
     assert rows["food101"]["templates"] == ["A photo of {}, a type of food."]
     table = agft("data", "list").stdout
     for name, entry in FILE_DATASETS.items():
         assert name in table
         assert entry.source.split()[0][:30] in table
+    assert f"files, AGFT_DATA: {home}\nprepared sets, AGFT_PREPARED: {home}/prepared\n" in table
+
+
+def test_on_a_narrow_terminal_names_numbers_and_states_stay_whole(home, monkeypatch):
+    monkeypatch.setattr("study.console.wide_console", lambda: Console(width=80, highlight=False, file=sys.stdout))
+    table = agft("data", "list").stdout
+    assert "https" not in table
+    for name, entry in data.DATASETS.items():
+        (line,) = [each for each in table.splitlines() if each.split()[:1] == [name]]
+        assert f"{entry.num_images:,}" in line.split()
+        assert line.rstrip().endswith(entry.kind)
 
 
 def test_prepare_then_verify_then_damage(home):
@@ -80,11 +101,12 @@ def test_to_another_folder_it_says_how_to_use_it(home):
     [
         (("prepare", "imagnet"), 2, "NAME: 'imagnet' is not known; did you mean 'imagenet'? known: "),
         (("prepare", "tiny-shapes"), 2, "tiny-shapes: is drawn when it is used; there is nothing to prepare"),
-        (("prepare", "food101"), 2, "food-101/meta: not there. To get it:\nagft data prepare food101 --download"),
-        (("prepare", "imagenet-r"), 2, "curl -LO https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar"),
+        (("prepare", "food101"), 2, "food-101/meta: not there. To get it:\n  agft data prepare food101 --download"),
+        (("prepare", "folder:/no/where"), 2, "NAME: 'folder:/no/where': no such folder"),
         (("prepare", "imagenet"), 2, "ILSVRC2012_devkit_t12.tar.gz into"),
-        (("prepare", "stanford-cars", "--download"), 2, "stanford-cars: cannot be downloaded without you:\n"),
-        (("prepare", "dtd", "--to", "ftp://x/y"), 2, "--to: ftp://x/y: a folder or an s3:// address"),
+        (("prepare", "stanford-cars", "--download"), 2, "withlabels.mat: not there. To get it:\n  (Stanford's own"),
+        (("prepare", "imagenet", "--download"), 2, "imagenet/val: not there. To get it:\n  1. register at https://"),
+        (("prepare", "dtd", "--to", "ftp://x/y"), 2, "--to: ftp://x/y: neither a folder nor an s3:// address"),
         (("verify", "sun397"), 1, "sun397/manifest.json: not there; sun397 is not prepared"),
     ],
 )
@@ -158,13 +180,51 @@ def test_a_misspelt_set_is_named_with_the_nearest(home):
 
 
 def test_without_a_network_a_download_fails_in_one_message(home, monkeypatch):
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(101, "Network is unreachable")
+    monkeypatch.setattr("trainers.data.web.PAUSE_SECONDS", 0.001)
+    rows = dict(data.DATASETS)
+    entry = rows["food101"]
+    assert entry.files is not None
+    (archive,) = entry.files.archives
+    with socket.socket() as closed:  # bound, and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/{archive.file}"
+        rows["food101"] = replace(entry, files=replace(entry.files, archives=(replace(archive, url=url),)))
+        for module in ("trainers.data", "study.data"):
+            monkeypatch.setattr(f"{module}.DATASETS", rows)
+        result = agft("data", "prepare", "food101", "--download")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"food101: downloading {url} ...",
+        f"failed: food101: cannot get {url}: [Errno 111] Connection refused. "
+        f"By other means: put food-101.tar.gz into {home}, then run the same command",
+    ]
 
-    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", refuse)
-    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", refuse)
-    result = agft("data", "prepare", "food101", "--download")
+
+def test_all_sets_that_cannot_be_had_are_named_before_any_is_prepared(home):
+    result = agft("data", "prepare", "dtd", "imagenet", "sun397")
     assert result.exit_code == 2
-    assert "food101: torchvision could not get it" in result.stderr
-    assert "Network is unreachable" in result.stderr
-    assert "agft data prepare food101" in result.stderr
+    assert "imagenet/val: not there" in result.stderr
+    assert "SUN397/ClassName.txt: not there" in result.stderr
+    assert not (home / "prepared").exists()
+
+
+def test_a_folder_of_images_is_prepared_like_any_set(home):
+    name = f"folder:{home}/eurosat/2750"
+    result = agft("data", "prepare", name)
+    assert result.exit_code == 0
+    folder = home / "prepared" / data.safe_name(name)
+    assert result.stdout == f"{name}: ready in {folder}\n"
+    assert (folder / "manifest.json").is_file()
+    assert agft("data", "verify", name).stdout == f"{name}: 20 images, 10 classes, as they should be\n"
+    (home / "eurosat/2750/River/River_0.jpg").unlink()
+    assert "number of images is 20, not 19" in agft("data", "verify", name).stderr
+
+
+def test_a_prepared_set_without_a_file_is_not_sent_to_s3_half(home, monkeypatch):
+    monkeypatch.setattr("infra.storage.head", lambda uri: None)
+    monkeypatch.setattr("study.data.reach_storage", lambda *_: None)
+    assert agft("data", "prepare", "dtd").exit_code == 0
+    (home / "prepared/dtd/labels.npy").unlink()
+    result = agft("data", "prepare", "dtd", "--to", "s3://bucket/sets")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith(f"failed: dtd: {home}/prepared/dtd/labels.npy: No such file")
