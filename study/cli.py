@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study import compare_cli, data_cli, weights_cli
+from study import compare_cli, data_cli, evaluate_cli, weights_cli
 from study.errors import SERVICE_ERRORS, USER_ERRORS
 from trainers.presets import PRESETS
 
@@ -186,6 +186,7 @@ def report(study: str, out: Path | None) -> None:
 compare_cli.attach(main, answering, home)
 weights_cli.attach(main, answering, home)
 data_cli.attach(main, answering, home)
+evaluate_cli.attach(main, answering, home)
 
 
 @main.command()

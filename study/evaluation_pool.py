@@ -1,0 +1,170 @@
+"""Jobs on Ray actors that keep models in memory: handed out one by one, and handed out again when a worker is lost."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from study.errors import StudyFailed, UserError
+from study.evaluation_worker import EvaluationWorker
+
+__all__ = ["Hands", "Job", "Pool", "best_job", "hands_for"]
+
+MOST_LOSSES = 3  # workers that one job may take with it
+WAIT_SECONDS = 1.0
+SILENCE_SECONDS = 60.0  # without a single worker before a person is told why nothing happens
+
+
+@dataclass(frozen=True)
+class Hands:
+    """How many workers, and what each one holds."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    @property
+    def threads(self) -> int:
+        """Of torch, in each worker."""
+        return max(1, int(self.cpus))
+
+    def __str__(self) -> str:
+        return f"{self.workers} of {self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+
+
+def hands_for(
+    total: Mapping[str, float], jobs: int, *, workers: int | None, cpus: float | None, gpus: float | None
+) -> Hands:
+    """What was asked for, else: one worker a GPU where there are any, else workers of up to four cores each.
+
+    `total` are the cluster's resources. Never more workers than jobs. Raises `UserError` with the numbers for what can
+    never fit.
+    """
+    all_cpus, all_gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    if gpus is None:
+        gpus = 1.0 if all_gpus >= 1 else 0.0
+    if cpus is None:
+        share = all_cpus * gpus / all_gpus if gpus else all_cpus
+        cpus = float(max(1, min(4, int(share))))
+    rooms = [int(have / need + 1e-9) for have, need in ((all_cpus, cpus), (all_gpus, gpus)) if need > 0]
+    room = min(rooms, default=1)
+    if room < (workers or 1):
+        raise UserError(
+            f"--workers: {workers or 1} of {cpus:g} CPU and {gpus:g} GPU each; the cluster has {all_cpus:g} CPU and "
+            f"{all_gpus:g} GPU, room for {room}"
+        )
+    return Hands(max(1, min(workers or room, jobs)), cpus, gpus)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call of one of the worker's methods. Jobs of one group share what a worker has in memory."""
+
+    name: str
+    group: tuple[str, ...]
+    cost: float
+    method: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass
+class _Worker:
+    actor: Any
+    group: tuple[str, ...] | None = None
+    busy: bool = False
+
+
+@dataclass
+class Pool:
+    """`weights`: SHA-256 -> bytes of a weights file, which Ray keeps; `say` gets remarks; `tick` is called often."""
+
+    hands: Hands
+    weights: Mapping[str, bytes]
+    say: Callable[[str], None]
+    tick: Callable[[], None] = lambda: None
+    losses: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._stored = {sha256: ray.put(data) for sha256, data in self.weights.items()}
+        self._workers = [self._hire() for _ in range(self.hands.workers)]
+
+    def _hire(self) -> _Worker:
+        actor = ray.remote(num_cpus=self.hands.cpus, num_gpus=self.hands.gpus, max_restarts=0)(EvaluationWorker)
+        return _Worker(actor.remote(self._stored, self.hands.threads, self.hands.gpus > 0))
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing."""
+        for worker in self._workers:
+            ray.kill(worker.actor)
+
+    def run(self, jobs: Sequence[Job], done: Callable[[Job, Any], None]) -> None:
+        """Every job once, in no particular order; `done` gets each result as it comes.
+
+        Ends with what a job raised; with `StudyFailed` when a job has taken MOST_LOSSES workers with it.
+        """
+        waiting: list[Job] = list(jobs)
+        running: dict[Any, tuple[_Worker, Job]] = {}
+        heard = time.monotonic()
+        while waiting or running:
+            for worker in self._workers:
+                if not worker.busy and waiting:
+                    job = best_job(waiting, worker.group, [each.group for each in self._workers if each is not worker])
+                    waiting.remove(job)
+                    worker.busy, worker.group = True, job.group
+                    running[getattr(worker.actor, job.method).remote(*job.arguments)] = worker, job
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_SECONDS)
+            self.tick()
+            for reference in ready:
+                heard = time.monotonic()
+                worker, job = running.pop(reference)
+                worker.busy = False
+                try:
+                    result = ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None
+                except ray.exceptions.RayError as error:  # killed, out of memory, lost with its node
+                    self._mourn(worker, job, error)
+                    waiting.append(job)
+                else:
+                    done(job, result)
+            if time.monotonic() - heard > SILENCE_SECONDS:
+                heard = time.monotonic()
+                self._explain_silence()
+
+    def _mourn(self, worker: _Worker, job: Job, error: Exception) -> None:
+        self.losses[job.name] += 1
+        reason = " ".join(str(error).split())[:300]
+        if self.losses[job.name] >= MOST_LOSSES:
+            raise StudyFailed(
+                f"{job.name}: {MOST_LOSSES} workers died of it, the last one so: {reason}. What is finished is kept; "
+                "fewer images together (--batch-size) or more memory for a worker may help"
+            )
+        self.say(f"a worker is gone ({reason}); {job.name} is given to another one")
+        ray.kill(worker.actor)
+        self._workers[self._workers.index(worker)] = self._hire()
+
+    def _explain_silence(self) -> None:
+        free = ray.available_resources()
+        need = f"{self.hands.cpus:g} CPU" + (f" and {self.hands.gpus:g} GPU" if self.hands.gpus else "")
+        self.say(
+            f"no result for a while; a worker needs {need}, and {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} "
+            "GPU of the cluster are free"
+        )
+
+
+def best_job(waiting: Sequence[Job], group: tuple[str, ...] | None, others: Sequence[tuple[str, ...] | None]) -> Job:
+    """For a free worker that has `group` in memory: a job of that group; else of one that no other worker has; else
+    any. The dearest group first, and its dearest job."""
+    left: Counter[tuple[str, ...]] = Counter()
+    for job in waiting:
+        left[job.group] += job.cost  # type: ignore[assignment]
+
+    def rank(job: Job) -> tuple[bool, bool, float, float]:
+        return job.group == group, job.group not in others, left[job.group], job.cost
+
+    return max(waiting, key=rank)

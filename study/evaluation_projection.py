@@ -1,0 +1,107 @@
+"""An evaluation as MLflow shows it: one run a model and suite, safe to ship again; its truth is in its own place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from infra.mlflow_calls import Point
+from infra.tracking import Tracker
+from study.evaluation_ledger import Ledger
+from study.evaluation_plan import Evaluation
+from study.evaluation_table import failed_checks, markdown_table, summary
+from trainers.data import safe_name
+from trainers.result import EvaluationRecord
+from trainers.suite import AttackAt
+from trainers.units import eps_label
+
+__all__ = ["EXPERIMENT", "metric_points", "project_evaluation", "run_key", "ship"]
+
+EXPERIMENT = "agft/evaluations"
+CLOSE_SECONDS = 60.0
+
+
+def ship(
+    results: Sequence[tuple[Ledger, Sequence[EvaluationRecord]]], tracking_uri: str, say: Callable[[str], None]
+) -> None:
+    """Bring MLflow in line. When it does not answer, that is said, and nothing is lost."""
+    say("MLflow: sending the records ...")
+    tracker = Tracker(tracking_uri, EXPERIMENT)
+    try:
+        for ledger, records in results:
+            project_evaluation(tracker, ledger.evaluation, records, ledger.place.at(""))
+        tracker.flush(CLOSE_SECONDS)
+        page = tracker.page()
+    finally:
+        left = tracker.close(1.0)
+    if left or tracker.dropped:
+        reasons = "; ".join(tracker.dropped) or "it does not answer"
+        say(f"warning: MLflow at {tracking_uri} has not got everything ({reasons}); the records are complete all the "
+            "same, and the same command sends them again")  # fmt: skip
+    else:
+        say(f"MLflow: {page}")
+
+
+def run_key(evaluation: Evaluation) -> str:
+    """Names the run for ever."""
+    return f"evaluation:{evaluation.digest}"
+
+
+def project_evaluation(tracker: Tracker, evaluation: Evaluation, records: Sequence[EvaluationRecord], out: str) -> None:
+    """Put the whole run on the tracker's queue."""
+    key, suite, model = run_key(evaluation), evaluation.suite, evaluation.model
+    failed = failed_checks(records)
+    started = min(record.run["started_ms"] for record in records)
+    ended = max(record.run["ended_ms"] for record in records)
+    tracker.ensure_run(
+        key,
+        name=f"{model.label} on {suite.name}",
+        params={
+            "model": model.label,
+            "arch": model.arch,
+            "suite": suite.name,
+            "protocol": suite.protocol,
+            "seed": str(suite.seed),
+            "datasets": ", ".join(suite.datasets),
+            "original": evaluation.original.label if evaluation.original else "none",
+            "logit_scale": f"{model.logit_scale:.6g}",
+            "device": ", ".join(sorted({record.device for record in records})),
+            **{f"attack.{entry.label}": _words(entry) for entry in suite.attacks},
+        },
+        tags={
+            "agft.weights.sha256": model.weights_sha256,
+            "agft.evaluation": evaluation.digest,
+            "agft.suite": suite.name,
+            "agft.out": out,
+            "agft.failed_checks": ", ".join(sorted({name for record in records for name in record.failed_checks})),
+            "mlflow.note.content": "\n\n".join([markdown_table(evaluation, records), *failed]),
+        },
+        start_time_ms=started,
+    )
+    tracker.log(key, metric_points(records, ended))
+    for record in records:
+        text = record.model_dump_json(indent=1)
+        tracker.log_text(key, text, f"records/{safe_name(record.dataset.name)}/{record.attack_label}.json")
+    tracker.log_text(key, json.dumps(summary(evaluation, records, out), indent=1), "summary.json")
+    tracker.log_text(key, markdown_table(evaluation, records), "table.md")
+    tracker.finish(key, "FINISHED", ended)
+
+
+def _words(entry: AttackAt) -> str:
+    sample = "all images" if entry.samples is None else f"{entry.samples} images a set"
+    return f"{entry.norm} {', '.join(map(eps_label, entry.eps))}; {sample}"
+
+
+def metric_points(records: Sequence[EvaluationRecord], stamp: int) -> list[Point]:
+    """Accuracies and evidence. Names hold no dataset's own characters: a folder's path is no name for MLflow."""
+    values: dict[str, float] = {}
+    largest: dict[str, int] = {}
+    for record in records:
+        name = safe_name(record.dataset.name)
+        if record.clean.total > largest.get(name, 0):
+            largest[name] = record.clean.total
+            values[f"clean_accuracy/{name}"] = record.clean.accuracy
+        for at in record.radii:
+            end = f"{name}/{record.attack_label}/{at.label.replace('/', '_')}"
+            values[f"robust_accuracy/{end}"] = at.robust.accuracy
+    return [Point(name, value, 0, stamp) for name, value in values.items()]
