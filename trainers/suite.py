@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union
 from pydantic import Field, model_validator
 
 from trainers.attack_parameters import EVAL_ATTACK_PARAMETERS, EvalAttackParameters
-from trainers.data import DATASETS, FOLDER_PREFIX, ZERO_SHOT_15
+from trainers.data import DATASETS, FOLDER_PREFIX, ZERO_SHOT_15, dataset_entry
 from trainers.errors import UserError, lookup
 from trainers.tiny import STATED_EPS
 from trainers.tiny.datasets import TINY_ROLES
@@ -78,9 +78,18 @@ def problems(suite: Suite) -> list[str]:
     found += [f"source: {name!r} is none of the datasets" for name in suite.source if name not in suite.datasets]
     for number, entry in enumerate(suite.attacks):
         for name in suite.datasets:
-            classes = DATASETS[name].num_classes if name in DATASETS else 2
-            found += _illegal(entry.attack, entry.norm, classes, f"attacks.{number}.attack", name)
+            classes = _num_classes(name)
+            if classes is not None:
+                found += _illegal(entry.attack, entry.norm, classes, f"attacks.{number}.attack", name)
     return list(dict.fromkeys(found))
+
+
+def _num_classes(name: str) -> int | None:
+    """None for what is unknown, and for a folder that is not on this machine."""
+    try:
+        return dataset_entry(name, "datasets").num_classes
+    except UserError:
+        return None
 
 
 def _illegal(attack: EvalAttackParameters, norm: str, classes: int, path: str, dataset: str) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from trainers.data import DATASETS
@@ -61,6 +64,16 @@ def test_an_attack_that_two_classes_do_not_allow_is_named_with_the_dataset() -> 
     assert found.startswith("attacks.0.attack.name: 'apgd-t' needs at least 4 classes, and here there are 2")
     assert found.endswith("(dataset pcam)")
     assert problems(suite(datasets=["pcam", "cifar10"], attacks=[{"attack": {"name": "apgd"}}])) == []
+
+
+def test_an_image_folder_has_as_many_classes_as_there_are_folders(tmp_path: Path) -> None:
+    for name in ("red", "green", "blue"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    names = [f"folder:{tmp_path}", "folder:/is/not/here"]
+    assert problems(suite(datasets=names, attacks=[{"attack": {"name": "apgd-dlr"}}])) == []
+    (found,) = problems(suite(datasets=names, attacks=[{"attack": {"name": "apgd-t"}}]))
+    assert "needs at least 4 classes, and here there are 3" in found
 
 
 @pytest.mark.parametrize(
