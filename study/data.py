@@ -164,12 +164,12 @@ def _faults(place: str, entry: DatasetEntry) -> list[str]:
         from study.data_remote import faults_in_s3
 
         return faults_in_s3(set_at(place, entry), entry)
-    from trainers.data.prepare import Progress
+    from trainers.data.progress import Progress
     from trainers.data.shards import faults
 
     progress = Progress(entry.name, entry.num_images, say)
 
     def at(images: int) -> None:
-        progress(progress.done + images, 0)
+        progress(progress.done + images)
 
     return faults(Path(set_at(place, entry)), entry, progress=at)

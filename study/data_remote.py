@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from infra import storage
 from study.sources import fetch_data
 from trainers.data import DatasetEntry
+from trainers.data.progress import Progress, bytes_done
 from trainers.data.shards import MANIFEST, differences, read_manifest
 
 __all__ = ["faults_in_s3", "prepared_in_s3", "upload"]
-
-QUIET_SECONDS = 5.0
 
 Say = Callable[[str], None]
 
@@ -37,17 +35,15 @@ def upload(folder: Path, address: str, files: Mapping[str, str], *, say: Say) ->
         storage.delete(f"{address}/{MANIFEST}")
         there = None
     sizes = {file: (folder / file).stat().st_size for file in files}
-    total, sent = sum(sizes.values()), 0
-    started = said = time.monotonic()
+    sent, kept, progress = 0, 0, Progress(address, sum(sizes.values()), say, bytes_done)
     for file, sha256 in files.items():
         stored = storage.head(f"{address}/{file}")
         if stored is None or stored.sha256 != sha256:
             storage.put_file(folder / file, f"{address}/{file}", sha256=sha256)
+        else:
+            kept += sizes[file]
         sent += sizes[file]
-        now = time.monotonic()
-        if now - said > QUIET_SECONDS:
-            said, rate = now, sent / (now - started)
-            say(f"{address}: {sent / 1e9:.1f} of {total / 1e9:.1f} GB, about {(total - sent) / rate:,.0f} s left")
+        progress(sent, kept)
     if there is None:
         storage.put_file(manifest, f"{address}/{MANIFEST}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.prepared import MANY, contents, textures
-from trainers.data.prepare import Progress, prepare
+from trainers.data.prepare import prepare
 from trainers.data.shards import MANIFEST, read_manifest
 from trainers.errors import UserError
 
@@ -209,17 +209,3 @@ def test_missing_images_are_counted_and_the_first_is_named(tmp_path):
     with pytest.raises(UserError, match=r"^dtd: .*banded/0002\.png: no such file; 2 of 5 images are missing"):
         prepare(entry, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out/dtd").exists()
-
-
-def test_progress_says_how_fast_and_how_long_without_counting_what_was_ready(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    said: list[str] = []
-    progress = Progress("dtd", 1000, said.append)
-    for seconds, done in ((3, 250), (6, 500), (8, 600), (12, 800)):
-        now[0] = 100 + seconds
-        progress(done, 200)
-    assert said == [
-        "dtd: 500 of 1,000 images, 50 a second, about 10 s left",
-        "dtd: 800 of 1,000 images, 50 a second, about 4 s left",
-    ]

@@ -116,6 +116,7 @@ def test_decoded_and_prepared_sets_have_the_same_pixels_and_image_hashes(tmp_pat
     assert ready.digests is not None
     assert torch.equal(ready.images[:], raw.images[:])
     assert ready.image_hashes() == raw.image_hashes()
+    assert ready.content_hash == raw.content_hash
     assert torch.equal(ready.labels, raw.labels)
     assert ready.classes == raw.classes
 

@@ -89,8 +89,9 @@ def test_after_a_kill_what_has_arrived_is_not_asked_for_again(server, tmp_path):
 
 
 def test_how_far_it_is_is_said(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainers.data.web.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("trainers.data.progress.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("trainers.data.web.CHUNK_BYTES", 1000)
     server.files["x.bin"] = CONTENT
     said: list[str] = []
     bring(f"{server.url}/x.bin", tmp_path / "x.bin", say=said.append)
-    assert re.fullmatch(r"x\.bin: 0\.00 of 0\.00 GB, [\d.]+ MB a second, about 0 s left", said[-1])
+    assert re.fullmatch(r"x\.bin: 0\.00 of 0\.00 GB, [\d,.]+ MB a second, about 0 s left", said[-1])

@@ -16,16 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "Archive",
-    "DatasetEntry",
-    "Files",
-    "ImageSet",
-    "Images",
-    "RawSet",
-    "alike",
-    "duplicate_prompts",
+    "Archive", "DatasetEntry", "Files", "ImageSet", "Images", "Pixels", "RawSet", "alike", "duplicate_prompts",
     "safe_name",
-]
+]  # fmt: skip
 
 Resolution = Literal["224", "native"]
 
@@ -67,10 +60,10 @@ class ImageSet:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over images (of a prepared set: over their SHA-256s), labels, class names and templates."""
+        """SHA-256 over the images' SHA-256s, labels, class names and templates, prepared or decoded."""
         digest = hashlib.sha256(repr((self.classes, self.templates, tuple(self.images.shape))).encode())
-        pixels = self.images[:].contiguous().numpy() if self.digests is None else self.digests
-        digest.update(pixels.tobytes())
+        for image in self.image_hashes():
+            digest.update(bytes.fromhex(image))
         digest.update(self.labels.long().numpy().tobytes())
         return digest.hexdigest()
 

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from trainers.data.base import DatasetEntry, RawSet, alike
 from trainers.data.decode import TRANSFORMS
 from trainers.data.parts import Part, made_parts
+from trainers.data.progress import Progress
 from trainers.data.shards import DIGESTS, FORMAT, LABELS, MANIFEST, Manifest, differences, read_manifest, shard_size
 from trainers.data.stored import read_raw, set_at
 from trainers.disk import TEMPORARY, write_whole
@@ -30,9 +30,7 @@ from trainers.filelock import locked
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Progress", "prepare"]
-
-QUIET_SECONDS = 5.0
+__all__ = ["prepare"]
 
 Say = Callable[[str], None]
 
@@ -115,7 +113,8 @@ def _write(entry: DatasetEntry, raw: RawSet, source: dict[str, Any], folder: Pat
     _clear(folder, {part.path.name for part in parts} | {part.note.name for part in parts})
     progress = Progress(entry.name, number, say)
     made = made_parts(parts, raw.images, workers, progress)
-    progress.finish()
+    if progress.kept:
+        say(f"{entry.name}: {progress.kept:,} images were ready from an earlier run")
     arrays: dict[str, NDArray[Any]] = {
         LABELS: np.asarray(raw.labels, np.int64),
         DIGESTS: np.frombuffer(b"".join(part.digests for part in made), np.uint8).reshape(number, 32),
@@ -156,27 +155,3 @@ def _clear(folder: Path, kept: set[str]) -> None:
             shutil.rmtree(item)
         elif item.name not in kept or item.name.endswith(TEMPORARY):
             item.unlink()
-
-
-class Progress:
-    """Says how far it is, every few seconds."""
-
-    def __init__(self, name: str, number: int, say: Say) -> None:
-        self.name, self.number, self.say = name, number, say
-        self.began = self.said = time.monotonic()
-        self.kept = self.done = 0
-
-    def __call__(self, done: int, kept: int) -> None:
-        """So many images are ready, of which an earlier run made `kept`."""
-        self.done, self.kept = done, kept
-        now = time.monotonic()
-        if now - self.said < QUIET_SECONDS or done <= kept:
-            return
-        self.said = now
-        rate = (done - kept) / (now - self.began)
-        left = (self.number - done) / rate
-        self.say(f"{self.name}: {done:,} of {self.number:,} images, {rate:,.0f} a second, about {left:,.0f} s left")
-
-    def finish(self) -> None:
-        if self.kept:
-            self.say(f"{self.name}: {self.kept:,} images were ready from an earlier run")

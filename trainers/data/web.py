@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from trainers.data.progress import Progress, bytes_done
+
 __all__ = ["Unreachable", "bring"]
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60.0
 ATTEMPTS = 3  # in a row, of which none brought a byte
 PAUSE_SECONDS = 1.0  # before the second attempt, twice as long before each further one
-QUIET_SECONDS = 5.0
 TEMPORARY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 Say = Callable[[str], None]
@@ -76,7 +77,7 @@ def _rest(url: str, part: Path, say: Say) -> None:
         else:  # a server that starts anew
             file.truncate(0)
             have, total = 0, int(answer.headers.get("Content-Length") or 0)
-        _copy(answer, file, Pace(part.name.removesuffix(".part"), have, total, say))
+        _copy(answer, file, Progress(part.name.removesuffix(".part"), total, say, bytes_done), have)
         if total and file.tell() != total:
             raise _Interrupted(f"it ended after {file.tell():,} of {total:,} bytes")
 
@@ -89,7 +90,7 @@ def _size(content_range: str, first: int) -> int:
     return 0 if match[1] == "*" else int(match[1])
 
 
-def _copy(answer: Any, file: IO[bytes], pace: Pace) -> None:
+def _copy(answer: Any, file: IO[bytes], progress: Progress, kept: int) -> None:
     while True:
         try:
             chunk = answer.read(CHUNK_BYTES)
@@ -98,23 +99,4 @@ def _copy(answer: Any, file: IO[bytes], pace: Pace) -> None:
         if not chunk:
             return
         file.write(chunk)
-        pace(len(chunk))
-
-
-class Pace:
-    """Says how far a download is, every few seconds."""
-
-    def __init__(self, name: str, have: int, total: int, say: Say) -> None:
-        self.name, self.first, self.have, self.total, self.say = name, have, have, total, say
-        self.began = self.said = time.monotonic()
-
-    def __call__(self, size: int) -> None:
-        self.have += size
-        now = time.monotonic()
-        if now - self.said < QUIET_SECONDS:
-            return
-        self.said = now
-        rate = (self.have - self.first) / (now - self.began)
-        of = f" of {self.total / 1e9:.2f}" if self.total else ""
-        left = f", about {(self.total - self.have) / rate:,.0f} s left" if self.total else ""
-        self.say(f"{self.name}: {self.have / 1e9:.2f}{of} GB, {rate / 1e6:.1f} MB a second{left}")
+        progress(file.tell(), kept)
