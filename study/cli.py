@@ -172,15 +172,29 @@ def status(study: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("study")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: under the AGFT home.")
+@click.argument("target", metavar="STUDY|EVALUATION")
+@click.option("--against", metavar="paper|EVALUATION", help="Of an evaluation's folder or s3:// prefix: set it beside "
+              "published numbers, or another evaluation of the same images.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="Of a study: folder, by default under the AGFT home. With "
+              "--against: Markdown file, by default the screen.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="With --against: for machines.")
 @answering
-def report(study: str, out: Path | None) -> None:
-    """Write a study's table and figures."""
-    from study.report import write_report
+def report(target: str, against: str | None, out: Path | None, as_json: bool) -> None:
+    """Write a study's table and figures; or set an evaluation beside published numbers or another model."""
+    if against is None:
+        from study.report import write_report
 
-    store = store_of(study)
-    click.echo(write_report(store.load(), store.trials(), out or home() / "reports" / study))
+        store = store_of(target)
+        click.echo(write_report(store.load(), store.trials(), out or home() / "reports" / target))
+        return
+    from study.against import report_against
+
+    text = report_against(target, against, home(), as_json=as_json)
+    if out is None:
+        click.echo(text)
+    else:
+        out.write_text(text + "\n")
+        click.echo(out)
 
 
 compare_cli.attach(main, answering, home)

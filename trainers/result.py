@@ -123,6 +123,11 @@ class EvaluationRecord(Frozen):
     def failed_checks(self) -> tuple[str, ...]:
         return tuple(finding.name for finding in self.sanity if finding.outcome == "failed")
 
+    def conditions(self) -> tuple[str, ...]:
+        """What two records must share to be compared image by image: images, words, attack, protocol, seed."""
+        data, attack = self.dataset, self.attack.model_dump_json()
+        return data.content_sha256, data.sample_sha256, data.prompts_sha256, self.protocol, str(self.seed), attack
+
     def identity(self) -> str:
         """SHA-256 over everything but `run`: equal for equal results."""
         content = self.model_dump(mode="json", exclude={"run"})
