@@ -47,6 +47,7 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         MODEL is a weights file or export folder (also at s3://), ARCH:PRETRAINED as in a study file, tiny-clip, or
         models:/NAME, the champion.
         """
+        from study.evaluation_names import check_names
         from study.evaluation_suite import chosen_suite, default_suite, load_suite
 
         if plan_only:
@@ -54,6 +55,7 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
 
             show_outlook(load_suite(suite or default_suite(models)), samples, as_json=as_json)
             return
+        check_names(models, original=original, surrogate=surrogate)
         found = chosen_suite(suite, models)
         from study.evaluation_inputs import Order
         from study.evaluation_session import evaluate_here

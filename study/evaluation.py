@@ -10,29 +10,29 @@ from typing import Any
 
 from infra.provenance import provenance
 from study.evaluation_ledger import Ledger
-from study.evaluation_plan import Looked, cost, size
+from study.evaluation_plan import Looked, Unit, cost, size
 from study.evaluation_pool import Job
 from study.evaluation_progress import Progress
 from study.evaluation_record import image_rows, make_record
-from study.evaluation_worker import Models
+from study.evaluation_worker import SANITY_IMAGES, Models
 from trainers.data import safe_name
 from trainers.result import EvaluationRecord, Finding
+from trainers.sanity import passes
 from trainers.suite import AttackAt
 
 __all__ = ["Work", "finish", "missing_looks", "missing_work", "record_of"]
 
 FIRST = 1e18  # cost of what is handed out before everything else: a failed check is worth knowing early
-
 Run = Callable[[Sequence[Job], Callable[[Job, Any], None]], None]
 
 
 @dataclass(frozen=True)
 class Work:
-    """A job, and what to do with its result."""
+    """A job; what keeps its result and says in a few words what it was; and its share of the time, in passes."""
 
     job: Job
-    keep: Callable[[Any], Any]
-    share: float  # of the cost
+    keep: Callable[[Any], str]
+    share: float
 
 
 def missing_looks(ledgers: Sequence[Ledger]) -> list[Work]:
@@ -44,34 +44,59 @@ def missing_looks(ledgers: Sequence[Ledger]) -> list[Work]:
         if needing:
             suite = needing[0].evaluation.suite.model_dump(mode="json")
             job = Job(f"looking at {name}", ("", name), 1.0, "look", (name, suite))
-            found.append(Work(job, partial(_keep_look, needing, name), 0.0))
+            found.append(Work(job, partial(_keep_look, needing, name), 1.0))
     return found
 
 
-def _keep_look(ledgers: Sequence[Ledger], name: str, text: str) -> None:
+def _keep_look(ledgers: Sequence[Ledger], name: str, text: str) -> str:
+    looked = Looked.model_validate_json(text)
     for ledger in ledgers:
-        ledger.keep_looked(name, Looked.model_validate_json(text))
+        ledger.keep_looked(name, looked)
+    facts = next(iter(looked.facts.values()))
+    return f"{facts.images:,} images, {facts.num_classes:,} classes"
 
 
 def missing_work(ledger: Ledger, *, checked: Sequence[str], batch_size: int | None) -> list[Work]:
     """Units that are not finished, and sanity checks on the datasets `checked`. Needs all looks."""
-    evaluation = ledger.evaluation
-    suite, found = evaluation.suite.model_dump(mode="json"), []
+    evaluation, found = ledger.evaluation, []
+    suite = evaluation.suite.model_dump(mode="json")
     for dataset in evaluation.suite.datasets:
         group = (evaluation.model.weights_sha256, dataset)
+        num_classes = next(iter(ledger.looked[dataset].facts.values())).num_classes
         for entry in evaluation.suite.attacks:
             for unit in ledger.missing(dataset, entry):
-                num_classes = next(iter(ledger.looked[dataset].facts.values())).num_classes
-                price = cost(unit, num_classes)
+                share = cost(unit, num_classes)
                 arguments = (unit, _models(ledger, entry), suite, evaluation.digest, batch_size)
-                job = Job(f"{evaluation.model.label}: {unit.name}", group, price, "measure", arguments)
-                found.append(Work(job, partial(ledger.keep_unit, unit), price))
-        if dataset in checked and dataset not in ledger.findings:
-            first = evaluation.suite.attacks[0].model_dump(mode="json")
+                job = Job(f"{evaluation.model.label}: {unit.name}", group, share, "measure", arguments)
+                found.append(Work(job, partial(_keep_unit, ledger, unit, checked), share))
+        first = next((entry for entry in evaluation.suite.attacks if max(entry.eps) > 0), None)
+        if dataset in checked and dataset not in ledger.findings and first is not None:
+            forward, backward = passes(
+                num_classes=num_classes, norm=first.norm, original=evaluation.original is not None
+            )
+            share = SANITY_IMAGES * (forward + 2.0 * backward)
             name = f"{evaluation.model.label}: {safe_name(dataset)}/sanity"
-            job = Job(name, group, FIRST, "check", (dataset, _models(ledger, None), suite, first))
-            found.append(Work(job, partial(_keep_findings, ledger, dataset), 0.0))
+            job = Job(name, group, FIRST, "check", (dataset, _models(ledger, None), first, evaluation.suite.seed))
+            found.append(
+                Work(job, partial(_keep_findings, ledger, dataset), SANITY_IMAGES * (forward + 2.0 * backward))
+            )
     return found
+
+
+def _keep_unit(ledger: Ledger, unit: Unit, checked: Sequence[str], data: bytes) -> str:
+    """Keep it; with the last one of a dataset under an attack, the record is there to be read."""
+    verdicts = ledger.keep_unit(unit, data)
+    if not ledger.missing(unit.dataset, unit.entry):
+        record_of(ledger, unit.dataset, unit.entry, checked=checked)
+    robust = " / ".join(map(str, (~verdicts.fooled).sum(1).tolist()))
+    return f"{len(verdicts.index)} images, {int(verdicts.right.sum())} right, {robust} robust"
+
+
+def _keep_findings(ledger: Ledger, dataset: str, text: str) -> str:
+    findings = [Finding.model_validate(each) for each in json.loads(text)]
+    ledger.keep_findings(dataset, findings)
+    failed = [finding.name for finding in findings if finding.outcome == "failed"]
+    return f"{len(findings)} checks, failed: {', '.join(failed) or 'none'}"
 
 
 def _models(ledger: Ledger, entry: AttackAt | None) -> Models:
@@ -85,18 +110,14 @@ def _models(ledger: Ledger, entry: AttackAt | None) -> Models:
     )
 
 
-def _keep_findings(ledger: Ledger, dataset: str, text: str) -> None:
-    ledger.keep_findings(dataset, [Finding.model_validate(each) for each in json.loads(text)])
-
-
 def finish(work: Sequence[Work], run: Run, progress: Progress) -> None:
     """Do all of it, keeping every result as it comes."""
     by_name = {each.job.name: each for each in work}
-    progress.begin(sum(each.share for each in work), sum(each.share > 0 for each in work))
+    progress.begin(len(work), sum(each.share for each in work))
 
     def done(job: Job, result: Any) -> None:
         each = by_name[job.name]
-        progress.advance(job.name, each.share, each.keep(result))
+        progress.advance(each.share, f"{job.name}: {each.keep(result)}")
 
     if work:
         run([each.job for each in work], done)

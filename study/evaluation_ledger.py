@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from study.errors import UserError
+from study.errors import StudyFailed, UserError
 from study.evaluation_place import Place
 from study.evaluation_plan import Evaluation, Looked, Unit, size, units
 from trainers.data import safe_name
@@ -99,9 +99,12 @@ class Ledger:
         return verdicts
 
     def verdicts(self, dataset: str, entry: AttackAt) -> Verdicts:
-        """Of all images of the sample, from the files; `Damaged` if one has become so in the meantime."""
-        with ThreadPoolExecutor(READERS) as pool:
-            return join_verdicts([part for part, _ in pool.map(self._read, self.units(dataset, entry))])
+        """Of all images of the sample, from the files."""
+        try:
+            with ThreadPoolExecutor(READERS) as pool:
+                return join_verdicts([part for part, _ in pool.map(self._read, self.units(dataset, entry))])
+        except (Damaged, FileNotFoundError) as error:
+            raise StudyFailed(f"{error}: damaged since it was written; the same command computes it again") from error
 
     def record(self, dataset: str, entry: AttackAt, rows: bytes) -> EvaluationRecord | None:
         """The record that is there, if it is whole and `rows` are beside it."""

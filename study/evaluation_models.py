@@ -1,11 +1,4 @@
-"""Which models are evaluated: whatever MODEL names, loaded here once; workers get the very tensors that were hashed.
-
-weights.safetensors    a weights file of agft, here or at s3://
-exported/              a folder that open_clip exports, here or at s3://.../
-ARCH:PRETRAINED        as a study file's `model`: ViT-B-32-quickgelu:openai, ViT-B-32-quickgelu:official.pth
-tiny-clip              the bundled one
-models:/NAME           the champion of a model name; models:/NAME/2 a version, models:/NAME@previous the one before
-"""
+"""Which models are evaluated: loaded here once; workers get the very tensors that were hashed."""
 
 from __future__ import annotations
 
@@ -20,25 +13,21 @@ from torch import nn
 
 from study.champion import model_prefix, read_head
 from study.errors import UserError
+from study.evaluation_names import REFERENCE, REGISTERED, default_label, of_architecture
 from study.sources import fetch_weights, storage_here, use_s3_weights
 from trainers import tiny
-from trainers.architectures import known_architectures
 from trainers.checkpoint import is_weights_file, load_weights, read_metadata, save_weights
 from trainers.config import ModelConfig
 from trainers.errors import UserError as TrainersUserError
-from trainers.errors import nearest
 from trainers.importing import import_checkpoint
 from trainers.model import RobustCLIP
 from trainers.pretrained import load_clip
 from trainers.result import ModelFacts
 from trainers.summary import model_facts
 
-__all__ = ["Gallery", "Subject", "default_label"]
+__all__ = ["Gallery", "Subject"]
 
 Say = Callable[[str], None]
-REGISTERED = "models:/"
-REFERENCE = re.compile(r"^models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>champion|previous))?$")
-PLAIN_TAIL = re.compile(r"^(\d+|best|latest|weights|open_clip_model)$")  # names that say nothing on their own
 
 
 @dataclass(frozen=True)
@@ -75,16 +64,13 @@ class Gallery:
         return Subject(clip, model_facts(clip, RobustCLIP(clip), label), origin)
 
     def _load(self, named: str) -> tuple[nn.Module, str | None]:
-        if named == tiny.ARCH:
-            named = f"{tiny.ARCH}:bundled"
         if named.startswith(REGISTERED):
             named = self._registered(named)
         if named.startswith("s3:"):
             self._reach_storage()
             return _from_place(fetch_weights(named, self.say), named)
-        arch, colon, pretrained = named.partition(":")
-        if colon and not Path(named).expanduser().exists():
-            return self._of_architecture(arch, pretrained)
+        if found := of_architecture(named):
+            return self._of_architecture(*found)
         return _from_place(Path(named).expanduser(), named)
 
     def _of_architecture(self, arch: str, pretrained: str) -> tuple[nn.Module, str | None]:
@@ -103,8 +89,7 @@ class Gallery:
     def _registered(self, named: str) -> str:
         """The folder of a registered version; the champion's truth is in storage."""
         match = REFERENCE.match(named)
-        if match is None:
-            raise UserError("expected models:/NAME, models:/NAME/VERSION, models:/NAME@champion or @previous")
+        assert match is not None, named
         self._reach_storage()
         bucket = os.environ.get("AGFT_BUCKET")
         if not bucket:
@@ -130,10 +115,6 @@ def _from_place(path: Path, named: str) -> tuple[nn.Module, str | None]:
         metadata = read_metadata(header) if header.is_file() else {}
         arch = metadata.get("arch") or path.name
         return load_clip(ModelConfig(arch=arch, pretrained=f"local-dir:{path}")), _origin(header) if metadata else None
-    if not path.exists():
-        close = nearest(named, known_architectures())
-        hint = f"; did you mean {close[0]}:TAG, such as {close[0]}:openai?" if close else ""
-        raise UserError(f"no such file, folder or architecture{hint}")
     if not is_weights_file(path):
         raise UserError(f"no weights file of agft: say its architecture, as in ViT-B-32-quickgelu:{named}")
     return load_weights(path), _origin(path)
@@ -148,20 +129,3 @@ def _origin(path: Path) -> str | None:
     if base is None and metadata.get("arch") == tiny.ARCH:
         base = "bundled"
     return base and f"{metadata['arch']}:{base}"
-
-
-def default_label(named: str) -> str:
-    """What a model is called if nobody says: of a path the last part that says something."""
-    if named.startswith(REGISTERED):
-        return _plain(named.removeprefix(REGISTERED))
-    parts = [part for part in named.rstrip("/").split("/") if part]
-    last = re.sub(r"\.(safetensors|pth|pt|bin|tar)$", "", parts[-1])
-    words = [last]
-    while PLAIN_TAIL.match(words[0]) and len(words) < len(parts) - 1 and len(words) < 4:
-        words.insert(0, parts[-1 - len(words)])
-    return _plain("-".join(words).removesuffix(":bundled"))
-
-
-def _plain(text: str) -> str:
-    """Letters, digits and . _ - only: a label is part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:60] or "model"

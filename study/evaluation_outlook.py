@@ -11,8 +11,8 @@ from rich.table import Table
 
 from study.console import wide_console
 from study.evaluation_plan import UNIT_IMAGES, units
-from study.evaluation_suite import capped
-from trainers.data import dataset_entry, not_ready
+from study.evaluation_suite import capped, unready
+from trainers.data import dataset_entry
 from trainers.suite import Suite
 from trainers.units import eps_label
 
@@ -45,7 +45,7 @@ def outlook(suite: Suite) -> list[dict[str, Any]]:
 def show_outlook(suite: Suite, samples: int | None, *, as_json: bool) -> None:
     """Print it, with what must be prepared first."""
     rows = outlook(capped(suite, samples))
-    missing = not_ready({f"datasets.{number}": name for number, name in enumerate(suite.datasets)})
+    missing = unready(suite)
     if as_json:
         found = {"suite": suite.name, "protocol": suite.protocol, "rows": rows, "missing": missing}
         click.echo(json.dumps(found, indent=2))

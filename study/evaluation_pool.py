@@ -17,7 +17,7 @@ __all__ = ["Hands", "Job", "Pool", "best_job", "hands_for"]
 
 MOST_LOSSES = 3  # workers that one job may take with it
 WAIT_SECONDS = 1.0
-SILENCE_SECONDS = 60.0  # without a single worker before a person is told why nothing happens
+SILENCE_SECONDS = 60.0  # without a result before we look whether there is a worker at all
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Job:
 @dataclass
 class _Worker:
     actor: Any
+    up: Any  # reference of its first answer
     group: tuple[str, ...] | None = None
     busy: bool = False
 
@@ -95,7 +96,8 @@ class Pool:
 
     def _hire(self) -> _Worker:
         actor = ray.remote(num_cpus=self.hands.cpus, num_gpus=self.hands.gpus, max_restarts=0)(EvaluationWorker)
-        return _Worker(actor.remote(self._stored, self.hands.threads, self.hands.gpus > 0))
+        handle = actor.remote(self._stored, self.hands.threads, self.hands.gpus > 0)
+        return _Worker(handle, handle.hello.remote())
 
     def close(self) -> None:
         """End the workers, whatever they are doing."""
@@ -149,10 +151,13 @@ class Pool:
         self._workers[self._workers.index(worker)] = self._hire()
 
     def _explain_silence(self) -> None:
+        """Say what a cluster lacks in which not one worker has come up."""
+        if ray.wait([worker.up for worker in self._workers], timeout=0)[0]:
+            return
         free = ray.available_resources()
         need = f"{self.hands.cpus:g} CPU" + (f" and {self.hands.gpus:g} GPU" if self.hands.gpus else "")
         self.say(
-            f"no result for a while; a worker needs {need}, and {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} "
+            f"no worker has started yet: each needs {need}, and {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} "
             "GPU of the cluster are free"
         )
 

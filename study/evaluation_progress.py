@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
 from study.console import Clock
 
@@ -14,36 +13,32 @@ PAUSE_SECONDS = 5.0  # between two lines, but for the first and the last
 
 
 class Progress(Clock):
-    """Lines that begin with the time since it was made; `advance` adds what is left, by cost."""
+    """Lines that begin with the time since it was made; `advance` adds how far we are and the time left."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown = self._begun = 0.0
-        self._cost = self._done = 0.0
-        self._units = self._finished = 0
+        self.begin(0, 0.0)
 
     def __call__(self, text: str) -> None:
         seconds = int(time.monotonic() - self.started)
         print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}", file=sys.stderr, flush=True)
 
-    def begin(self, cost: float, units: int) -> None:
-        """So much is to do from now on."""
-        self._begun, self._cost, self._done = time.monotonic(), cost, 0.0
-        self._units, self._finished, self._shown = units, 0, 0.0
+    def begin(self, number: int, share: float) -> None:
+        """So many things are to do from now on, of so much cost together."""
+        self._begun, self._shown = time.monotonic(), 0.0
+        self._number, self._finished = number, 0
+        self._share, self._done = share, 0.0
 
-    def advance(self, name: str, cost: float, verdicts: Any) -> None:
-        """Something is finished; `verdicts`: of a unit."""
-        self._done += cost
-        self._finished += cost > 0
+    def advance(self, share: float, text: str) -> None:
+        """One of them is finished; not every one is shown."""
         now = time.monotonic()
-        if cost > 0 and (now - self._shown >= PAUSE_SECONDS or self._finished == self._units):
+        self._finished += 1
+        self._done += share
+        if now - self._shown >= PAUSE_SECONDS or self._finished == self._number:
             self._shown = now
-            left = (now - self._begun) / self._done * (self._cost - self._done)
-            right, robust = int(verdicts.right.sum()), (~verdicts.fooled).sum(1).tolist()
-            self(
-                f"{self._finished}/{self._units} units, {_duration(left)} left  {name}: {len(verdicts.index)} images, "
-                f"{right} right, {' / '.join(map(str, robust))} robust"
-            )
+            left = (now - self._begun) / self._done * (self._share - self._done)
+            ending = f", {_duration(left)} left" if self._finished < self._number else ""
+            self(f"{self._finished}/{self._number}{ending}  {text}")
 
 
 def _duration(seconds: float) -> str:

@@ -73,8 +73,8 @@ def project_evaluation(tracker: Tracker, evaluation: Evaluation, records: Sequen
             "agft.evaluation": evaluation.digest,
             "agft.suite": suite.name,
             "agft.out": out,
-            "agft.failed_checks": ", ".join(sorted({name for record in records for name in record.failed_checks})),
-            "mlflow.note.content": "\n\n".join([markdown_table(evaluation, records), *failed]),
+            "agft.failed_checks": _failed(records),
+            "mlflow.note.content": "\n\n".join([markdown_table(evaluation, records, intervals=False), *failed]),
         },
         start_time_ms=started,
     )
@@ -83,7 +83,7 @@ def project_evaluation(tracker: Tracker, evaluation: Evaluation, records: Sequen
         text = record.model_dump_json(indent=1)
         tracker.log_text(key, text, f"records/{safe_name(record.dataset.name)}/{record.attack_label}.json")
     tracker.log_text(key, json.dumps(summary(evaluation, records, out), indent=1), "summary.json")
-    tracker.log_text(key, markdown_table(evaluation, records), "table.md")
+    tracker.log_text(key, markdown_table(evaluation, records, intervals=True), "table.md")
     tracker.finish(key, "FINISHED", ended)
 
 
@@ -92,8 +92,17 @@ def _words(entry: AttackAt) -> str:
     return f"{entry.norm} {', '.join(map(eps_label, entry.eps))}; {sample}"
 
 
+def _failed(records: Sequence[EvaluationRecord]) -> str:
+    if not any(record.sanity for record in records):
+        return "not checked"
+    return ", ".join(sorted({name for record in records for name in record.failed_checks})) or "none"
+
+
 def metric_points(records: Sequence[EvaluationRecord], stamp: int) -> list[Point]:
-    """Accuracies and evidence. Names hold no dataset's own characters: a folder's path is no name for MLflow."""
+    """Accuracies, the dataset last: MLflow's page makes a section of what has the same beginning.
+
+    Names hold no dataset's own characters, since a folder's path is no name for MLflow.
+    """
     values: dict[str, float] = {}
     largest: dict[str, int] = {}
     for record in records:
@@ -102,6 +111,6 @@ def metric_points(records: Sequence[EvaluationRecord], stamp: int) -> list[Point
             largest[name] = record.clean.total
             values[f"clean_accuracy/{name}"] = record.clean.accuracy
         for at in record.radii:
-            end = f"{name}/{record.attack_label}/{at.label.replace('/', '_')}"
-            values[f"robust_accuracy/{end}"] = at.robust.accuracy
+            at_eps = at.label.replace("/", "_")
+            values[f"robust_accuracy/{record.attack_label}/{at_eps}/{name}"] = at.robust.accuracy
     return [Point(name, value, 0, stamp) for name, value in values.items()]

@@ -18,7 +18,16 @@ from trainers.data import DATASETS, FOLDER_PREFIX, dataset_entry, not_ready
 from trainers.errors import lookup, nearest
 from trainers.suite import SUITES, AttackAt, Suite, problems
 
-__all__ = ["capped", "check_ready", "checked_sets", "chosen_suite", "default_suite", "load_suite", "parse_suite"]
+__all__ = [
+    "capped",
+    "check_ready",
+    "checked_sets",
+    "chosen_suite",
+    "default_suite",
+    "load_suite",
+    "parse_suite",
+    "unready",
+]
 
 FILES = (".yaml", ".yml")
 CHOICES = ("auto", "all", "none")  # of --sanity, beside the suite's sets
@@ -50,10 +59,19 @@ def load_suite(named: str) -> Suite:
 
 def check_ready(suite: Suite, source: str) -> None:
     """Refuse what cannot be loaded here; on another cluster, its workers say the same."""
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    if found := not_ready({f"datasets.{number}": name for number, name in enumerate(suite.datasets)}):
+    if not os.environ.get("RAY_ADDRESS") and (found := unready(suite)):
         raise UserError("\n".join(f"suite {source}: {problem}" for problem in found))
+
+
+def unready(suite: Suite) -> list[str]:
+    """What to do before its datasets can be loaded here, a line for all that are prepared by one command."""
+    problems = {name: not_ready({f"datasets.{number}": name}) for number, name in enumerate(suite.datasets)}
+    unprepared = [name for name, found in problems.items() if found and name in DATASETS]
+    rest = [line for name, found in problems.items() if name not in unprepared for line in found]
+    if not unprepared:
+        return rest
+    count = f"{len(unprepared)} of {len(suite.datasets)} datasets are"
+    return [f"{count} not prepared; run: agft data prepare {' '.join(unprepared)} --download", *rest]
 
 
 def capped(suite: Suite, samples: int | None) -> Suite:

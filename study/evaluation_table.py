@@ -90,7 +90,7 @@ def _cell(value: Proportion) -> tuple[str, str]:
 
 def summary_table(evaluation: Evaluation, records: Sequence[EvaluationRecord]) -> Table:
     """For a terminal."""
-    table = Table(title=_title(evaluation), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"{_title(evaluation)}, 95 % interval", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     titles, rows = table_cells(records)
     for number, title in enumerate(titles):
         table.add_column(title, justify="right" if number else "left", no_wrap=True)
@@ -99,19 +99,21 @@ def summary_table(evaluation: Evaluation, records: Sequence[EvaluationRecord]) -
     return table
 
 
-def markdown_table(evaluation: Evaluation, records: Sequence[EvaluationRecord]) -> str:
-    """For MLflow's page."""
+def markdown_table(evaluation: Evaluation, records: Sequence[EvaluationRecord], *, intervals: bool) -> str:
+    """For MLflow's pages, of which some are narrow."""
     titles, rows = table_cells(records)
     lines = [_title(evaluation), ""]
     lines += [f"| {' | '.join(title.replace(chr(10), ' ') for title in titles)} |"]
     lines += [f"| {' | '.join(['---'] + ['---:'] * (len(titles) - 1))} |"]
-    lines += [f"| {' | '.join(f'{value} {interval}'.strip() for value, interval in row)} |" for row in rows]
+    for row in rows:
+        cells = [f"{value} {interval}".strip() if intervals else value for value, interval in row]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _title(evaluation: Evaluation) -> str:
     suite = evaluation.suite
-    return f"{evaluation.model.label} on suite {suite.name}, protocol {suite.protocol}: accuracy in %, 95 % interval"
+    return f"{evaluation.model.label} on suite {suite.name}, protocol {suite.protocol}: accuracy in %"
 
 
 def failed_checks(records: Sequence[EvaluationRecord]) -> list[str]:

@@ -25,7 +25,7 @@ from trainers.data import ImageSet, dataset_entry, load_dataset
 from trainers.errors import UserError
 from trainers.evaluate import measure
 from trainers.model import RobustCLIP, class_embeddings, tokenizer_for
-from trainers.scorer import Scorer, fitting_batch
+from trainers.scorer import Scorer, exact, fitting_batch
 from trainers.suite import AttackAt, Suite
 from trainers.summary import dataset_facts
 from trainers.verdict_file import pack_verdicts
@@ -58,6 +58,10 @@ class EvaluationWorker:
         self.device = torch.device("cuda" if gpu else "cpu")
         self._clips: OrderedDict[str, Any] = OrderedDict()
         self._scorers: OrderedDict[tuple[str, str], Scorer] = OrderedDict()
+
+    def hello(self) -> str:
+        """That it is up."""
+        return socket.gethostname()
 
     def look(self, dataset: str, suite: Mapping[str, Any]) -> str:
         """What the driver must know about a dataset before it can tell its units apart, as JSON."""
@@ -104,25 +108,25 @@ class EvaluationWorker:
         }
         return pack_verdicts(verdicts, facts)
 
-    def check(self, dataset: str, models: Models, suite: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
-        """Findings of the sanity checks on the first images of a sample, as JSON."""
+    def check(self, dataset: str, models: Models, entry: AttackAt, seed: int) -> str:
+        """Findings of the sanity checks at the entry's largest radius, on a sample of the dataset, as JSON."""
         from trainers.sanity import sanity_checks
 
-        image_set, at, seed = self._images(dataset), AttackAt.model_validate(entry), int(suite["seed"])
+        image_set = self._images(dataset)
         index = stratified_sample(image_set.labels, SANITY_IMAGES, seed=seed)
         scorer = self._scorer(models.model, dataset)
-        found = sanity_checks(
-            logits=scorer,
-            original=None if models.original is None else self._scorer(models.original, dataset),
-            images=scorer.pixels(image_set.images[index]),
-            labels=image_set.labels[index].to(torch.int64).to(self.device),
-            index=index.to(self.device),
-            num_classes=scorer.num_classes,
-            eps=max(at.eps),
-            norm=at.norm,
-            seed=seed,
-            progress=lambda *_: None,
-        )
+        original = None if models.original is None else self._scorer(models.original, dataset)
+        images = scorer.pixels(image_set.images[index])
+        with exact(*(each.model for each in (scorer, original) if each is not None)):
+            found = self._fitting(
+                min(SANITY_IMAGES, fitting_batch(scorer, tuple(images.shape[1:]))),
+                1,
+                lambda batch: sanity_checks(
+                    logits=scorer, original=original, images=images,
+                    labels=image_set.labels[index].to(torch.int64).to(self.device), index=index.to(self.device),
+                    num_classes=scorer.num_classes, eps=max(entry.eps), norm=entry.norm, seed=seed, batch=batch,
+                ),
+            )  # fmt: skip
         return json.dumps([finding.model_dump(mode="json") for finding in found])
 
     def _fitting(self, batch: int, least: int, compute: Callable[[int], Kept]) -> Kept:
