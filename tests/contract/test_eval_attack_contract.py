@@ -52,9 +52,10 @@ def test_it_stays_in_the_ball_and_among_the_images(parameters: EvalAttackParamet
 
 
 @rows()
-def test_a_radius_of_0_is_the_identity(parameters: EvalAttackParameters, norm: str) -> None:
-    given = replace(case(norm), eps=0.0)
-    found = run_attack(given, parameters)
+def test_a_radius_of_0_is_the_identity_and_costs_one_forward(parameters: EvalAttackParameters, norm: str) -> None:
+    given, calls = replace(case(norm), eps=0.0), []
+    found = run_attack(replace(given, logits=lambda x: calls.append(x) or given.logits(x)), parameters)
+    assert len(calls) == 1
     assert torch.equal(found.adversarial, given.images)
     assert not found.worst.fooled.any()
     assert torch.equal(found.worst.margin, predict(given.clean(), given.labels)[1])

@@ -9,6 +9,7 @@ import sys
 from trainers.attack_parameters import (
     APGD,
     APGDCE,
+    APGDDLR,
     APGDT,
     CW,
     EVAL_ATTACK_PARAMETERS,
@@ -50,6 +51,17 @@ def test_a_label_names_the_attack_its_steps_and_what_is_not_the_default() -> Non
     for label, parameters in expected.items():
         assert parameters.label == label
         assert re.fullmatch("[a-z0-9-]+", label)
+
+
+def test_attacks_made_of_others_hand_their_settings_on() -> None:
+    first, last = APGDCE(steps=7), Square(queries=3)
+    expected = {2: (first,), 3: (first, APGDDLR(steps=7)), 10: (first, APGDT(steps=7, targets=4))}
+    for number, parts in expected.items():
+        assert APGD(steps=7, targets=4).components(norm="l2", num_classes=number) == parts
+        ensemble = Ensemble(steps=7, targets=4, queries=3)
+        assert ensemble.components(norm="l2", num_classes=number) == parts
+        assert ensemble.components(norm="linf", num_classes=number) == (*parts, last)
+    assert AAAgft(steps=7).components(norm="linf", num_classes=3) == expected[3]
 
 
 def test_any_setting_but_the_default_shows_in_the_label() -> None:
