@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from trainers.suite import Suite
 
 __all__ = ["attach"]
 
@@ -48,12 +52,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         models:/NAME, the champion.
         """
         from study.evaluation_names import check_names
-        from study.evaluation_suite import chosen_suite, default_suite, load_suite
+        from study.evaluation_suite import capped, chosen_suite, default_suite, load_suite
 
         if plan_only:
-            from study.evaluation_outlook import show_outlook
-
-            show_outlook(load_suite(suite or default_suite(models)), samples, as_json=as_json)
+            show_plan(capped(load_suite(suite or default_suite(models)), samples), as_json=as_json)
             return
         check_names(models, original=original, surrogate=surrogate)
         found = chosen_suite(suite, models)
@@ -66,3 +68,21 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
             sanity=sanity, mlflow=not no_mlflow,
         )  # fmt: skip
         sys.exit(evaluate_here(order, home(), as_json=as_json))
+
+
+def show_plan(suite: Suite, *, as_json: bool) -> None:
+    """What each model would cost, and what must be prepared first."""
+    from study.cost import Assumed, cost_of, cost_text
+    from study.evaluation_plan import UNIT_IMAGES
+    from study.evaluation_suite import unready
+
+    cost, missing = cost_of(suite, Assumed(), None), unready(suite)
+    if as_json:
+        click.echo(json.dumps({**cost, "missing": missing}, indent=2))
+        return
+    click.echo(cost_text(cost))
+    units = sum(row["units"] for row in cost["rows"])
+    click.echo(f"work: {units:,} units of at most {UNIT_IMAGES} images for each model; sanity checks come on top")
+    click.echo("--clean, --robust and --measure are options of agft plan --suite")
+    for line in missing:
+        click.echo(f"first: {line}")

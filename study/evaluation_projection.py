@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from infra.mlflow_calls import Point
 from infra.tracking import Tracker
 from study.evaluation_ledger import Ledger
 from study.evaluation_plan import Evaluation
+from study.evaluation_stats import means
 from study.evaluation_table import failed_checks, markdown_table, summary
 from trainers.data import safe_name
 from trainers.result import EvaluationRecord
@@ -78,7 +79,7 @@ def project_evaluation(tracker: Tracker, evaluation: Evaluation, records: Sequen
         },
         start_time_ms=started,
     )
-    tracker.log(key, metric_points(records, ended))
+    tracker.log(key, metric_points(records, suite.source, ended))
     for record in records:
         text = record.model_dump_json(indent=1)
         tracker.log_text(key, text, f"records/{safe_name(record.dataset.name)}/{record.attack_label}.json")
@@ -98,8 +99,8 @@ def _failed(records: Sequence[EvaluationRecord]) -> str:
     return ", ".join(sorted({name for record in records for name in record.failed_checks})) or "none"
 
 
-def metric_points(records: Sequence[EvaluationRecord], stamp: int) -> list[Point]:
-    """Accuracies, the dataset last: MLflow's page makes a section of what has the same beginning.
+def metric_points(records: Sequence[EvaluationRecord], source: Collection[str], stamp: int) -> list[Point]:
+    """Accuracies and their means, the dataset last: MLflow's page makes a section of what has the same beginning.
 
     Names hold no dataset's own characters, since a folder's path is no name for MLflow.
     """
@@ -111,6 +112,11 @@ def metric_points(records: Sequence[EvaluationRecord], stamp: int) -> list[Point
             largest[name] = record.clean.total
             values[f"clean_accuracy/{name}"] = record.clean.accuracy
         for at in record.radii:
-            at_eps = at.label.replace("/", "_")
-            values[f"robust_accuracy/{record.attack_label}/{at_eps}/{name}"] = at.robust.accuracy
+            values[f"{_section(record.attack_label, at.label)}/{name}"] = at.robust.accuracy
+    for mean in means(records, source):
+        values[f"{_section(mean.attack, mean.eps)}/{'mean' if mean.source else 'mean-without-source'}"] = mean.accuracy
     return [Point(name, value, 0, stamp) for name, value in values.items()]
+
+
+def _section(attack: str, eps: str | None) -> str:
+    return "clean_accuracy" if eps is None else f"robust_accuracy/{attack}/{eps.replace('/', '_')}"

@@ -6,12 +6,13 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import ray
 
 from infra.cluster import capacity
 from infra.services import Services
@@ -87,11 +88,21 @@ def _device(order: Order, stack: ExitStack, progress: Progress) -> Device:
     if order.gpus is not None:
         return "cuda" if order.gpus > 0 else "cpu"
     if os.environ.get("RAY_ADDRESS"):
-        stack.enter_context(cluster_here(progress))
+        stack.enter_context(_connected(progress))
         return "cuda" if capacity().get("GPU", 0.0) >= 1 else "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _connected(progress: Progress) -> Iterator[None]:
+    """Connected to Ray; let go again by whoever was first."""
+    if ray.is_initialized():
+        yield
+        return
+    with cluster_here(progress):
+        yield
 
 
 def _compute(ledgers: Sequence[Ledger], order: Order, inputs: Inputs, stack: ExitStack, progress: Progress) -> None:
@@ -101,7 +112,7 @@ def _compute(ledgers: Sequence[Ledger], order: Order, inputs: Inputs, stack: Exi
     if not looks and not work:
         progress("everything is finished already")
         return
-    stack.enter_context(cluster_here(progress))
+    stack.enter_context(_connected(progress))
     suite = inputs.suite
     jobs = len(work) or sum(len(units(name, entry)) for name in suite.datasets for entry in suite.attacks)
     hands = hands_for(capacity(), jobs, workers=order.workers, cpus=order.cpus, gpus=order.gpus)

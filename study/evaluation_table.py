@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,12 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from study.evaluation_plan import Evaluation
+from study.evaluation_stats import Mean, means
 from trainers.result import EvaluationRecord, Proportion
 
 __all__ = ["failed_checks", "markdown_table", "summary", "summary_table"]
 
 SANITY_PAGE = "docs/sanity.md"
 MARK = "!"
+Row = list[tuple[str, str]]
 
 
 def by_dataset(records: Sequence[EvaluationRecord]) -> dict[str, list[EvaluationRecord]]:
@@ -55,12 +57,13 @@ def summary(evaluation: Evaluation, records: Sequence[EvaluationRecord], out: st
         "protocol": evaluation.suite.protocol,
         "out": out,
         "datasets": accuracy_rows(records),
+        "means": [mean.as_json() for mean in means(records, evaluation.suite.source)],
         "failed_checks": failed_checks(records),
     }
 
 
-def table_cells(records: Sequence[EvaluationRecord]) -> tuple[list[str], list[list[tuple[str, str]]]]:
-    """Titles, and a row a dataset: each cell a value and, in brackets, its 95 % interval (or nothing).
+def table_cells(records: Sequence[EvaluationRecord], source: Collection[str]) -> tuple[list[str], list[Row]]:
+    """Titles, and a row a dataset, then their means: each cell a value and, in brackets, its 95 % interval, or nothing.
 
     An attack has an `n` of its own where it was given fewer images than the others.
     """
@@ -80,10 +83,25 @@ def table_cells(records: Sequence[EvaluationRecord]) -> tuple[list[str], list[li
             row += [(f"{record.clean.total:,}", "")] * (record.attack_label in fewer)
             row += [_cell(at.robust) for at in record.radii]
         rows.append(row)
-    return titles, rows
+    return titles, rows + _mean_rows(records, source, fewer)
 
 
-def _cell(value: Proportion) -> tuple[str, str]:
+def _mean_rows(records: Sequence[EvaluationRecord], source: Collection[str], fewer: Collection[str]) -> list[Row]:
+    """Of all sets, and of those that are not like what models are fine-tuned on; of one set alone there is no mean."""
+    rows = []
+    found = means(records, source)
+    for whole in (True, False):
+        own = [mean for mean in found if mean.source == whole]
+        if own and len(own[0].sets) > 1:
+            rows.append([("mean" if whole else f"mean without {', '.join(source)}", ""), ("", "")])
+            counted = set()
+            for mean in own:
+                rows[-1] += [("", "")] * (mean.attack in fewer and mean.attack not in counted) + [_cell(mean)]
+                counted.add(mean.attack)
+    return rows
+
+
+def _cell(value: Proportion | Mean) -> tuple[str, str]:
     """In percent."""
     return f"{100 * value.accuracy:.1f}", f"[{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
@@ -91,7 +109,7 @@ def _cell(value: Proportion) -> tuple[str, str]:
 def summary_table(evaluation: Evaluation, records: Sequence[EvaluationRecord]) -> Table:
     """For a terminal."""
     table = Table(title=f"{_title(evaluation)}, 95 % interval", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    titles, rows = table_cells(records)
+    titles, rows = table_cells(records, evaluation.suite.source)
     for number, title in enumerate(titles):
         table.add_column(title, justify="right" if number else "left", no_wrap=True)
     for row in rows:
@@ -101,7 +119,7 @@ def summary_table(evaluation: Evaluation, records: Sequence[EvaluationRecord]) -
 
 def markdown_table(evaluation: Evaluation, records: Sequence[EvaluationRecord], *, intervals: bool) -> str:
     """For MLflow's pages, of which some are narrow."""
-    titles, rows = table_cells(records)
+    titles, rows = table_cells(records, evaluation.suite.source)
     lines = [_title(evaluation), ""]
     lines += [f"| {' | '.join(title.replace(chr(10), ' ') for title in titles)} |"]
     lines += [f"| {' | '.join(['---'] + ['---:'] * (len(titles) - 1))} |"]
