@@ -49,7 +49,7 @@ def hands_for(
     if gpus is None:
         gpus = 1.0 if all_gpus >= 1 else 0.0
     if cpus is None:
-        share = all_cpus * gpus / all_gpus if gpus and all_gpus else all_cpus
+        share = all_cpus * gpus / all_gpus if gpus and all_gpus else all_cpus / (workers or 1)
         cpus = float(max(1, min(4, int(share))))
     rooms = [int(have / need + 1e-9) for have, need in ((all_cpus, cpus), (all_gpus, gpus)) if need > 0]
     room = min(rooms, default=1)

@@ -221,6 +221,7 @@ def test_workers_are_as_many_as_fit_and_as_there_is_work() -> None:
 
     assert found({"CPU": 2}) == Hands(1, 2, 0)
     assert found({"CPU": 16}) == Hands(4, 4, 0)
+    assert found({"CPU": 2}, workers=2) == Hands(2, 1, 0)
     assert found({"CPU": 16, "GPU": 2}) == Hands(2, 4, 1)
     assert found({"CPU": 16, "GPU": 2}, gpus=0) == Hands(4, 4, 0)
     assert found({"CPU": 16, "GPU": 2}, gpus=0.5, cpus=1) == Hands(4, 1, 0.5)
