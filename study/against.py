@@ -18,6 +18,7 @@ from study.published import MEAN, Published, published, standing
 from study.sources import storage_here
 from trainers.result import EvaluationRecord, Proportion
 from trainers.suite import SUITES
+from trainers.units import eps_label
 
 __all__ = [
     "against_other", "against_paper", "lines_of_other", "lines_of_paper", "read_records", "report_against",
@@ -132,13 +133,19 @@ def lines_of_paper(found: Mapping[str, Any]) -> list[str]:
             lines.append(f"- no mean of ours: {len(table['missing_sets'])} of {len(SUITES[table['sets']][0].datasets)} "
                          f"sets were not measured ({', '.join(table['missing_sets'])})")  # fmt: skip
         lines.append("")
-    others = [table for table in found["tables"] if table["barriers"]]
-    if others:
-        lines += ["## Not comparable", ""]
-        for table in others:
-            best = ", ".join(f"{name} {rows[MEAN]:.2f}" for name, rows in table["rows"].items() if MEAN in rows)
-            lines.append(f"- {table['source']}, {table['what']}: {best} (mean, %). Not comparable: "
-                         f"{'; '.join(table['barriers'])}.")  # fmt: skip
+    reasons: dict[str, list[Mapping[str, Any]]] = {}
+    for table in found["tables"]:
+        if table["barriers"]:
+            reasons.setdefault("; ".join(table["barriers"]), []).append(table)
+    if reasons:
+        lines += ["## Not comparable", "", "Published means in percent, for what they are worth.", ""]
+    for reason, tables in reasons.items():
+        lines += [f"Because {reason}:", ""]
+        for table in tables:
+            at = "" if table["attack"] is None else f" at {eps_label(table['attack']['eps'])}"
+            values = "; ".join(f"{name} {rows[MEAN]:.2f}" for name, rows in table["rows"].items() if MEAN in rows)
+            lines.append(f"- {table['source']}. {table['what']}{at}, fine-tuned on {table['trained']}: {values}")
+        lines.append("")
     return lines
 
 
