@@ -43,6 +43,20 @@ def test_pgd_looks_at_every_iterate_of_the_training_attack_from_a_start_keyed_by
     assert torch.equal(found.worst.margin, looks.margin)
 
 
+def test_an_image_is_fooled_if_only_the_start_fools_it() -> None:
+    # One pixel; the label is right wherever x < 0.55, and the gradient leads the attack back below it.
+    def logits(x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return torch.cat([torch.zeros_like(x), (x - 0.55).sign() + (0.5 - x) - (0.5 - x).detach()], dim=1)
+
+    index = torch.arange(40)
+    start = 0.5 + 0.1 * noise(0, 0, 0, index, (1,)).squeeze(1)
+    given = Case(logits, torch.full((40, 1, 1, 1), 0.5), torch.zeros(40, dtype=torch.int64), index, 0.1, 2)
+    found = run_attack(given, PGD(steps=2, step_size=0.1)).worst
+    assert torch.equal(found.fooled, start > 0.55)
+    assert 5 < found.fooled.sum() < 35
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_fgsm_is_one_step_of_eps_from_the_image(norm: str) -> None:
     given = case(norm, number=12)

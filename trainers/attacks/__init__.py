@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainers.attacks.case import Case, LogitsFn, Outcome
 from trainers.attacks.counter import noise
-from trainers.attacks.geometry import Norm, ball, sign_step
+from trainers.attacks.geometry import Norm, ball
 from trainers.attacks.projected import ATTACKS, Attack, LossFn, pgd, pgd_any, restarted
 from trainers.attacks.table import EVAL_ATTACKS, EvalAttackRow, run_attack
 from trainers.attacks.verdict import Worst, predict
@@ -29,5 +29,4 @@ __all__ = [
     "predict",
     "restarted",
     "run_attack",
-    "sign_step",
 ]

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Norm", "ball", "direction", "into_l2_ball", "per_image", "sign_step"]
+__all__ = ["Norm", "ball", "direction", "into_l2_ball", "per_image"]
 
 Norm = Literal["linf", "l2"]
 
@@ -15,11 +15,6 @@ Norm = Literal["linf", "l2"]
 def ball(images: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Lower and upper corner of the eps-ball around `images`, cut to [0, 1]."""
     return (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
-
-
-def sign_step(adversarial: Tensor, gradient: Tensor, *, step_size: float, lower: Tensor, upper: Tensor) -> Tensor:
-    """One projected step: clip(x + step_size * sign(gradient), lower, upper)."""
-    return torch.clamp(adversarial + step_size * gradient.sign(), lower, upper)
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def pgd_attack(case: Case, parameters: PGD) -> Outcome:
     """`trainers.attacks.pgd` on the cross-entropy, from random starts. Madry et al. 2018.
 
     Final images: of the restarts' last iterates the one that fools, or else has the least margin. Looks at every
-    iterate, the starts included; with one restart that is `pgd_any` to the last bit.
+    iterate, the starts included.
     """
     loss = aim(case.labels, case.targets(parameters.target))
     return _ascend(case, loss, parameters, step_size=parameters.resolved_step_size(case.eps))
