@@ -1,7 +1,8 @@
 """Our evaluation attacks against independent implementations, on the tiny CLIP: how many images stay right.
 
     .venv/bin/python -m pip install --no-deps --target DIR torchattacks==3.5.1 foolbox==3.3.4 eagerpy==0.30.0
-    PYTHONPATH=DIR:. .venv/bin/python tests/bench/attack_agreement.py [--images 300] [--only NAME] [--expensive]
+    PYTHONPATH=DIR:. .venv/bin/python tests/bench/attack_agreement.py [--images 300] [--only NAME] [--seed 0]
+    PYTHONPATH=DIR:. .venv/bin/python tests/bench/attack_agreement.py --expensive [--images 150]
 
 Both sides get the same model, images, radius and settings; starts and other draws are their own, by `--seed`. Final
 images decide, and an image that is wrong without attack is not robust. One Markdown row for each comparison: robust
@@ -209,7 +210,7 @@ def main() -> None:
     parser.add_argument("--set", default="tiny-digits", help="a dataset that the tiny CLIP can tell apart")
     parser.add_argument("--only", default="", help="comparisons whose name contains this")
     parser.add_argument("--seed", type=int, default=0, help="of both sides' draws; the images stay")
-    parser.add_argument("--expensive", action="store_true", help="also whole AutoAttack and what is compared with it")
+    parser.add_argument("--expensive", action="store_true", help="instead of the others: ensembles and AutoAttack")
     options = parser.parse_args()
     torch.set_num_threads(1)
     clip = load_clip(ModelConfig(arch="tiny-clip", pretrained="bundled"))
@@ -223,7 +224,7 @@ def main() -> None:
         print("| attack | against | ours | theirs | only theirs fools / only ours | p | within | seconds |")
         print("| --- | --- | ---: | ---: | ---: | ---: | --- | ---: |", flush=True)
         for row in comparisons(options.seed):
-            if options.only in row.what and (options.expensive or not row.expensive):
+            if options.only in row.what and row.expensive == options.expensive:
                 torch.manual_seed(options.seed)  # the packages draw from the global state
                 attacked = images[right], labels[right], index[right]
                 print(compare(row, model, *attacked, total=len(index), seed=options.seed), flush=True)
