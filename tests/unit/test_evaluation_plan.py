@@ -146,7 +146,7 @@ def test_a_suite_file_is_a_suite(tmp_path: Path) -> None:
     assert found.attacks[0].eps == (4 / 255, 0.01)
     with pytest.raises(UserError, match="cannot be read"):
         load_suite("nowhere.yaml")
-    with pytest.raises(ValueError, match="--suite .*'zero-shot' is not known; did you mean 'zero-shot-15'"):
+    with pytest.raises(ValueError, match=r"--suite .*'zero-shot' is not known; did you mean 'zero-shot-15'"):
         load_suite("zero-shot")
 
 
@@ -235,9 +235,9 @@ def test_workers_are_as_many_as_fit_and_as_there_is_work() -> None:
 
 def test_one_process_at_a_time_has_a_folder_and_the_other_is_told_which(tmp_path: Path) -> None:
     place = Folder(tmp_path / "evaluation")
-    with alone_in(place), pytest.raises(UserError, match=r"evaluation.*: process \d+ on .* is evaluating into it"):
-        with alone_in(place):
-            pass
+    refusal = pytest.raises(UserError, match=r"evaluation.*: process \d+ on .* is evaluating into it")
+    with alone_in(place), refusal, alone_in(place):
+        pass
     with alone_in(place):
         pass
 
@@ -248,3 +248,8 @@ def test_torch_is_not_needed_to_plan() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert '"apgd-100"' in done.stdout
+
+
+def test_the_recipe_is_a_suite_that_can_be_run() -> None:
+    path = Path(__file__).parents[2] / "study" / "recipes" / "suite.yaml"
+    assert [entry.label for entry in load_suite(str(path)).attacks] == ["pgd-20", "square-500"]
