@@ -10,7 +10,7 @@ from infra.tracking import Tracker
 from study.evaluation_ledger import Ledger
 from study.evaluation_plan import Evaluation
 from study.evaluation_stats import means
-from study.evaluation_table import failed_checks, markdown_table, summary
+from study.evaluation_table import by_dataset, failed_checks, markdown_table, summary
 from trainers.data import safe_name
 from trainers.result import EvaluationRecord
 from trainers.suite import AttackAt
@@ -75,7 +75,7 @@ def project_evaluation(tracker: Tracker, evaluation: Evaluation, records: Sequen
             "agft.suite": suite.name,
             "agft.out": out,
             "agft.failed_checks": _failed(records),
-            "mlflow.note.content": "\n\n".join([markdown_table(evaluation, records, intervals=False), *failed]),
+            "mlflow.note.content": "\n\n".join([*failed, markdown_table(evaluation, records, intervals=False)]),
         },
         start_time_ms=started,
     )
@@ -100,21 +100,19 @@ def _failed(records: Sequence[EvaluationRecord]) -> str:
 
 
 def metric_points(records: Sequence[EvaluationRecord], source: Collection[str], stamp: int) -> list[Point]:
-    """Accuracies and their means, the dataset last: MLflow's page makes a section of what has the same beginning.
+    """Means of accuracies, then every dataset's. MLflow's page makes a section of names with the same beginning.
 
     Names hold no dataset's own characters, since a folder's path is no name for MLflow.
     """
-    values: dict[str, float] = {}
-    largest: dict[str, int] = {}
+    values = {
+        f"{_section(mean.attack, mean.eps)}/{'mean' if mean.source else 'mean-without-source'}": mean.accuracy
+        for mean in means(records, source)
+    }
+    for name, group in by_dataset(records).items():
+        values[f"clean_accuracy/{safe_name(name)}"] = max(group, key=lambda record: record.clean.total).clean.accuracy
     for record in records:
-        name = safe_name(record.dataset.name)
-        if record.clean.total > largest.get(name, 0):
-            largest[name] = record.clean.total
-            values[f"clean_accuracy/{name}"] = record.clean.accuracy
         for at in record.radii:
-            values[f"{_section(record.attack_label, at.label)}/{name}"] = at.robust.accuracy
-    for mean in means(records, source):
-        values[f"{_section(mean.attack, mean.eps)}/{'mean' if mean.source else 'mean-without-source'}"] = mean.accuracy
+            values[f"{_section(record.attack_label, at.label)}/{safe_name(record.dataset.name)}"] = at.robust.accuracy
     return [Point(name, value, 0, stamp) for name, value in values.items()]
 
 

@@ -19,7 +19,7 @@ from trainers.summary import at_radii, clean_result
 from trainers.units import eps_label
 from trainers.verdicts import Verdicts
 
-__all__ = ["COLUMNS", "image_rows", "make_record"]
+__all__ = ["COLUMNS", "attack_parts", "image_rows", "make_record"]
 
 COLUMNS = (
     "index", "label", "eps", *(f"{kind}_{name}" for kind in ("clean", "adversarial") for name in READINGS)
@@ -43,7 +43,7 @@ def make_record(
         dataset=dataset,
         attack=entry,
         attack_label=entry.label,
-        attack_parts=_parts(entry.attack, entry.norm, dataset.num_classes),
+        attack_parts=attack_parts(entry.attack, entry.norm, dataset.num_classes),
         protocol=evaluation.suite.protocol,
         seed=evaluation.suite.seed,
         micro_batch=made[0]["micro_batch"],
@@ -68,7 +68,7 @@ def make_record(
     )
 
 
-def _parts(attack: EvalAttackParameters, norm: str, num_classes: int) -> tuple[str, ...]:
+def attack_parts(attack: EvalAttackParameters, norm: str, num_classes: int) -> tuple[str, ...]:
     """What runs, where an attack is made of others."""
     if isinstance(attack, AutoAttack):
         return attack.parts(num_classes)

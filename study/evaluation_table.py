@@ -13,7 +13,7 @@ from study.evaluation_plan import Evaluation
 from study.evaluation_stats import Mean, means
 from trainers.result import EvaluationRecord, Proportion
 
-__all__ = ["failed_checks", "markdown_table", "summary", "summary_table"]
+__all__ = ["by_dataset", "failed_checks", "markdown_table", "summary", "summary_table"]
 
 SANITY_PAGE = "docs/sanity.md"
 MARK = "!"
