@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study import compare_cli, data_cli, evaluate_cli, weights_cli
-from study.errors import SERVICE_ERRORS, USER_ERRORS, UserError
+from study import compare_cli, data_cli, evaluate_cli, plan_cli, weights_cli
+from study.errors import SERVICE_ERRORS, USER_ERRORS
 from trainers.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -89,50 +89,6 @@ def validate(file: Path, as_json: bool) -> None:
         return
     click.echo(f"{file}: valid. Study {spec.name!r}: {spec.budget.trials} trials of {spec.method.name}, "
                f"{len(spec.search)} searched parameters, goal: max {spec.goal.metric}")  # fmt: skip
-
-
-@main.command()
-@click.argument("file", type=FILE, required=False)
-@click.option("--suite", help="What evaluating one model on it costs: a suite's name, or a FILE.yaml.")
-@click.option("--clean", type=click.FloatRange(0, 1), default=0.6, show_default=True, help="With --suite: share of "
-              "images expected right without attack.")  # fmt: skip
-@click.option(
-    "--robust", type=click.FloatRange(0, 1), default=0.4, show_default=True, help="With --suite: and under it."
-)
-@click.option("--measure", metavar="MODEL", help="With --suite: time a model's passes here, and so tell the hours.")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-@answering
-def plan(file: Path | None, suite: str | None, clean: float, robust: float, measure: str | None, as_json: bool) -> None:
-    """Show what a study would do, or what a suite would cost, without starting anything."""
-    if file is None and suite is None:
-        raise UserError("FILE or --suite: one is required, a study file or a suite to plan")
-    spec = found = None
-    if file is not None:
-        from study.data import check_ready
-        from study.plan import plan_of, plan_text
-        from study.studyfile import load_study
-
-        spec = load_study(file)
-        check_ready(spec)
-        found = plan_of(spec, home())
-        if not as_json:
-            click.echo(plan_text(found))
-    if suite is None:
-        if as_json:
-            click.echo(json.dumps(found, indent=2))
-        return
-    from study.cost import Assumed, cost_of, cost_text, measured_rate, training_passes
-    from study.evaluation_suite import load_suite
-
-    if robust > clean:
-        raise UserError(f"--robust: {robust:g} is more than --clean {clean:g}; an attack makes no image right")
-    named = load_suite(suite)
-    cost = cost_of(named, Assumed(clean, robust), None if measure is None else measured_rate(measure, home()))
-    training = None if spec is None else training_passes(spec)
-    if as_json:
-        click.echo(json.dumps({"study": found, "suite": cost, "training": training}, indent=2))
-    else:
-        click.echo(cost_text(cost, training))
 
 
 @main.command()
@@ -225,6 +181,7 @@ def report(target: str, against: str | None, out: Path | None, as_json: bool) ->
         click.echo(out)
 
 
+plan_cli.attach(main, answering, home)
 compare_cli.attach(main, answering, home)
 weights_cli.attach(main, answering, home)
 data_cli.attach(main, answering, home)

@@ -1,183 +1,117 @@
-"""What a suite, or a study's training, costs in passes through the image encoder; in hours where a rate is known."""
+"""What evaluating a suite costs, and what a study does: image passes through the encoder, and hours at a known rate.
+
+A pass is one image forward, or one backward. Counted for one model; the text side (once a class) is left out.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from study.compare_stats import passes as update_passes
 from study.config import StudyConfig
-from study.evaluation_outlook import outlook
-from trainers.data import DATASETS
-from trainers.suite import Suite
+from study.cost_rate import Rate
+from study.evaluation_plan import units
+from trainers.attack_parameters import PGD
+from trainers.config import EvalConfig
+from trainers.data import dataset_entry
+from trainers.suite import AttackAt, Protocol, Suite
+from trainers.units import eps_label
 
-__all__ = ["Assumed", "Rate", "cost_of", "cost_text", "measured_rate", "training_passes"]
+__all__ = ["Assumed", "cost_of", "study_passes"]
 
-FOOLED_PASSES = 6  # of an image before an iterate fools it: 4 to 7 on the tiny CLIP under PGD-20 and APGD
-SECONDS = 2.0  # of measuring, at least
+FOOLED_PASSES = 6
+"""Passes of either kind that an attack spends on an image before it fools it.
+
+2 to 10 on each of the tiny CLIP's three sets under PGD-20 and APGD (images computed and accuracies in
+tests/bench/results/skipping-2-cores-2026-11-22.json). An attack that cannot skip inside a part, such as `autoattack`,
+spends that part; beside what it spends on images that it does not fool, that is little.
+"""
+
+KINDS = ("forward", "backward")
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """Shares of images that stay right, 0 <= robust <= clean <= 1; they decide what skipping saves."""
+    """Shares of images that are right without attack and under it, 0 <= robust <= clean <= 1: what skipping saves."""
 
     clean: float = 0.6
     robust: float = 0.4
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Seconds of one device for one image: a forward pass alone, and a forward with its backward to the image."""
-
-    forward: float
-    both: float
-    where: str
-
-    def hours(self, passes: Mapping[str, float]) -> float:
-        """Of so many `forward` and `backward` passes."""
-        alone = passes["forward"] - passes["backward"]
-        return (alone * self.forward + passes["backward"] * self.both) / 3600
 
 
 def cost_of(suite: Suite, assumed: Assumed, rate: Rate | None) -> dict[str, Any]:
     """Passes of one model through the suite, as JSON values: `at_most` without any skipping, and `expected`.
 
     Expected, in protocol strict: an image that is wrong already is only looked at, one that is fooled takes
-    FOOLED_PASSES, one that stays right takes all. Sanity checks and padding are not in it.
+    FOOLED_PASSES, one that stays right takes all; the same shares at every radius. Sanity checks, the model that top-5
+    overlap compares with (one look more at every image) and padding are not in it.
     """
-    rows = []
-    for row in outlook(suite):
-        most, images, radii = row["passes"], row["images"], len(row["eps"])
-        expected = dict(most)
-        if suite.protocol == "strict":
-            fooled = min(FOOLED_PASSES, most["forward"] / (images * radii)) * (assumed.clean - assumed.robust)
-            for kind in expected:
-                looks = images * (1 + radii) if kind == "forward" else 0
-                attack = max(0, most[kind] - images * (kind == "forward"))
-                expected[kind] = round(looks + assumed.robust * attack + fooled * images * radii)
-        rows.append({**row, "at_most": most, "expected": expected, **_hours(most, expected, rate)})
-        del rows[-1]["passes"]
-    total = {
-        name: {kind: sum(row[name][kind] for row in rows) for kind in ("forward", "backward")}
-        for name in ("at_most", "expected")
-    }
+    rows = [_row(name, entry, suite.protocol, assumed, rate) for name in suite.datasets for entry in suite.attacks]
+    total = {name: {kind: sum(row[name][kind] for row in rows) for kind in KINDS} for name in ("at_most", "expected")}
     return {
         "suite": suite.name,
         "protocol": suite.protocol,
         "assumed": asdict(assumed),
         "rate": None if rate is None else asdict(rate),
         "rows": rows,
-        "total": {**total, **_hours(total["at_most"], total["expected"], rate)},
+        "total": {**total, **_hours(total, rate)},
     }
 
 
-def _hours(most: Mapping[str, float], expected: Mapping[str, float], rate: Rate | None) -> dict[str, Any]:
+def _row(name: str, entry: AttackAt, protocol: Protocol, assumed: Assumed, rate: Rate | None) -> dict[str, Any]:
+    """Of an image: a look at it as it is; for every radius the attack, and a look at the worst image that it found."""
+    planned = units(name, entry)
+    images = sum(unit.images for unit in planned)
+    attacked = images * sum(eps > 0 for eps in entry.eps)
+    attack = dict(zip(KINDS, entry.attack.passes(_num_classes(name), norm=entry.norm), strict=True))
+    robust, fooled, right = 1.0, 0.0, 1.0
+    if protocol == "strict":
+        robust, fooled, right = assumed.robust, assumed.clean - assumed.robust, assumed.clean
+    most = {kind: attacked * attack[kind] for kind in KINDS}
+    expected = {kind: round(attacked * (robust * attack[kind] + fooled * min(FOOLED_PASSES, attack[kind])))
+                for kind in KINDS}  # fmt: skip
+    most["forward"] += images + attacked
+    expected["forward"] += images + round(attacked * right)
+    found = {"at_most": most, "expected": expected}
+    radii = [eps_label(eps) for eps in entry.eps]
+    told = {"dataset": name, "attack": entry.label, "eps": radii, "images": images, "units": len(planned)}
+    return {**told, **found, **_hours(found, rate)}
+
+
+def _num_classes(name: str) -> int:
+    return dataset_entry(name, "datasets").num_classes
+
+
+def _hours(found: Mapping[str, Mapping[str, float]], rate: Rate | None) -> dict[str, float]:
     if rate is None:
         return {}
-    return {"hours_at_most": rate.hours(most), "hours_expected": rate.hours(expected)}
+    return {f"hours_{name}": rate.hours(passes) for name, passes in found.items()}
 
 
-def training_passes(spec: StudyConfig) -> dict[str, int]:
-    """Of one full-length trial at the file's own settings: the attack's steps and the update, for every image.
+def study_passes(spec: StudyConfig) -> dict[str, int]:
+    """Of a study at its file's own settings, at most; what is sampled, such as the attack's steps, changes them.
 
-    The update's backward pass also computes the weights' gradients, which costs about twice one to the image alone; the
-    teacher's forward is cached, and evaluations are left out.
+    `training` and `evaluations` of one full trial; `promotion`: the confirm sets for every candidate, the unmodified
+    CLIP and a reigning champion, the final sets for the winner and the unmodified CLIP. An update's backward counts
+    twice, to the image and to the weights (`compare_stats.passes`).
     """
-    train, entry = spec.train, DATASETS.get(spec.data.train)
-    images = train.samples_per_epoch or (entry.num_images if entry is not None else 0)
-    each = spec.attack.restarts * spec.attack.steps + (spec.attack.restarts if spec.attack.restarts > 1 else 0) + 1
-    gradients = spec.attack.restarts * spec.attack.steps + 1
-    return {"forward": train.epochs * images * each, "backward": train.epochs * images * gradients}
+    train = spec.train
+    images = train.samples_per_epoch or dataset_entry(spec.data.train, "data.train").num_images
+    update = update_passes(spec.method.model_dump(mode="json"), spec.attack.model_dump(mode="json"))["total"]
+    candidates = min(spec.promote.candidates, spec.budget.trials)
+    final = spec.evaluate.final
+    confirm = (candidates + 2) * _evaluation(spec.data.confirm, final)
+    return {
+        "training": round(train.epochs * images * update),
+        "evaluations": train.epochs * _evaluation(spec.data.dev, spec.evaluate.select),
+        "promotion": confirm + 2 * _evaluation(spec.data.final, final),
+    }
 
 
-def measured_rate(named: str, home: Path) -> Rate:
-    """Of any MODEL of `agft evaluate`, on this machine's first device."""
-    import torch
-
-    from study.evaluation_models import Gallery
-    from trainers.model import RobustCLIP
-    from trainers.scorer import Scorer, exact
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = RobustCLIP(Gallery(home, lambda _: None).subject(named, path="--measure").clip.to(device))
-    scorer = Scorer(model, torch.eye(2, int(model.embed(torch.zeros(1, 3, 32, 32, device=device)).shape[1])))
-    images = torch.rand(scorer.size, 3, model.image_size, model.image_size, device=device)
-
-    def forward() -> None:
-        with torch.no_grad():
-            scorer(images)
-
-    def both() -> None:
-        candidates = images.clone().requires_grad_(True)
-        torch.autograd.grad(scorer(candidates).sum(), candidates)
-
-    def seconds(work: Any) -> float:
-        """Of one image, the median of as many rounds as SECONDS hold, at least three."""
-        found: list[float] = []
-        work()
-        while len(found) < 3 or sum(found) < SECONDS:
-            before = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            found.append(time.perf_counter() - before)
-        return sorted(found)[len(found) // 2] / scorer.size
-
-    with exact(model):
-        where = (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        )
-        return Rate(seconds(forward), seconds(both), where)
-
-
-def cost_text(found: Mapping[str, Any], training: Mapping[str, int] | None = None) -> str:
-    """For a person."""
-    assumed, rate, total = found["assumed"], found["rate"], found["total"]
-    timed = rate is not None
-    titles = ["dataset", "attack", "radii", "images", "passes at most", "expected", *(["hours"] if timed else [])]
-    rows = [
-        [
-            row["dataset"], row["attack"], ", ".join(row["eps"]), f"{row['images']:,}", _short(row["at_most"]),
-            _short(row["expected"]), *([f"{row['hours_expected']:.2f}"] if timed else []),
-        ]
-        for row in found["rows"]
-    ]  # fmt: skip
-    rows.append(["all", "", "", "", _short(total["at_most"]), _short(total["expected"]),
-                 *([f"{total['hours_expected']:.2f}"] if timed else [])])  # fmt: skip
-    widths = [max(len(row[column]) for row in [titles, *rows]) for column in range(len(titles))]
-    heading = f"suite {found['suite']}, protocol {found['protocol']}"
-    lines = [f"{heading}: passes of one image through the encoder, forward and backward"]
-    for row in [titles, *rows]:
-        pairs = enumerate(zip(row, widths, strict=True))
-        cells = [cell.ljust(width) if column < 3 else cell.rjust(width) for column, (cell, width) in pairs]
-        lines.append(f"  {'  '.join(cells)}".rstrip())
-    if found["protocol"] == "strict":
-        clean, robust = (f"{100 * assumed[name]:g} %" for name in ("clean", "robust"))
-        lines.append(f"expected: if {clean} are right without attack (--clean) and {robust} under it (--robust)")
-    else:
-        lines.append("protocol paper skips nothing: expected is what it costs at most")
-    if timed:
-        forward, both = (f"{1000 * rate[name]:.3g} ms" for name in ("forward", "both"))
-        lines.append(f"hours: of one device like this one ({rate['where']}), measured just now, {forward} an image")
-        lines.append(f"       forward and {both} with backward; at most {total['hours_at_most']:.2f}")
-    else:
-        lines.append(
-            "hours: not known; --measure MODEL (tiny-clip, ARCH:PRETRAINED or a file) times it on this machine"
-        )
-    if training is not None:
-        ratio = sum(total["expected"].values()) / sum(training.values())
-        lines.append(f"training: one full trial of the study is {_short(training)} passes; this suite expects "
-                     f"{ratio:.2g} times as many")  # fmt: skip
-    return "\n".join(lines)
-
-
-def _short(passes: Mapping[str, float]) -> str:
-    """`1.2 M`: both kinds together, three digits."""
-    value = float(sum(passes.values()))
-    for unit in ("", " k", " M"):
-        if value < 999.5:
-            return f"{value:.3g}{unit}"
-        value /= 1000
-    return f"{value:.3g} G" if value < 999.5 else f"{value:,.0f} G"
+def _evaluation(datasets: Sequence[str], config: EvalConfig) -> int:
+    """Of one model on these sets, at most."""
+    attack = PGD(steps=config.attack.steps, step_size=config.attack.step_size)
+    entry = AttackAt(attack=attack, eps=tuple(dict.fromkeys(config.attack.eps)), samples=config.samples)
+    suite = Suite(name="study", datasets=tuple(datasets), attacks=(entry,), protocol=config.protocol)
+    return sum(cost_of(suite, Assumed(), None)["total"]["at_most"].values())

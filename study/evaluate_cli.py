@@ -72,7 +72,8 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
 
 def show_plan(suite: Suite, *, as_json: bool) -> None:
     """What each model would cost, and what must be prepared first."""
-    from study.cost import Assumed, cost_of, cost_text
+    from study.cost import Assumed, cost_of
+    from study.cost_table import cost_text
     from study.evaluation_plan import UNIT_IMAGES
     from study.evaluation_suite import unready
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 
 from study.config import StudyConfig
+from study.cost import study_passes
+from study.cost_table import short
 from study.database import database_url
 from study.errors import UserError
 from study.schedule import rungs
@@ -30,6 +33,7 @@ def plan_of(spec: StudyConfig, home: Path) -> dict[str, Any]:
     here = {} if os.environ.get("RAY_ADDRESS") else {"cores": cores, "trials_at_once": _here(spec, need, cores)}
     return {
         "study": spec.name,
+        "arch": spec.model.arch,
         "exists": spec.name in study_names(database_url(home)),
         "trials": spec.budget.trials,
         "first_samples": first_samples(spec),
@@ -38,6 +42,7 @@ def plan_of(spec: StudyConfig, home: Path) -> dict[str, Any]:
         "rungs": list(stops),
         "trial_needs": {"CPU": need, "GPU": wanted.workers * wanted.gpus_per_worker},
         "this_machine": here,
+        "passes": study_passes(spec),
         "measured": measured_cost(spec, home),
         "writes": {
             "study database": "AGFT_STUDY_DB" if os.environ.get("AGFT_STUDY_DB") else str(home / "studies.db"),
@@ -85,6 +90,12 @@ def measured_cost(spec: StudyConfig, home: Path) -> dict[str, Any] | None:
             "at_most_device_hours": mean * spec.budget.trials / 3600}  # fmt: skip
 
 
+def promotion_hours(plan: Mapping[str, Any]) -> float:
+    """Of one device, if its passes take as long as those of the measured trials, waiting and loading included."""
+    passes, seconds = plan["passes"], plan["measured"]["device_seconds_per_trial"]
+    return float(passes["promotion"] * seconds / (passes["training"] + passes["evaluations"]) / 3600)
+
+
 def plan_text(plan: dict[str, Any]) -> str:
     """For a person."""
     lines = [f"study {plan['study']}" + (" (exists: `agft run` goes on with it)" if plan["exists"] else "")]
@@ -95,6 +106,11 @@ def plan_text(plan: dict[str, Any]) -> str:
     if plan["this_machine"]:
         here = plan["this_machine"]
         lines.append(f"  this machine  {here['cores']} cores: {here['trials_at_once']} trials at once")
+    passes = {name: short(value) for name, value in plan["passes"].items()}
+    lines.append(
+        f"  image passes  a full trial {passes['training']} to train, at most {passes['evaluations']} to evaluate"
+    )
+    lines.append(f"                promotion at most {passes['promotion']}")
     measured = plan["measured"]
     lines.append(
         f"  cost          at most {measured['at_most_device_hours']:.2f} device-hours "
@@ -102,6 +118,8 @@ def plan_text(plan: dict[str, Any]) -> str:
         if measured
         else "  cost          not known yet: no full-length trial of this model, data and length has been measured"
     )
+    if measured:
+        lines.append(f"                promotion at that speed at most {promotion_hours(plan):.2f} device-hours")
     lines.append("  first trials")
     for number, params in enumerate(plan["first_samples"]):
         lines.append(f"    {number:>3}  " + ", ".join(f"{path} {shown(path, value)}" for path, value in params.items()))
