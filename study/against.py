@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,12 @@ from pydantic import ValidationError
 
 from infra import storage
 from study.errors import UserError
-from study.evaluation_stats import means, paired_difference, right_of_each
-from study.published import MEAN, Published, published, standing
+from study.evaluation_stats import paired_difference, right_of_each
+from study.paper_report import against_paper, lines_of_paper
 from study.sources import storage_here
-from trainers.result import EvaluationRecord, Proportion
-from trainers.suite import SUITES
-from trainers.units import eps_label
+from trainers.result import EvaluationRecord
 
-__all__ = [
-    "against_other", "against_paper", "lines_of_other", "lines_of_paper", "read_records", "report_against",
-]  # fmt: skip
+__all__ = ["against_other", "lines_of_other", "read_records", "report_against"]
 
 PAPER = "paper"
 S3 = "s3://"
@@ -30,6 +26,7 @@ S3 = "s3://"
 
 def report_against(one: str, against: str, home: Path, *, as_json: bool) -> str:
     """`one` beside published numbers (`paper`) or another evaluation: Markdown, or JSON."""
+    one, against = (address.rstrip("/") for address in (one, against))
     if any(address.startswith(S3) for address in (one, against)):
         storage_here(home, lambda text: click.echo(text, err=True))
     if against == PAPER:
@@ -71,108 +68,6 @@ def _read(address: str, name: str) -> bytes:
         return (Path(address) / name).read_bytes()
     except OSError as error:
         raise UserError(f"{address}/{name}: {(error.strerror or str(error)).lower()}; evaluate again") from error
-
-
-def against_paper(records: Sequence[EvaluationRecord]) -> dict[str, Any]:
-    """Every published table, as JSON values: comparable or why not, theirs, ours, and the differences in points."""
-    tables = []
-    for table in published():
-        found = standing(table, records)
-        ours = {} if found.barriers else _ours(table, found.records)
-        reference = next((rows for name, rows in table.rows.items() if name == "AGFT"), {})
-        tables.append(
-            {
-                **table.model_dump(mode="json"),
-                "barriers": list(found.barriers),
-                "differences": list(found.differences),
-                "ours": ours,
-                "points_above_agft": {
-                    name: round(100 * value["accuracy"] - reference[name], 2)
-                    for name, value in ours.items()
-                    if name in reference
-                },
-                "missing_sets": [] if found.barriers else [name for name in table.datasets if name not in ours],
-            }
-        )
-    return {"model": records[0].model.model_dump(mode="json"), "tables": tables}
-
-
-def _ours(table: Published, records: Sequence[EvaluationRecord]) -> dict[str, dict[str, Any]]:
-    """Dataset -> our accuracy and interval; `mean` only if every set of the table's mean was measured."""
-    found = {}
-    for record in records:
-        value: Proportion = record.clean
-        if table.attack is not None:
-            value = next(at.robust for at in record.radii if abs(at.eps - table.attack.eps) < 1e-9)
-        found[record.dataset.name] = value.model_dump(mode="json")
-    if all(name in found for name in table.datasets):
-        label = None if table.attack is None else records[0].attack_label
-        whole = next(mean for mean in means(records) if mean.attack == (label or "clean")
-                     and (table.attack is None or _radius(records, mean.eps) == table.attack.eps))  # fmt: skip
-        found[MEAN] = {"accuracy": whole.accuracy, "low": whole.low, "high": whole.high}
-    return found
-
-
-def _radius(records: Sequence[EvaluationRecord], label: str | None) -> float | None:
-    return next((at.eps for record in records for at in record.radii if at.label == label), None)
-
-
-def lines_of_paper(found: Mapping[str, Any]) -> list[str]:
-    """For a person, in Markdown: tables that can be compared, then those that cannot, with the reason."""
-    model = found["model"]
-    lines = [f"# {model['label']} ({model['arch']}) beside published numbers", ""]
-    comparable = [table for table in found["tables"] if not table["barriers"]]
-    if not comparable:
-        lines += ["Nothing published can be compared with these records; below is why, table by table.", ""]
-    for table in comparable:
-        lines += [f"## {table['what']}", "", f"{table['source']}; fine-tuned on {table['trained']}. Read in: "
-                  f"{table['read']}.", ""]  # fmt: skip
-        lines += _table(table, model["label"])
-        lines += ["", "What differs:", "", *(f"- {each}" for each in table["differences"])]
-        if table["missing_sets"]:
-            lines.append(f"- no mean of ours: {len(table['missing_sets'])} of {len(SUITES[table['sets']][0].datasets)} "
-                         f"sets were not measured ({', '.join(table['missing_sets'])})")  # fmt: skip
-        lines.append("")
-    reasons: dict[str, list[Mapping[str, Any]]] = {}
-    for table in found["tables"]:
-        if table["barriers"]:
-            reasons.setdefault("; ".join(table["barriers"]), []).append(table)
-    if reasons:
-        lines += ["## Not comparable", "", "Published means in percent, for what they are worth.", ""]
-    for reason, tables in reasons.items():
-        lines += [f"Because {reason}:", ""]
-        for table in tables:
-            at = "" if table["attack"] is None else f" at {eps_label(table['attack']['eps'])}"
-            values = "; ".join(f"{name} {rows[MEAN]:.2f}" for name, rows in table["rows"].items() if MEAN in rows)
-            lines.append(f"- {table['source']}. {table['what']}{at}, fine-tuned on {table['trained']}: {values}")
-        lines.append("")
-    return lines
-
-
-def _table(table: Mapping[str, Any], label: str) -> list[str]:
-    """Sets as rows; methods, ours and the difference as columns; what was never obtained is a dash."""
-    methods, ours, points = list(table["rows"]), table["ours"], table["points_above_agft"]
-    published_sets = {name for rows in table["rows"].values() for name in rows}
-    order = SUITES[table["sets"]][0].datasets
-    names = [name for name in (*order, MEAN) if name in published_sets or name in ours]
-    titles = ["set", *methods, f"{label} [95 %]", *(["less AGFT"] if points else [])]
-    lines = [f"| {' | '.join(titles)} |", f"| {' | '.join(['---'] + ['---:'] * (len(titles) - 1))} |"]
-    for name in names:
-        cells = [name, *(_number(table["rows"][method].get(name)) for method in methods), _value(ours.get(name))]
-        if points:
-            cells.append(f"{points[name]:+.1f}" if name in points else "-")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _value(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value['accuracy']:.2f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
 
 
 def against_other(one: str, other: str) -> dict[str, Any]:

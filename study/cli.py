@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from study import compare_cli, data_cli, evaluate_cli, plan_cli, weights_cli
-from study.errors import SERVICE_ERRORS, USER_ERRORS
+from study.errors import SERVICE_ERRORS, USER_ERRORS, UserError
 from trainers.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -157,8 +157,8 @@ def status(study: str | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("target", metavar="STUDY|EVALUATION")
-@click.option("--against", metavar="paper|EVALUATION", help="Of an evaluation's folder or s3:// prefix: set it beside "
-              "published numbers, or another evaluation of the same images.")  # fmt: skip
+@click.option("--against", metavar="paper|EVALUATION", help="Of an evaluation's folder or s3:// prefix: set it "
+              "beside published numbers, or beside another evaluation of the same images.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Of a study: folder, by default under the AGFT home. With "
               "--against: Markdown file, by default the screen.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="With --against: for machines.")
@@ -168,17 +168,24 @@ def report(target: str, against: str | None, out: Path | None, as_json: bool) ->
     if against is None:
         from study.report import write_report
 
+        if as_json:
+            raise UserError("--json: only with --against; a study's report is a page with figures")
         store = store_of(target)
         click.echo(write_report(store.load(), store.trials(), out or home() / "reports" / target))
         return
     from study.against import report_against
 
     text = report_against(target, against, home(), as_json=as_json)
-    if out is None:
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+        click.echo(out)
+    elif as_json or not sys.stdout.isatty():
         click.echo(text)
     else:
-        out.write_text(text + "\n")
-        click.echo(out)
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(text))
 
 
 plan_cli.attach(main, answering, home)
