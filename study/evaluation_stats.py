@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,6 +29,7 @@ class Mean:
     eps: str | None
     source: bool  # are sets like those of fine-tuning among them?
     sets: tuple[str, ...]
+    missing: tuple[str, ...]  # sets of the other means of its group that this attack and radius were not measured on
     accuracy: float
     low: float
     high: float
@@ -49,12 +49,13 @@ def means(records: Sequence[EvaluationRecord], source: Collection[str] = ()) -> 
     for group in (False, True):
         if group and not any(record.dataset.name in source for record in records):
             break
-        for (attack, eps), members in _columns(records).items():
-            sets = {name: value for name, value in members.items() if not (group and name in source)}
+        columns = _columns([record for record in records if not (group and record.dataset.name in source)])
+        for (attack, eps), sets in columns.items():
             if sets:
                 low, high = _interval(list(sets.values()))
                 accuracy = sum(value.accuracy for value in sets.values()) / len(sets)
-                found.append(Mean(attack, eps, not group, tuple(sets), accuracy, low, high))
+                missing = tuple(name for name in columns[CLEAN, None] if name not in sets)
+                found.append(Mean(attack, eps, not group, tuple(sets), missing, accuracy, low, high))
     return found
 
 
@@ -123,7 +124,13 @@ def paired_difference(one: Mapping[str, Mapping[int, bool]], other: Mapping[str,
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p of McNemar's test (Psychometrika, 1947): are the two kinds of discordant images as frequent?"""
-    n, least = gained + lost, min(gained, lost)
-    tail = sum(math.comb(n, k) for k in range(least + 1))
+    """Two-sided exact p of McNemar's test (Psychometrika, 1947): are the two kinds of discordant images as frequent?
+
+    Twice the binomial tail below the rarer kind, at most 1; in whole numbers, each coefficient from the one before.
+    """
+    n = gained + lost
+    coefficient = tail = 1
+    for k in range(1, min(gained, lost) + 1):
+        coefficient = coefficient * (n - k + 1) // k
+        tail += coefficient
     return min(1.0, 2 * tail / 2**n)

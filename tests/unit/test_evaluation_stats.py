@@ -6,6 +6,7 @@ import gzip
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from study.evaluation_stats import mcnemar, means, paired_difference, right_of_each
 from tests.records import record
@@ -44,6 +45,24 @@ def test_ninety_five_in_a_hundred_intervals_hold_the_truth() -> None:
     assert 180 <= hits <= 199
 
 
+def test_drawing_counts_is_drawing_images() -> None:
+    """The bootstrap as it is usually written, image by image, has the same quantiles."""
+    rng, sets = np.random.default_rng(2), {"a": (60, 20), "b": (150, 120)}
+    images = [np.arange(n) < right for n, right in sets.values()]
+    draws = [np.mean([np.mean(rng.choice(each, len(each))) for each in images]) for _ in range(4000)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    (mean,) = [mean for mean in means([record(s, n, n, r) for s, (n, r) in sets.items()]) if mean.attack != "clean"]
+    assert (mean.low, mean.high) == (pytest.approx(low, abs=0.005), pytest.approx(high, abs=0.005))
+
+
+def test_a_mean_over_fewer_sets_than_the_others_says_which_are_missing() -> None:
+    records = [record("dtd", 50, 100, 10), record("pcam", 60, 100, 20), record("dtd", 50, 100, 5, attack="apgd")]
+    missing = {(mean.attack, mean.source): mean.missing for mean in means(records, source=("pcam",))}
+    assert missing["apgd-100", True] == ("pcam",)
+    assert missing["pgd-20", True] == missing["clean", True] == ()
+    assert missing["apgd-100", False] == ()
+
+
 def test_clean_accuracy_is_that_of_the_larger_sample() -> None:
     records = [record("dtd", 500, 1000, 100), record("dtd", 70, 100, 10, attack="apgd")]
     clean = next(mean for mean in means(records) if mean.attack == "clean")
@@ -76,6 +95,17 @@ def test_pairing_is_sharper_than_two_intervals() -> None:
     assert found.p["a"] < 1e-5
 
 
+def test_the_paired_interval_is_that_of_the_discordant_images() -> None:
+    """Variance of a set's difference: (p_one + p_other - (p_one - p_other)^2) / n."""
+    one = {name: {image: image < 700 for image in range(1000)} for name in "ab"}
+    other = {name: {image: image >= 650 or image < 600 for image in range(1000)} for name in "ab"}
+    found = paired_difference(one, other)
+    error = np.sqrt(2 * (0.05 + 0.30 - 0.25**2) / 1000) / 2
+    assert found.mean == pytest.approx(-0.25)
+    assert found.low == pytest.approx(-0.25 - 1.96 * error, abs=0.03 * error + 1e-3)
+    assert found.high == pytest.approx(-0.25 + 1.96 * error, abs=0.03 * error + 1e-3)
+
+
 def test_other_images_are_not_compared() -> None:
     with pytest.raises(ValueError, match="not measured on the same images"):
         paired_difference({"a": {0: True}}, {"a": {1: True}})
@@ -86,6 +116,11 @@ def test_mcnemar_by_hand() -> None:
     assert mcnemar(3, 1) == pytest.approx(2 * (1 + 4) / 16)
     assert mcnemar(2, 2) == 1.0
     assert mcnemar(0, 0) == 1.0
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(60, 40), (1100, 900), (11_000, 9_000), (54_000, 54_000)])
+def test_mcnemar_is_scipys_binomial_test_also_of_a_hundred_thousand_images(gained: int, lost: int) -> None:
+    assert mcnemar(gained, lost) == pytest.approx(binomtest(gained, gained + lost).pvalue)
 
 
 def test_a_table_of_images_says_who_is_right() -> None:
