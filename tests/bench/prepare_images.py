@@ -4,8 +4,8 @@
 
 Generated JPEGs of 500 x 375 pixels, about 85 kB each, close to ImageNet's. Three parts:
 
-Preparing is timed as a whole, from the list of files to the manifest, three times. One more preparation is killed (SIGKILL) when
-about a third of its parts are there, started again, and its files are compared with those of the first. Reading:
+Preparing is timed as a whole, from the list of files to the manifest, three times. One more preparation is killed
+(SIGKILL) when a third of its parts are there, started again, and its files are compared with the others. Reading:
 shuffled batches of 128 images in one process and one thread, once by decoding their files and once from the
 memory-mapped set, in turn for every round, so that what else the machine does meets both; medians over the rounds.
 Both read from the page cache, so the ratio is one of computing, not of disks. The pixels of every round are compared.

@@ -19,7 +19,15 @@ from trainers.data import DATASETS, ZERO_SHOT_15, DatasetEntry, ImageSet, duplic
 from trainers.data.base import RawSet, alike
 from trainers.data.countries import COUNTRIES
 from trainers.data.decode import decode, fit
-from trainers.data.names import FLOWERS, imagenet_names
+from trainers.data.names import (
+    FLOWERS,
+    aircraft_name,
+    caltech256_name,
+    car_name,
+    country_name,
+    imagenet_names,
+    refine,
+)
 from trainers.data.stored import read_raw
 from trainers.data.table import FILE_DATASETS
 
@@ -157,6 +165,23 @@ def test_a_miniature_is_read_with_its_names_labels_and_prompts(name, tmp_path):
         assert decoded(entry, raw, index).dtype == np.uint8
 
 
+RULES: list[tuple[Callable[[str], str], dict[str, str]]] = [
+    (refine, {"Cougar_Body": "cougar body", "polka-dotted": "polka dotted", "a/b_": "a b", "_x": "x"}),
+    (caltech256_name, {"251.airplanes-101": "airplanes", "257.clutter": "clutter", "145.motorbikes-101": "motorbikes",
+                       "003.backpack": "backpack", "234.tweezer": "tweezer"}),
+    (aircraft_name, {"707-320": "Boeing 707-320", "777-300": "Boeing 777-300", "DC-3": "DC-3", "A380": "A380",
+                     "Boeing 717": "Boeing 717", "MD-87": "MD-87", "Fokker 70": "Fokker 70"}),
+    (car_name, {"Ram C/V Cargo Van Minivan 2012": "Ram C/V Cargo Van Minivan", "smart fortwo 2012": "smart fortwo",
+                "Rolls-Royce Ghost Sedan 2012": "Rolls Royce Ghost Sedan"}),
+    (country_name, {"XK": "Kosovo", "KP": "Korea", "TZ": "Tanzania", "CI": "Côte d'Ivoire", "TL": "Timor Leste"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "names"), RULES, ids=lambda value: getattr(value, "__name__", None))
+def test_names_by_the_rules_of_agfts_code(rule, names):
+    assert {name: rule(name) for name in names} == names
+
+
 def test_every_dataset_has_a_miniature():
     assert list(MINIATURES) == list(FILE_DATASETS)
 
@@ -203,7 +228,9 @@ def test_images_and_labels_are_those_of_torchvisions_class(name, tmp_path, monke
         np.testing.assert_array_equal(decoded(entry, raw, index), image)
 
 
-@pytest.mark.parametrize("size", [(224, 224), (500, 375), (375, 500), (223, 640), (3, 7), (225, 224), (1000, 224)])
+@pytest.mark.parametrize(
+    "size", [(224, 224), (227, 224), (500, 375), (375, 500), (223, 640), (3, 7), (225, 224), (1000, 224)]
+)
 def test_the_224_crop_is_torchvisions_to_the_bit(size):
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)

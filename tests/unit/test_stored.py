@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import subprocess
-import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,6 @@ from trainers.data.prepare import prepare
 from trainers.data.shards import MANIFEST
 from trainers.data.stored import FETCHERS, load_stored, read_raw
 from trainers.errors import NotPrepared, UserError
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_loaded_set_is_the_decoded_one_row_for_row(many, whole, monkeypatch):
@@ -229,31 +228,24 @@ def test_another_set_at_the_same_place_is_another_one_here(many, elsewhere, whol
     assert len(list((tmp_path / "datasets").glob("dtd-*"))) == 2
 
 
-LOAD = """
-import sys, time
-from pathlib import Path
-from tests.miniatures import row
-from trainers.data.stored import FETCHERS, load_stored
+def test_of_several_at_once_one_fetches_a_file_and_the_others_wait(many, elsewhere, monkeypatch):
+    """Threads here; the lock is one between processes as well."""
+    together = threading.Barrier(3)
 
-def fetch(address, path, sha256):
-    source = Path(sys.argv[1]) / address.removeprefix("far://sets/")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    time.sleep(0.3)
-    path.write_bytes(source.read_bytes())
-    print(source.name, flush=True)
-    return True
+    def slowly(address: str, path: Path, sha256: str | None) -> bool:
+        time.sleep(0.2)
+        return elsewhere(address, path, sha256)
 
-FETCHERS["far"] = fetch
-images = load_stored(row("dtd", 300, 2)).images
-print(int(images[5][0, 0, 0]), flush=True)
-"""
+    monkeypatch.setitem(FETCHERS, "far", slowly)
+    entry, first = many[0], load_stored(many[0]).images[torch.tensor([5])]
 
+    def load(_: int) -> torch.Tensor:
+        images = load_stored(entry).images
+        together.wait()
+        return images[torch.tensor([5, 299])]
 
-def test_processes_of_one_node_fetch_a_file_once(elsewhere, whole):
-    command = [sys.executable, "-c", LOAD, str(whole.parent)]
-    running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0].split() for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    assert [lines[-1] for lines in said] == ["5", "5"]
-    fetched = sorted(line for lines in said for line in lines[:-1])
-    assert fetched == ["digests.npy", "images-00000.npy", "labels.npy", MANIFEST, MANIFEST]
+    elsewhere.asked.clear()
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(load, range(3)))
+    assert all(torch.equal(each[:1], first) for each in found)
+    assert [file for file in elsewhere.asked if file != MANIFEST] == ["images-00002.npy"]

@@ -108,47 +108,58 @@ def made_parts(
     counter = Counter(len(parts), context)
     made: dict[int, Made] = {}
     pending: dict[Future[Made], int] = {}
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(counter.values,)) as pool:
-        try:
-            for number, part in enumerate(parts):
-                with _interrupts_later():
-                    future = pool.submit(_make, part, images[part.first : part.first + part.images])
-                pending[future] = number
-                while len(pending) > 2 * workers or (number == len(parts) - 1 and pending):
-                    done, _ = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
-                    for future in done:
-                        made[pending.pop(future)] = future.result()
-                    progress(*counter.totals())
-        except BrokenExecutor as error:
-            raise OSError("a process that decodes was killed (is there enough memory?)") from error
-        finally:
-            counter.stop()
-            for future in pending:
-                future.cancel()
+    with _interrupts_noted() as interrupts:
+        with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(counter.values,)) as pool:
+            try:
+                for number, part in enumerate(parts):
+                    with _interrupts_blocked():
+                        future = pool.submit(_make, part, images[part.first : part.first + part.images])
+                    pending[future] = number
+                    while len(pending) > 2 * workers or (number == len(parts) - 1 and pending):
+                        done, _ = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+                        for future in done:
+                            made[pending.pop(future)] = future.result()
+                        progress(*counter.totals())
+                        if interrupts:
+                            raise KeyboardInterrupt
+            except BrokenExecutor as error:
+                raise OSError("a process that decodes was killed (is there enough memory?)") from error
+            finally:
+                counter.stop()
+                for future in pending:
+                    future.cancel()
+        if interrupts:  # after the last look
+            raise KeyboardInterrupt
     return [made[number] for number in range(len(parts))]
 
 
 @contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Processes that are started meanwhile never see Ctrl-C, not even while they import; the parent sees it after.
+def _interrupts_noted() -> Iterator[list[int]]:
+    """Ctrl-C is put on the list and raised by nobody; the caller looks at the list.
 
-    They inherit the mask. It alone does not keep KeyboardInterrupt from the parent: the system may hand the signal to
-    any other thread (of BLAS, say), and Python then runs the handler in the main thread all the same. Raised between a
-    child's start and the writing of what it is to do, it would leave a child that fails on half a message.
+    KeyboardInterrupt comes between any two steps, also of the code that starts a process: raised between that and the
+    writing of what the process is to do, it leaves one that fails on half a message.
     """
-    seen: list[int] = []
+    noted: list[int] = []
     handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-    if handler is not None:  # only the main thread has handlers, and only Python's can be put back
-        signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    if handler is None:  # only the main thread gets signals, and only a handler of Python's can be put back
+        yield noted
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes that are started meanwhile inherit it: they never see Ctrl-C, not even while they import."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-        if seen:
-            signal.raise_signal(signal.SIGINT)
 
 
 _shared: Counter = Counter(0)
