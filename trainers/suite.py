@@ -114,7 +114,7 @@ def _final(*eps: float, samples: int = 1000) -> tuple[AttackAt, ...]:
 
 def _paper() -> tuple[AttackAt, ...]:
     """AGFT's own settings: 20 steps of 1/255; C&W; and what its code calls AutoAttack."""
-    step = {"step_size": 1 / 255}
+    step = {"step_size": {"of_eps": 1}}
     return tuple(
         AttackAt(attack=attack, eps=(1 / 255,))
         for attack in (_attack("pgd", **step), _attack("cw", **step), _attack("aa-agft"))
