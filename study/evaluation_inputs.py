@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from trainers.suite import Suite
 __all__ = ["Inputs", "Order", "read_inputs"]
 
 NONE = "none"
+LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}")  # part of a folder's name
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def read_inputs(order: Order, home: Path, say: Callable[[str], None]) -> Inputs:
 def _subjects(order: Order, gallery: Gallery) -> tuple[Subject, ...]:
     if order.labels and len(order.labels) != len(order.models):
         raise UserError(f"--label: {len(order.labels)} for {len(order.models)} models; give one for each, or none")
+    if wrong := [label for label in order.labels if not LABEL.fullmatch(label)]:
+        raise UserError(f"--label: {wrong[0]!r}: a label is 1 to 60 letters, digits and . _ -, no dash or dot first")
     labels = order.labels or (None,) * len(order.models)
     subjects = tuple(gallery.subject(named, label) for named, label in zip(order.models, labels, strict=True))
     names = [subject.facts.label for subject in subjects]

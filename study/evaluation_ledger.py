@@ -15,7 +15,9 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from study.errors import StudyFailed, UserError
 from study.evaluation_place import Place
@@ -29,7 +31,9 @@ from trainers.verdicts import Verdicts
 __all__ = ["Damaged", "Ledger"]
 
 READERS = 8  # files read at a time
+FINDINGS = TypeAdapter(tuple[Finding, ...])
 Facts = dict[str, Any]
+Content = TypeVar("Content")
 
 
 class Damaged(ValueError):
@@ -50,18 +54,18 @@ class Ledger:
 
     def open(self) -> None:
         """Read what is there. A place of another evaluation is refused."""
-        spec = self._json("evaluation.json")
+        spec = self._parsed("evaluation.json", json.loads)
         if spec is None:
             self._write("evaluation.json", self.evaluation.spec())
         elif spec != self.evaluation.spec():
             raise UserError(f"{self.place.at('evaluation.json')}: of another evaluation; move it away")
         for dataset in self.evaluation.suite.datasets:
-            looked = self._json(f"datasets/{safe_name(dataset)}.json")
+            looked = self._parsed(f"datasets/{safe_name(dataset)}.json", Looked.model_validate_json)
             if looked is not None:
-                self.looked[dataset] = Looked.model_validate(looked)
-            found = self._json(f"sanity/{safe_name(dataset)}.json")
-            if found is not None:
-                self.findings[dataset] = tuple(Finding.model_validate(each) for each in found)
+                self.looked[dataset] = looked
+            findings = self._parsed(f"sanity/{safe_name(dataset)}.json", FINDINGS.validate_json)
+            if findings is not None:
+                self.findings[dataset] = findings
         planned = [unit for name in self.looked for entry in self.evaluation.suite.attacks for unit in
                    self.units(name, entry)]  # fmt: skip
         with ThreadPoolExecutor(READERS) as pool:
@@ -149,12 +153,13 @@ class Ledger:
             raise Damaged(f"{self.place.at(name)}: of another evaluation, dataset or sample")
         return verdicts, facts
 
-    def _json(self, name: str) -> Any | None:
+    def _parsed(self, name: str, parse: Callable[[bytes], Content]) -> Content | None:
+        """What is in a file; None if there is none, or none that makes sense."""
         try:
             data = self.place.read(name)
-            return None if data is None else json.loads(data)
+            return None if data is None else parse(data)
         except ValueError as error:
-            self.say(f"{self.place.at(name)}: damaged ({error}); it is made again")
+            self.say(f"{self.place.at(name)}: damaged ({str(error).splitlines()[0]}); it is made again")
             return None
 
     def _write(self, name: str, value: Any) -> None:

@@ -38,25 +38,25 @@ class Hands:
 
 
 def hands_for(
-    total: Mapping[str, float], jobs: int, *, workers: int | None, cpus: float | None, gpus: float | None
+    nodes: Sequence[Mapping[str, float]], jobs: int, *, workers: int | None, cpus: float | None, gpus: float | None
 ) -> Hands:
     """What was asked for, else: one worker a GPU where there are any, else workers of up to four cores each.
 
-    `total` are the cluster's resources. Never more workers than jobs. Raises `UserError` with the numbers for what can
-    never fit.
+    `nodes` are the resources of each of the cluster's. Never more workers than jobs. Raises `UserError` with the
+    numbers for what can never fit.
     """
-    all_cpus, all_gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    all_cpus, all_gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     if gpus is None:
         gpus = 1.0 if all_gpus >= 1 else 0.0
     if cpus is None:
         share = all_cpus * gpus / all_gpus if gpus and all_gpus else all_cpus / (workers or 1)
         cpus = float(max(1, min(4, int(share))))
-    rooms = [int(have / need + 1e-9) for have, need in ((all_cpus, cpus), (all_gpus, gpus)) if need > 0]
-    room = min(rooms, default=1)
+    needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need > 0}
+    room = sum(min(int(node.get(name, 0.0) / need + 1e-9) for name, need in needs.items()) for node in nodes)
     if room < (workers or 1):
         raise UserError(
-            f"--workers: {workers or 1} of {cpus:g} CPU and {gpus:g} GPU each; the cluster has {all_cpus:g} CPU and "
-            f"{all_gpus:g} GPU, room for {room}"
+            f"--workers: {workers or 1} of {cpus:g} CPU and {gpus:g} GPU each; the cluster's {len(nodes)} node(s) with "
+            f"{all_cpus:g} CPU and {all_gpus:g} GPU in all have room for {room}"
         )
     return Hands(max(1, min(workers or room, jobs)), cpus, gpus)
 
@@ -82,21 +82,20 @@ class _Worker:
 
 @dataclass
 class Pool:
-    """`weights`: SHA-256 -> bytes of a weights file, which Ray keeps; `say` gets remarks; `tick` is called often."""
+    """`weights`: SHA-256 -> where Ray keeps the weights file; `say` gets remarks; `tick` is called often."""
 
     hands: Hands
-    weights: Mapping[str, bytes]
+    weights: Mapping[str, Any]
     say: Callable[[str], None]
     tick: Callable[[], None] = lambda: None
     losses: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._stored = {sha256: ray.put(data) for sha256, data in self.weights.items()}
         self._workers = [self._hire() for _ in range(self.hands.workers)]
 
     def _hire(self) -> _Worker:
         actor = ray.remote(num_cpus=self.hands.cpus, num_gpus=self.hands.gpus, max_restarts=0)(EvaluationWorker)
-        handle = actor.remote(self._stored, self.hands.threads, self.hands.gpus > 0)
+        handle = actor.remote(dict(self.weights), self.hands.threads, self.hands.gpus > 0)
         return _Worker(handle, handle.hello.remote())
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 import ray
 
-from infra.cluster import capacity
+from infra.cluster import capacity, node_capacities
 from infra.services import Services
 from study.console import wide_console
 from study.data import reach_storage
@@ -115,14 +115,15 @@ def _compute(ledgers: Sequence[Ledger], order: Order, inputs: Inputs, stack: Exi
     stack.enter_context(_connected(progress))
     suite = inputs.suite
     jobs = len(work) or sum(len(units(name, entry)) for name in suite.datasets for entry in suite.attacks)
-    hands = hands_for(capacity(), jobs, workers=order.workers, cpus=order.cpus, gpus=order.gpus)
+    hands = hands_for(node_capacities(), jobs, workers=order.workers, cpus=order.cpus, gpus=order.gpus)
     progress(f"workers: {hands}")
 
     def tick() -> None:
         for ledger in ledgers:
             ledger.check()
 
-    pool = Pool(hands, {each.facts.weights_sha256: each.packed() for each in inputs.models()}, progress, tick)
+    weights = {each.facts.weights_sha256: ray.put(each.packed()) for each in inputs.models()}
+    pool = Pool(hands, weights, progress, tick)
     try:
         finish(looks, pool.run, progress)
         finish(work or _work(ledgers, order, inputs), pool.run, progress)

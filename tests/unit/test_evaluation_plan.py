@@ -100,8 +100,8 @@ def test_a_worker_goes_on_with_what_it_has_in_memory_then_takes_what_nobody_has(
 
 
 def test_workers_are_as_many_as_fit_and_as_there_is_work() -> None:
-    def found(total: dict[str, float], jobs: int = 99, **asked: float) -> Hands:
-        return hands_for(total, jobs, **{"workers": None, "cpus": None, "gpus": None, **asked})  # type: ignore[arg-type]
+    def found(*nodes: dict[str, float], jobs: int = 99, **asked: float) -> Hands:
+        return hands_for(nodes, jobs, **{"workers": None, "cpus": None, "gpus": None, **asked})  # type: ignore[arg-type]
 
     assert found({"CPU": 2}) == Hands(1, 2, 0)
     assert found({"CPU": 16}) == Hands(4, 4, 0)
@@ -111,10 +111,13 @@ def test_workers_are_as_many_as_fit_and_as_there_is_work() -> None:
     assert found({"CPU": 16, "GPU": 2}, gpus=0.5, cpus=1) == Hands(4, 1, 0.5)
     assert found({"CPU": 16}, jobs=2) == Hands(2, 4, 0)
     assert found({"CPU": 2}, workers=3, cpus=0.5) == Hands(3, 0.5, 0)
-    with pytest.raises(UserError, match=r"--workers: 3 of 1 CPU and 0 GPU each; the cluster has 2 CPU .* room for 2"):
+    with pytest.raises(UserError, match=r"--workers: 3 of 1 CPU and 0 GPU each; .* 2 CPU .* room for 2"):
         found({"CPU": 2}, workers=3, cpus=1)
     with pytest.raises(UserError, match="room for 0"):
         found({"CPU": 2}, gpus=1)
+    assert found({"CPU": 4}, {"CPU": 4, "GPU": 1}) == Hands(1, 4, 1)
+    with pytest.raises(UserError, match=r"2 node\(s\) with 8 CPU .* room for 0"):
+        found({"CPU": 4}, {"CPU": 4}, cpus=6)
 
 
 def test_one_process_at_a_time_has_a_folder_and_the_other_is_told_which(tmp_path: Path) -> None:
