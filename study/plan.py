@@ -15,7 +15,7 @@ from study.cost_table import short
 from study.database import database_url
 from study.errors import UserError
 from study.schedule import rungs
-from study.searcher import proposals
+from study.samplers import proposals
 from study.space import shown
 from study.store import StudyStore, study_names
 

@@ -2,14 +2,12 @@
 
 Ray's own OptunaSearch cannot be restored after a badly timed crash with RDB storage, repeats its warm starts, and
 stores early-stopped trials as complete. Here a trial's Optuna number is its name everywhere, unfinished trials of an
-earlier driver go first, and the sampler is reseeded before every proposal from hash(study seed, trial number).
+earlier driver go first.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,11 +16,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from study import samplers
 from study.config import StudyConfig
-from study.space import Dimension, grid
 from study.store import StudyStore, TrialRow
 
-__all__ = ["OptunaBook", "StudySearcher", "proposals"]
+__all__ = ["OptunaBook", "StudySearcher"]
 
 log = logging.getLogger("agft")
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -43,7 +41,7 @@ class OptunaBook:
 
     def enqueue_warm_starts(self) -> None:
         """Put the warm starts first in line, once in a study's life."""
-        _enqueue(self.study, self.spec, self.dimensions)
+        samplers.enqueue_warm_starts(self.study, self.spec, self.dimensions)
 
     def reconcile(self) -> list[int]:
         """Bring Optuna in line with our trials; numbers of the trials that are to be continued, oldest first.
@@ -63,13 +61,13 @@ class OptunaBook:
 
     def propose(self) -> tuple[int, dict[str, Any]]:
         """A new trial: its number and parameters by dotted path."""
-        return _propose(self.study, self.spec, self.dimensions)
+        return samplers.propose(self.study, self.spec, self.dimensions)
 
     def parameters(self, number: int) -> dict[str, Any]:
         """Parameters of an existing trial; those that a crash left undrawn are drawn now."""
         frozen = self._frozen(number)
-        self.study.sampler = _sampler(self.spec, number)
-        return _draw(optuna.Trial(self.study, frozen._trial_id), self.dimensions)
+        self.study.sampler = samplers.sampler_for(self.spec, number)
+        return samplers.draw(optuna.Trial(self.study, frozen._trial_id), self.dimensions)
 
     def _frozen(self, number: int) -> FrozenTrial:
         return next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)
@@ -97,71 +95,6 @@ class OptunaBook:
         metric = f"best_{self.spec.goal.metric}"
         value = float(row.last[metric]) if row.last and row.state == "complete" else None
         self.study.tell(row.number, values=value, state=STATES[row.state], skip_if_finished=True)
-
-
-def proposals(study: optuna.Study, spec: StudyConfig, count: int) -> list[tuple[int, dict[str, Any]]]:
-    """The first `count` trials of a study (an empty Optuna study of any storage), warm starts first."""
-    dimensions = spec.dimensions()
-    _enqueue(study, spec, dimensions)
-    return [_propose(study, spec, dimensions) for _ in range(count)]
-
-
-def _enqueue(study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension]) -> None:
-    if study.user_attrs.get("agft.warm_starts"):
-        return
-    base = spec.base()
-    # A grid is a queue of given trials: its sampler is never asked.
-    for start in grid(dimensions) if spec.sampler.name == "grid" else spec.warm_starts:
-        values = {d.path: d.inner(start.get(d.path, _at(base, d.path))) for d in dimensions}
-        inside = {d.path: values[d.path] for d in dimensions if d.holds(values[d.path])}
-        if inside:
-            study.enqueue_trial(inside, user_attrs={"agft.warm_start": True}, skip_if_exists=True)
-    study.set_user_attr("agft.warm_starts", True)
-
-
-def _propose(study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension]) -> tuple[int, dict[str, Any]]:
-    waiting = [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
-    number = min(waiting) if waiting else len(study.get_trials(deepcopy=False))
-    study.sampler = _sampler(spec, number)
-    trial = study.ask()
-    assert trial.number == number, "one driver asks at a time: the lease sees to it"
-    return number, _draw(trial, dimensions)
-
-
-def _draw(trial: optuna.Trial, dimensions: list[Dimension]) -> dict[str, Any]:
-    return {d.path: _suggest(trial, d) for d in dimensions}
-
-
-def _sampler(spec: StudyConfig, number: int) -> optuna.samplers.BaseSampler:
-    """A sampler for one proposal: reopened with a fixed seed it would propose the first trials again."""
-    digest = hashlib.sha256(f"{spec.seed}/{number}".encode()).digest()
-    seed = int.from_bytes(digest[:4], "big") >> 1
-    if spec.sampler.name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=spec.sampler.startup_trials, constant_liar=True)
-
-
-def _at(config: dict[str, Any], path: str) -> Any:
-    node: Any = config
-    for key in path.split("."):
-        node = node.get(key) if isinstance(node, dict) else None
-    return node
-
-
-def _suggest(trial: optuna.Trial, dimension: Dimension) -> Any:
-    distribution = dimension.distribution
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return trial.suggest_categorical(dimension.path, distribution.choices)
-    if isinstance(distribution, optuna.distributions.IntDistribution):
-        return trial.suggest_int(
-            dimension.path, distribution.low, distribution.high, step=distribution.step, log=distribution.log
-        )
-    assert isinstance(distribution, optuna.distributions.FloatDistribution), distribution
-    return trial.suggest_float(
-        dimension.path, distribution.low, distribution.high, step=distribution.step, log=distribution.log
-    )
 
 
 class StudySearcher(Searcher):

@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from study import store as store_module
 from study.database import engine_for
 from study.errors import LeaseLost, UserError
-from study.searcher import OptunaBook, StudySearcher, proposals
+from study.samplers import proposals
+from study.searcher import OptunaBook, StudySearcher
 from study.store import LeaseHeld, StudyStore, owner_identity, study_names
 from study.studyfile import parse_study
 

@@ -13,7 +13,7 @@ import yaml
 
 from study.config import StudyConfig, load_canonical, parse_floor
 from study.errors import StudyFileError, UserError
-from study.searcher import proposals
+from study.samplers import proposals
 from study.studyfile import load_study, parse_study
 from trainers.objectives import METHODS
 
