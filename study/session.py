@@ -17,6 +17,7 @@ from study.config import StudyConfig
 from study.console import Clock, accuracy_table, percent, trials_table, wide_console
 from study.database import database_url
 from study.errors import StudyFailed
+from study.log_copy import copied_output
 from study.projection import EXPERIMENT, project_study, study_key
 from study.promote import UNMODIFIED, Promotion, promote
 from study.report import write_report
@@ -59,7 +60,8 @@ def run_here(spec: StudyConfig, home: Path, *, then_promote: bool) -> int:
     StudyStore(database, spec.name).create(spec)  # refuses another spec before anything is started
     services = services_here(home, clock)
     promotion = None
-    with cluster_here(clock) as cluster:
+    kept_output = copied_output(home / "logs", bucket=services.bucket, store=StudyStore(database, spec.name))
+    with kept_output, cluster_here(clock) as cluster:
         outcome = run_study(
             spec, database=database, cluster=cluster, bucket=services.bucket, tracking_uri=services.mlflow_uri,
             say=clock,
