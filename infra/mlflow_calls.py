@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.errors import ServiceError, UserError
+from infra.failpoint import reach
 
 __all__ = [
     "Point",
@@ -154,7 +155,9 @@ def ensure_run(
     tags = {**tags, KEY_TAG: key} | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {})
     run = _settled(client, experiment, key)
     if run is None:
+        reach("mlflow.before-create")
         created = client.create_run(experiment, start_time=start_time_ms, tags=_clipped(tags), run_name=name)
+        reach("mlflow.after-create")
         run = _settled(client, experiment, key) or created
     elif reopen and run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
@@ -181,6 +184,7 @@ def send_points(client: Any, run_id: str, points: Sequence[Point]) -> None:
     for start in range(0, len(points), POINTS_PER_CALL):
         metrics = [Metric(p.name, p.value, p.timestamp_ms, p.step) for p in points[start : start + POINTS_PER_CALL]]
         client.log_batch(run_id, metrics=metrics)
+        reach("mlflow.after-points")
 
 
 def _clipped(tags: Mapping[str, str]) -> dict[str, str]:

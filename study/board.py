@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-__all__ = ["NAMESPACE", "ask_board", "board_name", "open_board"]
+__all__ = ["NAMESPACE", "announce", "ask_board", "board_name", "open_board"]
 
 NAMESPACE = "agft"
 RUNG_WAIT_SECONDS = 2.0
@@ -23,11 +23,13 @@ log = logging.getLogger("agft")
 
 
 class Board:
-    """Verdicts by (trial, epoch), and one word for everybody (`pause`)."""
+    """Verdicts by (trial, epoch), one word for everybody (`pause`), and which processes a trial consists of."""
 
     def __init__(self) -> None:
         self.verdicts: dict[tuple[int, int], str] = {}
         self.everybody = "continue"
+        self.dropped: set[int] = set()
+        self.processes: dict[int, list[dict[str, Any]]] = {}
         self.changed = asyncio.Condition()
 
     async def publish(self, number: int, epoch: int, decision: str) -> None:
@@ -42,13 +44,27 @@ class Board:
             self.everybody = decision
             self.changed.notify_all()
 
+    async def drop(self, number: int) -> None:
+        """A user takes the trial out: it leaves at its next report."""
+        async with self.changed:
+            self.dropped.add(number)
+            self.changed.notify_all()
+
+    async def arrive(self, number: int, process: dict[str, Any]) -> None:
+        """A process of a trial has started; those of its role on the same node that are gone stay in the list."""
+        self.processes.setdefault(number, []).append(process)
+
+    async def depart(self, number: int) -> list[dict[str, Any]]:
+        """The processes of a trial, which are forgotten: their successors will arrive."""
+        return self.processes.pop(number, [])
+
     async def verdict(self, number: int, epoch: int, wait_seconds: float) -> str:
         """The decision on a report; waits for it at most `wait_seconds`, then the trial goes on."""
         deadline = time.monotonic() + wait_seconds
         async with self.changed:
             while True:
                 earlier = [self.verdicts[number, e] for n, e in self.verdicts if n == number and e <= epoch]
-                if "stop" in earlier:
+                if "stop" in earlier or number in self.dropped:
                     return "stop"
                 if self.everybody != "continue":
                     return self.everybody
@@ -86,3 +102,12 @@ def ask_board(name: str, number: int, epoch: int, *, at_rung: bool) -> str:
             "trial %s: no driver answers (%s); keeping the checkpoint and leaving", number, type(error).__name__
         )
         return "pause"
+
+
+def announce(name: str, number: int, process: dict[str, Any]) -> None:
+    """Tell the driver that `process` works for a trial; without a driver there is nobody to tell."""
+    try:
+        board = ray.get_actor(name, namespace=NAMESPACE)
+        ray.get(board.arrive.remote(number, process), timeout=BOARD_ANSWER_SECONDS)
+    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        log.warning("trial %s: no driver answers (%s)", number, type(error).__name__)

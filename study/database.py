@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
 from sqlalchemy import event
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from study.errors import StudyFailed, UserError
 
-__all__ = ["database_url", "engine_for", "now", "transaction"]
+__all__ = ["AWAY", "PATIENCE_SECONDS", "database_url", "engine_for", "now", "patient", "transaction"]
+
+log = logging.getLogger("agft")
+P = ParamSpec("P")
+R = TypeVar("R")
+AWAY = (OperationalError, InterfaceError)  # no answer, locked, full: what may be over in a while
+PATIENCE_SECONDS = 120.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 5.0
 
 
 def database_url(home: Path) -> str:
@@ -87,7 +96,31 @@ def now(connection: sa.Connection) -> float:
         statement = "SELECT (julianday('now') - 2440587.5) * 86400.0"
     else:
         statement = "SELECT extract(epoch FROM clock_timestamp())"
-    try:
-        return float(connection.execute(sa.text(statement)).scalar_one())
-    except DatabaseError as error:
-        raise StudyFailed(f"the study database does not answer: {error.orig}") from None
+    return float(connection.execute(sa.text(statement)).scalar_one())
+
+
+def patient(call: Callable[P, R]) -> Callable[P, R]:
+    """Repeat a call that can be repeated while the database is away; `StudyFailed` after `PATIENCE_SECONDS`.
+
+    A connection that is lost in a commit leaves open whether it happened: only calls that change nothing when they are
+    made twice may be wrapped.
+    """
+
+    @wraps(call)
+    def persist(*args: P.args, **kwargs: P.kwargs) -> R:
+        deadline, pause = time.monotonic() + PATIENCE_SECONDS, FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return call(*args, **kwargs)
+            except AWAY as error:
+                reason = " ".join(str(error.orig).split())[:200]
+                if time.monotonic() > deadline:
+                    raise StudyFailed(
+                        f"the study database has not answered for {PATIENCE_SECONDS:.0f} s: {reason}"
+                    ) from error
+                if pause == FIRST_PAUSE_SECONDS:
+                    log.warning("the study database does not answer (%s); trying again", reason)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    return persist

@@ -9,161 +9,147 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
 from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
 
+from infra.errors import ServiceError
+from infra.failpoint import reach
 from infra.tracking import Tracker
 from study.admission import open_admission
 from study.board import open_board
-from study.config import StudyConfig
 from study.errors import LeaseLost
 from study.files import delete_superseded, trial_prefix
+from study.heartbeat import HEARTBEAT_SECONDS, Heartbeat
+from study.hung import Silence, kill_processes
+from study.progress import epoch_line, study_line
 from study.projection import project_best, project_epochs, project_outcome, project_study, project_trial
+from study.requests import answer
 from study.schedule import asha_verdict, rungs, score
 from study.searcher import OptunaBook
 from study.space import apply_params, shown
-from study.store import LEASE_SECONDS, StudyRow, StudyStore, TrialRow
+from study.store import StudyRow, StudyStore, TrialRow
 from study.trial import TrialOrder
 from trainers.config import TrialConfig
 
-__all__ = ["HEARTBEAT_SECONDS", "Driver", "Heartbeat"]
+__all__ = ["Driver"]
 
 log = logging.getLogger("agft")
-HEARTBEAT_SECONDS = 5.0
 LEAVE_SECONDS = 45.0
 
 
-class Heartbeat(threading.Thread):
-    """Keeps the lease, adds up driving time, and learns what users want (`run`, `pause`, `stop`)."""
-
-    def __init__(self, store: StudyStore, token: int) -> None:
-        super().__init__(name="agft-heartbeat", daemon=True)
-        self.store, self.token = store, token
-        self.desired, self.lost = "run", False
-        self.ended = threading.Event()
-        self.heard = time.monotonic()
-
-    def run(self) -> None:
-        counted = time.monotonic()
-        while not self.ended.wait(HEARTBEAT_SECONDS):
-            clock = time.monotonic()
-            try:
-                self.desired = self.store.renew(self.token, driven=clock - counted)
-                counted = self.heard = clock
-            except LeaseLost:
-                self.lost = True
-                return
-            except SQLAlchemyError as error:
-                log.warning("the study database does not answer (%s)", type(error).__name__)
-                if clock - self.heard > LEASE_SECONDS:
-                    self.lost = True  # another driver may have taken over by now
-                    return
-
-    def stop(self) -> None:
-        """End the thread; up to one beat of driving time stays uncounted."""
-        self.ended.set()
-        self.join()
-
-
 class Driver:
-    """State of one driver. `say(text)` prints one line of progress."""
+    """State of one driver. `say(text)` prints one line of progress.
+
+    `rows` are the trials as stored: nobody else writes them while the lease is ours, so they are read once.
+    """
 
     def __init__(
         self,
         *,
         store: StudyStore,
-        spec: StudyConfig,
-        token: int,
+        heartbeat: Heartbeat,
         tracker: Tracker,
         bucket: str,
         total: dict[str, float],
         say: Callable[[str], None],
     ) -> None:
-        self.store, self.spec, self.token, self.tracker, self.bucket = store, spec, token, tracker, bucket
-        self.say, self.total = say, total
+        self.store, self.heartbeat, self.tracker, self.bucket = store, heartbeat, tracker, bucket
+        self.token, self.say, self.total = heartbeat.token, say, total
         self.study: StudyRow = store.load()
+        self.spec = self.study.spec
         assert self.study.baseline is not None, "the unmodified model is measured before the first trial"
-        self.goal = spec.goal.resolve(self.study.baseline)
-        self.base = spec.base(self.goal)
-        self.dimensions = spec.dimensions()
-        self.rungs = rungs(spec.scheduler, spec.train.epochs)
-        self.book = OptunaBook(store, spec, self.goal.at_least)
-        self.heartbeat = Heartbeat(store, token)
-        self.board = open_board(spec.name, token)
+        self.goal = self.spec.goal.resolve(self.study.baseline)
+        self.base = self.spec.base(self.goal)
+        self.dimensions = self.spec.dimensions()
+        self.rungs = rungs(self.spec.scheduler, self.spec.train.epochs)
+        self.book = OptunaBook(store, self.spec, self.goal.at_least)
+        self.board = open_board(self.study.slug, self.token)
         self.admission = open_admission()
-        self.identity = f"{spec.name}/{token}"
+        self.identity = f"{self.study.slug}/{self.token}"
+        self.silence = Silence()
+        self.rows: dict[int, TrialRow] = {}
         self.running: dict[int, float] = {}  # number -> monotonic time of this attempt's start
         self.outcomes: dict[int, dict[str, Any]] = {}
+        self.to_drop: dict[int, dict[str, Any]] = {}  # running trials that are to leave, with the request
         self.closing_word = ""  # why no new trials start: pause, stop, budget, lost
+        self.closing_reason = ""
         self.closing_since = 0.0
         self.done_here = 0
         self.interrupted = False
         self.opened = self.announced = time.monotonic()
-        self.device_seconds = sum(row.device_seconds for row in store.trials())  # of attempts that have ended
 
     # --- life ----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Project what is stored, bring Optuna in line, start the heartbeat."""
-        self.heartbeat.start()
+        """Project what is stored, and bring Optuna in line."""
+        self.rows = {row.number: row for row in self.store.trials()}
+        if not self.book.is_complete():
+            self.book.rebuild(self.token)
         self.book.enqueue_warm_starts()
         project_study(self.tracker, self.study)
-        for trial in self.store.trials():
+        for trial in self.rows.values():
             project_trial(self.tracker, self.study, trial)
             project_epochs(self.tracker, self.study, trial.number, trial.epochs)
             if trial.finished:
                 project_outcome(self.tracker, self.study, trial)
-        project_best(self.tracker, self.study, self.store.trials())
+        project_best(self.tracker, self.study, list(self.rows.values()))
 
     def close(self) -> None:
         """Give everything back that is not the lease."""
-        self.heartbeat.stop()
-        ray.get(self.admission.leave.remote(self.identity))
+        with contextlib.suppress(ray.exceptions.RayActorError):  # its node may be gone, and the cluster with it
+            ray.get(self.admission.leave.remote(self.identity))
         ray.kill(self.board)
 
     def step(self) -> None:
         """Called at every turn of Tune's loop: obey the lease, the user and the budget."""
-        if time.monotonic() - self.announced > HEARTBEAT_SECONDS:
-            self.announced = time.monotonic()
+        clock = time.monotonic()
+        if clock - self.announced > HEARTBEAT_SECONDS:
+            self.announced = clock
             held = {f"{self.identity}/{number}": self.need() for number in self.running}
             self.admission.heartbeat.remote(self.identity, held)
+            self._end_the_silent(clock)
         if not self.closing_word:
-            word = self._reason_to_close()
+            word, reason = self._reason_to_close()
             if word:
-                self.closing_word, self.closing_since = word, time.monotonic()
+                self.closing_word, self.closing_reason, self.closing_since = word, reason, clock
+                self.say(f"{reason}: running trials end at their next report")
                 self.board.tell_everybody.remote("stop" if word in ("stop", "budget") else "pause")
-        elif self.closing_word == "lost" and time.monotonic() - self.closing_since > LEAVE_SECONDS:
+        elif self.closing_word == "lost" and clock - self.closing_since > LEAVE_SECONDS:
             raise LeaseLost(f"study {self.spec.name!r}: another driver took over, and our trials did not leave")
+        if self.heartbeat.requests and self.closing_word != "lost":
+            requests, self.heartbeat.requests = self.heartbeat.requests, []
+            self.obey(requests)
 
-    def _reason_to_close(self) -> str:
+    def _reason_to_close(self) -> tuple[str, str]:
         if self.heartbeat.lost:
-            self.say("another driver has taken over this study; leaving")
-            return "lost"
+            return "lost", "another driver has taken over this study"
         if self.interrupted:
-            return "pause"
-        if self.heartbeat.desired in ("pause", "stop"):
-            self.say(f"asked to {self.heartbeat.desired}: running trials end at their next report")
-            return self.heartbeat.desired
-        if over := self._over_budget():
-            self.say(f"{over}: running trials end at their next report")
-            return "budget"
-        return ""
+            return "pause", "interrupted"
+        desired = self.heartbeat.study.desired
+        if desired in ("pause", "stop"):
+            return desired, f"asked to {desired}"
+        over = self._over_budget()
+        return ("budget", over) if over else ("", "")
 
     def _over_budget(self) -> str:
-        budget = self.spec.budget
+        budget = self.heartbeat.study.spec.budget
         clock = time.monotonic()
         driven = self.study.driven_seconds + clock - self.opened
         if budget.hours is not None and driven > budget.hours * 3600:
             return f"the budget of {budget.hours:g} hours is used up"
         if budget.gpu_hours is not None and self.spec.resources.gpus_per_worker:
+            before = sum(
+                attempt.device_seconds
+                for row in self.rows.values()
+                for attempt in row.attempts
+                if not (row.number in self.running and attempt.token == self.token)
+            )
             running = sum((clock - since) * self._devices() for since in self.running.values())
-            if self.device_seconds + running > budget.gpu_hours * 3600:
+            if before + running > budget.gpu_hours * 3600:
                 return f"the budget of {budget.gpu_hours:g} GPU-hours is used up"
         return ""
 
@@ -171,6 +157,63 @@ class Driver:
         """Whether no new trial may start. Tune may ask this for minutes without giving us another turn."""
         self.step()
         return bool(self.closing_word)
+
+    def budget(self) -> int:
+        """How many trials the study is to have, as of now: it can be extended while it runs."""
+        return self.heartbeat.study.spec.budget.trials
+
+    def dropped(self) -> int:
+        """How many trials were taken out; others take their place."""
+        return sum(row.state == "dropped" for row in self.rows.values())
+
+    def _end_the_silent(self, clock: float) -> None:
+        """Kill the workers of trials that have hung; the second time the trial's own process as well."""
+        for number in self.silence.overdue(clock):
+            whole = self.silence.kills[number] > 1
+            processes = ray.get(self.board.depart.remote(number))
+            targets = [each for each in processes if whole or each["role"] == "worker"]
+            killed = kill_processes(targets)
+            self.say(
+                f"trial {number:>3}  has said nothing for too long: {killed} of its processes ended; "
+                "it goes on from its newest checkpoint"
+            )
+            if not whole:
+                for each in processes:
+                    if each["role"] != "worker":
+                        self.board.arrive.remote(number, each)
+
+    # --- what users ask of trials --------------------------------------------------------------------------------
+
+    def obey(self, requests: list[dict[str, Any]]) -> None:
+        """Run trials again, take trials out. A trial that still runs leaves first."""
+        for request in requests:
+            number = request["number"]
+            if number in self.running and request["kind"] == "drop":
+                if number not in self.to_drop:
+                    self.to_drop[number] = request  # answered when it has left
+                    self.board.drop.remote(number)
+                    self.say(f"trial {number:>3}  is to be dropped: it leaves at its next report")
+                continue
+            if number not in self.rows:
+                outcome = "there is no such trial"
+            elif request["kind"] == "rerun":
+                self.book.enqueue_again(number, request["id"])
+                outcome = "in line again"
+            else:
+                self._drop(number, request["note"])
+                outcome = "dropped"
+            reach("request.obeyed")
+            answer(self.store, self.token, request["id"], outcome)
+            self.say(f"trial {number:>3}  {outcome}")
+
+    def _drop(self, number: int, note: str) -> None:
+        if self.rows[number].state == "dropped":
+            return
+        reason = f"dropped: {note}" if note else "dropped"
+        self._keep(self.store.finish_trial(self.token, number, "dropped", stop_reason=reason))
+        self.book.rebuild(self.token)
+        project_outcome(self.tracker, self.study, self.rows[number])
+        project_best(self.tracker, self.study, list(self.rows.values()))
 
     # --- what the searcher calls ---------------------------------------------------------------------------------
 
@@ -188,26 +231,32 @@ class Driver:
 
     def begin(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
         """Store the start of a trial, or of another attempt at it; returns Tune's settings."""
+        reach("trial.proposed")
         config = apply_params(self.base, params, self.dimensions)
         # An impossible one is refused where the trial starts, and fails like any other: raised here, it would come
         # back as the first trial of every driver.
         with contextlib.suppress(ValidationError):
             config = TrialConfig.model_validate(config).model_dump(mode="json")
-        self.store.start_trial(self.token, number, params, config)
+        rerun_of = self.book.rerun_of(number)
+        row = self._keep(self.store.start_trial(self.token, number, params, config, rerun_of=rerun_of))
+        reach("trial.stored")
         self.running[number] = time.monotonic()
-        project_trial(self.tracker, self.study, self.row(number))
+        self.silence.start(number, self.running[number])
+        project_trial(self.tracker, self.study, row)
         sampled = ", ".join(f"{path.rpartition('.')[2]} {shown(path, value)}" for path, value in params.items())
-        self.say(f"trial {number:>3}  {'continues' if self.row(number).epochs else 'starts'}   {sampled}")
+        again = f"  (again trial {rerun_of})" if rerun_of is not None else ""
+        self.say(f"trial {number:>3}  {'continues' if row.epochs else 'starts'}   {sampled}{again}")
         wanted = self.spec.resources
         return TrialOrder(
-            study=self.spec.name, number=number, token=self.token, bucket=self.bucket,
+            study=self.study.slug, number=number, token=self.token, bucket=self.bucket,
+            known={role: found["uri"] for role in ("latest", "best") if (found := getattr(row, role))},
             config=config, rungs=self.rungs, workers=wanted.workers,
             cpus_per_worker=wanted.cpus_per_worker, gpus_per_worker=wanted.gpus_per_worker,
         ).settings()  # fmt: skip
 
-    def row(self, number: int) -> TrialRow:
-        """One trial, read back."""
-        return next(row for row in self.store.trials() if row.number == number)
+    def _keep(self, row: TrialRow) -> TrialRow:
+        self.rows[row.number] = row
+        return row
 
     def result(self, number: int, result: dict[str, Any]) -> None:
         """A report: commit its epochs, tell Optuna, judge it at a rung, show it."""
@@ -215,54 +264,76 @@ class Driver:
             self.outcomes[number] = json.loads(result["outcome"])
         if "history" not in result or self.closing_word == "lost":
             return
+        reach("report.received")
+        self.silence.report(number, time.monotonic())
         files = json.loads(result["files"])
-        seconds = (time.monotonic() - self.running[number]) * self._devices()
-        fresh = self.store.record(
+        fresh, row = self.store.record(
             self.token, number, json.loads(result["history"]), latest=files.get("latest"), best=files.get("best"),
-            device_seconds=seconds, provenance=json.loads(result["provenance"]),
+            device_seconds=self._seconds(number), provenance=json.loads(result["provenance"]),
         )  # fmt: skip
+        self._keep(row)
+        reach("report.stored")
         for record in fresh:
             value = score(record, self.goal.metric, self.goal.at_least)
             self.book.observe(number, record["epoch"], value)
-            self.say(_progress(number, record, self.spec.train.epochs))
+            self.say(epoch_line(number, record, self.spec.train.epochs))
+        reach("report.observed")
         project_epochs(self.tracker, self.study, number, fresh)
         epoch = int(result["epoch"])
         if epoch in self.rungs:
             self._judge(number, epoch)
 
     def _judge(self, number: int, epoch: int) -> None:
-        everyone = self.store.trials()
-        trial = next(row for row in everyone if row.number == number)
+        everyone = [row for row in self.rows.values() if row.state != "dropped"]
         decision, reason = asha_verdict(
-            trial, everyone, rung=epoch, metric=self.goal.metric, at_least=self.goal.at_least,
+            self.rows[number], everyone, rung=epoch, metric=self.goal.metric, at_least=self.goal.at_least,
             factor=self.spec.scheduler.reduction_factor,
         )  # fmt: skip
         decision = self.store.decide(self.token, number, epoch, decision, reason)
+        self.rows[number].verdicts[epoch] = decision
+        reach("verdict.stored")
         self.board.publish.remote(number, epoch, decision)
+        reach("verdict.published")
         if decision == "stop":
             self.say(f"trial {number:>3}  is stopped early: {reason}")
 
     def end(self, number: int, error: bool) -> None:
         """The trial's process is gone; store how it ended."""
-        self.device_seconds += (time.monotonic() - self.running.pop(number)) * self._devices()
-        ray.get(self.admission.give_back.remote(self.identity, f"{self.identity}/{number}"))
+        seconds = self._seconds(number)
+        del self.running[number]
+        self.silence.end(number)
+        self.admission.give_back.remote(self.identity, f"{self.identity}/{number}")
         if self.closing_word == "lost":
             return
+        reach("outcome.received")
         outcome = self.outcomes.pop(number, None)
         word = outcome["outcome"] if outcome else ("interrupted" if self.closing_word else "failed")
+        if number in self.to_drop:
+            self._keep(self.store.end_attempt(self.token, number, "dropped", device_seconds=seconds))
+            self.obey([self.to_drop.pop(number)])
+            return
         if word in ("paused", "interrupted"):
-            self.store.end_attempt(self.token, number, word)
+            self._keep(self.store.end_attempt(self.token, number, word, device_seconds=seconds))
             if not self.closing_word:  # it left though nobody asked: the board is gone, and the others will leave too
                 self.closing_word, self.closing_since = "pause", time.monotonic()
+                self.closing_reason = "the trials lost their driver's board"
             return
         state = {"finished": "complete", "stopped": "pruned"}.get(word, "failed")
         kind = ((outcome or {}).get("failure_kind") or "pre-empted") if state == "failed" else None
-        self.store.finish_trial(
-            self.token, number, state, stop_reason=self._why(number, state, outcome), failure_kind=kind
-        )
-        row = self.row(number)
+        row = self._keep(
+            self.store.finish_trial(
+                self.token, number, state, stop_reason=self._why(number, state, outcome), failure_kind=kind,
+                device_seconds=seconds,
+            )
+        )  # fmt: skip
+        reach("outcome.stored")
         self.book.tell(row)
-        delete_superseded(trial_prefix(self.bucket, self.spec.name, number))
+        reach("outcome.told")
+        try:
+            delete_superseded(trial_prefix(self.bucket, self.study.slug, number))
+        except (ServiceError, OSError) as problem:
+            log.warning("trial %s: older checkpoints could not be deleted: %s", number, problem)
+        reach("outcome.tidied")
         project_outcome(self.tracker, self.study, row)
         if state == "failed":
             self.say(f"trial {number:>3}  failed ({kind}): {(row.stop_reason or 'no message').splitlines()[-1]}")
@@ -270,37 +341,28 @@ class Driver:
 
     def _say_progress(self) -> None:
         """How far the study is, and when it may end at this driver's pace so far."""
-        trials = self.store.trials()
+        trials = list(self.rows.values())
         project_best(self.tracker, self.study, trials)
-        done = sum(row.finished for row in trials)
+        counted = [row for row in trials if row.state != "dropped"]
         self.done_here += 1
-        left = self.spec.budget.trials - done
-        seconds = (time.monotonic() - self.opened) / self.done_here * left
-        pruned = sum(row.state == "pruned" for row in trials)
-        eta = f", about {_duration(seconds)} left" if left else ""
-        self.say(f"{done} of {self.spec.budget.trials} trials done ({pruned} stopped early){eta}")
+        pruned = sum(row.state == "pruned" for row in counted)
+        pace = (time.monotonic() - self.opened) / self.done_here
+        self.say(study_line(sum(row.finished for row in counted), self.budget(), pruned, pace))
 
     def _why(self, number: int, state: str, outcome: dict[str, Any] | None) -> str | None:
         if state == "complete":
             return None
         if state == "failed":
             return (outcome or {}).get("message") or "the trial's process ended without a word"
-        stops = [epoch for epoch, decision in self.row(number).verdicts.items() if decision == "stop"]
-        return f"asha at epoch {max(stops)}" if stops else f"study: {self.closing_word or 'stopped'}"
+        stops = [epoch for epoch, decision in self.rows[number].verdicts.items() if decision == "stop"]
+        if stops:
+            return f"{self.spec.scheduler.name} at epoch {max(stops)}"
+        return f"study: {self.closing_reason if self.closing_word == 'budget' else self.closing_word or 'stopped'}"
+
+    def _seconds(self, number: int) -> float:
+        """Device-seconds of this attempt so far."""
+        return (time.monotonic() - self.running[number]) * self._devices()
 
     def _devices(self) -> float:
         wanted = self.spec.resources
         return wanted.workers * (wanted.gpus_per_worker or 1.0)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(1, round(seconds / 60))} min"
-
-
-def _progress(number: int, record: dict[str, Any], epochs: int) -> str:
-    best = " (best so far)" if record["best_epoch"] == record["epoch"] else ""
-    floor = "" if record["feasible"] else "  below its floor"
-    return (
-        f"trial {number:>3}  epoch {record['epoch']}/{epochs}  clean {record['clean_accuracy']:6.1%}  "
-        f"robust {record['robust_accuracy']:6.1%}{best}{floor}"
-    )

@@ -1,10 +1,11 @@
 """Where a trial's bytes are: one object a role (latest, best) under a prefix that carries the lease token.
 
-s3://BUCKET/studies/STUDY/trials/NUMBER/aTOKEN/latest.safetensors    full state, replaced every epoch
-s3://BUCKET/studies/STUDY/trials/NUMBER/aTOKEN/best.safetensors      weights of the best epoch
+s3://BUCKET/studies/STUDY-CREATED/trials/NUMBER/aTOKEN/latest.safetensors   full state, replaced every epoch
+s3://BUCKET/studies/STUDY-CREATED/trials/NUMBER/aTOKEN/best.safetensors     weights of the best epoch
+s3://BUCKET/studies/STUDY-CREATED/logs/...                           what its drivers printed
 s3://BUCKET/models/NAME/VERSION/...                                  promoted, never changed
 s3://BUCKET/models/NAME/HEAD.json                                    which version is the champion
-s3://BUCKET/scratch/STUDY/...                                        Ray's own files, deleted with the study's end
+s3://BUCKET/scratch/STUDY-CREATED/...                                      Ray's own files, deleted with the study's end
 s3://BUCKET/teacher/KEY.safetensors                                  a frozen model's embeddings of a training set,
                                                                      for all studies; may be deleted at any time
 """
@@ -12,6 +13,7 @@ s3://BUCKET/teacher/KEY.safetensors                                  a frozen mo
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,21 +22,40 @@ from infra import storage
 from infra.errors import ChecksumMismatch, Conflict, Missing
 from trainers.wiring import Restored
 
-__all__ = ["SharedPrefix", "attempt_prefix", "delete_superseded", "fetch_newest", "keep_file", "trial_prefix"]
+__all__ = [
+    "SharedPrefix",
+    "attempt_prefix",
+    "delete_superseded",
+    "fetch_newest",
+    "keep_file",
+    "scratch_prefix",
+    "study_prefix",
+    "trial_prefix",
+]
 
 log = logging.getLogger("agft")
 
 ROLES = ("latest", "best")
 
 
-def trial_prefix(bucket: str, study: str, number: int) -> str:
+def study_prefix(bucket: str, slug: str) -> str:
+    """URI of everything that a study keeps, without a closing slash. `slug`: its name and time of creation."""
+    return f"s3://{bucket}/studies/{slug}"
+
+
+def scratch_prefix(bucket: str, slug: str) -> str:
+    """URI of Ray's own files of a study, without a closing slash."""
+    return f"s3://{bucket}/scratch/{slug}"
+
+
+def trial_prefix(bucket: str, slug: str, number: int) -> str:
     """URI of everything that a trial keeps, without a closing slash."""
-    return f"s3://{bucket}/studies/{study}/trials/{number}"
+    return f"{study_prefix(bucket, slug)}/trials/{number}"
 
 
-def attempt_prefix(bucket: str, study: str, number: int, token: int) -> str:
+def attempt_prefix(bucket: str, slug: str, number: int, token: int) -> str:
     """URI of what one attempt keeps: a driver that lost its lease can only write under its own token."""
-    return f"{trial_prefix(bucket, study, number)}/a{token:06d}"
+    return f"{trial_prefix(bucket, slug, number)}/a{token:06d}"
 
 
 def _object(prefix: str, role: str) -> str:
@@ -51,11 +72,19 @@ def keep_file(prefix: str, path: Path, role: str) -> dict[str, Any]:
     return _describe(storage.put_file(path, _object(prefix, role)))
 
 
-def fetch_newest(trial: str, workdir: Path) -> Restored | None:
-    """The newest attempt's state, checked against its SHA-256, with the newest best weights; None for a new trial."""
+def fetch_newest(trial: str, workdir: Path, known: Mapping[str, str] | None = None) -> Restored | None:
+    """The newest attempt's state, checked against its SHA-256, with the newest best weights; None for a new trial.
+
+    `known`: role -> URI of what the study has on record, used where the trial's prefix holds nothing: an imported
+    study's files lie under the prefix of the study that it was exported from.
+    """
     found: dict[str, storage.StoredObject] = {}
     for stored in sorted(storage.list_objects(f"{trial}/"), key=lambda item: item.uri):
         found[Path(stored.uri).stem] = stored  # the highest token comes last and wins
+    for role, uri in (known or {}).items() if not found else ():
+        stored_before = storage.head(uri)
+        if stored_before is not None:
+            found[role] = stored_before
     if "latest" not in found:
         return None
     latest = storage.head(found["latest"].uri)

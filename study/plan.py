@@ -14,8 +14,8 @@ from study.cost import study_passes
 from study.cost_table import short
 from study.database import database_url
 from study.errors import UserError
-from study.schedule import rungs
 from study.samplers import proposals
+from study.schedule import rungs
 from study.space import shown
 from study.store import StudyStore, study_names
 

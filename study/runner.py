@@ -6,6 +6,7 @@ trials are continued from their own checkpoints, and Tune's directory is scratch
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -15,20 +16,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from infra import storage
 from infra.cluster import Cluster, max_concurrent
+from infra.errors import ServiceError
+from infra.failpoint import reach
 from infra.provenance import provenance
 from infra.tracking import Tracker
 from study.config import StudyConfig
-from study.driver import HEARTBEAT_SECONDS, Driver
+from study.driver import Driver
 from study.errors import LeaseLost, StudyFailed
+from study.files import scratch_prefix
+from study.heartbeat import Heartbeat
 from study.measure import measure_unmodified
 from study.projection import EXPERIMENT, study_key
+from study.requests import pending
 from study.searcher import StudySearcher
 from study.store import LeaseHeld, StudyStore, TrialRow, owner_identity
 from study.trial import run_trial
@@ -44,9 +50,10 @@ DRIVER_RESOURCES = {"CPU": 0, "memory": 1 << 20}
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a drive ended. `state`: finished, paused or stopped."""
+    """How a drive ended. `state`: finished, paused or stopped; `message` says why."""
 
     state: str
+    message: str
     trials: list[TrialRow]
     mlflow_page: str
     unsent: int
@@ -83,40 +90,63 @@ class _Turn(tune.Callback):
 
 
 def run_study(
-    spec: StudyConfig, *, database: str, cluster: Cluster, bucket: str, tracking_uri: str, say: Callable[[str], None]
+    spec: StudyConfig,
+    *,
+    database: str,
+    cluster: Cluster,
+    bucket: str,
+    tracking_uri: str,
+    say: Callable[[str], None],
+    trainable: Callable[[dict[str, Any]], None] = run_trial,
 ) -> Outcome:
     """Run a study to its end, or until somebody or something stops it; calling it again goes on where it was.
 
-    The study is in the store already. Raises `UserError` (another driver, a trial that can never fit), `LeaseLost`,
-    `StudyFailed`.
+    The study is in the store already. `trainable` runs one trial from the settings of a `TrialOrder`. Raises
+    `UserError` (another driver, a trial that can never fit), `LeaseLost`, `StudyFailed`.
     """
     slots = _slots(spec, cluster)
     store = StudyStore(database, spec.name)
     token = _acquire(store, say)
+    reach("driver.acquired")
     tracker = Tracker(tracking_uri, EXPERIMENT)
-    state = "paused"
+    heartbeat = Heartbeat(store, token)
+    heartbeat.start()
+    state, message = "paused", "the driver was interrupted"
     try:
         _prepare(store, token, spec, say)
-        driver = Driver(
-            store=store, spec=spec, token=token, tracker=tracker, bucket=bucket, total=cluster.total, say=say
-        )
+        reach("driver.prepared")
+        driver = Driver(store=store, heartbeat=heartbeat, tracker=tracker, bucket=bucket, total=cluster.total, say=say)
         with _signals(driver):
             driver.open()
             try:
-                _tune(driver, slots=slots, bucket=bucket)
-                state = _final_state(driver)
+                _tune(driver, trainable, slots=slots)
+                state, message = _final_state(driver)
             finally:
                 driver.close()
+        reach("study.finished")
         if state == "finished":
-            storage.delete_prefix(f"s3://{bucket}/scratch/{spec.name}/")
+            _tidy(scratch_prefix(bucket, driver.study.slug))
     except LeaseLost:
         state = "lost"
         raise
+    except Exception as error:
+        state, message = "failed", " ".join(str(error).split())[:500] or type(error).__name__
+        raise
     finally:
+        heartbeat.stop()
         if state != "lost":
-            store.release(token, state)
+            store.release(token, state, message)
+            reach("study.released")
         unsent = _close_tracker(tracker, store, state, say)
-    return Outcome(state=state, trials=store.trials(), mlflow_page=tracker.page(), unsent=unsent)
+    return Outcome(state=state, message=message, trials=store.trials(), mlflow_page=tracker.page(), unsent=unsent)
+
+
+def _tidy(scratch: str) -> None:
+    """Ray's own files of a finished study; what cannot be deleted now harms nobody."""
+    try:
+        storage.delete_prefix(f"{scratch}/")
+    except (ServiceError, OSError) as error:
+        log.warning("%s/ could not be deleted: %s", scratch, error)
 
 
 def _slots(spec: StudyConfig, cluster: Cluster) -> int:
@@ -158,38 +188,29 @@ def _prepare(store: StudyStore, token: int, spec: StudyConfig, say: Callable[[st
         store.set_study(token, provenance=provenance())
     if study.baseline is None:
         say("measuring the unmodified CLIP on the dev sets ...")
-        # The lease is kept alive by hand: the heartbeat starts with the driver.
-        stop = threading.Event()
-        keeper = threading.Thread(target=_keep_lease, args=(store, token, stop), daemon=True)
-        keeper.start()
-        try:
-            baseline = measure_unmodified(spec)
-        finally:
-            stop.set()
-            keeper.join()
+        baseline = measure_unmodified(spec)
         store.set_study(token, baseline=baseline)
         say(f"unmodified CLIP: clean {baseline['clean_accuracy']:.1%}  robust {baseline['robust_accuracy']:.1%}")
 
 
-def _keep_lease(store: StudyStore, token: int, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_SECONDS):
-        try:
-            store.renew(token, driven=HEARTBEAT_SECONDS)
-        except LeaseLost:
-            return  # the next write of the main thread says so
-
-
-def _tune(driver: Driver, *, slots: int, bucket: str) -> None:
-    spec = driver.spec
+def _tune(driver: Driver, trainable: Callable[[dict[str, Any]], None], *, slots: int) -> None:
+    """Run Tune until no trial is left. A budget that grew after Tune had heard "no more" takes another round."""
     searcher = StudySearcher(
-        driver.book, budget=spec.budget.trials, slots=slots, admit=driver.admit, begin=driver.begin, end=driver.end,
-        closing=driver.closing,
+        driver.book, budget=driver.budget, dropped=driver.dropped, slots=slots, admit=driver.admit, begin=driver.begin,
+        end=driver.end, closing=driver.closing,
     )  # fmt: skip
-    if searcher.started >= spec.budget.trials and not searcher.waiting:
+    if searcher.finished():
         driver.say("every trial of the budget has finished already")
-        return
+    for attempt in itertools.count():
+        driver.obey(pending(driver.store))
+        if driver.closing() or searcher.finished():
+            return
+        _fit(driver, searcher, trainable, name=f"tune-{driver.token}-{attempt}")
+
+
+def _fit(driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str, Any]], None], *, name: str) -> None:
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, DRIVER_RESOURCES),
+        tune.with_resources(trainable, DRIVER_RESOURCES),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=_Scheduler(driver, searcher),
@@ -198,8 +219,8 @@ def _tune(driver: Driver, *, slots: int, bucket: str) -> None:
             trial_dirname_creator=lambda trial: f"tune-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
-            name=f"tune-{driver.token}",
-            storage_path=f"s3://{bucket}/scratch/{spec.name}",
+            name=name,
+            storage_path=scratch_prefix(driver.bucket, driver.study.slug),
             verbose=0,
             callbacks=[_Turn(driver)],
             failure_config=tune.FailureConfig(max_failures=LOST_NODE_RETRIES),
@@ -211,32 +232,33 @@ def _tune(driver: Driver, *, slots: int, bucket: str) -> None:
     try:
         tuner.fit()
     except tune.TuneError as error:
-        if isinstance(error.__cause__, LeaseLost):
+        if isinstance(error.__cause__, LeaseLost | StudyFailed):
             raise error.__cause__ from None
         raise StudyFailed(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}") from error
 
 
-def _final_state(driver: Driver) -> str:
+def _final_state(driver: Driver) -> tuple[str, str]:
+    """The study's state and why it is in it."""
     if driver.closing_word == "lost":
         raise LeaseLost(f"study {driver.spec.name!r}: another driver took over")
     if driver.closing_word == "pause":
-        return "paused"
+        return "paused", driver.closing_reason
     if driver.closing_word == "stop":
-        return "stopped"
-    if any(not row.finished for row in driver.store.trials()):
+        return "stopped", driver.closing_reason
+    if any(not row.finished for row in driver.rows.values()):
         driver.say("some trials are unfinished; run again to go on with them")
-        return "paused"
-    return "finished"
+        return "paused", "some trials are unfinished"
+    return "finished", driver.closing_reason or "every trial of the budget is done"
 
 
 def _close_tracker(tracker: Tracker, store: StudyStore, state: str, say: Callable[[str], None]) -> int:
     """Close the parent run as the study ended, and wait a while for MLflow to have everything."""
-    study = store.load()
     if state in ("finished", "stopped"):
-        tracker.finish(study_key(study), "FINISHED" if state == "finished" else "KILLED", int(time.time() * 1000))
+        status: Literal["FINISHED", "KILLED"] = "FINISHED" if state == "finished" else "KILLED"
+        tracker.finish(study_key(store.load()), status, int(time.time() * 1000))
     unsent = tracker.flush(MLFLOW_PATIENCE_SECONDS)
     if unsent:
-        say(f"MLflow does not answer: {unsent} operations are not shown there yet; the next `agft run` sends them")
+        say(f"MLflow does not answer: {unsent} operations are not shown there yet; the next `agft resume` sends them")
     tracker.close(1.0)
     return unsent
 

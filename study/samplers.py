@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from infra.failpoint import reach
 from study.config import StudyConfig
 from study.space import Dimension, grid
 
@@ -36,6 +37,7 @@ def enqueue_warm_starts(study: optuna.Study, spec: StudyConfig, dimensions: list
         inside = {d.path: values[d.path] for d in dimensions if d.holds(values[d.path])}
         if inside:
             study.enqueue_trial(inside, user_attrs={"agft.warm_start": True}, skip_if_exists=True)
+    reach("warm-starts.enqueued")
     study.set_user_attr("agft.warm_starts", True)
 
 
@@ -44,6 +46,7 @@ def propose(study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension])
     number = min(waiting) if waiting else len(study.get_trials(deepcopy=False))
     study.sampler = sampler_for(spec, number)
     trial = study.ask()
+    reach("trial.asked")
     assert trial.number == number, "one driver asks at a time: the lease sees to it"
     return number, draw(trial, dimensions)
 

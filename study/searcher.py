@@ -8,36 +8,50 @@ earlier driver go first.
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from infra.failpoint import reach
 from study import samplers
 from study.config import StudyConfig
+from study.schedule import score
 from study.store import StudyStore, TrialRow
 
-__all__ = ["OptunaBook", "StudySearcher"]
+__all__ = ["OptunaBook", "StudySearcher", "delete_optuna_studies"]
 
 log = logging.getLogger("agft")
-STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "dropped": TrialState.FAIL,
+}
 
 
 class OptunaBook:
-    """The Optuna study of a study: proposals in, outcomes back. `at_least`: the goal's floors as numbers."""
+    """The Optuna study of a study: proposals in, outcomes back. `at_least`: the goal's floors as numbers.
+
+    It is a projection of the store: what it lacks is put in again from there. A trial that is dropped cannot be taken
+    out of an Optuna study, so a new generation is built without its values, and the old one deleted.
+    """
 
     def __init__(self, store: StudyStore, spec: StudyConfig, at_least: Mapping[Any, float]) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.spec, self.store, self.at_least = spec, store, at_least
         self.dimensions = spec.dimensions()
-        arguments = {"connect_args": {"timeout": 60}} if store.engine.dialect.name == "sqlite" else {}
-        self.storage = optuna.storages.RDBStorage(store.url, engine_kwargs=arguments)
-        self.study = optuna.create_study(
-            study_name=f"agft/{spec.name}", storage=self.storage, direction="maximize", load_if_exists=True
-        )
+        self.storage = optuna_storage(store)
+        self.study = self._study(store.load().optuna_name)
+        self.ids: dict[int, int] = {}  # number -> Optuna's own id, of the trials that this driver met
+
+    def _study(self, name: str) -> optuna.Study:
+        return optuna.create_study(study_name=name, storage=self.storage, direction="maximize", load_if_exists=True)
 
     def enqueue_warm_starts(self) -> None:
         """Put the warm starts first in line, once in a study's life."""
@@ -63,14 +77,35 @@ class OptunaBook:
         """A new trial: its number and parameters by dotted path."""
         return samplers.propose(self.study, self.spec, self.dimensions)
 
+    def upcoming(self) -> tuple[int, int]:
+        """The number that `propose` would give, and how many trials exist, waiting ones not counted."""
+        trials = self.study.get_trials(deepcopy=False)
+        waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
+        return (min(waiting) if waiting else len(trials)), len(trials) - len(waiting)
+
     def parameters(self, number: int) -> dict[str, Any]:
         """Parameters of an existing trial; those that a crash left undrawn are drawn now."""
         frozen = self._frozen(number)
         self.study.sampler = samplers.sampler_for(self.spec, number)
         return samplers.draw(optuna.Trial(self.study, frozen._trial_id), self.dimensions)
 
+    def enqueue_again(self, number: int, request: int) -> None:
+        """Put the parameters of a trial in line once more; asking twice for one request changes nothing."""
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.user_attrs.get("agft.request") == request:
+                return
+        attributes = {"agft.request": request, "agft.rerun_of": number}
+        self.study.enqueue_trial(dict(self._frozen(number).params), user_attrs=attributes)
+
+    def rerun_of(self, number: int) -> int | None:
+        """The trial that this one repeats, if it does."""
+        found = self._frozen(number).user_attrs.get("agft.rerun_of")
+        return None if found is None else int(found)
+
     def _frozen(self, number: int) -> FrozenTrial:
-        return next(trial for trial in self.study.get_trials(deepcopy=False) if trial.number == number)
+        if number not in self.ids:
+            self.ids |= {trial.number: trial._trial_id for trial in self.study.get_trials(deepcopy=False)}
+        return self.storage.get_trial(self.ids[number])
 
     def observe(self, number: int, epoch: int, value: float) -> None:
         """An intermediate value."""
@@ -85,6 +120,8 @@ class OptunaBook:
         frozen = self._frozen(row.number)
         if frozen.state.is_finished():
             return
+        for record in row.epochs:  # a crash may have come between the store's write and Optuna's
+            self.observe(row.number, record["epoch"], score(record, self.spec.goal.metric, self.at_least))
         for key, text in (("agft.stop_reason", row.stop_reason), ("agft.failure_kind", row.failure_kind)):
             if text:
                 self.storage.set_trial_user_attr(frozen._trial_id, key, text)
@@ -96,10 +133,78 @@ class OptunaBook:
         value = float(row.last[metric]) if row.last and row.state == "complete" else None
         self.study.tell(row.number, values=value, state=STATES[row.state], skip_if_finished=True)
 
+    def is_complete(self) -> bool:
+        """Whether Optuna has every trial of ours; it lacks them after an import."""
+        known = {trial.number for trial in self.study.get_trials(deepcopy=False)}
+        return all(row.number in known for row in self.store.trials())
+
+    def rebuild(self, token: int) -> None:
+        """A new generation of the Optuna study from the store: dropped trials without values, the others as they were.
+
+        Nothing refers to the new generation before it is whole, so a crash at any point costs nothing.
+        """
+        study = self.store.load()
+        before = {trial.number: trial for trial in self.study.get_trials(deepcopy=True)}
+        rows = {row.number: row for row in self.store.trials()}
+        name = replace(study, generation=study.generation + 1).optuna_name
+        delete_optuna_studies(self.store, only=name)  # of a driver that was killed half-way
+        fresh = self._study(name)
+        if rows:
+            fresh.set_user_attr("agft.warm_starts", True)
+        for key, value in self.study.user_attrs.items():
+            fresh.set_user_attr(key, value)
+        for number in range(max([*before, *rows], default=-1) + 1):
+            fresh.add_trial(self._rebuilt(before.get(number), rows.get(number)))
+        reach("generation.built")
+        old = self.study.study_name
+        self.store.set_study(token, generation=study.generation + 1)
+        reach("generation.stored")
+        self.study, self.ids = self._study(name), {}
+        for row in rows.values():
+            if row.finished:
+                self.tell(row)
+        delete_optuna_studies(self.store, only=old)
+
+    def _rebuilt(self, trial: FrozenTrial | None, row: TrialRow | None) -> FrozenTrial:
+        """One trial as the new generation begins with it; what the store knows to be finished is told afterwards."""
+        dropped = row is not None and row.state == "dropped"
+        if trial is None:
+            params = row.params if row is not None else {}
+            kept = {d.path: d.distribution for d in self.dimensions if d.path in params}
+            return optuna.trial.create_trial(
+                state=TrialState.RUNNING if row is not None and not dropped else TrialState.FAIL,
+                params={path: params[path] for path in kept}, distributions=kept,
+            )  # fmt: skip
+        if dropped:
+            return optuna.trial.create_trial(
+                state=TrialState.FAIL, params=trial.params, distributions=trial.distributions,
+                user_attrs={**trial.user_attrs, "agft.dropped": True},
+            )  # fmt: skip
+        return trial
+
+
+def optuna_storage(store: StudyStore) -> optuna.storages.BaseStorage:
+    """Optuna's tables, in our database; finished trials are read once and kept in memory."""
+    if store.engine.dialect.name == "sqlite":
+        arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
+    else:
+        arguments = {"pool_pre_ping": True}
+    return optuna.storages.get_storage(optuna.storages.RDBStorage(store.url, engine_kwargs=arguments))
+
+
+def delete_optuna_studies(store: StudyStore, *, only: str | None = None) -> None:
+    """Delete the Optuna study `only`, or every generation of the study's."""
+    storage = optuna_storage(store)
+    own = re.compile(rf"agft/{re.escape(store.name)}(\.\d+)?")
+    for name in optuna.get_all_study_names(storage):
+        if name == only or (only is None and own.fullmatch(name)):
+            optuna.delete_study(study_name=name, storage=storage)
+
 
 class StudySearcher(Searcher):
     """What Tune talks to. `begin(number, params)` stores the start, `end(number, tune_result, error)` the outcome.
 
+    `budget()` trials are started, not counting `dropped()` ones; both may grow while the study runs.
     It limits concurrency itself (`slots` free trials at once, `admit()` asks the cluster), so that Tune never builds a
     trial that would only wait for resources.
     """
@@ -108,7 +213,8 @@ class StudySearcher(Searcher):
         self,
         book: OptunaBook,
         *,
-        budget: int,
+        budget: Callable[[], int],
+        dropped: Callable[[], int],
         slots: int,
         admit: Callable[[int], bool],
         begin: Callable[[int, dict[str, Any]], dict[str, Any]],
@@ -116,26 +222,27 @@ class StudySearcher(Searcher):
         closing: Callable[[], bool],
     ) -> None:
         super().__init__()
-        self.book, self.budget, self.slots = book, budget, slots
+        self.book, self.budget, self.dropped, self.slots = book, budget, dropped, slots
         self.admit, self.begin, self.end, self.closing = admit, begin, end, closing
         self.waiting = deque(book.reconcile())
         self.numbers: dict[str, int] = {}  # Tune's trial id -> our number, for the trials of this driver
 
-    @property
-    def started(self) -> int:
-        """Trials that exist, waiting warm starts not counted."""
-        return len(self.book.study.get_trials(deepcopy=False)) - len(
-            self.book.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        )
+    def finished(self) -> bool:
+        """Whether no trial is left to start."""
+        return not self.waiting and self.book.upcoming()[1] - self.dropped() >= self.budget()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial's settings; None while there is no free slot; FINISHED when the budget is used up."""
         if self.closing():
             return Searcher.FINISHED
-        if not self.waiting and self.started >= self.budget:
+        if len(self.numbers) >= self.slots:
+            return None
+        upcoming, existing = self.book.upcoming()
+        if self.waiting:
+            upcoming = self.waiting[0]
+        elif existing - self.dropped() >= self.budget():
             return Searcher.FINISHED
-        upcoming = self.waiting[0] if self.waiting else self.started
-        if len(self.numbers) >= self.slots or not self.admit(upcoming):
+        if not self.admit(upcoming):
             return None
         if self.waiting:
             number = self.waiting.popleft()

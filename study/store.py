@@ -2,106 +2,38 @@
 
 Every write of a driver runs in one transaction that first checks the driver's lease token, so a driver that was
 thought dead and was replaced can change nothing any more. Optuna's tables live in the same database (`searcher.py`).
+A driver's writes can be repeated without harm, and are, while the database is away (`patient`).
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import os
-import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import sqlalchemy as sa
 
 from study import tables as t
 from study.config import StudyConfig, load_canonical
-from study.database import engine_for, now, transaction
+from study.database import engine_for, now, patient, transaction
 from study.errors import LeaseLost, UserError
+from study.owner import LeaseHeld, is_local, owner_identity, owner_is_gone
+from study.rows import FINISHED, Attempt, StudyRow, TrialRow
 
-__all__ = ["LEASE_SECONDS", "LeaseHeld", "StudyRow", "StudyStore", "TrialRow", "owner_identity", "study_names"]
+__all__ = [
+    "LEASE_SECONDS",
+    "Attempt",
+    "LeaseHeld",
+    "StudyRow",
+    "StudyStore",
+    "TrialRow",
+    "owner_identity",
+    "study_names",
+]
 
 LEASE_SECONDS = 30.0
-FINISHED = ("complete", "pruned", "failed")
-
-
-class LeaseHeld(UserError):
-    """Another driver drives this study. `seconds` until its lease ends if it is not renewed."""
-
-    def __init__(self, study: str, owner: str, seconds: float, *, local: bool) -> None:
-        self.study, self.owner, self.seconds, self.local = study, owner, seconds, local
-        host, pid = owner.split("|")[:2]
-        super().__init__(f"study {study!r} is being driven by process {pid} on {host}; one driver at a time")
-
-
-@dataclass(frozen=True)
-class StudyRow:
-    """A study as stored. `driven_seconds` is wall time of all drivers together."""
-
-    name: str
-    spec: StudyConfig
-    spec_hash: str
-    desired: str
-    state: str
-    created_ms: int
-    driven_seconds: float
-    token: int
-    lease_owner: str | None
-    lease_seconds: float  # left; 0 or less when nobody drives
-    baseline: dict[str, Any] | None
-    provenance: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """A trial as stored, with its epoch records (JSON of `trainers.records.EpochRecord`), oldest first."""
-
-    number: int
-    state: str
-    params: dict[str, Any]
-    config: dict[str, Any]
-    started_ms: int
-    ended_ms: int | None = None
-    stop_reason: str | None = None
-    failure_kind: str | None = None
-    latest: dict[str, Any] | None = None
-    best: dict[str, Any] | None = None
-    epochs: tuple[dict[str, Any], ...] = ()
-    verdicts: dict[int, str] = field(default_factory=dict)
-    attempts: tuple[int, ...] = ()
-    device_seconds: float = 0.0
-
-    @property
-    def finished(self) -> bool:
-        """Whether the trial's outcome is final."""
-        return self.state in FINISHED
-
-    @property
-    def last(self) -> dict[str, Any] | None:
-        """The newest epoch record."""
-        return self.epochs[-1] if self.epochs else None
-
-
-def owner_identity() -> str:
-    """This process, so that another can tell whether it still lives: host, pid, start time."""
-    return f"{socket.gethostname()}|{os.getpid()}|{psutil.Process().create_time():.2f}"
-
-
-def _owner_is_gone(owner: str) -> bool:
-    """Whether `owner` was a process of this host that has ended."""
-    host, pid, started = owner.split("|")
-    if host != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(int(pid))
-        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - float(started)) > 1
-    except psutil.NoSuchProcess:
-        return True
 
 
 def study_names(url: str) -> list[str]:
@@ -138,31 +70,35 @@ class StudyStore:
     def create(self, spec: StudyConfig) -> bool:
         """Store a new study; False when it is there already. `UserError` with the diff for another spec.
 
-        A study that has no trial yet takes the new spec: nothing was measured under the old one.
+        A study that has no trial yet and no driver takes the new spec: nothing was measured under the old one.
         """
         with transaction(self.engine) as connection:
-            found = connection.execute(
-                sa.select(t.studies.c.spec, t.studies.c.spec_hash).where(t.studies.c.name == self.name)
-            ).first()
+            found = connection.execute(sa.select(t.studies).where(t.studies.c.name == self.name)).first()
+            clock = now(connection)
             if found is None:
                 connection.execute(
                     sa.insert(t.studies).values(
                         name=self.name, spec=spec.canonical(), spec_hash=spec.spec_hash(), desired="run", state="new",
-                        created_ms=int(now(connection) * 1000), driven_seconds=0.0, token=0,
+                        created_ms=int(clock * 1000), driven_seconds=0.0, token=0,
                     )
                 )  # fmt: skip
                 return True
             if found.spec_hash == spec.spec_hash():
                 return False
             row = t.studies.c.name == self.name
-            begun = sa.select(t.trials.c.number).where(t.trials.c.study == self.name)
-            if connection.execute(begun).first() is not None:
+            begun = connection.execute(sa.select(t.trials.c.number).where(t.trials.c.study == self.name)).first()
+            if begun is not None or (found.lease_expires or 0) > clock:
+                difference = spec_difference(found.spec, spec.canonical())
+                more = ""
+                if "budget." in difference:
+                    more = f"\nA budget is raised with: agft extend {self.name} --trials MORE"
                 raise UserError(
                     f"study {self.name!r} exists with another specification; give this one a new name, or undo:\n"
-                    + spec_difference(found.spec, spec.canonical())
-                )
-            changed = {"spec": spec.canonical(), "spec_hash": spec.spec_hash(), "baseline": None}
-            connection.execute(sa.update(t.studies).where(row).values(**changed))
+                    + difference + more
+                )  # fmt: skip
+            changed = {"spec": spec.canonical(), "spec_hash": spec.spec_hash(), "baseline": None, "budget": None}
+            # The warm starts of the old spec wait in the old generation's Optuna study.
+            connection.execute(sa.update(t.studies).where(row).values(**changed, generation=found.generation + 1))
             return True
 
     def load(self) -> StudyRow:
@@ -176,33 +112,63 @@ class StudyStore:
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise UserError(f"no study {self.name!r}; {hint}known: {', '.join(known) or 'none yet'}")
         fields = row._asdict()
-        expires = fields.pop("lease_expires")
-        return StudyRow(
-            **{**fields, "spec": load_canonical(row.spec)}, lease_seconds=(expires - clock) if expires else 0.0
-        )
+        expires, budget = fields.pop("lease_expires"), fields.pop("budget")
+        spec = load_canonical(row.spec)
+        if budget:
+            spec = spec.model_copy(update={"budget": type(spec.budget).model_validate(budget)})
+        return StudyRow(**{**fields, "spec": spec}, lease_seconds=(expires - clock) if expires else 0.0)
 
     def desire(self, state: str) -> None:
         """Ask the driver, wherever it runs, for `run`, `pause` or `stop`."""
         with transaction(self.engine) as connection:
             connection.execute(sa.update(t.studies).where(t.studies.c.name == self.name).values(desired=state))
 
+    def extend(self, *, trials: int = 0, hours: float = 0.0, gpu_hours: float = 0.0) -> StudyRow:
+        """Raise the budget by so much; a budget of hours that the study never had stays unlimited."""
+        study = self.load()
+        budget = study.spec.budget
+        raised = budget.model_copy(
+            update={
+                "trials": budget.trials + trials,
+                "hours": None if budget.hours is None else budget.hours + hours,
+                "gpu_hours": None if budget.gpu_hours is None else budget.gpu_hours + gpu_hours,
+            }
+        )
+        finished = sum(row.finished for row in self.trials())
+        values = {"budget": raised.model_dump(mode="json"), "extended_at": finished}
+        with transaction(self.engine) as connection:
+            connection.execute(sa.update(t.studies).where(t.studies.c.name == self.name).values(**values))
+        return self.load()
+
+    def delete(self) -> None:
+        """Forget the study and everything of it in our tables; `LeaseHeld` while somebody drives it."""
+        with transaction(self.engine) as connection:
+            self._refuse_if_driven(connection)
+            connection.execute(sa.delete(t.studies).where(t.studies.c.name == self.name))
+
     # --- the lease -----------------------------------------------------------------------------------------------
 
-    def acquire(self, owner: str, *, seconds: float = LEASE_SECONDS) -> int:
+    def _refuse_if_driven(self, connection: sa.Connection) -> tuple[Any, float]:
+        row = connection.execute(sa.select(t.studies).where(t.studies.c.name == self.name).with_for_update()).one()
+        clock = now(connection)
+        left = (row.lease_expires or 0) - clock
+        if row.lease_owner and left > 0 and not owner_is_gone(row.lease_owner):
+            raise LeaseHeld(self.name, row.lease_owner, left, local=is_local(row.lease_owner))
+        return row, clock
+
+    def acquire(self, owner: str, *, seconds: float = LEASE_SECONDS, state: str = "running") -> int:
         """Become the driver: a new token. `LeaseHeld` while another driver's lease runs and it may be alive."""
         with transaction(self.engine) as connection:
-            row = connection.execute(sa.select(t.studies).where(t.studies.c.name == self.name).with_for_update()).one()
-            clock = now(connection)
-            left = (row.lease_expires or 0) - clock
-            if row.lease_owner and left > 0 and not _owner_is_gone(row.lease_owner):
-                local = row.lease_owner.split("|")[0] == socket.gethostname()
-                raise LeaseHeld(self.name, row.lease_owner, left, local=local)
+            row, clock = self._refuse_if_driven(connection)
             token: int = row.token + 1
             connection.execute(
                 sa.update(t.studies)
                 .where(t.studies.c.name == self.name)
-                .values(token=token, lease_owner=owner, lease_expires=clock + seconds, state="running", desired="run")
-            )
+                .values(
+                    token=token, lease_owner=owner, lease_expires=clock + seconds, state=state, desired="run",
+                    message=None,
+                )
+            )  # fmt: skip
             return token
 
     def renew(self, token: int, *, driven: float, seconds: float = LEASE_SECONDS) -> str:
@@ -216,13 +182,14 @@ class StudyStore:
             )
             return str(connection.execute(sa.select(t.studies.c.desired).where(row)).scalar_one())
 
-    def release(self, token: int, state: str) -> None:
-        """Stop driving and say in which state the study is now."""
+    @patient
+    def release(self, token: int, state: str, message: str | None = None) -> None:
+        """Stop driving and say in which state the study is now, and why."""
         with self.fenced(token) as connection:
             connection.execute(
                 sa.update(t.studies)
                 .where(t.studies.c.name == self.name)
-                .values(state=state, lease_owner=None, lease_expires=None)
+                .values(state=state, message=message, lease_owner=None, lease_expires=None)
             )
 
     @contextmanager
@@ -231,27 +198,39 @@ class StudyStore:
         with transaction(self.engine) as connection:
             current = connection.execute(
                 sa.select(t.studies.c.token).where(t.studies.c.name == self.name).with_for_update()
-            ).scalar_one()
+            ).scalar_one_or_none()
+            if current is None:
+                raise LeaseLost(f"study {self.name!r} was deleted")
             if current != token:
                 raise LeaseLost(f"study {self.name!r}: another driver took over (lease {current}, ours was {token})")
             yield connection
 
+    @patient
     def set_study(self, token: int, **values: Any) -> None:
-        """Set columns of the study's row: `baseline`, `provenance`, `state`."""
+        """Set columns of the study's row: `baseline`, `provenance`, `state`, `generation`."""
         with self.fenced(token) as connection:
             connection.execute(sa.update(t.studies).where(t.studies.c.name == self.name).values(**values))
 
     # --- trials --------------------------------------------------------------------------------------------------
 
-    def start_trial(self, token: int, number: int, params: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """A new trial, or another attempt at an unfinished one."""
+    @patient
+    def start_trial(
+        self,
+        token: int,
+        number: int,
+        params: Mapping[str, Any],
+        config: Mapping[str, Any],
+        *,
+        rerun_of: int | None = None,
+    ) -> TrialRow:
+        """A new trial, or another attempt at an unfinished one; the row as it is now."""
         with self.fenced(token) as connection:
             clock = int(now(connection) * 1000)
             if connection.execute(self._of(t.trials, number, sa.select(t.trials.c.number))).first() is None:
                 connection.execute(
                     sa.insert(t.trials).values(
                         study=self.name, number=number, state="running", params=dict(params), config=dict(config),
-                        started_ms=clock,
+                        started_ms=clock, rerun_of=rerun_of,
                     )
                 )  # fmt: skip
             where = sa.and_(t.attempts.c.study == self.name, t.attempts.c.number == number, t.attempts.c.token == token)
@@ -261,7 +240,9 @@ class StudyStore:
                         study=self.name, number=number, token=token, started_ms=clock, device_seconds=0.0
                     )
                 )
+            return self._row(connection, number)
 
+    @patient
     def record(
         self,
         token: int,
@@ -272,8 +253,8 @@ class StudyStore:
         best: Mapping[str, Any] | None,
         device_seconds: float,
         provenance: Mapping[str, Any] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Commit the epochs that are not stored yet, and where the checkpoints are; returns the new records."""
+    ) -> tuple[list[dict[str, Any]], TrialRow]:
+        """Commit the epochs that are not stored yet, and where the checkpoints are; the new records, and the row."""
         with self.fenced(token) as connection:
             known = set(connection.execute(self._of(t.epochs, number, sa.select(t.epochs.c.epoch))).scalars())
             fresh = [dict(record) for record in history if record["epoch"] not in known]
@@ -290,8 +271,9 @@ class StudyStore:
             connection.execute(
                 self._of(t.attempts, number, sa.update(t.attempts)).where(t.attempts.c.token == token).values(**values)
             )
-            return fresh
+            return fresh, self._row(connection, number)
 
+    @patient
     def decide(self, token: int, number: int, epoch: int, decision: str, reason: str) -> str:
         """Store a verdict once; the stored one wins, so that a replay decides the same."""
         with self.fenced(token) as connection:
@@ -307,30 +289,45 @@ class StudyStore:
             )
             return decision
 
+    @patient
     def finish_trial(
-        self, token: int, number: int, state: str, *, stop_reason: str | None = None, failure_kind: str | None = None
-    ) -> None:
-        """The trial's final state: complete, pruned or failed (with the failure's kind)."""
+        self,
+        token: int,
+        number: int,
+        state: str,
+        *,
+        stop_reason: str | None = None,
+        failure_kind: str | None = None,
+        device_seconds: float | None = None,
+    ) -> TrialRow:
+        """The trial's final state: complete, pruned, failed (with the failure's kind) or dropped; the row."""
         assert state in FINISHED, state
         with self.fenced(token) as connection:
             clock = int(now(connection) * 1000)
+            values: dict[str, Any] = {"state": state, "stop_reason": stop_reason, "failure_kind": failure_kind}
+            before = connection.execute(self._of(t.trials, number, sa.select(t.trials.c.ended_ms))).scalar_one()
             connection.execute(
-                self._of(t.trials, number, sa.update(t.trials)).values(
-                    state=state, stop_reason=stop_reason, failure_kind=failure_kind, ended_ms=clock
-                )
+                self._of(t.trials, number, sa.update(t.trials)).values(**values, ended_ms=before or clock)
             )
-            self._end(connection, token, number, state, clock)
+            if before is None:
+                self._end(connection, token, number, state, clock, device_seconds)
+            return self._row(connection, number)
 
-    def end_attempt(self, token: int, number: int, outcome: str) -> None:
-        """This driver is done with the trial, which is to go on later (paused, lost)."""
+    @patient
+    def end_attempt(self, token: int, number: int, outcome: str, *, device_seconds: float | None = None) -> TrialRow:
+        """This driver is done with the trial, which is to go on later (paused, lost); the row."""
         with self.fenced(token) as connection:
-            self._end(connection, token, number, outcome, int(now(connection) * 1000))
+            self._end(connection, token, number, outcome, int(now(connection) * 1000), device_seconds)
+            return self._row(connection, number)
 
-    def _end(self, connection: sa.Connection, token: int, number: int, outcome: str, clock: int) -> None:
+    def _end(
+        self, connection: sa.Connection, token: int, number: int, outcome: str, clock: int, seconds: float | None
+    ) -> None:
+        values: dict[str, Any] = {"ended_ms": clock, "outcome": outcome}
+        if seconds is not None:
+            values["device_seconds"] = seconds
         connection.execute(
-            self._of(t.attempts, number, sa.update(t.attempts))
-            .where(t.attempts.c.token == token)
-            .values(ended_ms=clock, outcome=outcome)
+            self._of(t.attempts, number, sa.update(t.attempts)).where(t.attempts.c.token == token).values(**values)
         )
 
     def _of(self, table: sa.Table, number: int, statement: Any) -> Any:
@@ -339,21 +336,45 @@ class StudyStore:
     def trials(self) -> list[TrialRow]:
         """All trials by number."""
         with self.engine.connect() as connection:
+            return self._rows(connection)
 
-            def rows(table: sa.Table, *order: sa.Column[Any]) -> list[Any]:
-                return list(connection.execute(sa.select(table).where(table.c.study == self.name).order_by(*order)))
+    def trial(self, number: int) -> TrialRow:
+        """One trial; `UserError` when there is none of this number."""
+        with self.engine.connect() as connection:
+            rows = self._rows(connection, number)
+        if not rows:
+            raise UserError(f"study {self.name!r} has no trial {number}; `agft status {self.name}` lists them")
+        return rows[0]
 
-            trials = rows(t.trials, t.trials.c.number)
-            epochs, verdicts, attempts = (rows(x, x.c.number) for x in (t.epochs, t.verdicts, t.attempts))
+    def _row(self, connection: sa.Connection, number: int) -> TrialRow:
+        return self._rows(connection, number)[0]
+
+    def _rows(self, connection: sa.Connection, number: int | None = None) -> list[TrialRow]:
+        def read(table: sa.Table, *order: sa.Column[Any]) -> dict[int, list[Any]]:
+            statement = sa.select(table).where(table.c.study == self.name).order_by(*order)
+            if number is not None:
+                statement = statement.where(table.c.number == number)
+            found: dict[int, list[Any]] = {}
+            for row in connection.execute(statement):
+                found.setdefault(row.number, []).append(row)
+            return found
+
+        trials = read(t.trials, t.trials.c.number)
+        epochs = read(t.epochs, t.epochs.c.epoch)
+        verdicts = read(t.verdicts, t.verdicts.c.epoch)
+        attempts = read(t.attempts, t.attempts.c.token)
         return [
             TrialRow(
                 **{key: value for key, value in row._asdict().items() if key != "study"},
-                epochs=tuple(sorted((e.record for e in epochs if e.number == row.number), key=lambda r: r["epoch"])),
-                verdicts={v.epoch: v.decision for v in verdicts if v.number == row.number},
-                attempts=tuple(sorted(a.token for a in attempts if a.number == row.number)),
-                device_seconds=sum(a.device_seconds for a in attempts if a.number == row.number),
+                epochs=tuple(e.record for e in epochs.get(row.number, [])),
+                verdicts={v.epoch: v.decision for v in verdicts.get(row.number, [])},
+                attempts=tuple(
+                    Attempt(a.token, a.started_ms, a.ended_ms, a.device_seconds, a.outcome, a.provenance)
+                    for a in attempts.get(row.number, [])
+                ),
             )
-            for row in trials
+            for rows in trials.values()
+            for row in rows
         ]
 
     # --- promotions ----------------------------------------------------------------------------------------------
@@ -361,8 +382,9 @@ class StudyStore:
     def start_promotion(self) -> int:
         """Count one access to the confirm and final sets; returns its id."""
         with transaction(self.engine) as connection:
+            clock = int(now(connection) * 1000)
             result = connection.execute(
-                sa.insert(t.promotions).values(study=self.name, started_ms=int(time.time() * 1000), state="started")
+                sa.insert(t.promotions).values(study=self.name, started_ms=clock, state="started")
             )
             return int(result.inserted_primary_key[0])  # type: ignore[index]
 

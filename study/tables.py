@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Integer, MetaData, String, Table, Text
 
-__all__ = ["attempts", "epochs", "metadata", "promotions", "studies", "trials", "verdicts"]
+__all__ = ["attempts", "epochs", "metadata", "promotions", "requests", "studies", "trials", "verdicts"]
 
 metadata = MetaData()
 NAME = String(64)
@@ -26,6 +26,10 @@ studies = Table(
     Column("lease_expires", Float),
     Column("baseline", JSON),
     Column("provenance", JSON),
+    Column("budget", JSON),  # instead of the spec's, once it was raised
+    Column("message", Text),  # why the study is in this state
+    Column("generation", Integer, nullable=False, server_default="0"),  # of its Optuna study
+    Column("extended_at", Integer, nullable=False, server_default="0"),  # finished trials when the budget was raised
 )
 
 # One row a trial, beside Optuna's row with the same number.
@@ -34,7 +38,7 @@ trials = Table(
     metadata,
     Column("study", NAME, primary_key=True),
     Column("number", Integer, primary_key=True),
-    Column("state", String(16), nullable=False),  # running, complete, pruned, failed
+    Column("state", String(16), nullable=False),  # running, complete, pruned, failed, dropped
     Column("params", JSON, nullable=False),
     Column("config", JSON, nullable=False),
     Column("started_ms", BigInteger, nullable=False),
@@ -43,6 +47,7 @@ trials = Table(
     Column("failure_kind", String(32)),
     Column("latest", JSON),
     Column("best", JSON),
+    Column("rerun_of", Integer),
     ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE"),
 )
 
@@ -91,5 +96,20 @@ promotions = Table(
     Column("started_ms", BigInteger, nullable=False),
     Column("state", String(16), nullable=False),  # started, promoted, kept, refused
     Column("record", JSON),
+    ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE"),
+)
+
+# What users ask of a study's trials (rerun, drop), obeyed by whoever drives it, in this order, each once.
+requests = Table(
+    "agft_request",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("study", NAME, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("asked_ms", BigInteger, nullable=False),
+    Column("done_ms", BigInteger),
+    Column("outcome", Text),
     ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE"),
 )

@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.board import ask_board, board_name
-from study.files import SharedPrefix, attempt_prefix, fetch_newest, keep_file, trial_prefix
+from study.board import announce, ask_board, board_name
+from study.files import SharedPrefix, attempt_prefix, fetch_newest, keep_file, scratch_prefix, trial_prefix
+from study.hung import this_process
 from study.sources import use_s3_data, use_s3_weights
 from trainers.config import TrialConfig
 from trainers.wiring import Wiring
@@ -30,10 +31,11 @@ CONTROLLER_FAILURES = 5  # Train's own start failures; its default is to try for
 class TrialOrder:
     """Everything a trial's process needs; plain values, no secrets."""
 
-    study: str
+    study: str  # its slug: name and time of creation
     number: int
     token: int
     bucket: str
+    known: dict[str, str]  # role -> URI of the checkpoints on record
     config: dict[str, Any]
     rungs: tuple[int, ...]
     workers: int
@@ -56,9 +58,14 @@ def decide(board: str, number: int, rungs: tuple[int, ...], epoch: int) -> str:
     return ask_board(board, number, epoch, at_rung=epoch in rungs)
 
 
-def fetch(trial: str, workdir: Path) -> Any:
+def fetch(trial: str, known: dict[str, str], workdir: Path) -> Any:
     """The newest state of the trial, whichever attempt wrote it."""
-    return fetch_newest(trial, workdir)
+    return fetch_newest(trial, workdir, known)
+
+
+def arrive(board: str, number: int, role: str) -> None:
+    """Tell the driver which process this is, so that it can be ended should it hang."""
+    announce(board, number, this_process(role))
 
 
 def environment() -> dict[str, Any]:
@@ -92,10 +99,13 @@ def run_trial(settings: dict[str, Any]) -> None:
         refused = {"outcome": "failed", "failure_kind": "invalid", "message": str(error)}
         tune.report({"outcome": json.dumps(refused)})
         return
+    board = board_name(order.study, order.token)
+    arrive(board, order.number, "driver")
     wiring = Wiring(
-        fetch=partial(fetch, trial_prefix(order.bucket, order.study, order.number)),
+        arrive=partial(arrive, board, order.number, "worker"),
+        fetch=partial(fetch, trial_prefix(order.bucket, order.study, order.number), order.known),
         keep=partial(keep_file, attempt_prefix(order.bucket, order.study, order.number, order.token)),
-        decide=partial(decide, board_name(order.study, order.token), order.number, order.rungs),
+        decide=partial(decide, board, order.number, order.rungs),
         provenance=environment,
         shared=SharedPrefix(f"s3://{order.bucket}"),
     )
@@ -110,7 +120,7 @@ def run_trial(settings: dict[str, Any]) -> None:
         ),
         run_config=ray.train.RunConfig(
             name=f"trials/{order.number}/a{order.token}",
-            storage_path=f"s3://{order.bucket}/scratch/{order.study}",
+            storage_path=scratch_prefix(order.bucket, order.study),
             failure_config=ray.train.FailureConfig(
                 max_failures=WORKER_RESTARTS, controller_failure_limit=CONTROLLER_FAILURES
             ),

@@ -59,6 +59,7 @@ def train_on_worker(settings: dict[str, Any]) -> dict[str, Any]:
 def _run(config: TrialConfig, wiring: Wiring, *, threads: int) -> str:
     torch.set_num_threads(max(1, threads))
     chief = ray.train.get_context().get_world_rank() == 0
+    wiring.arrive()
     provenance = wiring.provenance()
     with tempfile.TemporaryDirectory(prefix="agft-trial-") as folder:
         workdir = Path(folder)

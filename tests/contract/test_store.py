@@ -49,7 +49,9 @@ def record(epoch: int, robust: float = 0.3, clean: float = 0.6) -> dict:
 
 
 def commit(store: StudyStore, token: int, number: int, *epochs: dict) -> list[dict]:
-    return store.record(token, number, list(epochs), latest={"uri": "s3://b/l"}, best=None, device_seconds=1.0)
+    fresh, row = store.record(token, number, list(epochs), latest={"uri": "s3://b/l"}, best=None, device_seconds=1.0)
+    assert row == store.trial(number)
+    return fresh
 
 
 # --- the study and its lease ------------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ def test_attempts_and_their_cost_add_up_over_drivers(store):
         store.end_attempt(token, 0, "paused")
         store.release(token, "paused")
     [trial] = store.trials()
-    assert trial.attempts == (1, 2)
+    assert [attempt.token for attempt in trial.attempts] == [1, 2]
     assert trial.device_seconds == pytest.approx(2.0)
     assert not trial.finished
 
@@ -218,7 +220,10 @@ def searcher_of(store: StudyStore, token: int, *, slots: int = 2) -> StudySearch
         store.finish_trial(token, number, "failed" if error else "complete", failure_kind="bug" if error else None)
         book.tell(next(row for row in store.trials() if row.number == number))
 
-    return StudySearcher(book, budget=6, slots=slots, admit=lambda _: True, begin=begin, end=end, closing=lambda: False)
+    return StudySearcher(
+        book, budget=lambda: 6, dropped=lambda: 0, slots=slots, admit=lambda _: True, begin=begin, end=end,
+        closing=lambda: False,
+    )  # fmt: skip
 
 
 def optuna_states(store: StudyStore) -> list[str]:

@@ -54,7 +54,7 @@ def both(settings: dict[str, Any]) -> list[str]:
     outcomes = []
     for name, plain in settings["configs"].items():
         folder = Path(settings["folder"]) / name
-        wiring = Wiring(fetch=fetch, keep=partial(keep, folder), decide=decide, provenance=nothing)
+        wiring = Wiring(arrive=nothing, fetch=fetch, keep=partial(keep, folder), decide=decide, provenance=nothing)
         outcomes.append(train_on_worker({"config": plain, "wiring": wiring, "threads": 1})["outcome"])
     return outcomes
 

@@ -1,0 +1,53 @@
+"""Named places where a test kills this process: between every pair of writes that must survive being cut apart.
+
+`AGFT_FAILPOINT=name` kills with SIGKILL at the first passage of `name`, `name:3` at the third. Without the variable a
+passage costs one look into a dictionary.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+
+__all__ = ["FAILPOINTS", "reach"]
+
+# What has been written when the process dies here, and what has not.
+FAILPOINTS = {
+    "driver.acquired": "the lease is ours; nothing else",
+    "driver.prepared": "provenance and baseline are stored; no warm start",
+    "warm-starts.enqueued": "warm starts are in Optuna; the note that they are is not",
+    "trial.asked": "Optuna has a new trial without parameters",
+    "trial.proposed": "Optuna has a new trial with parameters; our store does not know it",
+    "trial.stored": "our store has the trial; Tune has not started it",
+    "report.received": "the checkpoint is in S3 and reported; the store does not know the epoch",
+    "report.stored": "the store has the epoch; Optuna and MLflow do not",
+    "report.observed": "the store and Optuna have the epoch; MLflow does not",
+    "verdict.stored": "the verdict is in the store; the trial was not told",
+    "verdict.published": "the trial was told to stop and has not left yet",
+    "outcome.received": "the trial has left; the store says running",
+    "outcome.stored": "the store says finished; Optuna says running, old checkpoints are there",
+    "outcome.told": "the store and Optuna say finished; old checkpoints are there",
+    "outcome.tidied": "old checkpoints are gone; MLflow says running",
+    "mlflow.before-create": "the study's or trial's run is in no record of MLflow's",
+    "mlflow.after-create": "MLflow has the run; we do not know its id",
+    "mlflow.after-points": "MLflow has the points; we have not noted that they are sent",
+    "request.obeyed": "a trial is in line again, or out; the request still says pending",
+    "generation.built": "a new Optuna study is whole; the store still names the old one",
+    "generation.stored": "the store names the new Optuna study; the old one is there",
+    "study.finished": "every trial is finished; the study says running, scratch files are there",
+    "study.released": "the study says finished; MLflow's run may be open",
+}
+_passed: Counter[str] = Counter()
+
+
+def reach(name: str) -> None:
+    """Pass the failpoint `name`, or die there."""
+    wanted = os.environ.get("AGFT_FAILPOINT")
+    if not wanted:
+        return
+    assert name in FAILPOINTS, name
+    _passed[name] += 1
+    point, _, count = wanted.partition(":")
+    if name == point and _passed[name] == int(count or 1):
+        os.kill(os.getpid(), signal.SIGKILL)

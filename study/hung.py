@@ -1,0 +1,104 @@
+"""Trials that have fallen silent: noticed by the clock, ended by the processes' own nodes.
+
+A rank that hangs in a collective or a file system answers no actor call, and takes its whole group with it. Its
+process is killed from outside; Ray Train then restarts the group from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psutil
+import ray
+
+__all__ = ["Silence", "kill_processes", "this_process"]
+
+log = logging.getLogger("agft")
+FIRST_LIMIT_SECONDS = 3600.0  # before anything is known about this study's pace
+FLOOR_SECONDS = 120.0
+PERIODS = 3.0  # silent for so many of the longest wait for a report seen in this study
+KILL_ANSWER_SECONDS = 30.0
+
+
+class Silence:
+    """Since when each running trial has said nothing, against what this study's trials need between two reports.
+
+    `fixed`: a limit in seconds instead of the measured one.
+    """
+
+    def __init__(self, fixed: float | None = None) -> None:
+        self.fixed = fixed
+        self.heard: dict[int, float] = {}
+        self.kills: dict[int, int] = {}
+        self.longest = 0.0
+
+    def start(self, number: int, clock: float) -> None:
+        """A trial begins, or goes on."""
+        self.heard[number] = clock
+
+    def report(self, number: int, clock: float) -> None:
+        """A trial has spoken."""
+        self.longest = max(self.longest, clock - self.heard.get(number, clock))
+        self.heard[number] = clock
+
+    def end(self, number: int) -> None:
+        """A trial is gone."""
+        self.heard.pop(number, None)
+
+    def limit(self, number: int) -> float:
+        """Seconds that this trial may be silent; twice as many after each time that it was killed for it."""
+        measured = max(FLOOR_SECONDS, PERIODS * self.longest) if self.longest else FIRST_LIMIT_SECONDS
+        return float((self.fixed or measured) * 2 ** self.kills.get(number, 0))
+
+    def overdue(self, clock: float) -> list[int]:
+        """Trials that have been silent for longer than their limit; each is then given its time anew."""
+        found = [number for number, since in self.heard.items() if clock - since > self.limit(number)]
+        for number in found:
+            self.kills[number] = self.kills.get(number, 0) + 1
+            self.heard[number] = clock
+        return found
+
+
+def this_process(role: str) -> dict[str, Any]:
+    """What somebody else needs to end this process and no other. `role`: worker or driver of the trial."""
+    return {
+        "role": role, "node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+    }  # fmt: skip
+
+
+def _kill(pid: int, started: float) -> bool:
+    """SIGKILL to the process `pid` of this node, if it is still the one that started then."""
+    try:
+        process = psutil.Process(pid)
+        if abs(process.create_time() - started) > 1:
+            return False
+        process.send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+def kill_processes(processes: Sequence[Mapping[str, Any]]) -> int:
+    """Kill processes that `this_process` described, each by a task on its own node; how many there were."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(_kill)
+    pending = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(each["node"], soft=False)).remote(
+            each["pid"], each["started"]
+        )
+        for each in processes
+    ]
+    deadline, killed = time.monotonic() + KILL_ANSWER_SECONDS, 0
+    for reference in pending:
+        try:
+            killed += bool(ray.get(reference, timeout=max(0.1, deadline - time.monotonic())))
+        except ray.exceptions.RayError as error:  # its node is gone, and the process with it
+            log.warning("a silent process could not be reached: %s", type(error).__name__)
+    return killed
