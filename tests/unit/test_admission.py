@@ -2,55 +2,248 @@
 
 from __future__ import annotations
 
-from study.admission import SILENCE_SECONDS, Ledger
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-TOTAL = {"CPU": 2.0}
-ONE = {"CPU": 1.0}
+from study.admission import RESERVE_SECONDS, SILENCE_SECONDS, WANT_SECONDS, Ledger, Slot, fits
+
+TWO = [{"CPU": 2.0}]
+ONE, BOTH = Slot({"CPU": 1.0}), Slot({"CPU": 2.0})
 
 
 def test_slots_are_given_while_the_cluster_holds_them():
     ledger = Ledger()
-    assert ledger.ask("a", "a/0", ONE, TOTAL, 0)
-    assert ledger.ask("a", "a/1", ONE, TOTAL, 0)
-    assert not ledger.ask("a", "a/2", ONE, TOTAL, 0)
+    assert ledger.ask("a", "a/0", ONE, TWO, 0)
+    assert ledger.ask("a", "a/1", ONE, TWO, 0)
+    assert not ledger.ask("a", "a/2", ONE, TWO, 0)
     ledger.give_back("a", "a/0")
-    assert ledger.ask("a", "a/2", ONE, TOTAL, 1)
+    assert ledger.ask("a", "a/2", ONE, TWO, 1)
 
 
 def test_asking_again_for_a_held_slot_is_a_yes_and_costs_nothing():
     ledger = Ledger()
-    assert ledger.ask("a", "a/0", {"CPU": 2.0}, TOTAL, 0)
-    assert ledger.ask("a", "a/0", {"CPU": 2.0}, TOTAL, 1)
+    assert ledger.ask("a", "a/0", BOTH, TWO, 0)
+    assert ledger.ask("a", "a/0", BOTH, TWO, 1)
 
 
 def test_a_study_that_holds_less_goes_first():
     ledger = Ledger()
-    assert ledger.ask("a", "a/0", ONE, TOTAL, 0)
-    assert ledger.ask("a", "a/1", ONE, TOTAL, 0)
-    assert not ledger.ask("b", "b/0", ONE, TOTAL, 1)  # full; b is waiting now
+    assert ledger.ask("a", "a/0", ONE, TWO, 0)
+    assert ledger.ask("a", "a/1", ONE, TWO, 0)
+    assert not ledger.ask("b", "b/0", ONE, TWO, 1)  # full; b is waiting now
     ledger.give_back("a", "a/0")
-    assert not ledger.ask("a", "a/2", ONE, TOTAL, 2)  # b has nothing, a still has one
-    assert ledger.ask("b", "b/0", ONE, TOTAL, 2)
+    assert not ledger.ask("a", "a/2", ONE, TWO, 2)  # b has nothing, a still has one
+    assert ledger.ask("b", "b/0", ONE, TWO, 2)
+
+
+def test_a_trial_of_four_devices_weighs_more_than_three_trials_of_one():
+    nodes = [{"GPU": 8.0}]
+    ledger = Ledger()
+    assert ledger.ask("big", "big/0", Slot({"GPU": 4.0}), nodes, 0)
+    for number in range(4):
+        assert ledger.ask("small", f"small/{number}", Slot({"GPU": 1.0}), nodes, 0)
+    assert not ledger.ask("big", "big/1", Slot({"GPU": 1.0}), nodes, 1)
+    assert not ledger.ask("small", "small/4", Slot({"GPU": 1.0}), nodes, 2)
+    ledger.give_back("small", "small/0")
+    assert not ledger.ask("big", "big/1", Slot({"GPU": 1.0}), nodes, 3)
+    assert ledger.ask("small", "small/4", Slot({"GPU": 1.0}), nodes, 3)
+
+
+def test_a_higher_priority_goes_first_though_it_holds_more_and_came_later():
+    ledger = Ledger()
+    assert ledger.ask("urgent", "urgent/0", ONE, TWO, 0, priority=1)
+    assert ledger.ask("urgent", "urgent/1", ONE, TWO, 0, priority=1)
+    assert not ledger.ask("b", "b/0", ONE, TWO, 1)
+    assert not ledger.ask("urgent", "urgent/2", ONE, TWO, 2, priority=1)
+    ledger.give_back("urgent", "urgent/0")
+    assert not ledger.ask("b", "b/0", ONE, TWO, 3)
+    assert ledger.ask("urgent", "urgent/2", ONE, TWO, 3, priority=1)
+
+
+def test_a_lower_priority_does_not_pass_a_large_trial_that_waits():
+    ledger = Ledger()
+    assert ledger.ask("b", "b/0", ONE, TWO, 0)
+    assert not ledger.ask("urgent", "urgent/0", BOTH, TWO, 1, priority=1)
+    assert not ledger.ask("b", "b/1", ONE, TWO, 2)
+    ledger.give_back("b", "b/0")
+    assert ledger.ask("urgent", "urgent/0", BOTH, TWO, 3, priority=1)
+
+
+def keep_asking(ledger: Ledger, start: float, seconds: float, *asks: tuple[str, str, Slot]) -> dict[str, list[float]]:
+    """Ask every 2 s, in this order; when each got a yes."""
+    granted: dict[str, list[float]] = {driver: [] for driver, _, _ in asks}
+    clock = start
+    while clock <= start + seconds:
+        for driver, trial, slot in asks:
+            if ledger.ask(driver, trial, slot, TWO, clock):
+                granted[driver].append(clock)
+        clock += 2
+    return granted
+
+
+def test_small_trials_pass_a_large_one_for_a_minute_and_then_it_gets_room():
+    ledger = Ledger()
+    ledger.ask("s", "s/0", ONE, TWO, 0)
+    assert not ledger.ask("large", "large/0", BOTH, TWO, 0)
+    assert ledger.ask("t", "t/0", ONE, TWO, 1)
+    ledger.give_back("t", "t/0")
+    waiting = keep_asking(ledger, 2, RESERVE_SECONDS, ("large", "large/0", BOTH), ("s", "s/0", ONE))
+    assert not waiting["large"]
+    clock = 2 + RESERVE_SECONDS + 2
+    assert not ledger.ask("large", "large/0", BOTH, TWO, clock)
+    assert not ledger.ask("t", "t/1", ONE, TWO, clock), "what is free is kept for the large trial now"
+    ledger.give_back("s", "s/0")
+    assert not ledger.ask("t", "t/1", ONE, TWO, clock)
+    assert ledger.ask("large", "large/0", BOTH, TWO, clock)
+
+
+def test_room_is_kept_only_of_what_the_large_trial_lacks():
+    nodes = [{"CPU": 16.0, "GPU": 2.0}]
+    ledger = Ledger()
+    assert ledger.ask("s", "s/0", Slot({"CPU": 1.0, "GPU": 1.0}), nodes, 0)
+    for clock in range(0, 70, 5):
+        assert not ledger.ask("large", "large/0", Slot({"CPU": 8.0, "GPU": 2.0}), nodes, clock)
+        ledger.heartbeat("s", clock)
+    assert not ledger.ask("t", "t/0", Slot({"CPU": 1.0, "GPU": 1.0}), nodes, 70)
+    assert not ledger.ask("t", "t/0", Slot({"CPU": 8.0}), nodes, 70), "it would leave fewer than 8 CPUs"
+    assert ledger.ask("t", "t/0", Slot({"CPU": 7.0}), nodes, 70)
+
+
+def test_a_trial_that_cannot_fit_even_alone_holds_nobody_up():
+    ledger = Ledger()
+    for clock in range(0, 200, 5):
+        assert not ledger.ask("huge", "huge/0", Slot({"CPU": 3.0}), TWO, clock, priority=9)
+    assert ledger.ask("a", "a/0", ONE, TWO, 200)
+
+
+def test_a_node_that_joins_gives_room_and_one_that_leaves_takes_it():
+    ledger = Ledger()
+    assert ledger.ask("a", "a/0", BOTH, TWO, 0)
+    assert not ledger.ask("a", "a/1", BOTH, TWO, 0)
+    assert ledger.ask("a", "a/1", BOTH, TWO * 2, 1)
+    ledger.give_back("a", "a/0")
+    assert not ledger.ask("a", "a/2", BOTH, TWO, 2), "one of two nodes is gone, the other is full"
+
+
+def test_workers_need_room_on_single_nodes():
+    pieces = [{"CPU": 3.0}, {"CPU": 3.0}]
+    assert fits(pieces, [Slot({"CPU": 4.0}, workers=2)])
+    assert not fits(pieces, [Slot({"CPU": 4.0}, workers=1)])
+    assert fits(pieces, [Slot({"CPU": 4.0}, workers=2), ONE, ONE])
+    assert not fits(pieces, [Slot({"CPU": 4.0}, workers=2), BOTH])
+
+
+def test_a_large_trial_gets_room_also_when_what_is_free_lies_in_pieces():
+    pieces = [{"CPU": 2.0}, {"CPU": 2.0}, {"CPU": 2.0}]
+    ledger = Ledger()
+    for number in range(3):
+        assert ledger.ask("s", f"s/{number}", Slot({"CPU": 1.5}), pieces, 0)
+    for clock in range(0, 70, 5):
+        assert not ledger.ask("large", "large/0", Slot({"CPU": 1.5}), pieces, clock)
+        ledger.heartbeat("s", clock)
+    assert not ledger.ask("t", "t/0", Slot({"CPU": 0.5}), pieces, 70)
 
 
 def test_a_waiting_study_that_went_silent_blocks_nobody():
     ledger = Ledger()
-    ledger.ask("a", "a/0", ONE, TOTAL, 0)
-    ledger.ask("a", "a/1", ONE, TOTAL, 0)
-    assert not ledger.ask("b", "b/0", ONE, TOTAL, 1)
+    ledger.ask("a", "a/0", ONE, TWO, 0)
+    ledger.ask("a", "a/1", ONE, TWO, 0)
+    assert not ledger.ask("b", "b/0", ONE, TWO, 1)
     ledger.give_back("a", "a/0")
-    assert ledger.ask("a", "a/2", ONE, TOTAL, 20)
+    assert not ledger.ask("a", "a/2", ONE, TWO, WANT_SECONDS)
+    assert ledger.ask("a", "a/2", ONE, TWO, 1 + WANT_SECONDS)
 
 
 def test_a_silent_driver_loses_its_slots():
     ledger = Ledger()
-    ledger.ask("a", "a/0", {"CPU": 2.0}, TOTAL, 0)
-    assert not ledger.ask("b", "b/0", ONE, TOTAL, SILENCE_SECONDS - 1)
-    assert ledger.ask("b", "b/0", ONE, TOTAL, SILENCE_SECONDS + 1)
+    ledger.ask("a", "a/0", BOTH, TWO, 0)
+    assert not ledger.ask("b", "b/0", ONE, TWO, SILENCE_SECONDS - 1)
+    assert ledger.ask("b", "b/0", ONE, TWO, SILENCE_SECONDS + 1)
 
 
 def test_a_driver_that_leaves_gives_everything_back():
     ledger = Ledger()
-    ledger.ask("a", "a/0", {"CPU": 2.0}, TOTAL, 0)
+    ledger.ask("a", "a/0", BOTH, TWO, 0)
     ledger.leave("a")
-    assert ledger.ask("b", "b/0", {"CPU": 2.0}, TOTAL, 0)
+    assert ledger.ask("b", "b/0", BOTH, TWO, 0)
+
+
+def test_a_restarted_ledger_grants_nothing_before_the_drivers_have_told_it_what_they_hold():
+    ledger = Ledger(opens=15)
+    assert not ledger.ask("b", "b/0", ONE, TWO, 10)
+    ledger.heartbeat("a", 12, {"a/0": BOTH})
+    assert not ledger.ask("b", "b/0", ONE, TWO, 16)
+    assert ledger.ask("a", "a/0", BOTH, TWO, 16)
+    ledger.give_back("a", "a/0")
+    assert ledger.ask("b", "b/0", ONE, TWO, 17)
+
+
+SIZES = st.sampled_from(
+    [Slot({"CPU": 1.0}), Slot({"CPU": 3.0}), Slot({"CPU": 4.0}, workers=2), Slot({"CPU": 2.0, "GPU": 1.0})]
+)
+NODES = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    drivers=st.lists(st.tuples(SIZES, st.integers(0, 2)), min_size=1, max_size=5),
+    steps=st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 20)), max_size=80),
+)
+def test_whatever_happens_the_nodes_hold_what_was_granted_and_no_lower_priority_goes_first(drivers, steps):
+    ledger, clock, count = Ledger(), 0.0, 0
+    for which, gives_back, seconds in steps:
+        clock += seconds
+        name = f"d{which % len(drivers)}"
+        slot, priority = drivers[which % len(drivers)]
+        for other in range(len(drivers)):
+            if f"d{other}" in ledger.tenants:
+                ledger.heartbeat(f"d{other}", clock)
+        tenant = ledger.tenants.get(name)
+        if gives_back and tenant and tenant.slots:
+            ledger.give_back(name, next(iter(tenant.slots)))
+            continue
+        count += 1
+        before = {
+            other: each.want
+            for other, each in ledger.tenants.items()
+            if other != name and each.want and clock - each.want.asked < WANT_SECONDS
+        }
+        held = [each for tenant in ledger.tenants.values() for each in tenant.slots.values()]
+        if ledger.ask(name, f"{name}/{count}", slot, NODES, clock, priority):
+            assert fits(NODES, [*held, slot])
+            for want in before.values():
+                if want.priority > priority and fits(NODES, [*held, want.slot]):
+                    assert fits(NODES, [*held, want.slot, slot]), "a higher priority could have started instead"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    drivers=st.lists(SIZES, min_size=2, max_size=5),
+    lengths=st.lists(st.integers(1, 8), min_size=5, max_size=5),
+    order=st.randoms(use_true_random=False),
+)
+def test_every_study_of_one_priority_starts_a_trial_in_every_while_however_large_the_others(drivers, lengths, order):
+    """Every driver asks every 5 s for as many trials as it can get; each trial takes a few rounds."""
+    ledger, running, last = Ledger(), {}, dict.fromkeys(range(len(drivers)), 0)
+    longest = 0
+    for turn in range(150):
+        clock = turn * 5.0
+        for key, (owner, until) in list(running.items()):
+            if until <= turn:
+                ledger.give_back(f"d{owner}", key)
+                del running[key]
+        everybody = list(range(len(drivers)))
+        order.shuffle(everybody)
+        for owner in everybody:
+            ledger.heartbeat(f"d{owner}", clock)
+            while ledger.ask(f"d{owner}", key := f"d{owner}/{turn}.{len(running)}", drivers[owner], NODES, clock):
+                running[key] = owner, turn + lengths[owner]
+                last[owner] = turn
+            longest = max(longest, turn - last[owner])
+    assert longest <= (RESERVE_SECONDS / 5 + 2 * max(lengths)) * len(drivers)
+
+
+@settings(max_examples=60, deadline=None)
+@given(slot=SIZES)
+def test_an_idle_cluster_never_refuses_what_fits_it(slot):
+    assert Ledger().ask("a", "a/0", slot, NODES, 0.0)
