@@ -19,6 +19,7 @@ __all__ = [
     "check_name",
     "check_server",
     "connect",
+    "delete_runs",
     "ensure_run",
     "experiment_id",
     "find_run",
@@ -175,6 +176,20 @@ def send_settings(client: Any, run: Any, *, params: Mapping[str, str], tags: Map
     for start in range(0, max(len(new_params), len(new_tags)), PARAMS_PER_CALL):
         part = slice(start, start + PARAMS_PER_CALL)
         client.log_batch(run_id, params=new_params[part], tags=new_tags[part])
+
+
+def delete_runs(client: Any, experiment: str, key: str) -> int:
+    """Delete the run of `key` and those of its children (`key/...`); how many there were. MLflow's trash keeps them."""
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return 0
+    count = 0
+    for pattern in (f"= '{key}'", f"LIKE '{key}/%'"):
+        while runs := client.search_runs([found.experiment_id], f"tags.`{KEY_TAG}` {pattern}", max_results=100):
+            for run in runs:
+                client.delete_run(run.info.run_id)
+                count += 1
+    return count
 
 
 def send_points(client: Any, run_id: str, points: Sequence[Point]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study import compare_cli, data_cli, evaluate_cli, plan_cli, weights_cli
+from study import compare_cli, data_cli, evaluate_cli, lifecycle_cli, plan_cli, weights_cli
 from study.errors import SERVICE_ERRORS, USER_ERRORS, UserError
 from trainers.presets import PRESETS
 
@@ -193,6 +193,7 @@ compare_cli.attach(main, answering, home)
 weights_cli.attach(main, answering, home)
 data_cli.attach(main, answering, home)
 evaluate_cli.attach(main, answering, home)
+lifecycle_cli.attach(main, answering, home)
 
 
 @main.command()
@@ -203,27 +204,6 @@ def promote(study: str) -> None:
     from study.session import promote_here
 
     sys.exit(promote_here(store_of(study), home()))
-
-
-def _asking(word: str) -> Callable[[str], None]:
-    @answering
-    def ask(study: str) -> None:
-        store = store_of(study)
-        if store.load().lease_seconds <= 0:
-            click.echo(f"study {study!r} is not running")
-            return
-        store.desire(word)
-        click.echo(f"asked: running trials of {study!r} end at their next report, with a checkpoint")
-
-    return ask
-
-
-main.command("pause", help="Ask a running study to pause; `agft run` goes on with it.")(
-    click.argument("study")(_asking("pause"))
-)
-main.command("stop", help="Ask a running study to end now; its running trials count as stopped early.")(
-    click.argument("study")(_asking("stop"))
-)
 
 
 @main.group()

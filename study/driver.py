@@ -347,7 +347,8 @@ class Driver:
         self.done_here += 1
         pruned = sum(row.state == "pruned" for row in counted)
         pace = (time.monotonic() - self.opened) / self.done_here
-        self.say(study_line(sum(row.finished for row in counted), self.budget(), pruned, pace))
+        again = sum(row.rerun_of is not None for row in counted)
+        self.say(study_line(sum(row.finished for row in counted), self.budget() + again, pruned, pace))
 
     def _why(self, number: int, state: str, outcome: dict[str, Any] | None) -> str | None:
         if state == "complete":

@@ -98,7 +98,7 @@ def promotion_hours(plan: Mapping[str, Any]) -> float:
 
 def plan_text(plan: dict[str, Any]) -> str:
     """For a person."""
-    lines = [f"study {plan['study']}" + (" (exists: `agft run` goes on with it)" if plan["exists"] else "")]
+    lines = [f"study {plan['study']}" + (" (exists: `agft resume` goes on with it)" if plan["exists"] else "")]
     lines.append(f"  trials        {plan['trials']} of {plan['epochs']} epochs, early stopping after epoch "
                  f"{', '.join(map(str, plan['rungs'])) or '- (none)'}")  # fmt: skip
     need = ", ".join(f"{amount:g} {name}" for name, amount in plan["trial_needs"].items() if amount)

@@ -31,6 +31,7 @@ STATUS: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
     "complete": "FINISHED",
     "pruned": "KILLED",
     "failed": "FAILED",
+    "dropped": "KILLED",
 }
 # Few and well-named: what a person compares between trials. Everything else is in the trial's JSON artifacts.
 METRICS = (

@@ -77,11 +77,15 @@ class OptunaBook:
         """A new trial: its number and parameters by dotted path."""
         return samplers.propose(self.study, self.spec, self.dimensions)
 
-    def upcoming(self) -> tuple[int, int]:
-        """The number that `propose` would give, and how many trials exist, waiting ones not counted."""
+    def upcoming(self) -> tuple[int, int, int]:
+        """The number that `propose` would give, how many trials exist, and how many repeat another.
+
+        Warm starts that wait do not exist yet; repetitions do from the moment that they were asked for.
+        """
         trials = self.study.get_trials(deepcopy=False)
         waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-        return (min(waiting) if waiting else len(trials)), len(trials) - len(waiting)
+        again = sum("agft.rerun_of" in t.user_attrs and "agft.dropped" not in t.user_attrs for t in trials)
+        return (min(waiting) if waiting else len(trials)), len(trials) - len(waiting), again
 
     def parameters(self, number: int) -> dict[str, Any]:
         """Parameters of an existing trial; those that a crash left undrawn are drawn now."""
@@ -204,7 +208,7 @@ def delete_optuna_studies(store: StudyStore, *, only: str | None = None) -> None
 class StudySearcher(Searcher):
     """What Tune talks to. `begin(number, params)` stores the start, `end(number, tune_result, error)` the outcome.
 
-    `budget()` trials are started, not counting `dropped()` ones; both may grow while the study runs.
+    `budget()` trials are started, not counting `dropped()` ones and repetitions; all may grow while the study runs.
     It limits concurrency itself (`slots` free trials at once, `admit()` asks the cluster), so that Tune never builds a
     trial that would only wait for resources.
     """
@@ -229,7 +233,8 @@ class StudySearcher(Searcher):
 
     def finished(self) -> bool:
         """Whether no trial is left to start."""
-        return not self.waiting and self.book.upcoming()[1] - self.dropped() >= self.budget()
+        _, existing, again = self.book.upcoming()
+        return not self.waiting and existing - self.dropped() >= self.budget() + again
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A trial's settings; None while there is no free slot; FINISHED when the budget is used up."""
@@ -237,10 +242,10 @@ class StudySearcher(Searcher):
             return Searcher.FINISHED
         if len(self.numbers) >= self.slots:
             return None
-        upcoming, existing = self.book.upcoming()
+        upcoming, existing, again = self.book.upcoming()
         if self.waiting:
             upcoming = self.waiting[0]
-        elif existing - self.dropped() >= self.budget():
+        elif existing - self.dropped() >= self.budget() + again:
             return Searcher.FINISHED
         if not self.admit(upcoming):
             return None

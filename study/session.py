@@ -25,7 +25,7 @@ from study.results import best_trial
 from study.runner import Outcome, run_study
 from study.store import StudyStore
 
-__all__ = ["promote_here", "run_here"]
+__all__ = ["promote_here", "resume_here", "run_here", "services_here"]
 
 CLOSE_SECONDS = 60.0
 
@@ -53,23 +53,28 @@ def cluster_here(clock: Clock) -> Iterator[Cluster]:
 
 
 def run_here(spec: StudyConfig, home: Path, *, then_promote: bool) -> int:
-    """Run (or go on with) a study and show it; the exit code."""
+    """Run a study (or go on with it) and show it; the exit code."""
+    store = StudyStore(database_url(home), spec.name)
+    store.create(spec)  # refuses another spec before anything is started
+    return resume_here(store, home, then_promote=then_promote)
+
+
+def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
+    """Drive a stored study from where it is, and show it; exit code 0 when it has ended, 1 when it can go on."""
     clock = Clock()
+    spec = store.load().spec
     clock(f"study {spec.name}: {spec.budget.trials} trials; Ctrl-C pauses it")
-    database = database_url(home)
-    StudyStore(database, spec.name).create(spec)  # refuses another spec before anything is started
     services = services_here(home, clock)
     promotion = None
-    kept_output = copied_output(home / "logs", bucket=services.bucket, store=StudyStore(database, spec.name))
+    kept_output = copied_output(home / "logs", bucket=services.bucket, store=store)
     with kept_output, cluster_here(clock) as cluster:
         outcome = run_study(
-            spec, database=database, cluster=cluster, bucket=services.bucket, tracking_uri=services.mlflow_uri,
+            spec, database=store.url, cluster=cluster, bucket=services.bucket, tracking_uri=services.mlflow_uri,
             say=clock,
         )  # fmt: skip
-        store = StudyStore(database, spec.name)
         _show(store, home, services, outcome)
         if outcome.state == "paused":
-            clock(f"paused; nothing is lost. Go on with: agft run FILE --name {spec.name}")
+            clock(f"paused; nothing is lost. Go on with: agft resume {spec.name}")
             return 1
         if then_promote:
             promotion = _promote(store, services, clock)

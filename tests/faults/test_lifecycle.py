@@ -45,14 +45,14 @@ def test_a_study_pauses_on_ctrl_c_goes_on_and_stops_when_asked(run):
     rest, _ = driver.communicate(timeout=120)
     assert driver.returncode == 1
     assert "pausing: running trials keep a checkpoint" in rest
-    assert "Go on with: agft run" in rest
+    assert "Go on with: agft resume long" in rest
     assert "Traceback" not in rest
     [trial] = run.trials("long")
     assert trial["state"] == "running"
     reached = trial["epochs"]
     assert reached >= 2
 
-    driver = run.start("run", str(run.file))
+    driver = run.start("resume", "long")
     text = read_until(driver, lambda line: f"epoch {reached + 2}/" in line)
     assert "trial   0  continues" in text
     assert f"epoch {reached}/" not in text, "no epoch is trained again"

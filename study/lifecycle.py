@@ -1,0 +1,126 @@
+"""What a person may do to a study from any terminal: extend it, run a trial again, take one out, stop it, delete it.
+
+A driver that lives is asked through the database and obeys; without one, what can be done at once is done under the
+lease, so that nobody can start driving in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from infra import mlflow_calls, storage
+from study.errors import UserError
+from study.files import scratch_prefix, study_prefix
+from study.projection import EXPERIMENT, study_key
+from study.requests import answer, ask, pending
+from study.searcher import OptunaBook, delete_optuna_studies
+from study.store import LeaseHeld, StudyStore, owner_identity
+
+__all__ = ["delete_study", "drop_trial", "extend_study", "rerun_trial", "stop_study"]
+
+
+@contextmanager
+def _lease(store: StudyStore) -> Iterator[int]:
+    """Hold the study's lease for a moment; its state stays what it is."""
+    study = store.load()
+    token = store.acquire(owner_identity(), state=study.state)
+    try:
+        yield token
+    finally:
+        store.release(token, store.load().state, study.message)
+
+
+def _go_on(store: StudyStore) -> str:
+    return f"go on with: agft resume {store.name}"
+
+
+def extend_study(store: StudyStore, *, trials: int, hours: float, gpu_hours: float) -> str:
+    """Raise the budget; the sentence to say. `UserError` where the study has no such budget."""
+    budget = store.load().spec.budget
+    if store.load().spec.sampler.name == "grid" and trials:
+        raise UserError(f"study {store.name!r} tries every point of a grid: there are no more trials to add")
+    for name, asked in (("hours", hours), ("gpu_hours", gpu_hours)):
+        if asked and getattr(budget, name) is None:
+            raise UserError(f"study {store.name!r} has no budget.{name} that could be raised: it is unlimited")
+    if not (trials or hours or gpu_hours):
+        raise UserError("say by how much: --trials, --hours or --gpu-hours")
+    study = store.extend(trials=trials, hours=hours, gpu_hours=gpu_hours)
+    raised = study.spec.budget
+    parts = [f"{raised.trials} trials"]
+    parts += [f"{raised.hours:g} hours"] if raised.hours is not None else []
+    parts += [f"{raised.gpu_hours:g} GPU-hours"] if raised.gpu_hours is not None else []
+    then = "its driver goes on" if study.lease_seconds > 0 else _go_on(store)
+    return f"study {store.name!r} has a budget of {', '.join(parts)} now; {then}"
+
+
+def rerun_trial(store: StudyStore, number: int) -> str:
+    """Put a trial's parameters in line once more, as a new trial beside the budget; the sentence to say."""
+    row = store.trial(number)
+    if not row.finished:
+        raise UserError(f"trial {number} has not finished; it is not run again before it has")
+    ask(store, "rerun", number, "")
+    then = "its driver starts it next" if store.load().lease_seconds > 0 else _go_on(store)
+    return f"trial {number} of {store.name!r} will be run again, as a new trial with the same parameters; {then}"
+
+
+def drop_trial(store: StudyStore, number: int, reason: str) -> str:
+    """Take a trial out: its history stays, it counts nowhere, and the search forgets it; the sentence to say."""
+    if store.trial(number).state == "dropped":
+        raise UserError(f"trial {number} of {store.name!r} was dropped already")
+    request = ask(store, "drop", number, reason)
+    try:
+        with _lease(store) as token:
+            study = store.load()
+            if study.baseline is None:
+                raise UserError(f"study {store.name!r} has not begun")
+            book = OptunaBook(store, study.spec, study.spec.goal.resolve(study.baseline).at_least)
+            why = f"dropped: {reason}" if reason else "dropped"
+            store.finish_trial(token, number, "dropped", stop_reason=why)
+            book.rebuild(token)
+            answer(store, token, request, "dropped")
+    except LeaseHeld:
+        return f"asked: trial {number} of {store.name!r} is taken out by its driver, at the latest at its next report"
+    return f"trial {number} of {store.name!r} is dropped; `agft resume {store.name}` runs another in its place"
+
+
+def stop_study(store: StudyStore) -> str:
+    """End a study: its running trials count as stopped early. The sentence to say."""
+    study = store.load()
+    try:
+        token = store.acquire(owner_identity(), state=study.state)
+    except LeaseHeld:
+        store.desire("stop")
+        return f"asked: running trials of {store.name!r} end at their next report, with a checkpoint"
+    state, message = study.state, study.message
+    try:
+        unfinished = [row for row in store.trials() if not row.finished]
+        if unfinished or state in ("new", "paused", "running", "failed"):
+            if study.baseline is not None:
+                book = OptunaBook(store, study.spec, study.spec.goal.resolve(study.baseline).at_least)
+                for row in unfinished:
+                    book.tell(store.finish_trial(token, row.number, "pruned", stop_reason="study: stop"))
+            state, message = "stopped", "asked to stop"
+    finally:
+        store.release(token, state, message)
+    count = f"; {len(unfinished)} unfinished trials count as stopped early" if unfinished else ""
+    return f"study {store.name!r} is {state}{count}"
+
+
+def delete_study(store: StudyStore, *, bucket: str, tracking_uri: str, say: Callable[[str], None]) -> None:
+    """Delete checkpoints, MLflow runs and the study itself, in this order, so that doing it again completes it.
+
+    Promoted models lie under their own prefix and stay. `LeaseHeld` while somebody drives the study.
+    """
+    study = store.load()
+    token = store.acquire(owner_identity(), state="deleting")
+    try:
+        for prefix in (study_prefix(bucket, study.slug), scratch_prefix(bucket, study.slug)):
+            count = storage.delete_prefix(f"{prefix}/")
+            say(f"deleted {count} objects under {prefix}/")
+        runs = mlflow_calls.delete_runs(mlflow_calls.connect(tracking_uri), EXPERIMENT, study_key(study))
+        say(f"deleted {runs} runs in MLflow (its own trash keeps them until `mlflow gc`)")
+        delete_optuna_studies(store)
+    finally:
+        store.release(token, "deleting", "half deleted; delete it again")
+    store.delete()

@@ -1,0 +1,140 @@
+"""`agft resume`, `pause`, `stop`, `extend`, `rerun`, `drop`, `delete`, `export`, `import`: light to import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from study.store import StudyStore
+
+__all__ = ["attach"]
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+MORE = click.FloatRange(min=0, min_open=True)
+
+
+def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
+    """Add the commands. `answering` turns errors into exit codes, `home` says where things are kept."""
+
+    def store_of(name: str) -> StudyStore:
+        from study.database import database_url
+        from study.store import StudyStore
+
+        return StudyStore(database_url(home()), name)
+
+    @main.command()
+    @click.argument("study")
+    @click.option("--promote", "then_promote", is_flag=True, help="Promote the best trial when the study has ended.")
+    @answering
+    def resume(study: str, then_promote: bool) -> None:
+        """Go on with a study from where it is, on whatever machine this is; Ctrl-C pauses it."""
+        from study.data import check_ready
+
+        store = store_of(study)
+        check_ready(store.load().spec)
+        from study.session import resume_here
+
+        sys.exit(resume_here(store, home(), then_promote=then_promote))
+
+    @main.command()
+    @click.argument("study")
+    @answering
+    def pause(study: str) -> None:
+        """Ask a running study to pause; `agft resume` goes on with it."""
+        store = store_of(study)
+        if store.load().lease_seconds <= 0:
+            click.echo(f"study {study!r} is not running")
+            return
+        store.desire("pause")
+        click.echo(f"asked: running trials of {study!r} leave at their next report, with a checkpoint")
+
+    @main.command()
+    @click.argument("study")
+    @answering
+    def stop(study: str) -> None:
+        """End a study now; its running trials count as stopped early."""
+        from study.lifecycle import stop_study
+
+        click.echo(stop_study(store_of(study)))
+
+    @main.command()
+    @click.argument("study")
+    @click.option("--trials", type=click.IntRange(min=1), default=0, help="So many trials more.")
+    @click.option("--hours", type=MORE, default=0.0, help="So many hours of driving more.")
+    @click.option("--gpu-hours", type=MORE, default=0.0, help="So many GPU-hours more.")
+    @answering
+    def extend(study: str, trials: int, hours: float, gpu_hours: float) -> None:
+        """Raise a study's budget, whether it runs or has finished."""
+        from study.lifecycle import extend_study
+
+        click.echo(extend_study(store_of(study), trials=trials, hours=hours, gpu_hours=gpu_hours))
+
+    @main.command()
+    @click.argument("study")
+    @click.argument("trial", type=click.IntRange(min=0))
+    @answering
+    def rerun(study: str, trial: int) -> None:
+        """Run one trial again, as a new trial with the same parameters."""
+        from study.lifecycle import rerun_trial
+
+        click.echo(rerun_trial(store_of(study), trial))
+
+    @main.command()
+    @click.argument("study")
+    @click.argument("trial", type=click.IntRange(min=0))
+    @click.option("--reason", default="", help="Kept with the trial.")
+    @answering
+    def drop(study: str, trial: int, reason: str) -> None:
+        """Take one trial out of a study: its history stays, it counts nowhere, and the search forgets it."""
+        from study.lifecycle import drop_trial
+
+        click.echo(drop_trial(store_of(study), trial, reason))
+
+    @main.command()
+    @click.argument("study")
+    @click.option("--yes", is_flag=True, help="Do not ask.")
+    @answering
+    def delete(study: str, yes: bool) -> None:
+        """Delete a study with its checkpoints and MLflow runs; promoted models stay."""
+        store = store_of(study)
+        row, trials = store.load(), store.trials()
+        if not yes:
+            click.confirm(f"delete study {study!r} ({row.state}, {len(trials)} trials) for ever?", abort=True)
+        from study.console import Clock
+        from study.lifecycle import delete_study
+        from study.session import services_here
+
+        clock = Clock()
+        services = services_here(home(), clock)
+        delete_study(store, bucket=services.bucket, tracking_uri=services.mlflow_uri, say=clock)
+        click.echo(f"study {study!r} is deleted")
+
+    @main.command()
+    @click.argument("study")
+    @click.argument("file", type=FILE)
+    @answering
+    def export(study: str, file: Path) -> None:
+        """Write everything the database knows of a study to one JSON file; checkpoints stay in S3."""
+        from study.archive import export_study
+
+        counts = export_study(store_of(study), file)
+        click.echo(f"{file}: {counts['agft_trial']} trials, {counts['agft_epoch']} epochs of study {study!r}")
+
+    @main.command("import")
+    @click.argument("file", type=FILE)
+    @click.option("--name", help="Give it another name here.")
+    @answering
+    def import_(file: Path, name: str | None) -> None:
+        """Put an exported study into this database, for instance to move it from SQLite to PostgreSQL."""
+        from study.archive import import_study
+        from study.database import database_url
+
+        chosen = import_study(database_url(home()), file, name=name)
+        shown = "AGFT_STUDY_DB" if os.environ.get("AGFT_STUDY_DB") else str(home() / "studies.db")
+        click.echo(f"study {chosen!r} is in {shown}; go on with: agft resume {chosen}")
