@@ -1,0 +1,254 @@
+"""A trial without training: everything of `study.trial.run_trial`'s contract but the neural network and Ray Train.
+
+It runs in Tune's own process, takes its curve from a function of the sampled values, keeps real objects in S3, goes on
+from them after an interruption, obeys the board, and misbehaves when it is told to. `python tests/light.py STUDY.yaml`
+drives a study with it as `agft run` does, in a process of its own that a test can kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import log2, log10
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from study.board import announce, ask_board, board_name
+from study.files import attempt_prefix, fetch_newest, keep_file, trial_prefix
+from study.hung import this_process
+from study.trial import TrialOrder
+from trainers.records import EpochRecord, Score, is_better
+
+if TYPE_CHECKING:
+    from study.config import StudyConfig
+    from study.store import StudyStore
+
+# At the end of the epoch `Plan.fault_epoch`, before anything of it is kept or reported.
+FAULTS = {
+    "nothing": "returns without a single report, before the first epoch",
+    "mute": "returns without an outcome",
+    "raise": "an exception that the trial's own code catches and reports, as run_trial does for its workers'",
+    "escape": "an exception that reaches Tune",
+    "non-finite": "a loss that is nan, found by the training loop",
+    "out-of-memory": "MemoryError in the training",
+    "hang": "says nothing any more",
+    "kill": "SIGKILL, every time",
+    "kill-once": "SIGKILL, unless it goes on from a checkpoint",
+}
+Curve = Callable[[Mapping[str, Any]], list[tuple[float, float, float]]]
+BASELINE = {"clean_accuracy": 0.73, "robust_accuracy": 0.22, "datasets": {}}
+IMAGES = 1000
+
+
+def response(config: Mapping[str, Any]) -> list[tuple[float, float, float]]:
+    """(clean, robust, seconds) after every epoch: smooth in rate, ratio and radius, with repeatable noise."""
+    rate, eps = log10(config["train"]["optimizer"]["lr"]), max(0.25, config["attack"]["eps"] * 255)
+    ratio = config["method"].get("scale_ratio", 0.8)
+    robust = 0.47 - 0.05 * (rate + 3.1) ** 2 - 0.10 * (ratio - 0.8) ** 2 + 0.03 * log2(eps)
+    clean = 0.70 - 0.035 * (rate + 4) ** 2 - 0.03 * log2(eps)
+    noise = random.Random(f"{rate!r}/{ratio!r}/{eps!r}")
+    points = []
+    for epoch in range(1, config["train"]["epochs"] + 1):
+        left = 0.55**epoch
+        points.append(
+            (
+                min(1.0, max(0.0, clean + (0.73 - clean) * left + noise.gauss(0, 0.006))),
+                min(1.0, max(0.0, robust + (0.22 - robust) * left + noise.gauss(0, 0.008))),
+                1.0,
+            )
+        )
+    return points
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How light trials behave. `faults`: trial number -> a name of `FAULTS`.
+
+    An epoch takes the curve's seconds times `scale`, the start of a trial `start_seconds`.
+    """
+
+    curve: Curve = response
+    scale: float = 0.0
+    start_seconds: float = 0.0
+    faults: Mapping[int, str] = field(default_factory=dict)
+    fault_epoch: int = 2
+
+
+def light(plan: Plan | None = None) -> Callable[[dict[str, Any]], None]:
+    """A trainable for `run_study`. Ray's workers need not find this file: it travels with the function."""
+    import ray
+
+    plan = plan or Plan()
+    unknown = set(plan.faults.values()) - set(FAULTS)
+    assert not unknown, f"{unknown} are no faults; known: {', '.join(FAULTS)}"
+    for name in {__name__, plan.curve.__module__}:
+        ray.cloudpickle.register_pickle_by_value(sys.modules[name])
+
+    def light_trial(settings: dict[str, Any]) -> None:
+        run_light(plan, settings)
+
+    return light_trial
+
+
+def run_light(plan: Plan, settings: dict[str, Any]) -> None:
+    """Tune's trainable."""
+    from ray import tune
+
+    order = TrialOrder.of(settings)
+    fault = plan.faults.get(order.number, "")
+    if fault == "nothing":
+        return
+    time.sleep(plan.start_seconds)
+    board = board_name(order.study, order.token)
+    announce(board, order.number, this_process("worker"))
+    try:
+        with tempfile.TemporaryDirectory(prefix="agft-light-") as folder:
+            word = _train(plan, order, fault, board, Path(folder))
+        outcome: dict[str, Any] = {"outcome": word, "failure_kind": None, "message": None}
+    except Escaped:
+        raise
+    except ArithmeticError as error:
+        outcome = {"outcome": "failed", "failure_kind": "non-finite", "message": str(error)}
+    except MemoryError as error:
+        outcome = {"outcome": "failed", "failure_kind": "out-of-memory", "message": str(error)}
+    except ValueError as error:
+        outcome = {"outcome": "failed", "failure_kind": "bug", "message": str(error)}
+    if fault != "mute":
+        tune.report({"outcome": json.dumps(outcome)})
+
+
+class Escaped(Exception):
+    """What no code of the trial expects."""
+
+
+def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path) -> str:
+    """Epochs up to the last one or the board's word; `finished`, `stopped` or `paused`."""
+    epochs = order.config["train"]["epochs"]
+    points = plan.curve(order.config)
+    restored = fetch_newest(trial_prefix(order.bucket, order.study, order.number), folder, order.known)
+    kept: dict[str, Any] = {"latest": restored.latest, "best": restored.best} if restored else {}
+    state = json.loads(restored.state.read_text())["history"] if restored else []
+    history = [EpochRecord.model_validate(record) for record in state]
+    prefix = attempt_prefix(order.bucket, order.study, order.number, order.token)
+    word = _report(order, board, history, kept) if history else "continue"
+    while word == "continue" and len(history) < epochs:
+        epoch = len(history) + 1
+        time.sleep(points[epoch - 1][2] * plan.scale)
+        if epoch == plan.fault_epoch:
+            _misbehave(fault, order.number, resumed=restored is not None)
+        history.append(_record(order, history, points[epoch - 1]))
+        path = folder / "state.json"
+        path.write_text(json.dumps({"history": [record.model_dump(mode="json") for record in history]}))
+        if history[-1].best_epoch == epoch:  # the best weights first, as the real trial
+            kept["best"] = keep_file(prefix, path, "best")
+        kept["latest"] = keep_file(prefix, path, "latest")
+        word = _report(order, board, history, kept)
+    return "finished" if len(history) >= epochs else {"stop": "stopped", "pause": "paused"}[word]
+
+
+def _report(order: TrialOrder, board: str, history: list[EpochRecord], kept: Mapping[str, Any]) -> str:
+    """Report as `trainers.worker` does; the board's word."""
+    from ray import tune
+
+    epoch = history[-1].epoch
+    tune.report(
+        {
+            "epoch": epoch,
+            "history": json.dumps([record.model_dump(mode="json") for record in history]),
+            "files": json.dumps(kept),
+            "provenance": json.dumps({"hostname": "light", "devices": [], "pid": os.getpid()}),
+        }
+    )
+    return ask_board(board, order.number, epoch, at_rung=epoch in order.rungs)
+
+
+def _misbehave(fault: str, number: int, *, resumed: bool) -> None:
+    if fault == "kill" or (fault == "kill-once" and not resumed):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "hang":
+        time.sleep(10**6)
+    errors: dict[str, Exception] = {
+        "raise": ValueError(f"trial {number} was told to raise"),
+        "escape": Escaped(f"trial {number} was told to let an exception escape"),
+        "non-finite": ArithmeticError("the loss is nan at step 7"),
+        "out-of-memory": MemoryError("cannot allocate 80 GiB"),
+    }
+    if fault in errors:
+        raise errors[fault]
+
+
+def _record(order: TrialOrder, history: list[EpochRecord], point: tuple[float, float, float]) -> EpochRecord:
+    """The next epoch; its accuracies are the curve's, to a thousandth."""
+    from trainers.config import Goal
+
+    goal, epoch = Goal.model_validate(order.config["goal"]), len(history) + 1
+    clean, robust, seconds = point
+    score = Score.of(correct=round(clean * IMAGES), robust=round(min(clean, robust) * IMAGES), total=IMAGES)
+    own = {
+        "clean_accuracy": score.clean_accuracy, "robust_accuracy": score.robust_accuracy,
+        "feasible": all(getattr(score, name) >= floor for name, floor in goal.at_least.items()),
+    }  # fmt: skip
+    best = history[history[-1].best_epoch - 1] if history else None
+    values = own if best is None or is_better(score, best, goal) else best.model_dump(include=set(own))
+    return EpochRecord(
+        epoch=epoch, timestamp_ms=int(time.time() * 1000), steps=8 * epoch, train_loss=2.0 * 0.8**epoch, parts={},
+        lr=order.config["train"]["optimizer"]["lr"], grad_norm=1.0, **own,
+        datasets={name: {"4/255": score} for name in order.config["data"]["dev"]},
+        best_epoch=epoch if values is own else history[-1].best_epoch,
+        **{f"best_{name}": value for name, value in values.items()},
+        train_seconds=seconds, eval_seconds=0.1, images_per_second=512 / max(seconds, 1e-9),
+    )  # fmt: skip
+
+
+def create_measured(store: StudyStore, spec: StudyConfig, baseline: Mapping[str, Any] = BASELINE) -> None:
+    """A new study whose unmodified model counts as measured: its driver imports no torch and reads no dataset."""
+    if store.create(spec):
+        token = store.acquire("light:0:boot", seconds=5)
+        store.set_study(token, baseline=dict(baseline), provenance={"code": {"revision": "0" * 40, "dirty": False}})
+        store.release(token, "new")
+
+
+def main() -> None:
+    """Drive a study of light trials in the home `AGFT_HOME`, beside its services; lines as `agft run` prints them."""
+    from infra.cluster import connect, disconnect
+    from infra.services import default_home
+    from study.console import Clock
+    from study.database import database_url
+    from study.runner import run_study
+    from study.session import services_here
+    from study.store import StudyStore
+    from study.studyfile import load_study
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--scale", type=float, default=0.0, help="seconds an epoch")
+    parser.add_argument("--faults", type=json.loads, default={}, help='such as {"3": "kill"}')
+    parser.add_argument("--cpus", type=int, default=2)
+    wanted = parser.parse_args()
+    home, clock = default_home(os.environ), Clock()
+    spec = load_study(wanted.file)
+    store = StudyStore(database_url(home), spec.name)
+    create_measured(store, spec)
+    services = services_here(home, clock)
+    cluster = connect(num_cpus=wanted.cpus)
+    plan = Plan(scale=wanted.scale, faults={int(number): fault for number, fault in wanted.faults.items()})
+    try:
+        outcome = run_study(
+            store.load().spec, database=store.url, cluster=cluster, bucket=services.bucket,
+            tracking_uri=services.mlflow_uri, say=clock, trainable=light(plan),
+        )  # fmt: skip
+    finally:
+        disconnect()
+    print(f"{outcome.state}: {outcome.message}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
