@@ -23,7 +23,9 @@ from infra import processes
 from infra.errors import ServiceError, UserError
 from infra.services import default_home
 
-__all__ = ["Cluster", "capacity", "connect", "disconnect", "max_concurrent", "node_capacities", "placement_groups"]
+__all__ = [
+    "SETTINGS", "Cluster", "capacity", "connect", "disconnect", "max_concurrent", "node_capacities", "placement_groups",
+]  # fmt: skip
 
 Resources = Mapping[str, float]  # Ray's names: CPU, GPU, memory in bytes, or custom ones
 
@@ -89,7 +91,7 @@ def connect(*, num_cpus: float | None = None, log_to_driver: bool = False) -> Cl
     try:
         if address:
             _check_address(address)
-            ray.init(address=address, **quiet)
+            ray.init(address=address, **_job_settings(), **quiet)
         else:
             _reread_settings()
             _mark = f"ray:{os.getpid()}:{secrets.token_hex(4)}"
@@ -199,6 +201,13 @@ def _describe(ray: Any, *, local: bool) -> Cluster:
     context = ray.get_runtime_context()
     url = ray._private.worker.get_dashboard_url()
     return Cluster(context.gcs_address, local, f"http://{url}" if url else None, tuple(node_capacities()))
+
+
+def _job_settings() -> dict[str, Any]:
+    """`SETTINGS` for our processes on nodes that were started without them; a submitted job was given them already."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
+    return {"runtime_env": {"env_vars": {name: os.environ[name] for name in SETTINGS}}}
 
 
 def _check_address(address: str) -> None:

@@ -56,8 +56,12 @@ def code_revision(folder: Path | None = None) -> dict[str, Any]:
     """`{"revision", "dirty", "version"}` of the code in `folder` (default: of this package).
 
     `revision` is the git commit, or None outside a repository or without git; `dirty` says whether tracked files
-    differ from it (None when unknown); `version` is the installed package's.
+    differ from it (None when unknown); `version` is the installed package's. Code that was copied without its
+    repository (an image, a submitted folder) is what `AGFT_GIT_REVISION` and `AGFT_GIT_DIRTY` (0 or 1) say.
     """
+    if folder is None and (told := os.environ.get("AGFT_GIT_REVISION")):
+        dirty = {"0": False, "1": True}.get(os.environ.get("AGFT_GIT_DIRTY", ""))
+        return {"revision": told, "dirty": dirty, "version": package_versions().get(DISTRIBUTION)}
     root = folder or Path(__file__).resolve().parent.parent
     return {**_git(root), "version": package_versions().get(DISTRIBUTION)}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study import compare_cli, data_cli, evaluate_cli, lifecycle_cli, plan_cli, weights_cli
+from study import compare_cli, data_cli, evaluate_cli, lifecycle_cli, plan_cli, submit_cli, weights_cli
 from study.errors import SERVICE_ERRORS, USER_ERRORS, UserError
 from trainers.presets import PRESETS
 
@@ -124,38 +124,6 @@ def next_name(base: str) -> str:
 
 
 @main.command()
-@click.argument("study", required=False)
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-@answering
-def status(study: str | None, as_json: bool) -> None:
-    """Show all studies, or the trials of one."""
-    from study.console import live_state, studies_table, trials_table, wide_console
-    from study.database import database_url
-    from study.results import trial_table
-    from study.store import study_names
-
-    names = [study] if study else study_names(database_url(home()))
-    rows = [(store_of(name).load(), store_of(name).trials()) for name in names]
-    if as_json:
-        click.echo(json.dumps([
-            {"study": row.name, "state": live_state(row), "baseline": row.baseline, "budget": row.spec.budget.trials,
-             "trials": trial_table(trials, row.spec.goal.resolve(row.baseline)) if row.baseline else []}
-            for row, trials in rows
-        ], indent=2))  # fmt: skip
-        return
-    if not rows:
-        click.echo("no studies yet; start one with `agft run FILE`")
-        return
-    console = wide_console()
-    console.print(studies_table(rows))
-    if study and rows[0][0].baseline:
-        row, trials = rows[0]
-        assert row.baseline is not None
-        live = live_state(row) == "running"
-        console.print(trials_table(row.spec, trials, row.spec.goal.resolve(row.baseline), live=live))
-
-
-@main.command()
 @click.argument("target", metavar="STUDY|EVALUATION")
 @click.option("--against", metavar="paper|EVALUATION", help="Of an evaluation's folder or s3:// prefix: set it "
               "beside published numbers, or beside another evaluation of the same images.")  # fmt: skip
@@ -194,6 +162,7 @@ weights_cli.attach(main, answering, home)
 data_cli.attach(main, answering, home)
 evaluate_cli.attach(main, answering, home)
 lifecycle_cli.attach(main, answering, home)
+submit_cli.attach(main, answering, home)
 
 
 @main.command()

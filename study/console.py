@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from study.config import StudyConfig
-from study.results import Measurement, best_trial, trial_table
+from study.results import Measurement, trial_table
 from study.space import shown
-from study.store import StudyRow, TrialRow
+from study.store import TrialRow
 from trainers.config import Goal
 
-__all__ = ["Clock", "accuracy_table", "percent", "studies_table", "trials_table", "wide_console"]
+__all__ = ["Clock", "accuracy_table", "percent", "trials_table", "wide_console"]
 
 
 class Clock:
@@ -79,28 +79,3 @@ def accuracy_table(title: str, rows: dict[str, Measurement]) -> Table:
             cells.append(f"{100 * scores[0]['clean_accuracy']:.1f} / {100 * robust:.1f}")
         table.add_row(label, percent(result["clean_accuracy"]), percent(result["robust_accuracy"]), *cells)
     return table
-
-
-def studies_table(studies: Sequence[tuple[StudyRow, Sequence[TrialRow]]]) -> Table:
-    """One line a study: state, how far, best."""
-    table = Table(title="studies, newest first", title_justify="left")
-    for name in ("study", "state", "trials", "complete", "stopped early", "failed", "best robust", "device hours"):
-        table.add_column(name, justify="left" if name in ("study", "state") else "right")
-    for study, trials in studies:
-        count = {state: sum(t.state == state for t in trials) for state in ("complete", "pruned", "failed")}
-        goal = study.spec.goal.resolve(study.baseline) if study.baseline else None
-        best = best_trial(trials, goal) if goal else None
-        table.add_row(
-            study.name, live_state(study), f"{len(trials)}/{study.spec.budget.trials}", str(count["complete"]),
-            str(count["pruned"]), str(count["failed"]),
-            percent(best.last["best_robust_accuracy"]) if best and best.last else "-",
-            f"{sum(t.device_seconds for t in trials) / 3600:.2f}",
-        )  # fmt: skip
-    return table
-
-
-def live_state(study: StudyRow) -> str:
-    """The study's state; `interrupted` when it says running but nobody holds the lease any more."""
-    if study.state == "running" and study.lease_seconds <= 0:
-        return "interrupted"
-    return study.state

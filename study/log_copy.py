@@ -23,12 +23,13 @@ from infra.errors import ServiceError
 from study.errors import SERVICE_ERRORS, USER_ERRORS, StudyFailed
 from study.store import StudyRow, StudyStore, owner_identity
 
-__all__ = ["copied_output", "log_prefix", "log_uris"]
+__all__ = ["ENDED", "copied_output", "log_prefix", "logs"]
 
 log = logging.getLogger("agft")
 COPY_SECONDS = 20.0
 BYTES_PER_SECOND = 1_000_000  # a very long log is copied less often
 LOOK_SECONDS = 1.0
+ENDED = "the driver has ended"  # the last line of a log that is whole
 
 
 def log_prefix(bucket: str, study: StudyRow) -> str:
@@ -36,9 +37,9 @@ def log_prefix(bucket: str, study: StudyRow) -> str:
     return f"s3://{bucket}/studies/{study.slug}/logs"
 
 
-def log_uris(bucket: str, study: StudyRow) -> list[str]:
+def logs(bucket: str, study: StudyRow) -> list[storage.StoredObject]:
     """The logs of all drivers, oldest first."""
-    return sorted(stored.uri for stored in storage.list_objects(f"{log_prefix(bucket, study)}/"))
+    return sorted(storage.list_objects(f"{log_prefix(bucket, study)}/"), key=lambda stored: stored.uri)
 
 
 class _Tee:
@@ -127,4 +128,5 @@ def copied_output(folder: Path, *, bucket: str, store: StudyStore) -> Iterator[N
             raise
         finally:
             sys.stdout, sys.stderr = before
+            print(time.strftime("%Y-%m-%d %H:%M:%S %z"), ENDED, file=file)
             copier.close()

@@ -68,3 +68,14 @@ def test_asking_does_not_load_torch() -> None:
     code = "import sys; from infra.provenance import provenance; provenance(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "False"
+
+
+def test_code_that_was_copied_without_its_repository_is_what_the_environment_says(monkeypatch):
+    monkeypatch.setenv("AGFT_GIT_REVISION", "c0ffee")
+    monkeypatch.setenv("AGFT_GIT_DIRTY", "1")
+    told = code_revision()
+    assert (told["revision"], told["dirty"]) == ("c0ffee", True)
+    monkeypatch.setenv("AGFT_GIT_DIRTY", "0")
+    assert code_revision()["dirty"] is False
+    monkeypatch.delenv("AGFT_GIT_DIRTY")
+    assert code_revision()["dirty"] is None

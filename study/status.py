@@ -1,0 +1,157 @@
+"""How far studies are, from their database alone: any terminal sees the same, whoever drives them, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from study.console import percent
+from study.results import best_trial, trial_table
+from study.store import StudyRow, TrialRow
+
+__all__ = ["advice", "attempts_table", "live_state", "studies_table", "study_status"]
+
+COUNTED = ("complete", "pruned", "failed")  # a dropped trial is nobody's any more
+
+
+def live_state(study: StudyRow) -> str:
+    """queued, running, paused, interrupted, stopped, finished or failed.
+
+    `queued`: stored, and no driver has come yet; `interrupted`: it should be running, but its driver is silent.
+    """
+    if study.state == "running" and study.lease_seconds <= 0:
+        return "interrupted"
+    return "queued" if study.state == "new" else study.state
+
+
+def study_status(study: StudyRow, trials: Sequence[TrialRow], now: float) -> dict[str, Any]:
+    """One study for machines; `now` is the database's clock. Keys are only ever added."""
+    state = live_state(study)
+    goal = study.spec.goal.resolve(study.baseline) if study.baseline else None
+    best = best_trial(trials, goal) if goal else None
+    host, pid = (study.lease_owner or "|").split("|")[:2]
+    live = state == "running"
+    return {
+        "study": study.name,
+        "state": state,
+        "message": study.message,
+        "desired": study.desired,
+        "baseline": study.baseline,
+        "budget": study.spec.budget.trials,
+        "counts": counts(study, trials, live=live),
+        "best": None if best is None or best.last is None else {
+            "trial": best.number, "epoch": best.last["best_epoch"],
+            "clean_accuracy": best.last["best_clean_accuracy"], "robust_accuracy": best.last["best_robust_accuracy"],
+        },
+        "eta_seconds": eta_seconds(study, trials, now) if live else None,
+        "device_hours": sum(trial.device_seconds for trial in trials) / 3600,
+        "driven_hours": study.driven_seconds / 3600,
+        "created_ms": study.created_ms,
+        "driver": {"host": host, "pid": int(pid), "token": study.token} if host else None,
+        "silent_seconds": max(0.0, -study.lease_seconds) if state == "interrupted" else None,
+        "trials": trial_table(trials, goal) if goal else [],
+    }  # fmt: skip
+
+
+def counts(study: StudyRow, trials: Sequence[TrialRow], *, live: bool) -> dict[str, int]:
+    """Trials by what they are; `done` + `running` + `queued` is the budget, or more once trials were run again."""
+    found = {state: sum(trial.state == state for trial in trials) for state in (*COUNTED, "dropped")}
+    done = sum(found[state] for state in COUNTED)
+    running = sum(_runs(trial, study.token) for trial in trials) if live else 0
+    return {
+        "done": done, "running": running, "queued": max(0, study.spec.budget.trials - done - running),
+        "complete": found["complete"], "stopped_early": found["pruned"], "failed": found["failed"],
+        "dropped": found["dropped"],
+    }  # fmt: skip
+
+
+def _runs(trial: TrialRow, token: int) -> bool:
+    """Whether this driver has an attempt at the trial under way."""
+    return trial.state == "running" and any(a.token == token and a.ended_ms is None for a in trial.attempts)
+
+
+def eta_seconds(study: StudyRow, trials: Sequence[TrialRow], now: float) -> float | None:
+    """Mean time of the trials that are done, times what is left, over the trials that run side by side now.
+
+    None while nothing is done or nothing runs. What running trials have behind them counts, at most a whole trial.
+    """
+    done = [seconds for trial in trials if trial.state in COUNTED and (seconds := _seconds(trial)) is not None]
+    running = [trial for trial in trials if _runs(trial, study.token)]
+    if not done or not running:
+        return None
+    mean = sum(done) / len(done)
+    left = study.spec.budget.trials - sum(trial.state in COUNTED for trial in trials)
+    behind = sum(min(mean, now - max(a.started_ms for a in trial.attempts) / 1000) for trial in running)
+    return max(0.0, mean * left - behind) / len(running)
+
+
+def _seconds(trial: TrialRow) -> float | None:
+    """Wall time of all attempts; None if one of them ended nobody knows when."""
+    if any(attempt.ended_ms is None for attempt in trial.attempts):
+        return None
+    return sum(((attempt.ended_ms or 0) - attempt.started_ms) / 1000 for attempt in trial.attempts) or None
+
+
+def advice(status: dict[str, Any]) -> str:
+    """What to do about the study's state; empty when there is nothing to do."""
+    name, driver = status["study"], status["driver"]
+    where = f"its driver on {driver['host']} (process {driver['pid']})" if driver else "its driver"
+    texts = {
+        "queued": "no driver has come yet: `agft submit FILE` starts one on a cluster, `agft run FILE` here",
+        "interrupted": f"{where} has been silent for {_duration(status['silent_seconds'] or 0)}: the process, its node "
+        f"or its cluster is gone. Nothing is lost: `agft resume {name}` goes on here, `agft submit FILE` on a cluster",
+        "paused": f"`agft resume {name}` goes on",
+        "failed": f"`agft logs {name}` shows why; `agft resume {name}` tries again",
+    }
+    return texts.get(status["state"], "")
+
+
+def studies_table(statuses: Sequence[dict[str, Any]]) -> Table:
+    """One line a study: state, how far, best, what it cost, where it is driven."""
+    table = Table(title="studies, newest first", title_justify="left")
+    for name in ("study", "state"):
+        table.add_column(name, overflow="fold")
+    for name in ("done", "running", "queued", "stopped\nearly", "failed", "best\nclean", "best\nrobust", "left",
+                 "device\nhours"):  # fmt: skip
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("driver", overflow="fold")
+    for status in statuses:
+        count, best = status["counts"], status["best"] or {}
+        eta = status["eta_seconds"]
+        table.add_row(
+            status["study"], status["state"], f"{count['done']}/{status['budget']}",
+            *(str(count[name]) for name in ("running", "queued", "stopped_early", "failed")),
+            percent(best.get("clean_accuracy")), percent(best.get("robust_accuracy")),
+            "-" if eta is None else _duration(eta), f"{status['device_hours']:.2f}",
+            status["driver"]["host"] if status["driver"] else "-",
+        )  # fmt: skip
+    return table
+
+
+def attempts_table(trials: Sequence[TrialRow], token: int, now: float, *, live: bool) -> Table:
+    """Every start of every trial, if there was a second one anywhere: by which driver, how long, how it ended."""
+    table = Table(title="attempts", title_justify="left")
+    for name in ("trial", "attempt", "driver", "minutes", "device minutes"):
+        table.add_column(name, justify="right")
+    for name in ("host", "outcome"):
+        table.add_column(name)
+    for trial in trials:
+        for place, attempt in enumerate(sorted(trial.attempts, key=lambda a: a.token), start=1):
+            open_ = attempt.ended_ms is None
+            runs = open_ and live and attempt.token == token
+            end = now if runs else None if open_ else (attempt.ended_ms or 0) / 1000
+            table.add_row(
+                str(trial.number), str(place), f"a{attempt.token:06d}",
+                "-" if end is None else f"{(end - attempt.started_ms / 1000) / 60:.1f}",
+                f"{attempt.device_seconds / 60:.1f}", (attempt.provenance or {}).get("hostname") or "-",
+                attempt.outcome or ("running" if runs else "lost with its driver"),
+            )  # fmt: skip
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

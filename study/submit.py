@@ -1,0 +1,180 @@
+"""A study as a Ray Job: the driver runs on the cluster, and this terminal may go.
+
+Nothing secret is sent: the Jobs API shows a job's command and environment to everybody who may use it. The cluster's
+nodes have the services' addresses and keys in their own environment; the driver's first lines check that.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+
+from infra.cluster import SETTINGS, max_concurrent
+from infra.errors import Conflict
+from infra.jobs import Job, Jobs, is_loopback
+from infra.provenance import code_revision
+from infra.services import Services, services_from_environment
+from study.config import StudyConfig
+from study.errors import StudyFailed, UserError
+from study.store import StudyRow, StudyStore
+
+__all__ = ["Submission", "check_shared", "submit", "wait_for_driver"]
+
+START_SECONDS = 180.0
+POLL_SECONDS = 1.0
+# Ray would send SIGTERM and, 3 s later, SIGKILL; a driver needs a report boundary to pause.
+STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that drives a study. `fresh`: it was started now, not found."""
+
+    store: StudyStore
+    jobs: Jobs
+    identity: str
+    fresh: bool
+
+
+def check_shared(environ: Mapping[str, str], database: str, *, here: bool) -> Services:
+    """The services that terminal and cluster share; every reason why they cannot be shared, in one `UserError`.
+
+    `here`: all nodes are this machine, so that loopback and SQLite mean the same to them. Anywhere else they do not.
+    """
+    services = services_from_environment(environ)
+    problems = []
+    if services is None:
+        problems.append(
+            "the environment names no services; terminal and cluster share AWS_ENDPOINT_URL, AWS_REGION, "
+            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AGFT_BUCKET and MLFLOW_TRACKING_URI"
+        )
+    else:
+        if urlsplit(services.mlflow_uri).scheme not in ("http", "https"):
+            problems.append("MLFLOW_TRACKING_URI: a file or database of one machine; name an MLflow server")
+        for name, uri in (("AWS_ENDPOINT_URL", services.s3_endpoint), ("MLFLOW_TRACKING_URI", services.mlflow_uri)):
+            host = urlsplit(uri).hostname
+            if is_loopback(host) and not here:
+                problems.append(f"{name}: {host} is another machine on every node; name the server as the nodes see it")
+    parsed = sa.make_url(database)
+    if not here:
+        if parsed.get_backend_name() == "sqlite":
+            problems.append("AGFT_STUDY_DB: SQLite is a file of this machine; a cluster needs postgresql+psycopg://...")
+        elif is_loopback(parsed.host) or parsed.host is None:
+            problems.append("AGFT_STUDY_DB: a database on loopback; name the server as the nodes see it")
+    if problems:
+        raise UserError("\n".join(problems))
+    assert services is not None
+    return services
+
+
+def submit(
+    spec: StudyConfig, *, address: str, database: str, environ: Mapping[str, str], working_dir: Path | None = None
+) -> Submission:
+    """Store the study and start a driver for it on the cluster; finds the one that runs or waits there already.
+
+    Raises `UserError` before anything is stored, `ServiceError` when the cluster does not take the job.
+    """
+    if working_dir is not None and not (working_dir / "study" / "submitted.py").is_file():
+        raise UserError(f"--working-dir: {working_dir}: not the code's top folder, which has study/submitted.py")
+    jobs = Jobs(address)
+    jobs.check()
+    here = jobs.is_here()
+    check_shared(environ, database, here=here)
+    if here:
+        from study.data import check_ready
+
+        check_ready(spec)
+    check_size(spec, jobs)
+    store = StudyStore(database, spec.name)
+    store.create(spec)
+    study = store.load()
+    prefix = f"agft-{study.name}-{study.created_ms}-"
+    earlier = jobs.of(prefix)
+    if active := [job for job in earlier if not job.ended]:
+        return Submission(store, jobs, active[0].identity, fresh=False)
+    if study.lease_seconds > 0:
+        raise UserError(f"study {study.name!r} is being driven {driver_of(study)} already; `agft logs {study.name} -f`")
+    identity = f"{prefix}{1 + max((_number(job, prefix) for job in earlier), default=0)}"
+    command = shlex.join(["python", "-m", "study.submitted", study.name, str(study.created_ms)])
+    try:
+        jobs.submit(identity, command, environment=job_environment(working_dir), working_dir=working_dir)
+    except Conflict:  # another terminal was first
+        return Submission(store, jobs, identity, fresh=False)
+    return Submission(store, jobs, identity, fresh=True)
+
+
+def check_size(spec: StudyConfig, jobs: Jobs) -> None:
+    """`UserError` with the numbers if not even one trial fits the cluster as it is now."""
+    wanted, nodes = spec.resources, [node.resources for node in jobs.nodes()]
+    per_worker = {"CPU": wanted.cpus_per_worker, "GPU": wanted.gpus_per_worker}
+    per_worker = {name: amount for name, amount in per_worker.items() if amount}
+    per_trial = {name: amount * wanted.workers for name, amount in per_worker.items()}
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in per_trial}
+    max_concurrent(per_trial, total, None, per_worker=per_worker, workers=wanted.workers, nodes=nodes)
+
+
+def job_environment(working_dir: Path | None) -> dict[str, str]:
+    """What the job's processes are told, for everybody to see. Code that is sent brings its revision along."""
+    told = {**SETTINGS, **STOPPING, "PYTHONUNBUFFERED": "1"}
+    if working_dir is not None:
+        code = code_revision(working_dir)
+        if code["revision"]:
+            told |= {"AGFT_GIT_REVISION": code["revision"], "AGFT_GIT_DIRTY": "1" if code["dirty"] else "0"}
+    return told
+
+
+def wait_for_driver(submission: Submission, say: Callable[[str], None]) -> None:
+    """Until the driver drives, or has ended; `StudyFailed` with what it printed if it never came to driving."""
+    before = submission.store.load().token if submission.fresh else 0
+    deadline = time.monotonic() + START_SECONDS
+    told = ""
+    while True:
+        study = submission.store.load()
+        if study.token > before and study.lease_seconds > 0:
+            say(f"the driver runs {driver_of(study)}")
+            return
+        job = submission.jobs.job(submission.identity)
+        if job is None or job.ended:
+            if submission.store.load().token > before or (job and job.status == "SUCCEEDED"):
+                return  # driven and over already
+            raise StudyFailed(_why(submission, job))
+        if time.monotonic() > deadline:
+            say(f"the job is {job.status} after {START_SECONDS:.0f} s: {job.message}; see `agft status {study.name}`")
+            return
+        if job.status != told:
+            say(f"job {job.status.lower()} ...")
+            told = job.status
+        time.sleep(POLL_SECONDS)
+
+
+def _why(submission: Submission, job: Job | None) -> str:
+    if job is None:
+        return f"the cluster does not know job {submission.identity} any more"
+    text = submission.jobs.output(submission.identity)
+    if "No module named" in text or "not found" in text:
+        reason = "where `ray start` ran, `python` has no agft: activate its environment there, on every node, or send "
+        reason += "the code with --working-dir"
+    else:
+        reason = job.message
+    return f"the driver ended before it began ({reason}). The end of its output:\n{_end(text)}"
+
+
+def _end(text: str, lines: int = 15) -> str:
+    return "\n".join(f"  {line}" for line in text.strip().splitlines()[-lines:])
+
+
+def driver_of(study: StudyRow) -> str:
+    """`on HOST (process PID)` of the study's driver."""
+    host, pid = (study.lease_owner or "?|?").split("|")[:2]
+    return f"on {host} (process {pid})"
+
+
+def _number(job: Job, prefix: str) -> int:
+    rest = job.identity.removeprefix(prefix)
+    return int(rest) if rest.isdigit() else 0
