@@ -13,7 +13,7 @@ from infra import mlflow_calls, storage
 from study.errors import UserError
 from study.files import scratch_prefix, study_prefix
 from study.projection import EXPERIMENT, study_key
-from study.requests import answer, ask, pending
+from study.requests import answer, ask
 from study.searcher import OptunaBook, delete_optuna_studies
 from study.store import LeaseHeld, StudyStore, owner_identity
 

@@ -113,20 +113,20 @@ def fitting_batch(scorer: Scorer, shape: tuple[int, ...]) -> int:
 
     One micro-batch is computed to see what its graph keeps. At least one micro-batch, at most 1024 images.
     """
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # alive until the sum is made: a freed address may come again
     weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.model.parameters()}
 
-    def count(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+            kept[storage.data_ptr()] = storage
+        # Nothing is packed: a graph that was handed its own outputs back would hold itself for ever.
 
     images = torch.zeros(scorer.size, *shape, device=scorer.device, requires_grad=True)
-    with exact(scorer.model), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        graph = scorer(images)  # kept until the sum is made: a freed tensor's address may come again
-    each = max(1, sum(kept.values()) // scorer.size)
-    del graph
+    with exact(scorer.model), torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
+        scorer(images)
+    each = max(1, sum(storage.nbytes() for storage in kept.values()) // scorer.size)
+    kept.clear()
     room = CPU_BYTES
     if scorer.device.type == "cuda":
         room = int(CUDA_SHARE * torch.cuda.mem_get_info(scorer.device)[0])

@@ -82,9 +82,7 @@ def main() -> None:
     path = Path(sys.argv[1])
     torch.set_num_threads(1)
     done = [json.loads(line)["point"] for line in path.read_text().splitlines()] if path.exists() else []
-    for point in points():
-        if point in done:
-            continue
+    for point in [point for point in points() if point not in done]:
         line = json.dumps(measure(point))
         with path.open("a") as file:
             file.write(line + "\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor
@@ -106,3 +108,17 @@ def test_the_batch_fits_the_memory_and_is_made_of_whole_micro_batches(monkeypatc
     for images_that_fit, batch in ((1, 32), (70, 64), (99, 96)):
         monkeypatch.setattr(module, "CPU_BYTES", each * images_that_fit)
         assert fitting_batch(scorer, shape) == batch
+
+
+def test_finding_the_batch_keeps_no_graph_alive() -> None:
+    scorer, _ = scored(small_clip())
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(isinstance(each, Tensor) for each in gc.get_objects())
+
+    fitting_batch(scorer, (3, 16, 16))
+    before = tensors()
+    for _ in range(3):
+        fitting_batch(scorer, (3, 16, 16))
+    assert tensors() <= before
