@@ -27,6 +27,7 @@ from infra.errors import Conflict, ServiceError, UserError
 __all__ = ["Job", "Jobs", "Node", "dashboard_address", "is_loopback"]
 
 TIMEOUT_SECONDS = 10.0
+VERSION = "/api/version"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 OVERRIDING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray's client takes them instead of the address it is given
 
@@ -86,7 +87,7 @@ class Jobs:
 
     def check(self) -> str:
         """The cluster's Ray version, which must be ours: a driver and its cluster are one program."""
-        found = self._ask("/api/version")
+        found = self._ask(VERSION)
         version = found.get("ray_version") if isinstance(found, dict) else None
         if not version:
             raise ServiceError(f"{self.address} answers, but is no Ray dashboard")
@@ -165,6 +166,8 @@ class Jobs:
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 raise ServiceError(f"{self.address} {self._refusal(error.code)}") from None
+            if path == VERSION:
+                raise ServiceError(f"{self.address} answers ({error.code}), but is no Ray dashboard") from None
             raise ServiceError(f"{self.address}{path}: HTTP {error.code}: {_short(error.read().decode())}") from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,8 @@ class TwoNodes:
         return {
             **clean, **self.services.environment(), "AGFT_STUDY_DB": self.database,
             "AGFT_HOME": str(self.folder / "home"), "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"), "PYTHONUNBUFFERED": "1", **more,
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"), "PYTHONUNBUFFERED": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **more,
         }  # fmt: skip
 
     def start_head(self, *, num_cpus: int = 1) -> None:
@@ -141,13 +143,16 @@ def two_nodes(services: Services, *, head_cpus: int = 1, worker_cpus: int = 1) -
 
 def main() -> None:
     """By hand: `python tests/clusters.py` starts one and waits, `env.sh` in its folder sets a terminal up."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # a shell's background job ignores Ctrl-C
     with tempfile.TemporaryDirectory(prefix="agft-s-") as home:
         try:
             with two_nodes(stack.up(Path(home))) as cluster:
-                names = sorted(set(cluster.environment()) - set(os.environ)) + ["AGFT_HOME"]
+                names = sorted(n for n in cluster.environment() if n.startswith(OURS))
                 lines = [f"export {name}='{cluster.environment()[name]}'" for name in names]
                 processes.write_private(cluster.folder / "env.sh", "\n".join(lines) + "\n")
-                print(f"head {cluster.head_address}  dashboard {cluster.dashboard}  . {cluster.folder}/env.sh", flush=True)
+                print(
+                    f"head {cluster.head_address}  dashboard {cluster.dashboard}  . {cluster.folder}/env.sh", flush=True
+                )
                 while True:
                     time.sleep(60)
         finally:
