@@ -29,6 +29,7 @@ RESERVE_SECONDS = 60.0  # so long may smaller trials pass one that does not fit
 LEARN_SECONDS = 15.0  # a restarted ledger first hears from every driver what it holds
 NODES_SECONDS = 2.0  # how old the list of nodes may be
 EPSILON = 1e-9
+ON_HEAD = {"node:__internal_head__": 0.001}  # the one node that a cluster cannot lose
 
 Resources = Mapping[str, float]
 
@@ -221,6 +222,7 @@ def open_admission() -> Any:
     actor = ray.remote(num_cpus=0)(Admission)
     return actor.options(
         name=ADMISSION,
+        resources=ON_HEAD,
         namespace=NAMESPACE,
         get_if_exists=True,
         lifetime="detached",

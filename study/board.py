@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = ["NAMESPACE", "announce", "ask_board", "board_name", "open_board"]
 
@@ -83,9 +84,10 @@ def board_name(study: str, token: int) -> str:
 
 
 def open_board(study: str, token: int) -> Any:
-    """Start this driver's board; it is owned by the driver and ends with it."""
+    """Start this driver's board; it is owned by the driver and ends with it, and on its node, so not before it."""
     actor = ray.remote(num_cpus=0, max_concurrency=1000)(Board)
-    return actor.options(name=board_name(study, token), namespace=NAMESPACE).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return actor.options(name=board_name(study, token), namespace=NAMESPACE, scheduling_strategy=here).remote()
 
 
 def ask_board(name: str, number: int, epoch: int, *, at_rung: bool) -> str:

@@ -110,7 +110,7 @@ class Driver:
         if clock - self.announced > HEARTBEAT_SECONDS:
             self.announced = clock
             held = {f"{self.identity}/{number}": self.need() for number in self.running}
-            self.admission.heartbeat.remote(self.identity, held)
+            self.admission.heartbeat.remote(self.identity, held, self.spec.resources.workers)
             self._end_the_silent(clock)
         if not self.closing_word:
             word, reason = self._reason_to_close()
@@ -225,9 +225,10 @@ class Driver:
 
     def admit(self, number: int) -> bool:
         """A slot for one more trial, if the cluster has one."""
-        return bool(
-            ray.get(self.admission.ask.remote(self.identity, f"{self.identity}/{number}", self.need(), self.total))
+        asked = self.admission.ask.remote(
+            self.identity, f"{self.identity}/{number}", self.need(), self.total, workers=self.spec.resources.workers
         )
+        return bool(ray.get(asked))
 
     def begin(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
         """Store the start of a trial, or of another attempt at it; returns Tune's settings."""

@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -150,11 +151,14 @@ def _tidy(scratch: str) -> None:
 
 
 def _slots(spec: StudyConfig, cluster: Cluster) -> int:
-    """Trials side by side; `UserError` with the numbers when not even one can ever fit."""
+    """Trials side by side; `UserError` with the numbers when not even one can ever fit.
+
+    With `auto`, admission alone decides: it knows the nodes that join and leave while the study runs.
+    """
     wanted = spec.resources
     per_worker = {"CPU": wanted.cpus_per_worker, "GPU": wanted.gpus_per_worker}
     per_worker = {name: amount for name, amount in per_worker.items() if amount}
-    return max_concurrent(
+    slots = max_concurrent(
         {name: amount * wanted.workers for name, amount in per_worker.items()},
         cluster.total,
         None if wanted.max_concurrent == "auto" else wanted.max_concurrent,
@@ -162,6 +166,7 @@ def _slots(spec: StudyConfig, cluster: Cluster) -> int:
         workers=wanted.workers,
         nodes=cluster.nodes,
     )
+    return sys.maxsize if wanted.max_concurrent == "auto" else slots
 
 
 def _acquire(store: StudyStore, say: Callable[[str], None]) -> int:

@@ -84,7 +84,7 @@ class TwoNodes:
         if name == "head":
             command += ["--ray-client-server-port", str(client)]
         environment = self.environment(**SETTINGS, **{processes.MARKER: mark})
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        environment |= {"OMP_WAIT_POLICY": "PASSIVE", "RAY_worker_maximum_startup_concurrency": "8"}  # few cores
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
