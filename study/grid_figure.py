@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from study.compare_stats import METRICS
+from study.facts import METRICS, plain
 from study.space import Dimension, known_paths, shown
 from study.store import StudyRow, TrialRow
 
@@ -27,21 +27,20 @@ def draw_grid(study: StudyRow, trials: Sequence[TrialRow], path: Path) -> bool:
     cells = grid_cells(found, trials) if found else {}
     if not found or not cells:
         return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     rows, columns = (_choices(dimension) for dimension in found)
     size = (1.5 + 0.85 * len(columns), 1.7 + 0.7 * len(rows))
-    figure, both = plt.subplots(1, 2, figsize=(2 * size[0], size[1]), constrained_layout=True)
+    figure = Figure(figsize=(2 * size[0], size[1]), layout="constrained")  # no pyplot: also outside the main thread
+    FigureCanvasAgg(figure)
+    both = figure.subplots(1, 2)
     for axes, metric in zip(both, METRICS, strict=True):
         _heat_map(axes, study, found, cells, metric)
     _frames_legend(figure, marked_cells(study, found))
     below = "" if all(cell["best_feasible"] for cell in cells.values()) else "; *: below a floor"
     figure.suptitle(f"{study.name}: accuracy on the dev sets (%){below}")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
     return True
 
 
@@ -72,7 +71,7 @@ def marked_cells(study: StudyRow, found: tuple[Dimension, Dimension]) -> list[tu
     """Cells with a name: the fields' defaults, which are the paper's, and AGFT without calibration (1 and 1)."""
     known = known_paths(study.spec.method.name)
     places = [
-        ("the paper's setting", [_inner(d, known[d.path][0].get_default(call_default_factory=True)) for d in found])
+        ("the paper's setting", [plain(d, known[d.path][0].get_default(call_default_factory=True)) for d in found])
     ]
     if {d.path for d in found} == set(CALIBRATION) and all(d.wrapper in ("", "of_model") for d in found):
         places.append(("no calibration (1 and 1)", [1.0, 1.0]))
@@ -81,12 +80,6 @@ def marked_cells(study: StudyRow, found: tuple[Dimension, Dimension]) -> list[tu
         for name, values in places
         if all(value in _choices(d) for value, d in zip(values, found, strict=True))
     ]
-
-
-def _inner(dimension: Dimension, default: Any) -> Any:
-    """A field's default as the search writes it; None where it is given in another way."""
-    wrapped = getattr(default, dimension.wrapper, None) if dimension.wrapper else default
-    return wrapped if isinstance(wrapped, int | float | str | bool) else None
 
 
 def _heat_map(

@@ -9,7 +9,7 @@ from study.schedule import score
 from study.store import TrialRow
 from trainers.config import Goal
 
-__all__ = ["Measurement", "best_trial", "ranked", "summary", "trial_table"]
+__all__ = ["Measurement", "best_so_far", "best_trial", "pareto_front", "ranked", "summary", "trial_table"]
 
 Measurement = dict[str, Any]  # {clean_accuracy, robust_accuracy, datasets: {name: {eps: Score}}}
 
@@ -27,6 +27,30 @@ def best_trial(trials: Sequence[TrialRow], goal: Goal) -> TrialRow | None:
     """The best full-length trial that reaches every floor, or None."""
     first = next(iter(ranked(trials, goal)), None)
     return first if first is not None and first.last and first.last["best_feasible"] else None
+
+
+def pareto_front(trials: Sequence[TrialRow]) -> list[TrialRow]:
+    """Full-length trials that no other one beats in both accuracies, by rising clean accuracy.
+
+    Of trials with equal accuracies the first stays. Floors play no part: the front shows what they cost.
+    """
+    complete = [trial for trial in trials if trial.state == "complete" and trial.last is not None]
+    front: list[TrialRow] = []
+    for trial in sorted(complete, key=lambda t: (*(-a for a in _accuracies(t)), t.number)):
+        if not front or _accuracies(trial)[1] > _accuracies(front[-1])[1]:
+            front.append(trial)
+    return front[::-1]
+
+
+def _accuracies(trial: TrialRow) -> tuple[float, float]:
+    assert trial.last is not None
+    return float(trial.last["best_clean_accuracy"]), float(trial.last["best_robust_accuracy"])
+
+
+def best_so_far(trials: Sequence[TrialRow], goal: Goal) -> list[tuple[TrialRow, TrialRow | None]]:
+    """Every finished trial by the time of its end, with the best full-length one known then (None: none yet)."""
+    done = sorted((trial for trial in trials if trial.finished), key=lambda t: (t.ended_ms or 0, t.number))
+    return [(trial, best_trial(done[: place + 1], goal)) for place, trial in enumerate(done)]
 
 
 def trial_table(trials: Sequence[TrialRow], goal: Goal) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ def trial(number: int, ratio: float, scale: float, robust: float, state: str = "
     record = {
         "epoch": 1, "best_epoch": 1, "clean_accuracy": 0.9, "robust_accuracy": robust, "best_feasible": robust < 0.5,
         "best_clean_accuracy": 0.9, "best_robust_accuracy": robust, "feasible": True,
+        "train_loss": 1.0, "timestamp_ms": 0,
     }  # fmt: skip
     params = {"method.scale_ratio": ratio, "method.logit_scale": scale}
     return TrialRow(number, state, params, {}, 0, epochs=(record,))
