@@ -114,6 +114,11 @@ class ResourcesConfig(Frozen):
     max_concurrent: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="trials at once; auto = as many as the cluster holds"
     )
+    silence: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        "auto",
+        description="seconds without a report after which a trial's workers are ended and it goes on from its newest "
+        "checkpoint; auto = 3 times the longest wait for a report so far, at least 120",
+    )
 
 
 class BudgetConfig(Frozen):

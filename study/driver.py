@@ -25,9 +25,11 @@ from study.errors import LeaseLost
 from study.files import delete_superseded, trial_prefix
 from study.heartbeat import HEARTBEAT_SECONDS, Heartbeat
 from study.hung import Silence, kill_processes
-from study.progress import epoch_line, study_line
+from study.notify import Notifier
+from study.progress import epoch_line, message_of, study_line
 from study.projection import project_best, project_epochs, project_outcome, project_study, project_trial
 from study.requests import answer
+from study.results import best_trial
 from study.schedule import asha_verdict, rungs, score
 from study.searcher import OptunaBook
 from study.space import apply_params, shown
@@ -53,11 +55,13 @@ class Driver:
         store: StudyStore,
         heartbeat: Heartbeat,
         tracker: Tracker,
+        notifier: Notifier,
         bucket: str,
         total: dict[str, float],
         say: Callable[[str], None],
     ) -> None:
         self.store, self.heartbeat, self.tracker, self.bucket = store, heartbeat, tracker, bucket
+        self.notifier = notifier
         self.token, self.say, self.total = heartbeat.token, say, total
         self.study: StudyRow = store.load()
         self.spec = self.study.spec
@@ -70,8 +74,10 @@ class Driver:
         self.board = open_board(self.study.slug, self.token)
         self.admission = open_admission()
         self.identity = f"{self.study.slug}/{self.token}"
-        self.silence = Silence()
+        silence = self.spec.resources.silence
+        self.silence = Silence(None if silence == "auto" else silence)
         self.rows: dict[int, TrialRow] = {}
+        self.best: TrialRow | None = None
         self.running: dict[int, float] = {}  # number -> monotonic time of this attempt's start
         self.outcomes: dict[int, dict[str, Any]] = {}
         self.to_drop: dict[int, dict[str, Any]] = {}  # running trials that are to leave, with the request
@@ -97,6 +103,7 @@ class Driver:
             if trial.finished:
                 project_outcome(self.tracker, self.study, trial)
         project_best(self.tracker, self.study, list(self.rows.values()))
+        self.best = best_trial(list(self.rows.values()), self.goal)
 
     def close(self) -> None:
         """Give everything back that is not the lease."""
@@ -344,6 +351,10 @@ class Driver:
         """How far the study is, and when it may end at this driver's pace so far."""
         trials = list(self.rows.values())
         project_best(self.tracker, self.study, trials)
+        best = best_trial(trials, self.goal)
+        if best is not None and (self.best is None or best.number != self.best.number):
+            self.notifier.send("new_best", message_of(self.study, "running", trials))
+        self.best = best
         counted = [row for row in trials if row.state != "dropped"]
         self.done_here += 1
         pruned = sum(row.state == "pruned" for row in counted)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["duration", "epoch_line", "study_line"]
+from study.results import best_trial
+from study.rows import StudyRow, TrialRow
+
+__all__ = ["duration", "epoch_line", "message_of", "study_line"]
 
 
 def duration(seconds: float) -> str:
@@ -27,3 +31,19 @@ def study_line(done: int, budget: int, pruned: int, seconds_each: float) -> str:
     left = budget - done
     eta = f", about {duration(seconds_each * left)} left" if left > 0 else ""
     return f"{done} of {budget} trials done ({pruned} stopped early){eta}"
+
+
+def message_of(study: StudyRow, state: str, trials: Sequence[TrialRow]) -> dict[str, Any]:
+    """What a webhook is told: how many trials there are in which state, and the best one so far."""
+    goal = study.spec.goal.resolve(study.baseline) if study.baseline else None
+    best = best_trial(trials, goal) if goal else None
+    counts = {name: sum(row.state == name for row in trials) for name in ("complete", "pruned", "failed", "running")}
+    return {
+        "study": study.name,
+        "state": state,
+        "trials": {**counts, "budget": study.spec.budget.trials},
+        "best": best and best.last and {
+            "trial": best.number, "params": best.params, "epoch": best.last["best_epoch"],
+            "clean_accuracy": best.last["best_clean_accuracy"], "robust_accuracy": best.last["best_robust_accuracy"],
+        },
+    }  # fmt: skip

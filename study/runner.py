@@ -34,6 +34,8 @@ from study.errors import LeaseLost, StudyFailed
 from study.files import scratch_prefix
 from study.heartbeat import Heartbeat
 from study.measure import measure_unmodified
+from study.notify import EVENTS, Notifier
+from study.progress import message_of
 from study.projection import EXPERIMENT, study_key
 from study.requests import pending
 from study.searcher import StudySearcher
@@ -106,6 +108,7 @@ def run_study(
     `UserError` (another driver, a trial that can never fit), `LeaseLost`, `StudyFailed`.
     """
     slots = _slots(spec, cluster)
+    notifier = Notifier.from_environment(os.environ)
     store = StudyStore(database, spec.name)
     token = _acquire(store, say)
     reach("driver.acquired")
@@ -116,7 +119,10 @@ def run_study(
     try:
         _prepare(store, token, spec, say)
         reach("driver.prepared")
-        driver = Driver(store=store, heartbeat=heartbeat, tracker=tracker, bucket=bucket, total=cluster.total, say=say)
+        driver = Driver(
+            store=store, heartbeat=heartbeat, tracker=tracker, notifier=notifier, bucket=bucket, total=cluster.total,
+            say=say,
+        )  # fmt: skip
         with _signals(driver):
             driver.open()
             try:
@@ -138,7 +144,10 @@ def run_study(
         if state != "lost":
             store.release(token, state, message)
             reach("study.released")
+            if (event := {"stopped": "finished"}.get(state, state)) in EVENTS:
+                notifier.send(event, message_of(store.load(), state, store.trials()))
         unsent = _close_tracker(tracker, store, state, say)
+        notifier.close()
     return Outcome(state=state, message=message, trials=store.trials(), mlflow_page=tracker.page(), unsent=unsent)
 
 

@@ -18,6 +18,7 @@ from study.console import Clock, accuracy_table, percent, trials_table, wide_con
 from study.database import database_url
 from study.errors import StudyFailed
 from study.log_copy import copied_output
+from study.notify import Notifier
 from study.projection import EXPERIMENT, project_study, study_key
 from study.promote import UNMODIFIED, Promotion, promote
 from study.report import write_report
@@ -64,6 +65,7 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
     clock = Clock()
     spec = store.load().spec
     clock(f"study {spec.name}: {spec.budget.trials} trials; Ctrl-C pauses it")
+    Notifier.from_environment(os.environ)  # a wrong address is answered before anything is started
     services = services_here(home, clock)
     promotion = None
     kept_output = copied_output(home / "logs", bucket=services.bucket, store=store)
