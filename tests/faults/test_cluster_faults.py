@@ -1,0 +1,173 @@
+"""A real two-node cluster that loses its head or a worker node, and two studies that share one. 9 nested trials."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from clusters import TwoNodes, two_nodes
+
+from infra import processes, storage
+from infra.services import Services
+from real_run import read_until
+from study.store import StudyStore
+from trainers.checkpoint import read_metadata
+
+pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1200)]
+
+STUDY = """\
+name: NAME
+model: {arch: tiny-clip, pretrained: bundled}
+method: {name: agft, logit_scale: {of_model: 1.0}}
+data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
+train: {epochs: EPOCHS, batch_size: 64, samples_per_epoch: SAMPLES}
+evaluate: {select: {attack: {eps: [4/255], steps: 2}, samples: 24}}
+scheduler: {name: none}
+search: {method.scale_ratio: {low: 0.5, high: 1.0}}
+resources: {workers: 1, cpus_per_worker: 1}
+budget: {trials: TRIALS}
+"""
+
+
+def write_study(cluster: TwoNodes, name: str, *, trials: int, epochs: int, samples: int = 256) -> str:
+    values = {"NAME": name, "TRIALS": trials, "EPOCHS": epochs, "SAMPLES": samples}
+    text = STUDY
+    for key, value in values.items():
+        text = text.replace(key, str(value))
+    (cluster.folder / f"{name}.yaml").write_text(text)
+    return f"{name}.yaml"
+
+
+@pytest.fixture
+def make(stack: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    for name, value in stack.environment().items():
+        monkeypatch.setenv(name, value)
+
+    @contextmanager
+    def started(**cpus: int) -> Iterator[TwoNodes]:
+        with two_nodes(stack, **cpus) as cluster:
+            yield cluster
+
+    return started
+
+
+def wait_for(found: Callable[[], object], what: str, seconds: float = 300) -> object:
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := found():
+            return value
+        assert time.monotonic() < deadline, what
+        time.sleep(1)
+
+
+def trials_of(cluster: TwoNodes, study: str) -> dict[int, dict]:
+    return {trial["number"]: trial for trial in cluster.status(study)["trials"]}
+
+
+def history_in_state(cluster: TwoNodes, study: str, number: int, folder: Path) -> dict[int, int]:
+    """Epoch -> its end (ms), as the trial's newest checkpoint has them: whoever trained an epoch wrote its time."""
+    [uri] = [
+        stored.uri
+        for stored in storage.list_objects(f"s3://{cluster.services.bucket}/studies/{study}")
+        if f"/trials/{number}/" in stored.uri and stored.uri.endswith("latest.safetensors")
+    ]
+    path = folder / f"{study}-{number}.safetensors"
+    storage.get_file(uri, path)
+    return {record["epoch"]: record["timestamp_ms"] for record in read_metadata(path)["history"]}
+
+
+def test_a_study_survives_the_loss_of_the_head_with_every_finished_trial_kept(make):
+    with make(head_cpus=1, worker_cpus=1) as cluster:
+        file = write_study(cluster, "headless", trials=4, epochs=3)
+        cluster.agft("submit", file, "--address", cluster.dashboard)
+        wait_for(lambda: cluster.status("headless")["counts"]["done"] >= 1, "a trial finishes")
+        assert cluster.kill("head") > 3
+        cluster.kill("worker")
+        before = trials_of(cluster, "headless")
+        finished = [number for number, trial in before.items() if trial["state"] == "complete"]
+        assert finished
+        assert len(finished) < 4
+        wait_for(lambda: cluster.status("headless")["state"] == "interrupted", "the lease ends", 60)
+        said = cluster.agft("status", "headless").stdout
+        assert "its cluster is gone" in " ".join(said.split())
+        assert "agft resume headless" in said
+        gone = cluster.agft("submit", file, "--address", cluster.dashboard, check=False)
+        assert gone.returncode == 1
+        assert "no answer from a Ray dashboard" in gone.stderr
+
+        cluster.start_head()
+        cluster.start_worker()
+        resumed = cluster.agft("resume", "headless", seconds=600, RAY_ADDRESS=cluster.head_address).stdout
+        after = trials_of(cluster, "headless")
+        assert cluster.status("headless")["state"] == "finished"
+        assert [after[number]["state"] for number in range(4)] == ["complete"] * 4
+        for number in finished:
+            assert after[number] == before[number]
+            assert not re.search(rf"trial +{number}  (starts|continues|epoch)", resumed)
+        shown = re.findall(r"trial +(\d+)  epoch (\d+)/", cluster.agft("logs", "headless").stdout)
+        assert len(shown) == len(set(shown)), "no epoch was stored twice"
+
+
+def node_with_a_trial(cluster: TwoNodes, names: list[str]) -> str:
+    """The node on which a Train worker lives."""
+    for name in names:
+        for process in processes.members(cluster.nodes[name]):
+            try:
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    return name
+            except psutil.NoSuchProcess:
+                continue
+    return ""
+
+
+def test_a_trial_goes_on_from_its_checkpoint_on_the_other_node_when_its_raylet_is_killed(make, tmp_path):
+    with make(head_cpus=0, worker_cpus=1) as cluster:
+        cluster.start_worker("other", num_cpus=1)
+        file = write_study(cluster, "moved", trials=1, epochs=6, samples=1024)
+        cluster.agft("submit", file, "--address", cluster.dashboard)
+        wait_for(lambda: any(t["epochs"] >= 2 for t in cluster.status("moved")["trials"]), "two epochs are stored")
+        place = node_with_a_trial(cluster, ["worker", "other"])
+        assert place, "a Train worker runs on one of the two nodes"
+        [raylet] = [p for p in processes.members(cluster.nodes[place]) if p.name() == "raylet"]
+        raylet.kill()
+        killed_ms = time.time() * 1000
+        at_kill = cluster.status("moved")["trials"][0]["epochs"]
+        assert 2 <= at_kill < 6
+        follow = cluster.agft("logs", "moved", "-f", seconds=600).stdout
+        [trial] = cluster.status("moved")["trials"]
+        assert (trial["state"], trial["epochs"]) == ("complete", 6)
+        assert [int(e) for e in re.findall(r"trial +0  epoch (\d)/6", follow)] == [1, 2, 3, 4, 5, 6]
+        history = history_in_state(cluster, "moved", 0, tmp_path)
+        assert sorted(history) == [1, 2, 3, 4, 5, 6]
+        assert all(history[epoch] < killed_ms for epoch in range(1, at_kill + 1)), "no epoch is trained again"
+        assert all(history[epoch] > killed_ms for epoch in range(at_kill + 2, 7))
+
+
+def test_two_studies_share_two_cpus_and_take_turns(make):
+    with make(head_cpus=1, worker_cpus=1) as cluster:
+        first = write_study(cluster, "first", trials=3, epochs=2)
+        second = write_study(cluster, "second", trials=2, epochs=2)
+        cluster.agft("submit", first, "--address", cluster.dashboard)
+        wait_for(lambda: cluster.status("first")["counts"]["running"] == 2, "the first study has both CPUs")
+        driver = cluster.start("resume", "first", RAY_ADDRESS=cluster.head_address)
+        assert "is being driven by process" in read_until(driver, lambda line: "is being driven" in line)
+        assert driver.wait(60) == 2, "one driver at a time"
+        cluster.agft("submit", second, "--address", cluster.dashboard)
+        for name in ("first", "second"):
+            cluster.agft("logs", name, "-f", seconds=600)
+            assert cluster.status(name)["state"] == "finished"
+        order = sorted(
+            (attempt.started_ms, name)
+            for name in ("first", "second")
+            for trial in StudyStore(cluster.database, name).trials()
+            for attempt in trial.attempts
+        )
+        names = [name for _, name in order]
+        assert names[:2] == ["first", "first"]
+        assert names[2] == "second", "the study that held nothing went before the first one's third trial"
+        assert sorted(names) == ["first"] * 3 + ["second"] * 2
