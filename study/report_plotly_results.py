@@ -80,6 +80,9 @@ def tradeoff(content: Content) -> Plot:
 def _range(data: list[dict[str, Any]], name: str, floor: float | None) -> list[float] | None:
     """Ends of an axis that hold every point, the floor, and a margin; the shading would stretch it to 0."""
     values = [value for trace in data for value in trace[name]] + ([100 * floor] if floor is not None else [])
+    for trace in data:
+        if error := trace.get(f"error_{name}"):
+            values += [trace[name][0] - error["value"], trace[name][0] + error["value"]]
     if not values:
         return None
     margin = 0.08 * (max(values) - min(values)) or 1.0

@@ -89,7 +89,8 @@ def importance_bars(content: Content) -> Plot:
         title, below = each.metric.replace("_", " "), ""
         if each.entries:
             title += f": {each.trials} trials, out-of-bag R² {each.r2:.2f}"
-            below = "share of variance" + ("; R² is not above 0: nothing can be read off" if each.note else "")
+            title += "<br>R² is not above 0: nothing can be read off" if each.note else ""
+            below = "share of variance"
             entries, blue = each.entries[::-1], STATES["complete"][0]
             data.append({
                 "type": "bar", "orientation": "h", "xaxis": f"x{name}", "yaxis": f"y{name}",
@@ -106,15 +107,15 @@ def importance_bars(content: Content) -> Plot:
         else:
             layout["annotations"].append({"xref": "paper", "yref": "paper", "x": sum(domain) / 2, "y": 0.5,
                                           "text": escape(each.note), "showarrow": False})  # fmt: skip
-        layout["annotations"].append({"xref": "paper", "yref": "paper", "x": sum(domain) / 2, "y": 1.0,
-                                      "yanchor": "bottom", "text": escape(title), "showarrow": False})  # fmt: skip
+        layout["annotations"].append({"xref": f"x{name} domain", "yref": "paper", "x": 0.5, "y": 1.0,
+                                      "yanchor": "bottom", "text": title, "showarrow": False})  # fmt: skip
         layout[f"xaxis{name}"] = axis_of(below, domain=domain, range=[0, 1.02], anchor=f"y{name}")
         layout[f"yaxis{name}"] = axis_of("", anchor=f"x{name}")
         if not each.entries:
             layout[f"xaxis{name}"]["visible"] = layout[f"yaxis{name}"]["visible"] = False
     count = max((len(each.entries) for each in content.importances), default=0)
     return {"data": data, "layout": layout_of(130 + 34 * max(3, count), **layout) | {
-        "margin": {"l": 62, "r": 20, "t": 40, "b": 52}}}  # fmt: skip
+        "margin": {"l": 62, "r": 20, "t": 62, "b": 52}}}  # fmt: skip
 
 
 def timeline(content: Content) -> Plot:
@@ -126,7 +127,7 @@ def timeline(content: Content) -> Plot:
     for outcome, bars in groups.items():
         colour, label = OUTCOMES.get(outcome, ("#666666", outcome))
         data.append({
-            "type": "bar", "orientation": "h", "name": escape(label), "marker": {"color": colour},
+            "type": "bar", "orientation": "h", "name": escape(label), "marker": {"color": colour}, "width": 0.75,
             "y": [bar.trial for bar in bars], "base": [(bar.started_ms - origin) / unit for bar in bars],
             "x": [(bar.ended_ms - bar.started_ms) / unit for bar in bars],
             "hovertemplate": [

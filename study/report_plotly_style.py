@@ -24,7 +24,13 @@ def layout_of(height: int = 430, **more: Any) -> dict[str, Any]:
 
 
 def axis_of(title: str, **more: Any) -> dict[str, Any]:
-    return {"title": {"text": escape(title)}, "gridcolor": GRID, "zeroline": False, "automargin": True, **more}
+    return {
+        "title": {"text": escape(title), "standoff": 8},
+        "gridcolor": GRID,
+        "zeroline": False,
+        "automargin": True,
+        **more,
+    }
 
 
 def in_percent(values: list[Any]) -> list[Any]:

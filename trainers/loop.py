@@ -69,6 +69,7 @@ def _follow(run: Run, report: Callable[[Progress], Decision], *, resumed: bool) 
             latest=run.latest,
             best=run.best if record.best_epoch == record.epoch else None,
             resumed=resumed,
+            inputs=run.inputs,
         )
     )
     choices = list(Decision)

@@ -56,6 +56,7 @@ class EpochRecord(Frozen):
     train_seconds: float = Field(description="wall time of the updates, attacks included")
     eval_seconds: float = Field(description="wall time of the evaluation")
     images_per_second: float = Field(description="trained images over train_seconds, all ranks together")
+    system: dict[str, float] = Field(default_factory=dict, description="what rank 0's process took, see Usage.take")
 
 
 class Accuracies(Protocol):
@@ -111,6 +112,7 @@ class Progress:
 
     `latest` is the state to resume from; `best` are the best epoch's weights, given when this record's epoch is the
     best one, so that whoever missed it is told again. `resumed`: the record was published before an interruption.
+    `inputs`: SHA-256 of what the run started from: `weights`, and every dataset by its role (`train`, `dev.0`).
     """
 
     record: EpochRecord
@@ -118,6 +120,7 @@ class Progress:
     latest: Path | None
     best: Path | None
     resumed: bool = False
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

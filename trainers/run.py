@@ -24,9 +24,10 @@ from trainers.model import RobustCLIP, class_embeddings, load_clip, tokenizer_fo
 from trainers.objectives import Batch, Context, Objective
 from trainers.records import EpochRecord
 from trainers.standing import standing
-from trainers.teacher import SharedFiles, teacher_embeddings
+from trainers.teacher import SharedFiles, hash_weights, teacher_embeddings
 from trainers.trainable import select_trainable
 from trainers.update import NonFinite, Updater
+from trainers.usage import Usage
 
 __all__ = ["BEST", "LATEST", "NonFinite", "Observe", "Run", "epoch_order"]
 
@@ -73,6 +74,8 @@ class Run:
         }
         self.classes = class_embeddings(self.clip, self.train_set.prompts(), tokenizer)
         self.model = RobustCLIP(self.clip)
+        self.inputs = {"weights": hash_weights(self.model.visual), "train": self.train_set.content_hash}
+        self.inputs |= {f"dev.{place}": images.content_hash for place, images in enumerate(dev.values())}
         self.method: Objective = config.method
         denied = self.method.complement_template
         denials = [[denied.format(name)] for name in self.train_set.classes] if denied else None
@@ -84,6 +87,7 @@ class Run:
         parameters = select_trainable(self.model, config.train.trainable)
         self.updater = Updater(config.train, parameters, steps_per_epoch * config.train.epochs, device)
         self.history: list[EpochRecord] = []
+        self.usage = Usage(device)
         if state is not None:
             restore(state, self.model, self.updater)
             self.history = list(state.history)
@@ -193,6 +197,7 @@ class Run:
             train_seconds=train_seconds,
             eval_seconds=eval_seconds,
             images_per_second=len(order) / train_seconds,
+            system=self.usage.take(),
         )
         self.history.append(record)
         self._save()

@@ -79,7 +79,7 @@ def _run(config: TrialConfig, wiring: Wiring, *, threads: int) -> str:
                     "epoch": epoch,
                     "history": json.dumps([record.model_dump(mode="json") for record in progress.history]),
                     "files": json.dumps(kept),
-                    "provenance": json.dumps(provenance),
+                    "provenance": json.dumps({**provenance, "inputs": progress.inputs}),
                 }
             )
             word = Decision(wiring.decide(epoch)) if chief else Decision.CONTINUE

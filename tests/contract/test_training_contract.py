@@ -22,7 +22,7 @@ from trainers.evaluate import evaluate_sets
 from trainers.loop import NonFinite, epoch_order, train
 from trainers.records import Decision, EpochRecord, Progress, TrainResult
 
-WALL = {"timestamp_ms", "train_seconds", "eval_seconds", "images_per_second"}
+WALL = {"timestamp_ms", "train_seconds", "eval_seconds", "images_per_second", "system"}
 
 
 @pytest.fixture(scope="module", autouse=True)
