@@ -59,7 +59,7 @@ def synthetic_study(folder: Path, *, name: str = "synthetic", trials: int = 24, 
     store = StudyStore(f"sqlite:///{folder}/{name}.db", name)
     spec = parse_study(SPEC.replace("NAME", name).replace("trials: 24", f"trials: {trials}"), source="synthetic")
     store.create(spec)
-    token = store.acquire("node-a:1:boot", seconds=3600)
+    token = store.acquire("node-a|1|1.00", seconds=3600)
     store.set_study(token, baseline=BASELINE, provenance={"code": {"revision": "0" * 40, "dirty": False}})
     luck = random.Random(7)
     ends = [0, 0, 0]  # ms at which each of three slots is free again
@@ -143,7 +143,7 @@ def _live(store: StudyStore, token: int, number: int, params: dict[str, Any], le
 
 def _next_driver(store: StudyStore, token: int) -> int:
     store.release(token, "paused")
-    return store.acquire("node-b:1:boot", seconds=3600)
+    return store.acquire("node-b|1|1.00", seconds=3600)
 
 
 def _record(store: StudyStore, token: int, number: int, history: list[dict[str, Any]]) -> None:
