@@ -5,6 +5,7 @@ Every function may raise whatever `mlflow` raises; `outage` and `refusal` sort t
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,13 +25,14 @@ __all__ = [
     "experiment_id",
     "find_run",
     "outage",
+    "send_inputs",
     "send_points",
 ]
 
 LEGAL_NAME = re.compile(r"[\w.\- :/]{1,250}", re.ASCII)
 KEY_TAG = "agft.trial_key"
 POINTS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # limits of log_batch
-PARAM_CHARACTERS, TAG_CHARACTERS = 6000, 5000  # limits of the server
+PARAM_CHARACTERS, TAG_CHARACTERS, DIGEST_CHARACTERS = 6000, 5000, 36  # limits of the server
 PASSING_STATUS = (401, 403, 408, 425, 429)  # client errors that somebody may put right while we wait
 REQUEST_TIMEOUT_SECONDS = 10
 
@@ -200,6 +202,22 @@ def send_points(client: Any, run_id: str, points: Sequence[Point]) -> None:
         metrics = [Metric(p.name, p.value, p.timestamp_ms, p.step) for p in points[start : start + POINTS_PER_CALL]]
         client.log_batch(run_id, metrics=metrics)
         reach("mlflow.after-points")
+
+
+def send_inputs(client: Any, run_id: str, datasets: Sequence[tuple[str, str, str]]) -> None:
+    """Log datasets as (name, SHA-256, role); the server knows them by name and digest, so a repetition adds nothing."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = [
+        DatasetInput(
+            Dataset(
+                name=name, digest=sha256[:DIGEST_CHARACTERS], source_type="code", source=json.dumps({"name": name})
+            ),
+            tags=[InputTag("mlflow.data.context", role)],
+        )
+        for name, sha256, role in datasets
+    ]
+    client.log_inputs(run_id, inputs)
 
 
 def _clipped(tags: Mapping[str, str]) -> dict[str, str]:

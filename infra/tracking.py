@@ -40,6 +40,10 @@ class Operation:
     call: Callable[[], None]
     kind: Kind = "records"
 
+    def replaces(self, older: Operation) -> bool:
+        """Whether both store the same file of the same run."""
+        return self.kind == older.kind == "artifacts" and (self.key, self.what) == (older.key, older.what)
+
 
 class Tracker:
     """One experiment's logger. Thread-safe; make one per process. Illegal names are a `UserError` at the call."""
@@ -106,6 +110,24 @@ class Tracker:
 
         self._put(key, "tags", call)
 
+    def describe(self, key: str, text: Callable[[Callable[[str], str | None]], str]) -> None:
+        """Set the run's description (Markdown). `text` is called with `run_page` when it is sent, so it can link."""
+
+        def call() -> None:
+            client, _ = self._connected()
+            tags = {"mlflow.note.content": text(self.run_page)}
+            mlflow_calls.send_settings(client, client.get_run(self._find(key)), params={}, tags=tags)
+
+        self._put(key, "description", call)
+
+    def log_inputs(self, key: str, datasets: Sequence[tuple[str, str, str]]) -> None:
+        """Say which datasets the run read: (name, SHA-256, role) each; saying it again adds nothing."""
+
+        def call() -> None:
+            mlflow_calls.send_inputs(self._connected()[0], self._find(key), datasets)
+
+        self._put(key, f"{len(datasets)} datasets", call)
+
     def log_text(self, key: str, text: str, artifact_path: str) -> None:
         """Store `text` as the run's artifact `artifact_path`, replacing an older one."""
         self._log_artifact(key, text.encode(), artifact_path)
@@ -128,6 +150,11 @@ class Tracker:
         """The run's id, or None while the server has not answered yet. Does not block."""
         with self._changed:
             return self._run_ids.get(key)
+
+    def run_page(self, key: str) -> str | None:
+        """Address of the run in the UI, or None while the server has not answered yet. Does not block."""
+        found = self.run_id(key)
+        return f"{self.tracking_uri}/#/experiments/{self._experiment_id}/runs/{found}" if found else None
 
     def page(self) -> str:
         """Address of the experiment's runs in the UI; of all experiments while the server has not answered yet."""
@@ -159,7 +186,11 @@ class Tracker:
         with self._changed:
             if self._closing:
                 return
-            self._queue.append(Operation(key, what, call, kind))
+            fresh = Operation(key, what, call, kind)
+            if kind == "artifacts":  # a newer version of a file that waits (the first may be under way) replaces it
+                for older in [old for old in list(self._queue)[1:] if fresh.replaces(old)]:
+                    self._queue.remove(older)
+            self._queue.append(fresh)
             self._changed.notify_all()
 
     def _connected(self) -> tuple[Any, str]:
@@ -231,7 +262,10 @@ class Tracker:
             log.warning("MLflow at %s takes no %s (%s); they are sent later", self.tracking_uri, operation.kind, reason)
         with self._changed:
             if operation.kind == "artifacts" and len(self._queue) > 1:
-                self._queue.rotate(-1)
+                if any(other is not operation and other.replaces(operation) for other in self._queue):
+                    self._queue.remove(operation)  # else it would be sent after its successor
+                else:
+                    self._queue.rotate(-1)
             pause = FIRST_PAUSE_SECONDS if self._kicked else pause * random.uniform(0.7, 1.3)
             self._kicked = False
             self._changed.wait_for(lambda: self._closing or self._kicked, pause)

@@ -7,16 +7,19 @@ record, so shipping a study again adds nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 from infra.tracking import Point, Tracker
 from study.results import best_trial
 from study.space import shown
-from study.store import StudyRow, TrialRow
+from study.store import Attempt, StudyRow, TrialRow
 
 __all__ = [
     "EXPERIMENT",
+    "attempt_tags",
+    "describe_study",
     "project_best",
     "project_epochs",
     "project_outcome",
@@ -77,18 +80,12 @@ def project_study(tracker: Tracker, study: StudyRow, *, reopen: bool = True) -> 
     params |= {f"search.{path}": json.dumps(entry) for path, entry in spec.search.items()}
     params |= {"goal": f"max {spec.goal.metric}", "budget.trials": str(spec.budget.trials)}
     params |= {f"goal.{name}": floor for name, floor in spec.goal.subject_to.items()}
-    floors = "; ".join(f"{name} {floor}" for name, floor in spec.goal.subject_to.items()) or "no floors"
-    description = (
-        f"**{spec.name}**: {spec.budget.trials} trials of `{spec.method.name}` on `{spec.model.arch}`, fine-tuned on "
-        f"`{spec.data.train}`, searched for the best {spec.goal.metric} ({floors}) on {', '.join(spec.data.dev)}.\n\n"
-        "Nested runs are trials: FINISHED = full length, KILLED = stopped early, FAILED = see `agft.failure_kind`."
-    )
     tracker.ensure_run(
         study_key(study),
         name=spec.name,
         parent=None,
         params=params,
-        tags={"agft.study": spec.name, "agft.spec_hash": study.spec_hash, "mlflow.note.content": description},
+        tags={"agft.study": spec.name, "agft.spec_hash": study.spec_hash, **_code_tags(study.provenance)},
         start_time_ms=study.created_ms,
         reopen=reopen,
     )
@@ -105,7 +102,7 @@ def project_study(tracker: Tracker, study: StudyRow, *, reopen: bool = True) -> 
 
 
 def project_best(tracker: Tracker, study: StudyRow, trials: Sequence[TrialRow]) -> None:
-    """On the parent run: the best full-length trial after each one that finished, by the order of finishing."""
+    """On the parent run: its description, and the best full-length trial after each that finished, in that order."""
     assert study.baseline is not None, "no trial starts before the unmodified model is measured"
     goal = study.spec.goal.resolve(study.baseline)
     done = sorted((trial for trial in trials if trial.state == "complete"), key=lambda t: (t.ended_ms or 0, t.number))
@@ -116,6 +113,44 @@ def project_best(tracker: Tracker, study: StudyRow, trials: Sequence[TrialRow]) 
             for name in ("best_clean_accuracy", "best_robust_accuracy"):
                 points.append(Point(name, float(best.last[name]), step, trial.ended_ms or trial.started_ms))
     tracker.log(study_key(study), points)
+    tracker.describe(study_key(study), lambda page: describe_study(study, trials, page))
+
+
+def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[str], str | None]) -> str:
+    """Markdown of the parent run's page. `page(key)` is the address of a run in the UI, None while it is unknown."""
+    spec = study.spec
+    floors = "; ".join(f"{name} {floor}" for name, floor in spec.goal.subject_to.items()) or "no floors"
+    lines = [
+        f"**{spec.name}**: {spec.budget.trials} trials of `{spec.method.name}` on `{spec.model.arch}`, fine-tuned on "
+        f"`{spec.data.train}`, searched for the best {spec.goal.metric} ({floors}) on {', '.join(spec.data.dev)}."
+    ]
+    if study.baseline:
+        lines.append(_accuracies(study, trials, page))
+    links = []
+    if own := page(study_key(study)):
+        links.append(f"[interactive report]({own}/artifacts/report/report.html)")
+    if found := next((row.latest["uri"] for row in trials if row.latest), None):
+        links.append(f"checkpoints: `{found.partition('/trials/')[0]}/trials/NUMBER/`")
+    links.append(f"`agft report {spec.name}`, `agft status {spec.name}`")
+    lines.append(" · ".join(links))
+    lines.append("Nested runs are trials: FINISHED = full length, KILLED = stopped early or dropped, FAILED = see "
+                 "`agft.failure_kind`.")  # fmt: skip
+    return "\n\n".join(lines)
+
+
+def _accuracies(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[str], str | None]) -> str:
+    """A table: the best trial beside the unmodified CLIP, on the dev sets."""
+    assert study.baseline is not None
+    best = best_trial(trials, study.spec.goal.resolve(study.baseline))
+    rows = ["| dev sets | robust | clean |", "| --- | ---: | ---: |"]
+    if best is not None and best.last is not None:
+        own = page(trial_key(study, best.number))
+        name = f"[trial {best.number}]({own}) (best)" if own else f"trial {best.number} (best)"
+        robust, clean = best.last["best_robust_accuracy"], best.last["best_clean_accuracy"]
+        rows.append(f"| {name} | {robust:.1%} | {clean:.1%} |")
+    clip = study.baseline
+    rows.append(f"| unmodified CLIP | {clip['robust_accuracy']:.1%} | {clip['clean_accuracy']:.1%} |")
+    return "\n".join(rows)
 
 
 def project_trial(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
@@ -128,11 +163,47 @@ def project_trial(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
         tags={
             "agft.study": study.name,
             "agft.optuna_number": str(trial.number),
-            "agft.attempts": str(len(trial.attempts)),
+            **attempt_tags(trial.attempts),
         },
         start_time_ms=trial.started_ms,
         reopen=not trial.finished,
     )
+
+
+def attempt_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
+    """Where and with what the newest attempt that reported ran: code, versions, machine, what it started from."""
+    tags = {"agft.attempts": str(len(attempts))}
+    found = next((attempt.provenance for attempt in reversed(attempts) if attempt.provenance), None)
+    if found is None:
+        return tags
+    devices = found.get("devices") or ["CPU"]
+    tags |= _code_tags(found) | {"agft.device": ", ".join(dict.fromkeys(devices))}
+    tags["agft.host"] = str(found.get("hostname"))
+    tags["agft.python"] = str(found.get("python"))
+    tags["agft.versions"] = ", ".join(f"{name} {version}" for name, version in found.get("packages", {}).items())
+    return tags | {f"agft.{name}.sha256": value for name, value in _named_inputs(found).items()}
+
+
+def _code_tags(provenance: Mapping[str, Any] | None) -> dict[str, str]:
+    code = (provenance or {}).get("code") or {}
+    known = {"agft.revision": code.get("revision"), "agft.dirty": code.get("dirty")}
+    return {name: str(value).lower() for name, value in known.items() if value is not None}
+
+
+def _named_inputs(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """`weights`, `data.train`, `data.dev.0`, ... -> SHA-256."""
+    inputs = provenance.get("inputs") or {}
+    return {name if name == "weights" else f"data.{name}": value for name, value in inputs.items()}
+
+
+def _inputs(trial: TrialRow) -> list[tuple[str, str, str]]:
+    """(dataset, SHA-256, role) of every dataset that the trial read."""
+    named = {
+        name: value for attempt in trial.attempts for name, value in _named_inputs(attempt.provenance or {}).items()
+    }
+    data = trial.config.get("data", {})
+    names = {"data.train": data.get("train"), **{f"data.dev.{i}": name for i, name in enumerate(data.get("dev", ()))}}
+    return [(str(names[role]), named[role], role.split(".")[1]) for role in names if role in named]
 
 
 def project_epochs(tracker: Tracker, study: StudyRow, number: int, records: Sequence[Mapping[str, Any]]) -> None:
@@ -147,6 +218,11 @@ def project_epochs(tracker: Tracker, study: StudyRow, number: int, records: Sequ
         for record in records
         for dataset, scores in record["datasets"].items()
     ]
+    points += [
+        Point(f"system/{name}", float(value), int(record["epoch"]), int(record["timestamp_ms"]))
+        for record in records
+        for name, value in record.get("system", {}).items()
+    ]
     tracker.log(trial_key(study, number), points)
 
 
@@ -157,7 +233,7 @@ def _mean_robust(scores: Mapping[str, Mapping[str, Any]]) -> float:
 def project_outcome(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
     """How a finished trial ended, and where its weights are."""
     key = trial_key(study, trial.number)
-    tags = {"agft.state": trial.state, "agft.attempts": str(len(trial.attempts))}
+    tags = {"agft.state": trial.state, **attempt_tags(trial.attempts)}
     for role in ("latest", "best"):
         for name, value in (getattr(trial, role) or {}).items():
             tags[f"agft.{role}.{name}"] = str(value)
@@ -167,5 +243,8 @@ def project_outcome(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
         tags["agft.failure_kind"] = trial.failure_kind
     tracker.set_tags(key, tags)
     tracker.log_text(key, json.dumps(trial.config, indent=2), "config.json")
+    tracker.log_text(key, json.dumps([asdict(attempt) for attempt in trial.attempts], indent=2), "attempts.json")
+    if inputs := _inputs(trial):
+        tracker.log_inputs(key, inputs)
     tracker.log_text(key, json.dumps(list(trial.epochs), indent=2), "epochs.json")
     tracker.finish(key, STATUS[trial.state], trial.ended_ms or trial.started_ms)
