@@ -1,0 +1,158 @@
+"""How good the search is: the service's samplers and schedulers replayed over measured settings, many seeds each.
+
+    PYTHONPATH=.:tests python tests/bench/search_quality.py [--seeds 100] [--only TPE --only random] [--out FOLDER]
+
+Reads `results/search-space.jsonl` and `results/search-space-unmodified.json`; writes `search-quality.json` beside them,
+and table and figures into docs/. Simulated time: `WORKERS` trials side by side, each with its setting's measured CPU
+seconds and the start-up of a trial that `trial_overhead.py` measured. Compute is counted in full-length trials: what an
+average one costs, start-up included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from search_figures import draw
+from search_replay import METHODS, Replay, replay, seen, specification
+from search_statistics import summarise
+from space_table import Table
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+DOCS = HERE.parents[1] / "docs"
+WORKERS = 4
+BUDGETS = (8, 16, 32, 64)  # full-length trials
+START_UP_SECONDS = 8.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One world to search in. `smooth`: linear between the settings; `noisy`: every trial's counts drawn anew."""
+
+    title: str
+    smooth: bool
+    noisy: bool
+    start_up: float
+
+
+SCENES = {
+    "table": Scene("nearest setting, as measured", smooth=False, noisy=False, start_up=START_UP_SECONDS),
+    "smooth": Scene("between settings", smooth=True, noisy=False, start_up=START_UP_SECONDS),
+    "noisy": Scene("between settings, new noise", smooth=True, noisy=True, start_up=START_UP_SECONDS),
+    "long": Scene("the same, trials without start-up", smooth=True, noisy=True, start_up=0.0),
+}
+
+
+def one(scene: str, method: str, seed: int, *, table: Table, clip: Mapping[str, float]) -> Replay:
+    """One search of a scene."""
+    found, spec = SCENES[scene], specification(method, seed)
+    return replay(
+        spec, table.between if found.smooth else table.nearest, spec.goal.resolve(clip), noisy=found.noisy,
+        fallback=clip["robust_accuracy"], workers=WORKERS, start_up=found.start_up,
+        horizon=BUDGETS[-1] * full_trial(table, found.start_up) / WORKERS,
+    )  # fmt: skip
+
+
+def full_trial(table: Table, start_up: float) -> float:
+    """Seconds of the average full-length trial."""
+    return start_up + float(np.mean([sum(seconds for *_, seconds in curve) for curve in table.curves.values()]))
+
+
+def replays(scene: str, methods: list[str], seeds: int, table: Table, clip: Mapping[str, float]) -> dict[str, Any]:
+    """Every method's searches of one scene, and their summary."""
+    unit = full_trial(table, SCENES[scene].start_up) / WORKERS
+    orders = [(method, seed) for method in methods for seed in range(seeds)]
+    call = partial(one, scene, table=table, clip=clip)
+    with ProcessPoolExecutor(2) as pool:
+        done = list(pool.map(call, *zip(*orders, strict=True), chunksize=max(1, seeds // 4)))
+    runs = {method: done[place * seeds : (place + 1) * seeds] for place, method in enumerate(methods)}
+    return summarise(runs, budgets=BUDGETS, unit_seconds=unit, reference="random")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--only", action="append", choices=list(METHODS))
+    parser.add_argument("--space", type=Path, default=RESULTS / "search-space.jsonl")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    wanted = parser.parse_args()
+    table = Table.read(wanted.space)
+    clip = json.loads((RESULTS / "search-space-unmodified.json").read_text())
+    began = time.time()
+    record: dict[str, Any] = {
+        "settings": len(table.curves), "seeds": wanted.seeds, "workers": WORKERS, "budgets": BUDGETS,
+        "start_up_seconds": START_UP_SECONDS, "full_trial_seconds": full_trial(table, START_UP_SECONDS),
+        "unmodified": {name: clip[name] for name in ("clean_accuracy", "robust_accuracy")},
+        "grid": grid_facts(table, clip), "scenes": {},
+    }  # fmt: skip
+    methods = wanted.only or list(METHODS)
+    for scene in SCENES:
+        found = replays(scene, methods, wanted.seeds, table, clip)
+        record["scenes"][scene] = {"title": SCENES[scene].title, **found}
+        print(f"{scene}: {time.time() - began:.0f} s", file=sys.stderr)
+        print("\n".join(markdown(record["scenes"][scene])), "\n")
+    (wanted.out / "search-quality.json").write_text(json.dumps(record, indent=1) + "\n")
+    draw(record, wanted.docs)
+    page = wanted.docs / "search-quality.md"
+    if page.exists():
+        page.write_text(filled(page.read_text(), record))
+
+
+def grid_facts(table: Table, clip: Mapping[str, float]) -> dict[str, float]:
+    """What there is to find: the feasible values of all settings, best first."""
+    goal = specification("random", 0).goal.resolve(clip)
+    values = sorted((seen(curve, goal).truth for curve in table.curves.values()), reverse=True)
+    return {"best": values[0], "tenth": values[9], "median": float(np.median(values)),
+            "feasible": sum(value > 0 for value in values)}  # fmt: skip
+
+
+def markdown(scene: Mapping[str, Any]) -> Iterator[str]:
+    """The table of a scene."""
+    budgets = scene["budgets"]
+    yield "| search | " + " | ".join(f"best after {b}" for b in budgets) + " | against random: better / same / worse " \
+        "| mean rank | compute to random's final best | trials: complete / stopped early |"  # fmt: skip
+    yield "|---" * (len(budgets) + 5) + "|"
+    for name, found in scene["methods"].items():
+        values = [f"{100 * each['mean']:.1f} ± {50 * (each['high'] - each['low']):.1f}" for each in found["budgets"]]
+        wins = (
+            "-" if found["wins"] is None else " / ".join(str(found["wins"][key]) for key in ("better", "same", "worse"))
+        )
+        yield (
+            f"| {name} | {' | '.join(values)} | {wins} | {found['rank']:.2f} | {reach(found['reach'], budgets[-1])} "
+            f"| {found['complete']:.0f} / {found['pruned']:.0f} |"
+        )
+
+
+def reach(found: Mapping[str, Any], most: int) -> str:
+    """Median and interval of the compute to the target; beyond the last budget nothing is known."""
+
+    def shown(value: float | None) -> str:
+        return f"> {most}" if value is None else f"{value:.0f}"
+
+    return f"{shown(found['median'])} ({shown(found['low'])} to {shown(found['high'])}); {100 * found['reached']:.0f} %"
+
+
+def filled(text: str, record: Mapping[str, Any]) -> str:
+    """The page with the tables between its marks replaced."""
+    for scene, found in record["scenes"].items():
+        first, last = f"<!-- table: {scene} -->\n", "\n<!-- end -->"
+        before, mark, rest = text.partition(first)
+        if mark:
+            _, _, after = rest.partition(last)
+            text = before + mark + "\n".join(markdown(found)) + last + after
+    return text
+
+
+if __name__ == "__main__":
+    main()

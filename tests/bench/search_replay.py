@@ -1,0 +1,171 @@
+"""One search replayed in simulated time over measured settings, by the study's own sampler, scheduler and records.
+
+What is simulated is the clock and the training; proposals (`study.samplers`), what Optuna is told (`OptunaBook`),
+rungs, verdicts and the choice of the best trial (`study.results`) are the service's code.
+"""
+
+from __future__ import annotations
+
+import heapq
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import optuna
+from space_table import SPACE, Curve
+
+from study import schedule
+from study.config import StudyConfig
+from study.results import best_trial
+from study.rows import TrialRow
+from study.searcher import OptunaBook
+from trainers.config import Goal
+from trainers.records import is_better, violation
+
+IMAGES = 240  # that every accuracy of the table was measured on
+
+# What follows a method's name in the study file. `startup_trials` is the default.
+METHODS: dict[str, dict[str, Any]] = {
+    "random": {"sampler": {"name": "random"}, "scheduler": {"name": "none"}},
+    "TPE": {"sampler": {"name": "tpe"}, "scheduler": {"name": "none"}},
+    "random + ASHA": {"sampler": {"name": "random"}, "scheduler": {"name": "asha"}},
+    "TPE + ASHA": {"sampler": {"name": "tpe"}, "scheduler": {"name": "asha"}},
+}
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What one search found: at `times` (seconds) its incumbent's value in the table became `values`."""
+
+    times: tuple[float, ...]
+    values: tuple[float, ...]
+    complete: int
+    pruned: int
+    failed: int
+
+    def at(self, clock: float) -> float:
+        """The incumbent's value at a time."""
+        return self.values[int(np.searchsorted(self.times, clock, side="right")) - 1]
+
+
+def specification(method: str, seed: int, **more: Any) -> StudyConfig:
+    """The study of the measured grid."""
+    plain = {
+        "name": "replay", "model": {"arch": "tiny-clip", "pretrained": "bundled"},
+        "method": {"name": "agft", "logit_scale": {"of_model": 1.0}}, "attack": {"eps": 4 / 255},
+        "data": {"train": "tiny-color-shapes", "dev": ["tiny-shapes", "tiny-digits"], "confirm": ["tiny-colors"],
+                 "final": ["tiny-letters"]},
+        "train": {"epochs": 6, "batch_size": 64, "samples_per_epoch": 512,
+                  "optimizer": {"name": "adamw", "lr": 1e-3}},
+        "search": SPACE, "warm_starts": [], "budget": {"trials": 1000}, "seed": seed,
+        "goal": {"metric": "robust_accuracy", "subject_to": {"clean_accuracy": ">= clip * 0.8"}},
+        **METHODS[method], **more,
+    }  # fmt: skip
+    return StudyConfig.model_validate(plain)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A trial as it reports itself: `records` by epoch; `truth`: the curve's robust accuracy at its best epoch.
+
+    Measurement noise can make another epoch than the truly best one its best; an infeasible one is worth nothing.
+    """
+
+    records: tuple[dict[str, Any], ...]
+    truth: float
+
+
+@dataclass(frozen=True)
+class _Accuracies:
+    clean_accuracy: float
+    robust_accuracy: float
+
+
+def seen(curve: Curve, goal: Goal, generator: np.random.Generator | None = None) -> Seen:
+    """What a trial with this curve reports. With a generator its counts of 240 images are drawn anew."""
+    records: list[dict[str, Any]] = []
+    best: dict[str, Any] | None = None
+    for epoch, (clean, robust, _) in enumerate(curve, start=1):
+        if generator is not None:
+            held, lost, _ = generator.multinomial(IMAGES, [robust, max(0.0, clean - robust), 1 - max(clean, robust)])
+            clean, robust = (held + lost) / IMAGES, held / IMAGES
+        own = _Accuracies(clean, robust)
+        record = {"epoch": epoch, **vars(own), "feasible": violation(own, goal) == 0}
+        if best is None or is_better(own, _Accuracies(best["clean_accuracy"], best["robust_accuracy"]), goal):
+            best = record
+        records.append(record | {f"best_{name}": best[name] for name in ("epoch", *vars(own), "feasible")})
+    assert best is not None
+    clean, robust, _ = curve[best["epoch"] - 1]
+    return Seen(tuple(records), robust if violation(_Accuracies(clean, robust), goal) == 0 else 0.0)
+
+
+class MemoryBook(OptunaBook):
+    """The service's Optuna study, in memory instead of a database."""
+
+    def __init__(self, spec: StudyConfig, at_least: Mapping[Any, float]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.spec, self.at_least, self.dimensions = spec, at_least, spec.dimensions()
+        self.storage = optuna.storages.InMemoryStorage()
+        self.study, self.ids = self._study("replay"), {}
+
+
+def replay(
+    spec: StudyConfig, landscape: Callable[[Mapping[str, float]], Curve], goal: Goal, *, fallback: float, workers: int,
+    start_up: float, horizon: float, noisy: bool,
+) -> Replay:  # fmt: skip
+    """Run one study until `horizon` seconds. `fallback` is the unmodified model's value, the first incumbent."""
+    book = MemoryBook(spec, goal.at_least)
+    stops = schedule.rungs(spec.scheduler, spec.train.epochs)
+    rows: dict[int, TrialRow] = {}
+    curves: dict[int, Curve] = {}
+    found: dict[int, Seen] = {}
+    times, values = [0.0], [fallback]
+    events: list[tuple[float, int]] = []
+
+    def begin(clock: float) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            number, params = book.propose()
+        curves[number] = landscape(params)
+        found[number] = seen(curves[number], goal, np.random.default_rng([spec.seed, number]) if noisy else None)
+        rows[number] = TrialRow(number, "running", params, {}, int(clock * 1000))
+        heapq.heappush(events, (clock + start_up + curves[number][0][2], number))
+
+    def end(number: int, state: str, clock: float) -> None:
+        rows[number] = replace(rows[number], state=state, ended_ms=int(clock * 1000))
+        book.tell(rows[number])
+        best = best_trial(list(rows.values()), goal)
+        if best is not None:
+            times.append(clock)
+            values.append(found[best.number].truth)
+        begin(clock)
+
+    for _ in range(workers):
+        begin(0.0)
+    while events[0][0] <= horizon:
+        clock, number = heapq.heappop(events)
+        record = found[number].records[len(rows[number].epochs)]
+        rows[number] = row = replace(rows[number], epochs=(*rows[number].epochs, record))
+        epoch = record["epoch"]
+        book.observe(number, epoch, schedule.score(record, goal.metric, goal.at_least))
+        decision = judge(spec, row, rows.values(), epoch, goal) if epoch in stops else "continue"
+        if epoch == spec.train.epochs:
+            end(number, "complete", clock)
+        elif decision == "stop":
+            end(number, "pruned", clock)
+        elif epoch == len(curves[number]):
+            end(number, "failed", clock)  # the loss went non-finite in the next epoch
+        else:
+            heapq.heappush(events, (clock + curves[number][epoch][2], number))
+    states = [row.state for row in rows.values()]
+    return Replay(tuple(times), tuple(values), *(states.count(each) for each in ("complete", "pruned", "failed")))
+
+
+def judge(spec: StudyConfig, row: TrialRow, everyone: Any, epoch: int, goal: Goal) -> str:
+    """The scheduler's word, as the driver asks for it."""
+    decision, _ = schedule.asha_verdict(
+        row, everyone, rung=epoch, metric=goal.metric, at_least=goal.at_least, factor=spec.scheduler.reduction_factor
+    )
+    return decision
