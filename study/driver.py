@@ -327,7 +327,8 @@ class Driver:
                 self.closing_reason = "the trials lost their driver's board"
             return
         state = {"finished": "complete", "stopped": "pruned"}.get(word, "failed")
-        kind = ((outcome or {}).get("failure_kind") or "pre-empted") if state == "failed" else None
+        lost = "pre-empted" if error else "bug"  # without a word: its process died, or it simply returned
+        kind = ((outcome or {}).get("failure_kind") or lost) if state == "failed" else None
         row = self._keep(
             self.store.finish_trial(
                 self.token, number, state, stop_reason=self._why(number, state, outcome), failure_kind=kind,
