@@ -28,6 +28,7 @@ from study.hung import Silence, kill_processes
 from study.notify import Notifier
 from study.progress import epoch_line, message_of, study_line
 from study.projection import project_best, project_epochs, project_outcome, project_study, project_trial
+from study.report_live import LiveReport
 from study.requests import answer
 from study.results import best_trial
 from study.schedule import asha_verdict, rungs, score
@@ -56,12 +57,13 @@ class Driver:
         heartbeat: Heartbeat,
         tracker: Tracker,
         notifier: Notifier,
+        live: LiveReport,
         bucket: str,
         total: dict[str, float],
         say: Callable[[str], None],
     ) -> None:
         self.store, self.heartbeat, self.tracker, self.bucket = store, heartbeat, tracker, bucket
-        self.notifier = notifier
+        self.notifier, self.live = notifier, live
         self.token, self.say, self.total = heartbeat.token, say, total
         self.study: StudyRow = store.load()
         self.spec = self.study.spec
@@ -119,6 +121,7 @@ class Driver:
             held = {f"{self.identity}/{number}": self.need() for number in self.running}
             self.admission.heartbeat.remote(self.identity, held, self.spec.resources.workers)
             self._end_the_silent(clock)
+            self.live.wake()
         if not self.closing_word:
             word, reason = self._reason_to_close()
             if word:

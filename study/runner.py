@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ from study.measure import measure_unmodified
 from study.notify import EVENTS, Notifier
 from study.progress import message_of
 from study.projection import EXPERIMENT, study_key
+from study.report_live import LiveReport
 from study.requests import pending
 from study.searcher import StudySearcher
 from study.store import LeaseHeld, StudyStore, TrialRow, owner_identity
@@ -100,12 +102,14 @@ def run_study(
     bucket: str,
     tracking_uri: str,
     say: Callable[[str], None],
+    report: Path | None = None,
     trainable: Callable[[dict[str, Any]], None] = run_trial,
 ) -> Outcome:
     """Run a study to its end, or until somebody or something stops it; calling it again goes on where it was.
 
-    The study is in the store already. `trainable` runs one trial from the settings of a `TrialOrder`. Raises
-    `UserError` (another driver, a trial that can never fit), `LeaseLost`, `StudyFailed`.
+    The study is in the store already. `report`: folder where its report is drawn as it goes on. `trainable` runs one
+    trial from the settings of a `TrialOrder`. Raises `UserError` (another driver, a trial that can never fit),
+    `LeaseLost`, `StudyFailed`.
     """
     slots = _slots(spec, cluster)
     notifier = Notifier.from_environment(os.environ)
@@ -113,6 +117,7 @@ def run_study(
     token = _acquire(store, say)
     reach("driver.acquired")
     tracker = Tracker(tracking_uri, EXPERIMENT)
+    live = LiveReport(store, tracker, report)
     heartbeat = Heartbeat(store, token)
     heartbeat.start()
     state, message = "paused", "the driver was interrupted"
@@ -120,8 +125,8 @@ def run_study(
         _prepare(store, token, spec, say)
         reach("driver.prepared")
         driver = Driver(
-            store=store, heartbeat=heartbeat, tracker=tracker, notifier=notifier, bucket=bucket, total=cluster.total,
-            say=say,
+            store=store, heartbeat=heartbeat, tracker=tracker, notifier=notifier, live=live, bucket=bucket,
+            total=cluster.total, say=say,
         )  # fmt: skip
         with _signals(driver):
             driver.open()
@@ -146,6 +151,7 @@ def run_study(
             reach("study.released")
             if (event := {"stopped": "finished"}.get(state, state)) in EVENTS:
                 notifier.send(event, message_of(store.load(), state, store.trials()))
+            live.close()
         unsent = _close_tracker(tracker, store, state, say)
         notifier.close()
     return Outcome(state=state, message=message, trials=store.trials(), mlflow_page=tracker.page(), unsent=unsent)

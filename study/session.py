@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from infra import stack
 from infra.cluster import Cluster, connect, disconnect
@@ -21,7 +20,6 @@ from study.log_copy import copied_output
 from study.notify import Notifier
 from study.projection import EXPERIMENT, project_study, study_key
 from study.promote import UNMODIFIED, Promotion, promote
-from study.report import write_report
 from study.results import best_trial
 from study.runner import Outcome, run_study
 from study.store import StudyStore
@@ -72,9 +70,9 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
     with kept_output, cluster_here(clock) as cluster:
         outcome = run_study(
             spec, database=store.url, cluster=cluster, bucket=services.bucket, tracking_uri=services.mlflow_uri,
-            say=clock,
+            say=clock, report=home / "reports" / spec.name,
         )  # fmt: skip
-        _show(store, home, services, outcome)
+        _show(store, home, outcome)
         if outcome.state == "paused":
             clock(f"paused; nothing is lost. Go on with: agft resume {spec.name}")
             return 1
@@ -120,7 +118,7 @@ def _run_id(store: StudyStore, services: Services) -> str:
     return found
 
 
-def _show(store: StudyStore, home: Path, services: Services, outcome: Outcome) -> None:
+def _show(store: StudyStore, home: Path, outcome: Outcome) -> None:
     study = store.load()
     assert study.baseline is not None
     goal = study.spec.goal.resolve(study.baseline)
@@ -137,16 +135,7 @@ def _show(store: StudyStore, home: Path, services: Services, outcome: Outcome) -
             f"(unmodified CLIP {percent(clip['clean_accuracy'])}), robust {percent(own['best_robust_accuracy'])} "
             f"(unmodified CLIP {percent(clip['robust_accuracy'])})"
         )
-    path = write_report(study, outcome.trials, home / "reports" / study.name)
-    console.print(f"report: {path}")
-    _log_report(study, path.parent, services)
-
-
-def _log_report(study: Any, folder: Path, services: Services) -> None:
-    tracker = Tracker(services.mlflow_uri, EXPERIMENT)
-    for path in sorted(folder.iterdir()):
-        tracker.log_file(study_key(study), path, f"report/{path.name}")
-    tracker.close(CLOSE_SECONDS)
+    console.print(f"report: {home / 'reports' / study.name / 'report.html'}")
 
 
 def _show_promotion(promotion: Promotion, services: Services) -> None:
