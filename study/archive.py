@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a JSON file: {error}") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise UserError(f"{path}: not a study written by `agft export` (format {found!r}, expected {FORMAT!r})")
+        raise UserError(f"{path}: not a study written by `agft archive` (format {found!r}, expected {FORMAT!r})")
     try:
         load_canonical(content["study"]["spec"])
     except (KeyError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""`agft resume`, `pause`, `stop`, `extend`, `rerun`, `drop`, `delete`, `export`, `import`: light to import."""
+"""`agft resume`, `pause`, `stop`, `extend`, `rerun`, `drop`, `delete`, `archive`, `restore`: light to import."""
 
 from __future__ import annotations
 
@@ -119,19 +119,19 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @click.argument("study")
     @click.argument("file", type=FILE)
     @answering
-    def export(study: str, file: Path) -> None:
+    def archive(study: str, file: Path) -> None:
         """Write everything the database knows of a study to one JSON file; checkpoints stay in S3."""
         from study.archive import export_study
 
         counts = export_study(store_of(study), file)
         click.echo(f"{file}: {counts['agft_trial']} trials, {counts['agft_epoch']} epochs of study {study!r}")
 
-    @main.command("import")
+    @main.command()
     @click.argument("file", type=FILE)
     @click.option("--name", help="Give it another name here.")
     @answering
-    def import_(file: Path, name: str | None) -> None:
-        """Put an exported study into this database, for instance to move it from SQLite to PostgreSQL."""
+    def restore(file: Path, name: str | None) -> None:
+        """Put an archived study into this database, for instance to move it from SQLite to PostgreSQL."""
         from study.archive import import_study
         from study.database import database_url
 
