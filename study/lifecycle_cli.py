@@ -65,15 +65,15 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
 
     @main.command()
     @click.argument("study")
-    @click.option("--trials", type=click.IntRange(min=1), default=0, help="So many trials more.")
-    @click.option("--hours", type=MORE, default=0.0, help="So many hours of driving more.")
-    @click.option("--gpu-hours", type=MORE, default=0.0, help="So many GPU-hours more.")
+    @click.option("--trials", type=click.IntRange(min=1), help="So many trials more.")
+    @click.option("--hours", type=MORE, help="So many hours of driving more.")
+    @click.option("--gpu-hours", type=MORE, help="So many GPU-hours more.")
     @answering
-    def extend(study: str, trials: int, hours: float, gpu_hours: float) -> None:
+    def extend(study: str, trials: int | None, hours: float | None, gpu_hours: float | None) -> None:
         """Raise a study's budget, whether it runs or has finished."""
         from study.lifecycle import extend_study
 
-        click.echo(extend_study(store_of(study), trials=trials, hours=hours, gpu_hours=gpu_hours))
+        click.echo(extend_study(store_of(study), trials=trials or 0, hours=hours or 0.0, gpu_hours=gpu_hours or 0.0))
 
     @main.command()
     @click.argument("study")
