@@ -34,12 +34,13 @@ STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 @dataclass(frozen=True)
 class Submission:
-    """A job that drives a study. `fresh`: it was started now, not found."""
+    """A job that drives a study. `fresh`: it was started now, not found; `token`: of the lease before it."""
 
     store: StudyStore
     jobs: Jobs
     identity: str
     fresh: bool
+    token: int
 
 
 def check_shared(environ: Mapping[str, str], database: str, *, here: bool) -> Services:
@@ -97,16 +98,19 @@ def submit(
     prefix = f"agft-{study.name}-{study.created_ms}-"
     earlier = jobs.of(prefix)
     if active := [job for job in earlier if not job.ended]:
-        return Submission(store, jobs, active[0].identity, fresh=False)
+        return Submission(store, jobs, active[0].identity, fresh=False, token=study.token)
     if study.lease_seconds > 0:
-        raise UserError(f"study {study.name!r} is being driven {driver_of(study)} already; `agft logs {study.name} -f`")
+        raise UserError(
+            f"study {study.name!r} is being driven {driver_of(study)} already: `agft logs {study.name} -f` shows it. If "
+            f"that driver has just died, try again in {study.lease_seconds:.0f} s"
+        )
     identity = f"{prefix}{1 + max((_number(job, prefix) for job in earlier), default=0)}"
     command = shlex.join(["python", "-m", "study.submitted", study.name, str(study.created_ms)])
     try:
         jobs.submit(identity, command, environment=job_environment(working_dir), working_dir=working_dir)
     except Conflict:  # another terminal was first
-        return Submission(store, jobs, identity, fresh=False)
-    return Submission(store, jobs, identity, fresh=True)
+        return Submission(store, jobs, identity, fresh=False, token=study.token)
+    return Submission(store, jobs, identity, fresh=True, token=study.token)
 
 
 def check_size(spec: StudyConfig, jobs: Jobs) -> None:
@@ -131,17 +135,16 @@ def job_environment(working_dir: Path | None) -> dict[str, str]:
 
 def wait_for_driver(submission: Submission, say: Callable[[str], None]) -> None:
     """Until the driver drives, or has ended; `StudyFailed` with what it printed if it never came to driving."""
-    before = submission.store.load().token if submission.fresh else 0
     deadline = time.monotonic() + START_SECONDS
     told = ""
     while True:
         study = submission.store.load()
-        if study.token > before and study.lease_seconds > 0:
+        if study.lease_seconds > 0:
             say(f"the driver runs {driver_of(study)}")
             return
         job = submission.jobs.job(submission.identity)
         if job is None or job.ended:
-            if submission.store.load().token > before or (job and job.status == "SUCCEEDED"):
+            if submission.store.load().token > submission.token or (job and job.status == "SUCCEEDED"):
                 return  # driven and over already
             raise StudyFailed(_why(submission, job))
         if time.monotonic() > deadline:
