@@ -101,8 +101,8 @@ def submit(
         return Submission(store, jobs, active[0].identity, fresh=False, token=study.token)
     if study.lease_seconds > 0:
         raise UserError(
-            f"study {study.name!r} is being driven {driver_of(study)} already: `agft logs {study.name} -f` shows it. If "
-            f"that driver has just died, try again in {study.lease_seconds:.0f} s"
+            f"study {study.name!r} is being driven {driver_of(study)} already: `agft logs {study.name} -f` shows it. "
+            f"If that driver has just died, try again in {study.lease_seconds:.0f} s"
         )
     identity = f"{prefix}{1 + max((_number(job, prefix) for job in earlier), default=0)}"
     command = shlex.join(["python", "-m", "study.submitted", study.name, str(study.created_ms)])
