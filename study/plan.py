@@ -46,7 +46,7 @@ def plan_of(spec: StudyConfig, home: Path) -> dict[str, Any]:
         "measured": measured_cost(spec, home),
         "writes": {
             "study database": "AGFT_STUDY_DB" if os.environ.get("AGFT_STUDY_DB") else str(home / "studies.db"),
-            "checkpoints": f"s3://BUCKET/studies/{spec.name}/trials/NUMBER/ (latest and best, one object each)",
+            "checkpoints": f"s3://BUCKET/studies/{spec.name}-CREATED/trials/NUMBER/ (latest and best, one object each)",
             "mlflow": "experiment agft: one run for the study, one nested run a trial",
             "promotion": f"s3://BUCKET/models/{spec.promote.model_name}/VERSION/",
         },

@@ -66,7 +66,7 @@ def test_the_bucket_holds_one_object_a_role(run):
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=os.environ["AGFT_BUCKET"])
     keys = [item["Key"] for page in pages for item in page.get("Contents", []) if item["Size"]]
     for number in range(4):
-        trial = [key for key in keys if f"studies/thread/trials/{number}/" in key]
+        trial = [key for key in keys if re.match(rf"studies/thread-\d+/trials/{number}/", key)]
         assert sorted(key.rpartition("/")[2] for key in trial) == ["best.safetensors", "latest.safetensors"]
     promoted = [key for key in keys if key.startswith("models/thread-clip/") and key.endswith(".safetensors")]
     assert promoted == ["models/thread-clip/0001/open_clip_model.safetensors"]
