@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from infra import storage
 from infra.errors import ServiceError
 from study.errors import SERVICE_ERRORS, USER_ERRORS, StudyFailed
+from study.files import study_prefix
 from study.store import StudyRow, StudyStore, owner_identity
 
 __all__ = ["ENDED", "copied_output", "log_prefix", "logs"]
@@ -34,7 +35,7 @@ ENDED = "the driver has ended"  # the last line of a log that is whole
 
 def log_prefix(bucket: str, study: StudyRow) -> str:
     """URI of a study's logs, without a closing slash."""
-    return f"s3://{bucket}/studies/{study.slug}/logs"
+    return f"{study_prefix(bucket, study.slug)}/logs"
 
 
 def logs(bucket: str, study: StudyRow) -> list[storage.StoredObject]:

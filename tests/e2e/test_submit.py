@@ -9,10 +9,11 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from clusters import TwoNodes, two_nodes
 
+from clusters import TwoNodes, two_nodes
 from infra import storage
 from infra.services import Services
+from study.store import StudyStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(900)]
 
@@ -98,8 +99,9 @@ def test_the_log_can_be_read_again_and_lies_in_s3_under_the_study(cluster, submi
     assert cluster.agft("logs", "shared").stdout == submitted["follow"]
     for name, value in cluster.services.environment().items():
         monkeypatch.setenv(name, value)
-    uris = [stored.uri for stored in storage.list_objects(f"s3://{cluster.services.bucket}/studies/shared-")]
-    assert [uri for uri in uris if uri.endswith("/logs/a000001.log")]
+    study = StudyStore(cluster.database, "shared").load()
+    place = f"s3://{cluster.services.bucket}/studies/shared-{study.created_ms}/logs"
+    assert [stored.uri for stored in storage.list_objects(place)] == [f"{place}/a000001.log"]
 
 
 def test_no_secret_is_in_what_the_jobs_api_and_the_logs_show(cluster, submitted, jobs_api):

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from clusters import TwoNodes, two_nodes
 
+from clusters import TwoNodes, two_nodes
 from infra import processes, storage
 from infra.services import Services
 from real_run import read_until
+from study.files import trial_prefix
 from study.store import StudyStore
 from trainers.checkpoint import read_metadata
 
@@ -71,10 +72,11 @@ def trials_of(cluster: TwoNodes, study: str) -> dict[int, dict]:
 
 def history_in_state(cluster: TwoNodes, study: str, number: int, folder: Path) -> dict[int, int]:
     """Epoch -> its end (ms), as the trial's newest checkpoint has them: whoever trained an epoch wrote its time."""
+    slug = StudyStore(cluster.database, study).load().slug
     [uri] = [
         stored.uri
-        for stored in storage.list_objects(f"s3://{cluster.services.bucket}/studies/{study}")
-        if f"/trials/{number}/" in stored.uri and stored.uri.endswith("latest.safetensors")
+        for stored in storage.list_objects(trial_prefix(cluster.services.bucket, slug, number))
+        if stored.uri.endswith("latest.safetensors")
     ]
     path = folder / f"{study}-{number}.safetensors"
     storage.get_file(uri, path)
