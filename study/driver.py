@@ -21,17 +21,18 @@ from infra.failpoint import reach
 from infra.tracking import Tracker
 from study.admission import open_admission
 from study.board import open_board
+from study.budget import used_up
 from study.errors import LeaseLost
 from study.files import delete_superseded, trial_prefix
 from study.heartbeat import HEARTBEAT_SECONDS, Heartbeat
-from study.hung import Silence, kill_processes
+from study.hung import Silence, end_the_silent
 from study.notify import Notifier
 from study.progress import epoch_line, message_of, study_line
 from study.projection import project_best, project_epochs, project_outcome, project_study, project_trial
 from study.report_live import LiveReport
 from study.requests import answer
 from study.results import best_trial
-from study.schedule import asha_verdict, rungs, score
+from study.schedule import rungs, score, verdict
 from study.searcher import OptunaBook
 from study.space import apply_params, shown
 from study.store import StudyRow, StudyStore, TrialRow
@@ -120,7 +121,7 @@ class Driver:
             self.announced = clock
             held = {f"{self.identity}/{number}": self.need() for number in self.running}
             self.admission.heartbeat.remote(self.identity, held, self.spec.resources.workers)
-            self._end_the_silent(clock)
+            end_the_silent(self.silence, self.board, clock, self.say)
             self.live.wake()
         if not self.closing_word:
             word, reason = self._reason_to_close()
@@ -146,22 +147,13 @@ class Driver:
         return ("budget", over) if over else ("", "")
 
     def _over_budget(self) -> str:
-        budget = self.heartbeat.study.spec.budget
         clock = time.monotonic()
-        driven = self.study.driven_seconds + clock - self.opened
-        if budget.hours is not None and driven > budget.hours * 3600:
-            return f"the budget of {budget.hours:g} hours is used up"
-        if budget.gpu_hours is not None and self.spec.resources.gpus_per_worker:
-            before = sum(
-                attempt.device_seconds
-                for row in self.rows.values()
-                for attempt in row.attempts
-                if not (row.number in self.running and attempt.token == self.token)
-            )
-            running = sum((clock - since) * self._devices() for since in self.running.values())
-            if before + running > budget.gpu_hours * 3600:
-                return f"the budget of {budget.gpu_hours:g} GPU-hours is used up"
-        return ""
+        return used_up(
+            self.heartbeat.study.spec.budget, self.rows.values(),
+            driven_seconds=self.study.driven_seconds + clock - self.opened,
+            running_seconds=sum(self._seconds(number) for number in self.running),
+            token=self.token, counts_gpus=self.spec.resources.gpus_per_worker > 0,
+        )  # fmt: skip
 
     def closing(self) -> bool:
         """Whether no new trial may start. Tune may ask this for minutes without giving us another turn."""
@@ -175,22 +167,6 @@ class Driver:
     def dropped(self) -> int:
         """How many trials were taken out; others take their place."""
         return sum(row.state == "dropped" for row in self.rows.values())
-
-    def _end_the_silent(self, clock: float) -> None:
-        """Kill the workers of trials that have hung; the second time the trial's own process as well."""
-        for number in self.silence.overdue(clock):
-            whole = self.silence.kills[number] > 1
-            processes = ray.get(self.board.depart.remote(number))
-            targets = [each for each in processes if whole or each["role"] == "worker"]
-            killed = kill_processes(targets)
-            self.say(
-                f"trial {number:>3}  has said nothing for too long: {killed} of its processes ended; "
-                "it goes on from its newest checkpoint"
-            )
-            if not whole:
-                for each in processes:
-                    if each["role"] != "worker":
-                        self.board.arrive.remote(number, each)
 
     # --- what users ask of trials --------------------------------------------------------------------------------
 
@@ -285,8 +261,7 @@ class Driver:
         self._keep(row)
         reach("report.stored")
         for record in fresh:
-            value = score(record, self.goal.metric, self.goal.at_least)
-            self.book.observe(number, record["epoch"], value)
+            self.book.observe(number, record["epoch"], score(record, self.goal))
             self.say(epoch_line(number, record, self.spec.train.epochs))
         reach("report.observed")
         project_epochs(self.tracker, self.study, number, fresh)
@@ -296,10 +271,7 @@ class Driver:
 
     def _judge(self, number: int, epoch: int) -> None:
         everyone = [row for row in self.rows.values() if row.state != "dropped"]
-        decision, reason = asha_verdict(
-            self.rows[number], everyone, rung=epoch, metric=self.goal.metric, at_least=self.goal.at_least,
-            factor=self.spec.scheduler.reduction_factor,
-        )  # fmt: skip
+        decision, reason = verdict(self.spec.scheduler, self.rows[number], everyone, epoch=epoch, goal=self.goal)
         decision = self.store.decide(self.token, number, epoch, decision, reason)
         self.rows[number].verdicts[epoch] = decision
         reach("verdict.stored")

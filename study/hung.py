@@ -10,13 +10,13 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psutil
 import ray
 
-__all__ = ["Silence", "kill_processes", "this_process"]
+__all__ = ["Silence", "end_the_silent", "this_process"]
 
 log = logging.getLogger("agft")
 FIRST_LIMIT_SECONDS = 3600.0  # before anything is known about this study's pace
@@ -102,3 +102,18 @@ def kill_processes(processes: Sequence[Mapping[str, Any]]) -> int:
         except ray.exceptions.RayError as error:  # its node is gone, and the process with it
             log.warning("a silent process could not be reached: %s", type(error).__name__)
     return killed
+
+
+def end_the_silent(silence: Silence, board: Any, clock: float, say: Callable[[str], None]) -> None:
+    """Kill the workers of trials that have hung; the second time the trial's own process as well."""
+    for number in silence.overdue(clock):
+        whole = silence.kills[number] > 1
+        processes = ray.get(board.depart.remote(number))
+        killed = kill_processes([each for each in processes if whole or each["role"] == "worker"])
+        say(
+            f"trial {number:>3}  has said nothing for too long: {killed} of its processes ended; "
+            "it goes on from its newest checkpoint"
+        )
+        for each in processes:
+            if not whole and each["role"] != "worker":
+                board.arrive.remote(number, each)
