@@ -134,12 +134,12 @@ def test_workers_need_room_on_single_nodes():
 
 
 def test_a_large_trial_gets_room_also_when_what_is_free_lies_in_pieces():
-    pieces = [{"CPU": 2.0}, {"CPU": 2.0}, {"CPU": 2.0}]
+    pieces = [{"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 3.0}]
     ledger = Ledger()
     for number in range(3):
-        assert ledger.ask("s", f"s/{number}", Slot({"CPU": 1.5}), pieces, 0)
+        assert ledger.ask("s", f"s/{number}", BOTH, pieces, 0)
     for clock in range(0, 70, 5):
-        assert not ledger.ask("large", "large/0", Slot({"CPU": 1.5}), pieces, clock)
+        assert not ledger.ask("large", "large/0", BOTH, pieces, clock)  # 3 CPUs are free, one on each node
         ledger.heartbeat("s", clock)
     assert not ledger.ask("t", "t/0", Slot({"CPU": 0.5}), pieces, 70)
 

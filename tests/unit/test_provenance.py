@@ -75,6 +75,7 @@ def test_code_that_was_copied_without_its_repository_is_what_the_environment_say
     monkeypatch.setenv("AGFT_GIT_DIRTY", "1")
     told = code_revision()
     assert (told["revision"], told["dirty"]) == ("c0ffee", True)
+    assert code_revision(Path(__file__).parents[2])["revision"] != "c0ffee", "a named folder speaks for itself"
     monkeypatch.setenv("AGFT_GIT_DIRTY", "0")
     assert code_revision()["dirty"] is False
     monkeypatch.delenv("AGFT_GIT_DIRTY")
