@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from infra import storage
@@ -76,6 +77,13 @@ class _Scheduler(FIFOScheduler):
         if number is not None:
             self.driver.result(number, result)
         return str(TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        number = self.searcher.numbers.get(trial.trial_id)
+        error = trial.get_pickled_error()
+        if number is not None and isinstance(error, RayTaskError):  # its code failed; a lost process says otherwise
+            failed = {"outcome": "failed", "failure_kind": "bug", "message": str(error.cause)[-4000:]}
+            self.driver.outcomes.setdefault(number, failed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

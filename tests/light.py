@@ -15,7 +15,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import log2, log10
 from pathlib import Path
@@ -28,7 +29,10 @@ from study.trial import TrialOrder
 from trainers.records import EpochRecord, Score, is_better
 
 if TYPE_CHECKING:
+    from infra.cluster import Cluster
+    from infra.services import Services
     from study.config import StudyConfig
+    from study.runner import Outcome
     from study.store import StudyStore
 
 # At the end of the epoch `Plan.fault_epoch`, before anything of it is kept or reported.
@@ -216,15 +220,73 @@ def create_measured(store: StudyStore, spec: StudyConfig, baseline: Mapping[str,
         store.release(token, "new")
 
 
+STUDY = """\
+name: NAME
+model: {arch: tiny-clip, pretrained: bundled}
+method: {name: agft, logit_scale: {of_model: 1.0}, scale_ratio: 0.8}
+attack: {name: pgd, eps: 4/255, steps: 2}
+data: {train: tiny-color-shapes, dev: [tiny-shapes, tiny-digits], confirm: [tiny-colors], final: [tiny-letters]}
+train: {epochs: 6, batch_size: 64, samples_per_epoch: 64, optimizer: {name: adamw, lr: 5e-4}}
+evaluate: {select: {attack: {eps: [4/255], steps: 2}, samples: 24}}
+search:
+  method.scale_ratio: {low: 0.2, high: 1.4}
+  attack.eps: {low: 1/255, high: 8/255}
+  train.optimizer.lr: {low: 1e-5, high: 1e-1, log: true}
+scheduler: {name: asha, grace_fraction: 0.3, reduction_factor: 2}
+goal: {metric: robust_accuracy, subject_to: {clean_accuracy: ">= clip * 0.8"}}
+budget: {trials: 12}
+seed: 1
+"""
+
+
+def light_study(name: str, **changed: Any) -> StudyConfig:
+    """A study of 12 trials of 6 epochs under ASHA; `changed` replaces whole blocks."""
+    import yaml
+
+    from study.studyfile import parse_study
+
+    return parse_study(yaml.safe_dump({**yaml.safe_load(STUDY), "name": name, **changed}), source=name)
+
+
+@contextmanager
+def light_cluster(services: Services, home: Path, *, cpus: int = 2) -> Iterator[Cluster]:
+    """A local Ray cluster whose processes know the services, in this process; ended with everything it started."""
+    from infra.cluster import connect, disconnect
+
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith(("AWS_", "MLFLOW_", "AGFT_", "RAY_ADDRESS"))]:
+        del os.environ[name]
+    os.environ.update(services.environment(), AGFT_HOME=str(home))
+    try:
+        yield connect(num_cpus=cpus)
+    finally:
+        disconnect()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def drive(
+    spec: StudyConfig, plan: Plan | None = None, *, database: str, cluster: Cluster, services: Services,
+    say: Callable[[str], None] = print,
+) -> Outcome:  # fmt: skip
+    """Run a study of light trials to its end, or go on with it."""
+    from study.runner import run_study
+    from study.store import StudyStore
+
+    store = StudyStore(database, spec.name)
+    create_measured(store, spec)
+    return run_study(
+        store.load().spec, database=database, cluster=cluster, bucket=services.bucket,
+        tracking_uri=services.mlflow_uri, say=say, trainable=light(plan),
+    )  # fmt: skip
+
+
 def main() -> None:
     """Drive a study of light trials in the home `AGFT_HOME`, beside its services; lines as `agft run` prints them."""
-    from infra.cluster import connect, disconnect
     from infra.services import default_home
     from study.console import Clock
     from study.database import database_url
-    from study.runner import run_study
     from study.session import services_here
-    from study.store import StudyStore
     from study.studyfile import load_study
 
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -235,18 +297,10 @@ def main() -> None:
     wanted = parser.parse_args()
     home, clock = default_home(os.environ), Clock()
     spec = load_study(wanted.file)
-    store = StudyStore(database_url(home), spec.name)
-    create_measured(store, spec)
     services = services_here(home, clock)
-    cluster = connect(num_cpus=wanted.cpus)
     plan = Plan(scale=wanted.scale, faults={int(number): fault for number, fault in wanted.faults.items()})
-    try:
-        outcome = run_study(
-            store.load().spec, database=store.url, cluster=cluster, bucket=services.bucket,
-            tracking_uri=services.mlflow_uri, say=clock, trainable=light(plan),
-        )  # fmt: skip
-    finally:
-        disconnect()
+    with light_cluster(services, home, cpus=wanted.cpus) as cluster:
+        outcome = drive(spec, plan, database=database_url(home), cluster=cluster, services=services, say=clock)
     print(f"{outcome.state}: {outcome.message}", flush=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,8 +23,6 @@ from study.rows import TrialRow
 from study.searcher import OptunaBook
 from trainers.config import Goal
 from trainers.records import is_better, violation
-
-IMAGES = 240  # that every accuracy of the table was measured on
 
 # What follows a method's name in the study file. `startup_trials` is the default.
 METHODS: dict[str, dict[str, Any]] = {
@@ -70,11 +68,11 @@ def specification(method: str, seed: int, **more: Any) -> StudyConfig:
 class Seen:
     """A trial as it reports itself: `records` by epoch; `truth`: the curve's robust accuracy at its best epoch.
 
-    Measurement noise can make another epoch than the truly best one its best; an infeasible one is worth nothing.
+    Measurement noise can make another epoch than the truly best one its best; None: that one misses a floor in truth.
     """
 
     records: tuple[dict[str, Any], ...]
-    truth: float
+    truth: float | None
 
 
 @dataclass(frozen=True)
@@ -83,14 +81,15 @@ class _Accuracies:
     robust_accuracy: float
 
 
-def seen(curve: Curve, goal: Goal, generator: np.random.Generator | None = None) -> Seen:
-    """What a trial with this curve reports. With a generator its counts of 240 images are drawn anew."""
+def seen(curve: Curve, goal: Goal, images: int | None = None, seed: Sequence[int] = ()) -> Seen:
+    """What a trial with this curve reports. With `images` its counts of so many are drawn anew, by `seed`."""
+    generator = np.random.default_rng(seed)
     records: list[dict[str, Any]] = []
     best: dict[str, Any] | None = None
     for epoch, (clean, robust, _) in enumerate(curve, start=1):
-        if generator is not None:
-            held, lost, _ = generator.multinomial(IMAGES, [robust, max(0.0, clean - robust), 1 - max(clean, robust)])
-            clean, robust = (held + lost) / IMAGES, held / IMAGES
+        if images is not None:
+            held, lost, _ = generator.multinomial(images, [robust, max(0.0, clean - robust), 1 - max(clean, robust)])
+            clean, robust = (held + lost) / images, held / images
         own = _Accuracies(clean, robust)
         record = {"epoch": epoch, **vars(own), "feasible": violation(own, goal) == 0}
         if best is None or is_better(own, _Accuracies(best["clean_accuracy"], best["robust_accuracy"]), goal):
@@ -98,7 +97,7 @@ def seen(curve: Curve, goal: Goal, generator: np.random.Generator | None = None)
         records.append(record | {f"best_{name}": best[name] for name in ("epoch", *vars(own), "feasible")})
     assert best is not None
     clean, robust, _ = curve[best["epoch"] - 1]
-    return Seen(tuple(records), robust if violation(_Accuracies(clean, robust), goal) == 0 else 0.0)
+    return Seen(tuple(records), robust if violation(_Accuracies(clean, robust), goal) == 0 else None)
 
 
 class MemoryBook(OptunaBook):
@@ -113,9 +112,13 @@ class MemoryBook(OptunaBook):
 
 def replay(
     spec: StudyConfig, landscape: Callable[[Mapping[str, float]], Curve], goal: Goal, *, fallback: float, workers: int,
-    start_up: float, horizon: float, noisy: bool,
+    start_up: float, horizon: float, images: int | None,
 ) -> Replay:  # fmt: skip
-    """Run one study until `horizon` seconds. `fallback` is the unmodified model's value, the first incumbent."""
+    """Run one study until `horizon` seconds.
+
+    `fallback` is the unmodified model's value: the first incumbent, and what a winner counts that in truth misses a
+    floor. `images`: as `seen`.
+    """
     book = MemoryBook(spec, goal.at_least)
     stops = schedule.rungs(spec.scheduler, spec.train.epochs)
     rows: dict[int, TrialRow] = {}
@@ -129,7 +132,7 @@ def replay(
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             number, params = book.propose()
         curves[number] = landscape(params)
-        found[number] = seen(curves[number], goal, np.random.default_rng([spec.seed, number]) if noisy else None)
+        found[number] = seen(curves[number], goal, images, (spec.seed, number))
         rows[number] = TrialRow(number, "running", params, {}, int(clock * 1000))
         heapq.heappush(events, (clock + start_up + curves[number][0][2], number))
 
@@ -139,7 +142,8 @@ def replay(
         best = best_trial(list(rows.values()), goal)
         if best is not None:
             times.append(clock)
-            values.append(found[best.number].truth)
+            truth = found[best.number].truth
+            values.append(fallback if truth is None else truth)
         begin(clock)
 
     for _ in range(workers):
@@ -149,7 +153,7 @@ def replay(
         record = found[number].records[len(rows[number].epochs)]
         rows[number] = row = replace(rows[number], epochs=(*rows[number].epochs, record))
         epoch = record["epoch"]
-        book.observe(number, epoch, schedule.score(record, goal.metric, goal.at_least))
+        book.observe(number, epoch, schedule.score(record, goal))
         decision = judge(spec, row, rows.values(), epoch, goal) if epoch in stops else "continue"
         if epoch == spec.train.epochs:
             end(number, "complete", clock)
@@ -165,7 +169,4 @@ def replay(
 
 def judge(spec: StudyConfig, row: TrialRow, everyone: Any, epoch: int, goal: Goal) -> str:
     """The scheduler's word, as the driver asks for it."""
-    decision, _ = schedule.asha_verdict(
-        row, everyone, rung=epoch, metric=goal.metric, at_least=goal.at_least, factor=spec.scheduler.reduction_factor
-    )
-    return decision
+    return schedule.verdict(spec.scheduler, row, list(everyone), epoch=epoch, goal=goal)[0]
