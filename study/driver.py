@@ -211,8 +211,9 @@ class Driver:
 
     def admit(self, number: int) -> bool:
         """A slot for one more trial, if the cluster has one."""
+        wanted = self.spec.resources
         asked = self.admission.ask.remote(
-            self.identity, f"{self.identity}/{number}", self.need(), self.total, workers=self.spec.resources.workers
+            self.identity, f"{self.identity}/{number}", self.need(), self.total, wanted.priority, wanted.workers
         )
         return bool(ray.get(asked))
 
