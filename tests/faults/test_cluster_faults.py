@@ -57,7 +57,7 @@ def make(stack: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., obje
     return started
 
 
-def wait_for(found: Callable[[], object], what: str, seconds: float = 300) -> object:
+def wait_for(found: Callable[[], object], what: str, seconds: float = 600) -> object:
     deadline = time.monotonic() + seconds
     while True:
         if value := found():
