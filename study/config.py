@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from study.space import Dimension, parse_space
-from trainers.config import AttackConfig, DataConfig, EvalConfig, Goal, ModelConfig, TrainConfig
+from trainers.config import AttackConfig, DataConfig, EvalConfig, Goal, Metric, ModelConfig, TrainConfig
 from trainers.objectives import MethodConfig
 from trainers.units import Frozen
 
@@ -76,16 +76,34 @@ class StudyEvaluation(Frozen):
 class GoalConfig(Frozen):
     """What the study maximises, and what it must not give up for it."""
 
-    metric: Literal["robust_accuracy", "clean_accuracy"] = Field("robust_accuracy", description="metric to maximise")
+    metric: Metric = Field("robust_accuracy", description="metric to maximise")
+    metrics: tuple[Metric, ...] = Field(
+        (), description="instead of `metric`, several: the search looks for their Pareto front"
+    )
     mode: Literal["max"] = Field("max", description="direction")
-    subject_to: dict[Literal["robust_accuracy", "clean_accuracy"], FloorText] = Field(
+    subject_to: dict[Metric, FloorText] = Field(
         default_factory=dict, description="floors, e.g. {clean_accuracy: '>= clip - 0.06'}"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_several(cls, given: Any) -> Any:
+        several = given.get("metrics") if isinstance(given, Mapping) else None
+        if not isinstance(several, list | tuple) or not several:
+            return given
+        if len(several) < 2 or len(set(map(str, several))) < len(several):
+            raise ValueError("metrics: two or more different ones make a front; write metric for a single one")
+        if given.get("metric", several[0]) != several[0]:
+            raise ValueError("write metric, or metrics, but not both")
+        return {**given, "metric": several[0]}
+
     def resolve(self, clip: Mapping[str, float]) -> Goal:
         """The goal with every floor as a number, given the unmodified model's accuracies."""
-        floors = {name: parse_floor(text).resolve(clip[name]) for name, text in self.subject_to.items()}
-        return Goal(metric=self.metric, mode=self.mode, at_least=floors)
+        return self.at({name: parse_floor(text).resolve(clip[name]) for name, text in self.subject_to.items()})
+
+    def at(self, floors: Mapping[Metric, float]) -> Goal:
+        """The goal with these floors."""
+        return Goal(metric=self.metric, metrics=self.metrics, mode=self.mode, at_least=dict(floors))
 
 
 class SamplerConfig(Frozen):
@@ -98,11 +116,18 @@ class SamplerConfig(Frozen):
 
 
 class SchedulerConfig(Frozen):
-    """Early stopping. ASHA, stopping variant (Li et al. 2020): the best 1/reduction_factor of a rung go on."""
+    """Early stopping of trials (`study.schedule`)."""
 
-    name: Literal["asha", "none"] = Field("asha", description="asha, or none: every trial runs to the end")
-    grace_fraction: float = Field(0.25, gt=0, le=1, description="first rung, as a fraction of the epochs")
-    reduction_factor: int = Field(3, ge=2, description="a rung keeps one in so many")
+    name: Literal["asha", "median", "none"] = Field(
+        "asha", description="asha: a rung keeps the best; median: whoever is below the others' median stops; none"
+    )
+    grace_fraction: float = Field(0.25, gt=0, le=1, description="no trial stops before this fraction of its epochs")
+    reduction_factor: int = Field(3, ge=2, description="asha: a rung keeps one in so many")
+    min_trials: int = Field(4, ge=1, description="median: so many others must have reached the epoch")
+    patience: int | None = Field(
+        None, ge=1, description="a trial also ends when so many epochs brought nothing; it counts as complete"
+    )
+    min_delta: float = Field(0.0, ge=0, le=1, description="what counts as an improvement, for `patience`")
 
 
 class ResourcesConfig(Frozen):
@@ -114,6 +139,7 @@ class ResourcesConfig(Frozen):
     max_concurrent: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="trials at once; auto = as many as the cluster holds"
     )
+    priority: int = Field(0, description="trials of a study with a higher one start first on a shared cluster")
     silence: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         "auto",
         description="seconds without a report after which a trial's workers are ended and it goes on from its newest "
@@ -127,6 +153,8 @@ class BudgetConfig(Frozen):
     trials: int = Field(ge=1, description="number of trials")
     hours: float | None = Field(None, gt=0, description="wall-clock hours of driving, over all attempts")
     gpu_hours: float | None = Field(None, gt=0, description="GPU-hours of all trials together")
+    patience: int | None = Field(None, ge=1, description="end when so many trials in a row improved nothing")
+    min_delta: float = Field(0.0, ge=0, le=1, description="what counts as an improvement, for `patience`")
 
 
 class PromoteConfig(Frozen):
@@ -157,6 +185,15 @@ class StudyConfig(Frozen):
     budget: BudgetConfig = Field(description="when the study ends")
     promote: PromoteConfig = Field(default_factory=PromoteConfig, description="how the champion is chosen")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the search and of every trial")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_front_has_no_early_stopping(cls, given: Any) -> Any:
+        """A stopped trial never enters a front: with several metrics the default is to stop none."""
+        goal = given.get("goal") if isinstance(given, Mapping) else None
+        if isinstance(goal, Mapping) and goal.get("metrics") and "scheduler" not in given:
+            return {**given, "scheduler": {"name": "none"}}
+        return given
 
     def dimensions(self) -> list[Dimension]:
         """The search space; an entry that is wrong never gets this far."""

@@ -14,7 +14,7 @@ from study.cost import study_passes
 from study.cost_table import short
 from study.database import database_url
 from study.errors import UserError
-from study.samplers import proposals
+from study.samplers import directions, proposals
 from study.schedule import rungs
 from study.space import shown
 from study.store import StudyStore, study_names
@@ -67,7 +67,7 @@ def _here(spec: StudyConfig, need: float, cores: int) -> int:
 def first_samples(spec: StudyConfig) -> list[dict[str, Any]]:
     """Parameters of the first trials, warm starts first, as far as they do not depend on results."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="maximize")
+    study = optuna.create_study(directions=directions(spec))
     count = min(FIRST, spec.budget.trials, spec.sampler.startup_trials)
     return [params for _, params in proposals(study, spec, count)]
 

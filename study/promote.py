@@ -125,7 +125,7 @@ def _decide(
     missed = [f"{name} {own[name]:.1%} < {floor:.1%}" for name, floor in goal.at_least.items() if own[name] < floor]
     if missed:
         promotion.state, promotion.reason = "refused", f"below a floor on the confirm sets: {'; '.join(missed)}"
-    elif own[goal.metric] <= found[UNMODIFIED][goal.metric]:
+    elif goal.value(own.__getitem__) <= goal.value(found[UNMODIFIED].__getitem__):
         promotion.state, promotion.reason = "refused", f"no better than the unmodified CLIP in {goal.metric}"
     elif head.champion is not None and _rank(found["champion"], goal) >= _rank(own, goal):
         promotion.state = "kept"
@@ -140,7 +140,7 @@ def _decide(
 
 def _rank(result: Measurement, goal: Goal) -> tuple[float, float]:
     missing = sum(max(0.0, floor - result[name]) for name, floor in goal.at_least.items())
-    return -missing, float(result[goal.metric])
+    return -missing, goal.value(result.__getitem__)
 
 
 def _prove(promotion: Promotion, spec: StudyConfig, winner: TrialRow, *, say: Callable[[str], None]) -> None:

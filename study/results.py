@@ -20,7 +20,7 @@ def ranked(trials: Sequence[TrialRow], goal: Goal) -> list[TrialRow]:
     An early-stopped trial never enters: its value is that of another training length.
     """
     complete = [trial for trial in trials if trial.state == "complete" and trial.last is not None]
-    return sorted(complete, key=lambda t: (-score(t.last or {}, goal.metric, goal.at_least), t.number))
+    return sorted(complete, key=lambda t: (-score(t.last or {}, goal), t.number))
 
 
 def best_trial(trials: Sequence[TrialRow], goal: Goal) -> TrialRow | None:

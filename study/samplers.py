@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -17,7 +18,17 @@ from infra.failpoint import reach
 from study.config import StudyConfig
 from study.space import Dimension, grid
 
-__all__ = ["draw", "enqueue_warm_starts", "proposals", "propose", "sampler_for"]
+__all__ = ["directions", "draw", "enqueue_warm_starts", "proposals", "propose", "sampler_for", "values"]
+
+
+def directions(spec: StudyConfig) -> list[str]:
+    """Of the Optuna study: one a metric."""
+    return ["maximize"] * len(spec.goal.at({}).names)
+
+
+def values(spec: StudyConfig, record: Mapping[str, Any]) -> list[float]:
+    """What Optuna is told about a full-length trial, given its last epoch record: one number a metric."""
+    return [float(record[f"best_{name}"]) for name in spec.goal.at({}).names]
 
 
 def proposals(study: optuna.Study, spec: StudyConfig, count: int) -> list[tuple[int, dict[str, Any]]]:

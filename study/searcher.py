@@ -51,7 +51,8 @@ class OptunaBook:
         self.ids: dict[int, int] = {}  # number -> Optuna's own id, of the trials that this driver met
 
     def _study(self, name: str) -> optuna.Study:
-        return optuna.create_study(study_name=name, storage=self.storage, direction="maximize", load_if_exists=True)
+        directions = samplers.directions(self.spec)
+        return optuna.create_study(study_name=name, storage=self.storage, directions=directions, load_if_exists=True)
 
     def enqueue_warm_starts(self) -> None:
         """Put the warm starts first in line, once in a study's life."""
@@ -125,7 +126,7 @@ class OptunaBook:
         if frozen.state.is_finished():
             return
         for record in row.epochs:  # a crash may have come between the store's write and Optuna's
-            self.observe(row.number, record["epoch"], score(record, self.spec.goal.metric, self.at_least))
+            self.observe(row.number, record["epoch"], score(record, self.spec.goal.at(self.at_least)))
         for key, text in (("agft.stop_reason", row.stop_reason), ("agft.failure_kind", row.failure_kind)):
             if text:
                 self.storage.set_trial_user_attr(frozen._trial_id, key, text)
@@ -133,9 +134,8 @@ class OptunaBook:
             trial = optuna.Trial(self.study, frozen._trial_id)
             for name, floor in self.at_least.items():
                 trial.set_constraint(name, floor - float(row.last[f"best_{name}"]))
-        metric = f"best_{self.spec.goal.metric}"
-        value = float(row.last[metric]) if row.last and row.state == "complete" else None
-        self.study.tell(row.number, values=value, state=STATES[row.state], skip_if_finished=True)
+        values = samplers.values(self.spec, row.last) if row.last and row.state == "complete" else None
+        self.study.tell(row.number, values=values, state=STATES[row.state], skip_if_finished=True)
 
     def is_complete(self) -> bool:
         """Whether Optuna has every trial of ours; it lacks them after an import."""

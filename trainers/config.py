@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ __all__ = [
     "EvalAttack",
     "EvalConfig",
     "Goal",
+    "Metric",
     "ModelConfig",
     "OptimizerConfig",
     "Steps",
@@ -158,16 +160,29 @@ class TrainConfig(Frozen):
     threads: int | None = Field(default=None, ge=1, description="CPU threads of each worker; null = torch's choice")
 
 
-class Goal(Frozen):
-    """What `best` means, with every number resolved: feasible first, then the metric."""
+Metric = Literal["robust_accuracy", "clean_accuracy"]
 
-    metric: Literal["robust_accuracy", "clean_accuracy"] = Field(
-        default="robust_accuracy", description="what to maximise"
-    )
+
+class Goal(Frozen):
+    """What `best` means, with every number resolved: feasible first, then the value.
+
+    With several `metrics` the value is their mean: no other epoch of the trial can be better in all of them than the
+    one that it chooses, so a trial stands in a Pareto front with numbers that one epoch, its checkpoint's, really had.
+    """
+
+    metric: Metric = Field(default="robust_accuracy", description="what to maximise")
+    metrics: tuple[Metric, ...] = Field(default=(), description="several: a Pareto front; `metric` is the first")
     mode: Literal["max"] = Field(default="max", description="direction")
-    at_least: dict[Literal["robust_accuracy", "clean_accuracy"], float] = Field(
-        default_factory=dict, description="floors that a feasible epoch reaches"
-    )
+    at_least: dict[Metric, float] = Field(default_factory=dict, description="floors that a feasible epoch reaches")
+
+    @property
+    def names(self) -> tuple[Metric, ...]:
+        """What is maximised, one or more."""
+        return self.metrics or (self.metric,)
+
+    def value(self, of: Callable[[Metric], float]) -> float:
+        """The number that is compared, given each metric's: the metric itself, or the mean of several."""
+        return sum(float(of(name)) for name in self.names) / len(self.names)
 
 
 class TrialConfig(Frozen):

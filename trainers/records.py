@@ -85,7 +85,7 @@ def is_better(candidate: Accuracies, best: Accuracies | None, goal: Goal) -> boo
 
 
 def _rank(candidate: Accuracies, goal: Goal) -> tuple[float, float]:
-    return -violation(candidate, goal), float(getattr(candidate, goal.metric))
+    return -violation(candidate, goal), goal.value(lambda name: getattr(candidate, name))
 
 
 def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
