@@ -106,7 +106,7 @@ def _of_metric(metric: str, features: Array, values: Array, dimensions: Sequence
     random = np.random.default_rng(seed)
     if np.ptp(values) == 0:
         return Importances(metric, len(values), (), None, None, "every trial has the same accuracy")
-    full = RandomForestRegressor(FULL_TREES, max_features=0.5, oob_score=True, random_state=seed).fit(features, values)
+    full = RandomForestRegressor(FULL_TREES, max_features=1.0, oob_score=True, random_state=seed).fit(features, values)
     seen = np.isfinite(full.oob_prediction_)
     r2 = float(r2_score(values[seen], full.oob_prediction_[seen]))
     shares = np.array([_shares(features, values, dimensions, random) for _ in range(BOOTSTRAPS)])
@@ -127,9 +127,9 @@ def _shares(features: Array, values: Array, dimensions: Sequence[Dimension], ran
 
     picked = random.integers(len(values), size=len(values))
     noisy = np.column_stack([features, random.uniform(size=len(values))])[picked]
-    forest = RandomForestRegressor(
-        TREES, max_features=0.5, bootstrap=False, random_state=int(random.integers(2**31))
-    ).fit(noisy, values[picked])
+    forest = RandomForestRegressor(TREES, max_features=1.0, random_state=int(random.integers(2**31))).fit(
+        noisy, values[picked]
+    )
     points, again = _points(features, dimensions, random), _points(features, dimensions, random)
     width = points.shape[1]
     changed = np.repeat(points[None], width + 1, axis=0)

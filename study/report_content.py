@@ -14,6 +14,7 @@ from study.importance import Importances, importances
 from study.results import best_so_far, best_trial, pareto_front
 from study.rows import StudyRow, TrialRow
 from study.space import Dimension, shown
+from study.status import live_state
 
 __all__ = ["Axis", "Bar", "Content", "Step", "content_of", "label_of"]
 
@@ -115,7 +116,7 @@ def content_of(
     now = now_ms or int(time.time() * 1000)
     return Content(
         study=study.name,
-        state=_state(study),
+        state=live_state(study),
         summary=_summary(study),
         drawn_ms=now,
         budget=spec.budget.trials,
@@ -152,10 +153,6 @@ def _axis(dimension: Dimension) -> Axis:
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in choices)
         return Axis(dimension.path, label, choices=tuple(sorted(choices) if numbers else choices))
     return Axis(dimension.path, label, bool(distribution.log), float(distribution.low), float(distribution.high))
-
-
-def _state(study: StudyRow) -> str:
-    return "interrupted" if study.state == "running" and study.lease_seconds <= 0 else study.state
 
 
 def _summary(study: StudyRow) -> str:

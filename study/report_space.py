@@ -17,6 +17,7 @@ from study.report_style import ACCENT, GREY, STATES, new_figure, percent_axis, w
 
 __all__ = ["fraction", "importance_bars", "parallel", "slices", "ticks"]
 
+CROWDED = 0.07  # ticks that are nearer than this would be printed over each other
 NOT_SET = -0.14  # place of a conditional parameter that a trial does not have, below the axis
 
 
@@ -36,19 +37,15 @@ def ticks(axis: Axis) -> list[tuple[float, str]]:
     if axis.choices:
         return [(fraction(axis, value), axis.text(value)) for value in axis.choices]
     if axis.log:
-        powers = range(math.ceil(math.log10(axis.low)), math.floor(math.log10(axis.high)) + 1)
-        inner = [10.0**power for power in powers]
-        values = [axis.low, *inner, axis.high]
+        inner = [10.0**power for power in range(math.ceil(math.log10(axis.low)), math.ceil(math.log10(axis.high)))]
     else:
-        nice = MaxNLocator(4).tick_values(axis.low, axis.high)
-        values = [axis.low, *(value for value in nice if axis.low < value < axis.high), axis.high]
-    placed: list[tuple[float, str]] = []
-    for value in values:
+        inner = [float(value) for value in MaxNLocator(4).tick_values(axis.low, axis.high)]
+    placed = [(0.0, axis.text(float(axis.low)))]
+    for value in inner:
         place = fraction(axis, value)
-        if place < 1 and (1 - place < 0.07 or (placed and place - placed[-1][0] < 0.07)):
-            continue  # the ends are always told
-        placed.append((place, axis.text(float(value))))
-    return placed
+        if place - placed[-1][0] > CROWDED and 1 - place > CROWDED:  # the ends are always told
+            placed.append((place, axis.text(value)))
+    return [*placed, (1.0, axis.text(float(axis.high)))]
 
 
 def parallel(content: Content) -> Figure:

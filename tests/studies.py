@@ -56,8 +56,9 @@ RUNNING, TWICE, LOST = (22, 23), 9, 16
 
 def synthetic_study(folder: Path, *, name: str = "synthetic", trials: int = 24, finished: bool = False) -> StudyStore:
     """A store with `trials` trials: complete, stopped early, failed, continued by a second driver, still running."""
-    store = StudyStore(f"sqlite:///{folder}/{name}.db", name)
-    spec = parse_study(SPEC.replace("NAME", name).replace("trials: 24", f"trials: {trials}"), source="synthetic")
+    store = StudyStore(f"sqlite:///{folder}/studies.db", name)
+    text = SPEC.replace("NAME", name).replace("trials: 24", f"trials: {max(1, trials)}")
+    spec = parse_study(text, source="synthetic")
     store.create(spec)
     token = store.acquire("node-a|1|1.00", seconds=3600)
     store.set_study(token, baseline=BASELINE, provenance={"code": {"revision": "0" * 40, "dirty": False}})

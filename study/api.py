@@ -1,0 +1,172 @@
+"""Studies from Python, as the command line has them, with typed results.
+
+from study.api import Study
+
+study = Study.open("demo-001")
+print(study.state, len(study.trials), "trials")
+print(study.best.params, study.best.robust_accuracy)
+study.report("report")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study.config import StudyConfig
+from study.database import database_url
+from study.errors import UserError
+from study.facts import Epoch, Trial, trials_of
+from study.importance import Importance, Importances
+from study.report_content import Content, content_of
+from study.results import best_trial, pareto_front, ranked
+from study.rows import Attempt
+from study.status import live_state
+from study.store import StudyStore, study_names
+from study.studyfile import load_study
+
+__all__ = ["Attempt", "Content", "Epoch", "Importance", "Importances", "Study", "Trial", "UserError", "studies"]
+
+
+def studies(*, home: str | Path | None = None) -> list[str]:
+    """Names of all studies in the database, newest first."""
+    return study_names(database_url(_home(home)))
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study. Every property reads the database anew, so that a running study is seen as it is now.
+
+    Mistakes raise `UserError`, or another `ValueError`, with the message that the command line would print.
+    """
+
+    store: StudyStore
+    home: Path
+
+    @classmethod
+    def open(cls, name: str, *, home: str | Path | None = None) -> Study:
+        """The study `name` of the database that `AGFT_STUDY_DB` names, or of the AGFT home; whoever runs it."""
+        folder = _home(home)
+        store = StudyStore(database_url(folder), name)
+        store.load()  # an unknown name is answered with the nearest one
+        return cls(store, folder)
+
+    @classmethod
+    def run(
+        cls, file: str | Path, *, name: str | None = None, promote: bool = False, home: str | Path | None = None
+    ) -> Study:
+        """Run a study file here, or go on with it, until it has ended; what `agft run` does, printing included.
+
+        Look at `state` afterwards: a study that was paused can be run again.
+        """
+        from study.data import check_ready
+        from study.session import run_here
+
+        spec = _named(load_study(Path(file)), name)
+        check_ready(spec)
+        run_here(spec, _home(home), then_promote=promote)
+        return cls.open(spec.name, home=home)
+
+    @classmethod
+    def submit(
+        cls,
+        file: str | Path,
+        *,
+        name: str | None = None,
+        address: str | None = None,
+        working_dir: str | Path | None = None,
+        home: str | Path | None = None,
+    ) -> Study:
+        """Run a study file on a Ray cluster, as `agft submit` does, and return once its driver has the study."""
+        from infra.jobs import dashboard_address
+        from study.submit import submit, wait_for_driver
+
+        spec = _named(load_study(Path(file)), name)
+        submission = submit(
+            spec,
+            address=dashboard_address(address, os.environ),
+            database=database_url(_home(home)),
+            environ=os.environ,
+            working_dir=None if working_dir is None else Path(working_dir),
+        )
+        wait_for_driver(submission, print)
+        return cls.open(spec.name, home=home)
+
+    @property
+    def name(self) -> str:
+        """Its name, by which every terminal knows it."""
+        return self.store.name
+
+    @property
+    def spec(self) -> StudyConfig:
+        """The study file as a typed record, with the budget of now."""
+        return self.store.load().spec
+
+    @property
+    def state(self) -> str:
+        """`queued`, `running`, `paused`, `interrupted`, `stopped`, `failed` or `finished`."""
+        return live_state(self.store.load())
+
+    @property
+    def unmodified(self) -> Mapping[str, Any] | None:
+        """Accuracies of the unmodified CLIP on the dev sets; None before they are measured."""
+        return self.store.load().baseline
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Every trial by its number, in any state."""
+        return trials_of(self.store.load(), self.store.trials())
+
+    @property
+    def best(self) -> Trial | None:
+        """The best full-length trial that reaches every floor; None while there is none."""
+        study, rows = self.store.load(), self.store.trials()
+        found = best_trial(rows, study.spec.goal.resolve(study.baseline)) if study.baseline else None
+        return trials_of(study, [found])[0] if found else None
+
+    def ranked(self) -> list[Trial]:
+        """Full-length trials, best first: those that reach every floor by the goal, then the others."""
+        study, rows = self.store.load(), self.store.trials()
+        if not study.baseline:
+            return []
+        return trials_of(study, ranked(rows, study.spec.goal.resolve(study.baseline)))
+
+    def pareto(self) -> list[Trial]:
+        """Full-length trials that no other beats in clean and robust accuracy, by rising clean accuracy."""
+        return trials_of(self.store.load(), pareto_front(self.store.trials()))
+
+    def importances(self) -> tuple[Importances, ...]:
+        """What moved clean and robust accuracy, with the uncertainty; without entries below ten full-length trials."""
+        return self.content().importances
+
+    def content(self) -> Content:
+        """Everything that a report shows, typed: what `report.json` holds."""
+        return content_of(self.store.load(), self.store.trials())
+
+    def frame(self) -> list[dict[str, Any]]:
+        """One plain dict a trial, parameters by dotted path: `pandas.DataFrame(study.frame())`."""
+        return [trial.flat() for trial in self.trials]
+
+    def report(self, folder: str | Path | None = None) -> Path:
+        """Write the report (page, pictures, Markdown, JSON) into `folder`; returns the path of `report.html`."""
+        from study.report import write_report
+
+        place = self.home / "reports" / self.name if folder is None else Path(folder)
+        return write_report(self.store.load(), self.store.trials(), place).with_name("report.html")
+
+    def pause(self) -> None:
+        """Ask the driver, wherever it runs, to pause: running trials end at their next report, with a checkpoint."""
+        self.store.desire("pause")
+
+
+def _home(home: str | Path | None) -> Path:
+    from infra.services import default_home
+
+    return default_home(os.environ) if home is None else Path(home)
+
+
+def _named(spec: StudyConfig, name: str | None) -> StudyConfig:
+    return spec if name is None else type(spec).model_validate({**spec.model_dump(mode="json"), "name": name})
