@@ -32,7 +32,7 @@ from study.projection import project_best, project_epochs, project_outcome, proj
 from study.report_live import LiveReport
 from study.requests import answer
 from study.results import best_trial
-from study.schedule import rungs, score, verdict
+from study.schedule import plateau, rungs, score, verdict
 from study.searcher import OptunaBook
 from study.space import apply_params, shown
 from study.store import StudyRow, StudyStore, TrialRow
@@ -303,6 +303,11 @@ class Driver:
                 self.closing_reason = "the trials lost their driver's board"
             return
         state = {"finished": "complete", "stopped": "pruned"}.get(word, "failed")
+        stored = self.rows[number]
+        if state == "pruned" and stored.last and plateau(
+            self.spec.scheduler, stored, epoch=stored.last["epoch"], goal=self.goal
+        ):  # fmt: skip
+            state = "complete"  # it stood still: more epochs would not change what it is judged by
         lost = "pre-empted" if error else "bug"  # without a word: its process died, or it simply returned
         kind = ((outcome or {}).get("failure_kind") or lost) if state == "failed" else None
         row = self._keep(
@@ -340,11 +345,11 @@ class Driver:
         self.say(study_line(sum(row.finished for row in counted), self.budget() + again, pruned, pace))
 
     def _why(self, number: int, state: str, outcome: dict[str, Any] | None) -> str | None:
-        if state == "complete":
-            return None
         if state == "failed":
             return (outcome or {}).get("message") or "the trial's process ended without a word"
         stops = [epoch for epoch, decision in self.rows[number].verdicts.items() if decision == "stop"]
+        if state == "complete":
+            return f"no improvement up to epoch {max(stops)}" if stops else None
         if stops:
             return f"{self.spec.scheduler.name} at epoch {max(stops)}"
         return f"study: {self.closing_reason if self.closing_word == 'budget' else self.closing_word or 'stopped'}"
