@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,11 +67,11 @@ class TwoNodes:
         head = ["--head", "--port", str(self.ports["gcs"]), "--dashboard-host", "127.0.0.1"]
         self._start("head", [*head, "--dashboard-port", str(self.ports["dashboard"])], num_cpus)
 
-    def start_worker(self, name: str = "worker", *, num_cpus: int = 1) -> None:
-        """Start a node that joins."""
-        self._start(name, ["--address", self.head_address], num_cpus)
+    def start_worker(self, name: str = "worker", *, num_cpus: int = 1, without: Sequence[str] = ()) -> None:
+        """Start a node that joins, `without` some variables of the environment."""
+        self._start(name, ["--address", self.head_address], num_cpus, without)
 
-    def _start(self, name: str, arguments: list[str], num_cpus: int) -> None:
+    def _start(self, name: str, arguments: list[str], num_cpus: int, without: Sequence[str] = ()) -> None:
         mark = f"{self.folder}:{name}"
         self.nodes[name] = mark
         agent, client = processes.free_ports(2)
@@ -85,6 +85,7 @@ class TwoNodes:
             command += ["--ray-client-server-port", str(client)]
         environment = self.environment(**SETTINGS, **{processes.MARKER: mark})
         environment |= {"OMP_WAIT_POLICY": "PASSIVE", "RAY_worker_maximum_startup_concurrency": "8"}  # few cores
+        environment = {key: value for key, value in environment.items() if key not in without}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 

@@ -1,17 +1,19 @@
-"""A study on a shared cluster with token authentication, seen by a terminal from submit to report. 3 nested trials."""
+"""A study on a shared cluster with token authentication, seen by a terminal from submit to report. 5 nested trials."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from clusters import TwoNodes, two_nodes
 from infra import storage
+from infra.jobs import Jobs
 from infra.services import Services
 from study.store import StudyStore
 
@@ -114,6 +116,42 @@ def test_no_secret_is_in_what_the_jobs_api_and_the_logs_show(cluster, submitted,
         assert all(secret not in text for text in submitted.values())
 
 
+def wait_for(found: Callable[[], object], what: str, seconds: float = 400) -> None:
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, what
+        time.sleep(1)
+
+
+def test_a_submitted_study_pauses_for_any_terminal_and_for_ray_and_goes_on_when_submitted_again(cluster, monkeypatch):
+    long = STUDY.replace("shared", "long").replace("epochs: 2", "epochs: 300").replace("trials: 3", "trials: 1")
+    (cluster.folder / "long.yaml").write_text(long)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(cluster.folder / "token"))
+    jobs = Jobs(cluster.dashboard)
+
+    def reached() -> int:
+        return max((trial["epochs"] for trial in cluster.status("long")["trials"]), default=0)
+
+    cluster.agft("submit", "long.yaml", "--address", cluster.dashboard, "--priority", "2")
+    wait_for(lambda: reached() >= 1, "the first epoch")
+    assert "asked" in cluster.agft("pause", "long").stdout
+    wait_for(lambda: cluster.status("long")["state"] == "paused", "the study pauses")
+    before = reached()
+
+    again = cluster.agft("submit", "long.yaml", "--address", cluster.dashboard, "--priority", "2").stdout
+    [identity] = re.findall(r"job (agft-long-\d+-2) submitted", again)
+    wait_for(lambda: reached() > before, "another epoch")
+    jobs.stop(identity)
+    wait_for(lambda: jobs.job(identity).ended, "Ray's own way to stop a job ends it")
+    assert cluster.status("long")["state"] == "paused"
+    [trial] = cluster.status("long")["trials"]
+    assert (trial["state"], trial["attempts"]) == ("running", 2)
+    shown = re.findall(r"trial +0  epoch (\d+)/", cluster.agft("logs", "long").stdout)
+    assert len(shown) == len(set(shown)), "no epoch is trained again"
+    cluster.agft("stop", "long")
+    assert cluster.status("long")["state"] == "stopped"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -144,3 +182,15 @@ def test_a_database_that_the_nodes_do_not_have_is_told_by_the_drivers_first_line
                         AGFT_STUDY_DB=f"sqlite:///{tmp_path}/other.db")  # fmt: skip
     assert done.returncode == 1
     assert "study 'elsewhere' is not in the study database of this node" in done.stderr
+
+
+def test_a_node_that_lacks_what_the_study_needs_is_named_before_anything_is_driven(cluster):
+    cluster.start_worker("bare", without=["AWS_SECRET_ACCESS_KEY"])
+    try:
+        done = cluster.agft("submit", "study.yaml", "--name", "bare", "--address", cluster.dashboard, check=False)
+        assert done.returncode == 1
+        assert re.search(r"node \S+ \(\w{6}\): not set where `ray start` ran: AWS_SECRET_ACCESS_KEY\n", done.stderr)
+        assert cluster.services.secret_key not in done.stderr
+        assert cluster.status("bare")["state"] == "queued"
+    finally:
+        cluster.kill("bare")
