@@ -27,7 +27,7 @@ log = logging.getLogger("agft")
 P = ParamSpec("P")
 R = TypeVar("R")
 AWAY = (OperationalError, InterfaceError)  # no answer, locked, full: what may be over in a while
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 60.0  # a driver that was cut off, and replaced, must not hold its workers for longer
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 5.0
 
 

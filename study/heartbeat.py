@@ -9,9 +9,10 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from study.database import PATIENCE_SECONDS
 from study.errors import LeaseLost
 from study.requests import pending
-from study.store import LEASE_SECONDS, StudyRow, StudyStore
+from study.store import StudyRow, StudyStore
 
 __all__ = ["HEARTBEAT_SECONDS", "Heartbeat"]
 
@@ -23,7 +24,8 @@ class Heartbeat(threading.Thread):
     """Keeps the lease, adds up driving time, and learns what users want.
 
     `study` is the row as of the last beat (its desired state, its budget of now), `requests` what they ask of trials.
-    `lost`: another driver has taken over, or may have, since the database was away for longer than the lease.
+    `lost`: another driver has taken over, or may have, since the database has been away for `PATIENCE_SECONDS`. Between
+    the end of the lease and then, the token still keeps this driver from writing over a newer one.
     """
 
     def __init__(self, store: StudyStore, token: int) -> None:
@@ -49,7 +51,7 @@ class Heartbeat(threading.Thread):
                 return
             except SQLAlchemyError as error:
                 log.warning("the study database does not answer (%s)", type(error).__name__)
-                if clock - self.heard > LEASE_SECONDS:
+                if clock - self.heard > PATIENCE_SECONDS:
                     self.lost = True
                     return
 
