@@ -129,16 +129,17 @@ def next_name(base: str) -> str:
               "beside published numbers, or beside another evaluation of the same images.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Of a study: folder, by default under the AGFT home. With "
               "--against: Markdown file, by default the screen.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="With --against: for machines.")
+@click.option("--json", "as_json", is_flag=True, help="For machines, on the screen.")
 @answering
 def report(target: str, against: str | None, out: Path | None, as_json: bool) -> None:
     """Write a study's table and figures; or set an evaluation beside published numbers or another model."""
     if against is None:
-        from study.report import write_report
+        from study.report import report_json, write_report
 
-        if as_json:
-            raise UserError("--json: only with --against; a study's report is a page with figures")
         store = store_of(target)
+        if as_json:
+            click.echo(json.dumps(report_json(store.load(), store.trials()), indent=2))
+            return
         click.echo(write_report(store.load(), store.trials(), out or home() / "reports" / target))
         return
     from study.against import report_against

@@ -78,7 +78,10 @@ def project_study(tracker: Tracker, study: StudyRow, *, reopen: bool = True) -> 
         fixed.pop(part)
     params = {k: v for k, v in flat(fixed).items() if not any(f"{k}.".startswith(f"{path}.") for path in spec.search)}
     params |= {f"search.{path}": json.dumps(entry) for path, entry in spec.search.items()}
-    params |= {"goal": f"max {spec.goal.metric}", "budget.trials": str(spec.budget.trials)}
+    params |= {
+        "goal": f"max {', '.join(spec.goal.metrics or (spec.goal.metric,))}",
+        "budget.trials": str(spec.budget.trials),
+    }
     params |= {f"goal.{name}": floor for name, floor in spec.goal.subject_to.items()}
     tracker.ensure_run(
         study_key(study),
@@ -120,9 +123,10 @@ def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[
     """Markdown of the parent run's page. `page(key)` is the address of a run in the UI, None while it is unknown."""
     spec = study.spec
     floors = "; ".join(f"{name} {floor}" for name, floor in spec.goal.subject_to.items()) or "no floors"
+    wanted = " and ".join(spec.goal.metrics or (spec.goal.metric,))
     lines = [
         f"**{spec.name}**: {spec.budget.trials} trials of `{spec.method.name}` on `{spec.model.arch}`, fine-tuned on "
-        f"`{spec.data.train}`, searched for the best {spec.goal.metric} ({floors}) on {', '.join(spec.data.dev)}."
+        f"`{spec.data.train}`, searched for the best {wanted} ({floors}) on {', '.join(spec.data.dev)}."
     ]
     if study.baseline:
         lines.append(_accuracies(study, trials, page))

@@ -74,7 +74,7 @@ class Content:
     budget: int
     created_ms: int
     device_seconds: float
-    metric: str
+    metrics: tuple[str, ...]
     floors: dict[str, float]
     unmodified: dict[str, float] | None
     axes: tuple[Axis, ...]
@@ -90,6 +90,25 @@ class Content:
     def trial(self, number: int) -> Trial:
         """One trial by its number."""
         return next(trial for trial in self.trials if trial.number == number)
+
+    @property
+    def measure(self) -> str:
+        """The name of what is compared: the goal's metric, or the mean of several."""
+        names = [name.removesuffix("_accuracy") for name in self.metrics]
+        return f"{names[0]} accuracy" if len(names) == 1 else f"mean of {' and '.join(names)} accuracy"
+
+    def value(self, of: Trial | Step) -> float:
+        """What is compared of a trial or a step; nan where it has measured nothing."""
+        return self._mean({name: getattr(of, name) for name in self.metrics})
+
+    @property
+    def level(self) -> float:
+        """What is compared, of the unmodified model."""
+        return self._mean(self.unmodified or {})
+
+    def _mean(self, found: Mapping[str, float | None]) -> float:
+        values = [float("nan") if (value := found.get(name)) is None else value for name in self.metrics]
+        return sum(values) / len(values)
 
     def in_state(self, *states: str) -> list[Trial]:
         """Trials in these states that have measured something."""
@@ -122,7 +141,7 @@ def content_of(
         budget=spec.budget.trials,
         created_ms=study.created_ms,
         device_seconds=sum(row.device_seconds for row in rows),
-        metric=spec.goal.metric,
+        metrics=spec.goal.metrics or (spec.goal.metric,),
         floors={str(name): value for name, value in goal.at_least.items()} if goal else {},
         unmodified={name: float(study.baseline[name]) for name in ("clean_accuracy", "robust_accuracy")}
         if study.baseline else None,
@@ -157,11 +176,12 @@ def _axis(dimension: Dimension) -> Axis:
 
 def _summary(study: StudyRow) -> str:
     spec, select = study.spec, study.spec.evaluate.select
+    wanted = ", ".join(spec.goal.metrics or (spec.goal.metric,)).replace("_", " ")
     return (
         f"{spec.method.name} on {spec.model.arch} ({spec.model.pretrained}), fine-tuned on {spec.data.train}. "
-        f"Selection: {spec.goal.metric.replace('_', ' ')} on {', '.join(spec.data.dev)}; protocol {select.protocol}, "
-        f"{select.attack.name} with {select.attack.steps} steps, eps "
-        f"{', '.join(f'{eps * 255:g}/255' for eps in select.attack.eps)}; seed {spec.seed}."
+        f"Selection: {wanted} on {', '.join(spec.data.dev)}; protocol {select.protocol}, {select.attack.name} with "
+        f"{select.attack.steps} steps, eps {', '.join(f'{eps * 255:g}/255' for eps in select.attack.eps)}; "
+        f"seed {spec.seed}."
     )
 
 

@@ -137,34 +137,32 @@ def _curve(axes: Any, trial: Any, metric: str, *, best: bool, seen: set[str]) ->
 def progress(content: Content) -> Figure:
     """The best trial known after each one that finished: by number of trials, and by devices' time."""
     figure, ((left, right),) = new_figure(10.5, 4.2, 1, 2, sharey=True)
-    steps, metric = content.progress, content.metric
+    steps = content.progress
     hours = [step.device_seconds / 3600 for step in steps]
     for axes, places, label in (
         (left, list(range(1, len(steps) + 1)), "finished trials"), (right, hours, "device hours of finished trials"),
     ):  # fmt: skip
         for state in ("failed", "pruned", "complete"):
             points = [
-                (place, getattr(trial, metric))
+                (place, content.value(trial))
                 for place, step in zip(places, steps, strict=True)
-                if (trial := content.trial(step.trial)).state == state and getattr(trial, metric) is not None
+                if (trial := content.trial(step.trial)).state == state and trial.robust_accuracy is not None
             ]
             if points:
                 colour, marker = STATES[state]
                 axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, s=24, alpha=0.7, linewidths=0,
                              label=LABELS[state])  # fmt: skip
         known = [
-            (place, getattr(step, metric)) for place, step in zip(places, steps, strict=True) if step.best is not None
+            (place, content.value(step)) for place, step in zip(places, steps, strict=True) if step.best is not None
         ]
         if known:
             x, y = zip(*known, strict=True)
             axes.step([*x, places[-1]], [*y, y[-1]], where="post", color=ACCENT, linewidth=2, label="best so far")
         if content.unmodified:
-            axes.axhline(
-                content.unmodified[metric], color="black", linestyle=":", linewidth=1.3, label="unmodified CLIP"
-            )
+            axes.axhline(content.level, color="black", linestyle=":", linewidth=1.3, label="unmodified CLIP")
         axes.set(xlabel=label)
         percent_axis(axes, "y")
-    left.set_ylabel(f"{metric.replace('_', ' ')} (%)")
+    left.set_ylabel(f"{content.measure} (%)")
     whole_numbers(left.xaxis)
     figure.suptitle(f"{content.study}: progress of the search (dev sets)")
     _legend_below(figure, left, columns=5)

@@ -109,9 +109,9 @@ def _ordered(content: Content) -> list[Trial]:
     """Full-length trials first, the best on top; the reader sorts as she likes."""
 
     def key(trial: Trial) -> tuple[Any, ...]:
-        value = getattr(trial, content.metric)
+        value = content.value(trial)
         complete = trial.state == "complete"
-        return (not complete, complete and not trial.feasible, -(value or 0.0) if complete else 0.0, trial.number)
+        return (not complete, complete and not trial.feasible, -value if complete else 0.0, trial.number)
 
     return sorted(content.trials, key=key)
 

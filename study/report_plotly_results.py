@@ -96,13 +96,13 @@ def progress(content: Content) -> Plot:
         if rows := [t for t in content.in_state(state) if t.number in places]:
             data.append({
                 "type": "scatter", "mode": "markers", "name": LABELS[state], "x": [places[t.number] for t in rows],
-                "y": in_percent([getattr(t, content.metric) for t in rows]),
+                "y": in_percent([content.value(t) for t in rows]),
                 "marker": {"color": STATES[state][0], "symbol": SYMBOLS[state], "size": 8, "opacity": 0.75},
                 "hovertemplate": [hover(content, t.number) for t in rows],
             })  # fmt: skip
     known = [(place, step) for place, step in enumerate(content.progress, start=1) if step.best is not None]
     if known:
-        y = in_percent([getattr(step, content.metric) for _, step in known])
+        y = in_percent([content.value(step) for _, step in known])
         trace = _line([place for place, _ in known], y, "best so far", color=ACCENT, width=2.5, shape="hv")
         trace.pop("hoverinfo")
         trace["hovertemplate"] = [
@@ -110,19 +110,19 @@ def progress(content: Content) -> Plot:
             "<extra></extra>" for (_, step), value in zip(known, y, strict=True)
         ]  # fmt: skip
         data.append(trace)
-    shapes = _level(content, content.metric, "x")
+    shapes = _level(content, content.level, "x")
     return {"data": data, "layout": layout_of(
         380, xaxis=axis_of("finished trials", rangemode="tozero"),
-        yaxis=axis_of(f"{content.metric.replace('_', ' ')} (%)"), **shapes,
+        yaxis=axis_of(f"{content.measure} (%)"), **shapes,
     )}  # fmt: skip
 
 
-def _level(content: Content, metric: str, axis: str) -> dict[str, Any]:
+def _level(content: Content, value: float, axis: str) -> dict[str, Any]:
     """The unmodified CLIP as a dotted line with its name."""
     if not content.unmodified:
         return {}
     number = axis.removeprefix("x")
-    y = 100 * content.unmodified[metric]
+    y = 100 * value
     line = {"type": "line", "xref": f"x{number} domain", "x0": 0, "x1": 1, "yref": f"y{number}", "y0": y, "y1": y,
             "line": {"dash": "dot", "width": 1.3}}  # fmt: skip
     text = {"xref": f"x{number} domain", "x": 1, "xanchor": "right", "yref": f"y{number}", "y": y, "yanchor": "bottom",
@@ -148,7 +148,8 @@ def curves(content: Content) -> Plot:
                 "hovertemplate": hover(content, trial.number),
             })  # fmt: skip
             seen.add(name)
-    levels = [_level(content, "robust_accuracy", "x"), _level(content, "clean_accuracy", "x2")]
+    clip = content.unmodified or {}
+    levels = [_level(content, clip.get(f"{name}_accuracy", 0.0), x) for name, x in (("robust", "x"), ("clean", "x2"))]
     joined = {key: [item for level in levels for item in level.get(key, [])] for key in ("shapes", "annotations")}
     return {"data": data, "layout": layout_of(
         420, xaxis=axis_of("epoch", domain=[0, 0.46], dtick=_epoch_step(content)),

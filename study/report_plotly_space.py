@@ -28,8 +28,8 @@ def parallel(content: Content) -> Plot:
     for name in ("clean_accuracy", "robust_accuracy"):
         dimensions.append({"label": f"{name.removesuffix('_accuracy')} %", "tickformat": ".1f",
                            "values": in_percent([getattr(t, name) for t in trials])})  # fmt: skip
-    title = {"text": f"{content.metric.replace('_', ' ')} (%)", "side": "right"}
-    line = {"color": in_percent([getattr(t, content.metric) for t in trials]), "colorscale": "Viridis",
+    title = {"text": f"{content.measure} (%)", "side": "right"}
+    line = {"color": in_percent([content.value(t) for t in trials]), "colorscale": "Viridis",
             "showscale": True, "colorbar": {"title": title, "thickness": 14}}  # fmt: skip
     data = [{"type": "parcoords", "dimensions": dimensions, "line": line, "labelfont": {"size": 12}}] if trials else []
     return {"data": data, "layout": layout_of(430, margin={"l": 70, "r": 70, "t": 60, "b": 30})}
@@ -49,7 +49,7 @@ def slices(content: Content) -> Plot:
         data.append({
             "type": "scatter", "mode": "markers", "xaxis": f"x{name}", "yaxis": f"y{name}", "showlegend": False,
             "x": [fraction(axis, t.params.get(axis.path)) for t in trials],
-            "y": in_percent([getattr(t, content.metric) for t in trials]),
+            "y": in_percent([content.value(t) for t in trials]),
             "hovertemplate": [hover(content, t.number) for t in trials],
             "marker": {
                 "color": [t.number for t in trials], "colorscale": "Cividis", "reversescale": True,
@@ -63,7 +63,7 @@ def slices(content: Content) -> Plot:
             best = content.trial(content.best)
             data.append({
                 "type": "scatter", "mode": "markers", "xaxis": f"x{name}", "yaxis": f"y{name}", "showlegend": False,
-                "x": [fraction(axis, best.params.get(axis.path))], "y": in_percent([getattr(best, content.metric)]),
+                "x": [fraction(axis, best.params.get(axis.path))], "y": in_percent([content.value(best)]),
                 "hovertemplate": hover(content, best.number),
                 "marker": {"symbol": "star", "size": 17, "color": ACCENT, "line": {"width": 1, "color": "black"}},
             })  # fmt: skip
@@ -75,7 +75,7 @@ def slices(content: Content) -> Plot:
             range=[marks[0][0] - 0.1, 1.1],
         )  # fmt: skip
         layout[f"yaxis{name}"] = axis_of(
-            f"{content.metric.replace('_', ' ')} (%)" if column == 0 else "", anchor=f"x{name}",
+            f"{content.measure} (%)" if column == 0 else "", anchor=f"x{name}",
             domain=[1 - (row + 0.72) * height, 1 - row * height], **({"matches": "y"} if place else {}),
         )  # fmt: skip
     return {"data": data, "layout": layout_of(60 + 260 * rows, **layout)}

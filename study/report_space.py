@@ -53,18 +53,18 @@ def parallel(content: Content) -> Figure:
     columns = _columns(content)
     figure, ((axes,),) = new_figure(max(7.0, 1.75 * len(columns) + 1.2), 5.2)
     complete = content.in_state("complete")
-    values = [getattr(trial, content.metric) for trial in complete]
+    values = [content.value(trial) for trial in complete]
     norm = Normalize(min(values, default=0), max(values, default=1))
     colours = colormaps["viridis"]
     for trial in content.in_state("pruned"):
         axes.plot(
             range(len(columns)), [_place(column, trial) for column in columns], color=GREY, alpha=0.25, linewidth=0.9
         )
-    for trial in sorted(complete, key=lambda t: getattr(t, content.metric)):
+    for trial in sorted(complete, key=lambda t: content.value(t)):
         best = trial.number == content.best
         axes.plot(
             range(len(columns)), [_place(column, trial) for column in columns], linewidth=3.0 if best else 1.3,
-            color=colours(norm(getattr(trial, content.metric))), alpha=1.0 if best else 0.8,
+            color=colours(norm(content.value(trial))), alpha=1.0 if best else 0.8,
             linestyle="-" if trial.feasible else (0, (4, 2)), marker="o" if best else None, markersize=5,
             markeredgecolor="black",
         )  # fmt: skip
@@ -74,7 +74,7 @@ def parallel(content: Content) -> Figure:
     axes.set_ylim(NOT_SET - 0.06, 1.05)
     axes.set_axis_off()
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.01, fraction=0.02, aspect=30)
-    bar.set_label(f"{content.metric.replace('_', ' ')} (%)")
+    bar.set_label(f"{content.measure} (%)")
     percent_axis(bar.ax, "y")
     figure.suptitle(
         f"{content.study}: parameters to accuracies\nbold: best; dashed: below a floor; grey: stopped early",
@@ -134,7 +134,7 @@ def slices(content: Content) -> Figure:
             continue
         _slice(axes, content, content.axes[place], norm, colours)
         if place % columns == 0:
-            axes.set_ylabel(f"{content.metric.replace('_', ' ')} (%)", fontsize=9)
+            axes.set_ylabel(f"{content.measure} (%)", fontsize=9)
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=list(grid.flat), pad=0.01, fraction=0.03)
     bar.set_label("trial")
     whole_numbers(bar.ax.yaxis)
@@ -160,7 +160,7 @@ def _slice(axes: Any, content: Content, axis: Axis, norm: Any, colours: Any) -> 
     complete = content.in_state("complete")
     leaders = {step.best for step in content.progress}
     for trial in complete:
-        x, y = fraction(axis, trial.params.get(axis.path)), getattr(trial, content.metric)
+        x, y = fraction(axis, trial.params.get(axis.path)), content.value(trial)
         colour = colours(norm(trial.number))
         axes.scatter([x], [y], s=30, facecolors=[colour if trial.feasible else "white"], edgecolors=[colour], zorder=3)
         if trial.number in leaders and trial.number != content.best:
