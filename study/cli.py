@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from study import compare_cli, data_cli, evaluate_cli, lifecycle_cli, plan_cli, submit_cli, weights_cli
-from study.errors import SERVICE_ERRORS, USER_ERRORS, UserError
+from study.errors import SERVICE_ERRORS, USER_ERRORS
 from trainers.presets import PRESETS
 
 if TYPE_CHECKING:

@@ -73,7 +73,6 @@ def test_the_command_writes_the_screen_a_file_or_json(tmp_path) -> None:
     ("arguments", "words"),
     [
         (["nowhere", "--against", "paper"], "nowhere: no record of an evaluation is here"),
-        (["demo", "--json"], "--json: only with --against"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: list[str], words: str) -> None:
