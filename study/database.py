@@ -21,7 +21,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from study.errors import StudyFailed, UserError
 
-__all__ = ["AWAY", "PATIENCE_SECONDS", "database_url", "engine_for", "now", "patient", "transaction"]
+__all__ = ["PATIENCE_SECONDS", "away", "database_url", "engine_for", "now", "patient", "transaction"]
 
 log = logging.getLogger("agft")
 P = ParamSpec("P")
@@ -99,6 +99,12 @@ def now(connection: sa.Connection) -> float:
     return float(connection.execute(sa.text(statement)).scalar_one())
 
 
+def away(error: Exception) -> str:
+    """Why the database does not answer, if that is what the error (or, in Optuna's, its cause) says; else ''."""
+    cause = error if isinstance(error, AWAY) else error.__cause__
+    return " ".join(str(cause.orig).split())[:200] if isinstance(cause, AWAY) else ""
+
+
 def patient(call: Callable[P, R]) -> Callable[P, R]:
     """Repeat a call that can be repeated while the database is away; `StudyFailed` after `PATIENCE_SECONDS`.
 
@@ -112,8 +118,10 @@ def patient(call: Callable[P, R]) -> Callable[P, R]:
         while True:
             try:
                 return call(*args, **kwargs)
-            except AWAY as error:
-                reason = " ".join(str(error.orig).split())[:200]
+            except Exception as error:
+                reason = away(error)
+                if not reason:
+                    raise
                 if time.monotonic() > deadline:
                     raise StudyFailed(
                         f"the study database has not answered for {PATIENCE_SECONDS:.0f} s: {reason}"

@@ -32,7 +32,7 @@ from study.projection import project_best, project_epochs, project_outcome, proj
 from study.report_live import LiveReport
 from study.requests import answer
 from study.results import best_trial
-from study.schedule import plateau, rungs, score, verdict
+from study.schedule import plateau, rungs, score, stagnation, verdict
 from study.searcher import OptunaBook
 from study.space import apply_params, shown
 from study.store import StudyRow, StudyStore, TrialRow
@@ -81,6 +81,7 @@ class Driver:
         self.silence = Silence(None if silence == "auto" else silence)
         self.rows: dict[int, TrialRow] = {}
         self.best: TrialRow | None = None
+        self._stagnant = ""
         self.running: dict[int, float] = {}  # number -> monotonic time of this attempt's start
         self.outcomes: dict[int, dict[str, Any]] = {}
         self.to_drop: dict[int, dict[str, Any]] = {}  # running trials that are to leave, with the request
@@ -107,6 +108,7 @@ class Driver:
                 project_outcome(self.tracker, self.study, trial)
         project_best(self.tracker, self.study, list(self.rows.values()))
         self.best = best_trial(list(self.rows.values()), self.goal)
+        self._stagnant = self._stagnation(list(self.rows.values()))
 
     def close(self) -> None:
         """Give everything back that is not the lease."""
@@ -143,7 +145,7 @@ class Driver:
         desired = self.heartbeat.study.desired
         if desired in ("pause", "stop"):
             return desired, f"asked to {desired}"
-        over = self._over_budget()
+        over = self._over_budget() or self._stagnant
         return ("budget", over) if over else ("", "")
 
     def _over_budget(self) -> str:
@@ -154,6 +156,13 @@ class Driver:
             running_seconds=sum(self._seconds(number) for number in self.running),
             token=self.token, counts_gpus=self.spec.resources.gpus_per_worker > 0,
         )  # fmt: skip
+
+    def _stagnation(self, trials: list[TrialRow]) -> str:
+        """Why the study ends though its budget is not used up; an extension gives it as much patience again."""
+        budget, finished = self.heartbeat.study.spec.budget, sum(row.finished for row in trials)
+        if budget.patience is None or finished - self.heartbeat.study.extended_at < budget.patience:
+            return ""
+        return stagnation(trials, self.goal, budget) or ""
 
     def closing(self) -> bool:
         """Whether no new trial may start. Tune may ask this for minutes without giving us another turn."""
@@ -337,6 +346,7 @@ class Driver:
         if best is not None and (self.best is None or best.number != self.best.number):
             self.notifier.send("new_best", message_of(self.study, "running", trials))
         self.best = best
+        self._stagnant = self._stagnation(trials)
         counted = [row for row in trials if row.state != "dropped"]
         self.done_here += 1
         pruned = sum(row.state == "pruned" for row in counted)

@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 from infra.failpoint import reach
 from study import samplers
 from study.config import StudyConfig
+from study.database import away, patient
 from study.schedule import score
 from study.store import StudyStore, TrialRow
 
@@ -54,10 +55,12 @@ class OptunaBook:
         directions = samplers.directions(self.spec)
         return optuna.create_study(study_name=name, storage=self.storage, directions=directions, load_if_exists=True)
 
+    @patient
     def enqueue_warm_starts(self) -> None:
         """Put the warm starts first in line, once in a study's life."""
         samplers.enqueue_warm_starts(self.study, self.spec, self.dimensions)
 
+    @patient
     def reconcile(self) -> list[int]:
         """Bring Optuna in line with our trials; numbers of the trials that are to be continued, oldest first.
 
@@ -78,6 +81,7 @@ class OptunaBook:
         """A new trial: its number and parameters by dotted path."""
         return samplers.propose(self.study, self.spec, self.dimensions)
 
+    @patient
     def upcoming(self) -> tuple[int, int, int]:
         """The number that `propose` would give, how many trials exist, and how many repeat another.
 
@@ -88,12 +92,12 @@ class OptunaBook:
         again = sum("agft.rerun_of" in t.user_attrs and "agft.dropped" not in t.user_attrs for t in trials)
         return (min(waiting) if waiting else len(trials)), len(trials) - len(waiting), again
 
+    @patient
     def parameters(self, number: int) -> dict[str, Any]:
         """Parameters of an existing trial; those that a crash left undrawn are drawn now."""
-        frozen = self._frozen(number)
-        self.study.sampler = samplers.sampler_for(self.spec, number)
-        return samplers.draw(optuna.Trial(self.study, frozen._trial_id), self.dimensions)
+        return samplers.redraw(self.study, self.spec, self.dimensions, self._frozen(number))
 
+    @patient
     def enqueue_again(self, number: int, request: int) -> None:
         """Put the parameters of a trial in line once more; asking twice for one request changes nothing."""
         for trial in self.study.get_trials(deepcopy=False):
@@ -102,6 +106,7 @@ class OptunaBook:
         attributes = {"agft.request": request, "agft.rerun_of": number}
         self.study.enqueue_trial(dict(self._frozen(number).params), user_attrs=attributes)
 
+    @patient
     def rerun_of(self, number: int) -> int | None:
         """The trial that this one repeats, if it does."""
         found = self._frozen(number).user_attrs.get("agft.rerun_of")
@@ -112,6 +117,7 @@ class OptunaBook:
             self.ids |= {trial.number: trial._trial_id for trial in self.study.get_trials(deepcopy=False)}
         return self.storage.get_trial(self.ids[number])
 
+    @patient
     def observe(self, number: int, epoch: int, value: float) -> None:
         """An intermediate value."""
         frozen = self._frozen(number)
@@ -120,6 +126,7 @@ class OptunaBook:
         if frozen.intermediate_values.get(epoch) != value:
             self.storage.set_trial_intermediate_value(frozen._trial_id, epoch, value)
 
+    @patient
     def tell(self, row: TrialRow) -> None:
         """The final outcome; telling it again changes nothing."""
         frozen = self._frozen(row.number)
@@ -130,6 +137,7 @@ class OptunaBook:
         for key, text in (("agft.stop_reason", row.stop_reason), ("agft.failure_kind", row.failure_kind)):
             if text:
                 self.storage.set_trial_user_attr(frozen._trial_id, key, text)
+        self.study.sampler = optuna.samplers.RandomSampler()  # a trial that is only told must not be sampled again
         if row.last and not any(key.startswith("constraints") for key in frozen.system_attrs):
             trial = optuna.Trial(self.study, frozen._trial_id)
             for name, floor in self.at_least.items():
@@ -253,9 +261,21 @@ class StudySearcher(Searcher):
             number = self.waiting.popleft()
             params = self.book.parameters(number)
         else:
-            number, params = self.book.propose()
+            number, params = self._propose()
         self.numbers[trial_id] = number
         return self.begin(number, params)
+
+    def _propose(self) -> tuple[int, dict[str, Any]]:
+        """A new trial; if the database goes away meanwhile, the one that Optuna may have begun, with its number."""
+        try:
+            return self.book.propose()
+        except Exception as error:
+            if not away(error):
+                raise
+        begun = [number for number in self.book.reconcile() if number not in self.numbers.values()]
+        if begun:
+            return begun[0], self.book.parameters(begun[0])
+        return self._propose()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune is done with a trial, one way or the other."""
