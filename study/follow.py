@@ -13,7 +13,7 @@ from study.store import StudyStore
 __all__ = ["follow_logs", "print_logs"]
 
 POLL_SECONDS = 3.0
-LAST_COPY_SECONDS = 60.0  # after a driver has let go of its study, it closes MLflow and writes its report
+LAST_COPY_SECONDS = 120.0  # after a driver has let go of its study, it closes MLflow and writes its report
 
 
 def print_logs(store: StudyStore, bucket: str, write: Callable[[str], None]) -> bool:
