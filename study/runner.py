@@ -21,7 +21,6 @@ from types import FrameType
 from typing import Any, Literal
 
 from ray import tune
-from ray.exceptions import RayTaskError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from infra import storage
@@ -80,9 +79,9 @@ class _Scheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         number = self.searcher.numbers.get(trial.trial_id)
-        error = trial.get_pickled_error()
-        if number is not None and isinstance(error, RayTaskError):  # its code failed; a lost process says otherwise
-            failed = {"outcome": "failed", "failure_kind": "bug", "message": str(error.cause)[-4000:]}
+        last = Path(trial.error_file).read_text().rpartition("Failure # ")[2] if trial.error_file else ""
+        if number is not None and "ray::ImplicitFunc" in last:  # its code failed; of a lost process Ray says otherwise
+            failed = {"outcome": "failed", "failure_kind": "bug", "message": last.strip()[-4000:]}
             self.driver.outcomes.setdefault(number, failed)
 
     def __getstate__(self) -> dict[str, Any]:
