@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "TPE": {"sampler": {"name": "tpe"}, "scheduler": {"name": "none"}},
     "random + ASHA": {"sampler": {"name": "random"}, "scheduler": {"name": "asha"}},
     "TPE + ASHA": {"sampler": {"name": "tpe"}, "scheduler": {"name": "asha"}},
+    "TPE + median": {"sampler": {"name": "tpe"}, "scheduler": {"name": "median"}},
 }
 
 
@@ -121,6 +122,7 @@ def replay(
     """
     book = MemoryBook(spec, goal.at_least)
     stops = schedule.rungs(spec.scheduler, spec.train.epochs)
+    config = {"train": {"epochs": spec.train.epochs}}
     rows: dict[int, TrialRow] = {}
     curves: dict[int, Curve] = {}
     found: dict[int, Seen] = {}
@@ -133,7 +135,7 @@ def replay(
             number, params = book.propose()
         curves[number] = landscape(params)
         found[number] = seen(curves[number], goal, images, (spec.seed, number))
-        rows[number] = TrialRow(number, "running", params, {}, int(clock * 1000))
+        rows[number] = TrialRow(number, "running", params, config, int(clock * 1000))
         heapq.heappush(events, (clock + start_up + curves[number][0][2], number))
 
     def end(number: int, state: str, clock: float) -> None:
@@ -154,7 +156,10 @@ def replay(
         rows[number] = row = replace(rows[number], epochs=(*rows[number].epochs, record))
         epoch = record["epoch"]
         book.observe(number, epoch, schedule.score(record, goal))
-        decision = judge(spec, row, rows.values(), epoch, goal) if epoch in stops else "continue"
+        everyone = list(rows.values())
+        decision = (
+            schedule.verdict(spec.scheduler, row, everyone, epoch=epoch, goal=goal)[0] if epoch in stops else "continue"
+        )
         if epoch == spec.train.epochs:
             end(number, "complete", clock)
         elif decision == "stop":
@@ -165,8 +170,3 @@ def replay(
             heapq.heappush(events, (clock + curves[number][epoch][2], number))
     states = [row.state for row in rows.values()]
     return Replay(tuple(times), tuple(values), *(states.count(each) for each in ("complete", "pruned", "failed")))
-
-
-def judge(spec: StudyConfig, row: TrialRow, everyone: Any, epoch: int, goal: Goal) -> str:
-    """The scheduler's word, as the driver asks for it."""
-    return schedule.verdict(spec.scheduler, row, list(everyone), epoch=epoch, goal=goal)[0]
