@@ -40,7 +40,7 @@ def come_back(admin: sa.Engine) -> None:
 def test_a_study_waits_for_its_database_and_loses_nothing(cluster, monkeypatch):
     study = Study(cluster, "patient")
     driver = study.start(scale=1.0)
-    read_until(driver, lambda line: "trial   1  epoch 2/" in line)
+    read_until(driver, lambda line: "2 of 5 trials done" in line)
     admin = send_away(cluster.database)
     time.sleep(AWAY_SECONDS)
     come_back(admin)
@@ -55,7 +55,7 @@ def test_a_study_waits_for_its_database_and_loses_nothing(cluster, monkeypatch):
 def test_a_driver_that_is_cut_off_for_too_long_leaves_and_another_goes_on(cluster, monkeypatch):
     study = Study(cluster, "cut-off")
     driver = study.start(scale=1.0)
-    read_until(driver, lambda line: "trial   1  epoch 1/" in line)
+    read_until(driver, lambda line: "1 of 5 trials done" in line)
     admin = send_away(cluster.database)
     text, _ = driver.communicate(timeout=200)
     come_back(admin)
