@@ -160,8 +160,11 @@ def content_of(
 def label_of(dimension: Dimension) -> str:
     """A parameter's short name, with what it is relative to."""
     relative = {"of_model": " (x model's)", "of_eps": " (x eps)"}.get(dimension.wrapper, "")
-    short = dimension.path.removeprefix("method.").removeprefix("train.")
-    short = short.removesuffix(".name") if short.endswith(".name") else short.removeprefix("optimizer.")
+    path = dimension.path
+    if path.endswith(".name"):  # what it names: the method, the optimizer
+        short = path.removesuffix(".name").rpartition(".")[2]
+    else:
+        short = path.removeprefix("method.").removeprefix("train.").removeprefix("optimizer.")
     return f"{short.replace('_', ' ').replace('.', ' ')}{relative}"
 
 

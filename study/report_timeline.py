@@ -40,7 +40,8 @@ def timeline(content: Content) -> Figure:
     )
     (axes,), (load,) = grid
     seen: set[str] = set()
-    shortest = 0.003 * max((bar.ended_ms - origin for bar in content.timeline), default=0) / unit  # to be seen at all
+    span = max((bar.ended_ms - origin for bar in content.timeline), default=0) / unit
+    shortest = 0.003 * span  # to be seen at all
     hosts = {bar.host for bar in content.timeline if bar.host}
     for bar in content.timeline:
         colour, label = OUTCOMES.get(bar.outcome, ("#666666", bar.outcome))
@@ -50,7 +51,7 @@ def timeline(content: Content) -> Figure:
             label=None if label in seen else label,
         )  # fmt: skip
         seen.add(label)
-        if len(hosts) > 1:
+        if len(hosts) > 1 and length > 0.06 * span:  # where the name fits
             axes.annotate(bar.host, (start, bar.trial), textcoords="offset points", xytext=(3, 0), va="center",
                           fontsize=6, color="white", clip_on=True,
                           bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.6})  # fmt: skip

@@ -176,6 +176,7 @@ def _history(number: int, params: dict[str, Any], length: int, floor: float) -> 
             "train_loss": 2.0 * math.exp(-0.3 * epoch) + 0.4, "parts": {}, "lr": 4e-4, "grad_norm": 1.0,
             "skipped_updates": 0, "notes": [], "clean_accuracy": clean, "robust_accuracy": robust, "datasets": counts,
             "feasible": clean >= floor, "train_seconds": 70.0, "eval_seconds": 20.0, "images_per_second": 60.0,
+            "system": {"cpu_percent": 97.0, "memory_gb": 1.2},
         }  # fmt: skip
         best = max(
             [*found, record],
@@ -206,7 +207,8 @@ def _place_in_time(store: StudyStore, number: int, began: int, host: str) -> int
             store, t.attempts, number, token=attempt.token, started_ms=clock,
             ended_ms=None if attempt.ended_ms is None else clock + length,
             provenance={"hostname": host, "devices": [], "cpus": 2, "python": "3.11", "packages": {"torch": "2.14"},
-                        "code": {"revision": "0" * 40, "dirty": False}},
+                        "code": {"revision": "0" * 40, "dirty": False},
+                        "inputs": {"weights": "a" * 64, "train": "b" * 64, "dev.0": "c" * 64, "dev.1": "d" * 64}},
         )  # fmt: skip
         done += 0 if lost else length // EPOCH_MS
         clock += length + (0 if last else 3 * EPOCH_MS)

@@ -250,6 +250,24 @@ def test_while_storage_is_away_artifacts_wait_and_records_pass_them(
     assert len([record for record in caplog.records if "takes no artifacts" in record.message]) == 1
 
 
+def test_of_a_file_that_changes_while_the_server_is_away_only_the_newest_version_waits(
+    tracker: Making, client: Any, experiment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one = tracker("http://127.0.0.1:9")  # nobody answers there
+    one.ensure_run("t", name="t", params={}, tags={}, start_time_ms=START_MS)
+    for version in range(20):
+        one.log_text("t", f"version {version}", "report/report.html")
+        one.log_text("t", f"version {version}", "report/other.html")
+    assert one.flush(0.2) <= 4  # the run, the file under way, the newest of each
+    later = tracker()
+    later.ensure_run("t", name="t", params={}, tags={}, start_time_ms=START_MS)
+    for version in range(20):
+        later.log_text("t", f"version {version}", "report/report.html")
+    assert later.flush(WAIT_SECONDS) == 0
+    path = client.download_artifacts(later.run_id("t"), "report/report.html", str(tmp_path))
+    assert Path(path).read_text() == "version 19"
+
+
 def test_what_the_server_refuses_for_good_is_noted_and_does_not_hold_up_the_rest(
     tracker: Making, client: Any, experiment: str
 ) -> None:
