@@ -39,11 +39,12 @@ def come_back(admin: sa.Engine) -> None:
 
 def test_a_study_waits_for_its_database_and_loses_nothing(cluster, monkeypatch):
     study = Study(cluster, "patient")
-    driver = study.start(scale=1.0)
-    read_until(driver, lambda line: "2 of 5 trials done" in line)
+    driver = study.start(scale=4.0)
+    read_until(driver, lambda line: "1 of 5 trials done" in line)
     admin = send_away(cluster.database)
     time.sleep(AWAY_SECONDS)
     come_back(admin)
+    assert driver.poll() is None, "it was still at work"
     text, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, text
     assert "the study database does not answer" in text
@@ -54,7 +55,7 @@ def test_a_study_waits_for_its_database_and_loses_nothing(cluster, monkeypatch):
 
 def test_a_driver_that_is_cut_off_for_too_long_leaves_and_another_goes_on(cluster, monkeypatch):
     study = Study(cluster, "cut-off")
-    driver = study.start(scale=1.0)
+    driver = study.start(scale=4.0)
     read_until(driver, lambda line: "1 of 5 trials done" in line)
     admin = send_away(cluster.database)
     text, _ = driver.communicate(timeout=200)
