@@ -48,8 +48,9 @@ FAULTS = {
     "kill-once": "SIGKILL, unless it goes on from a checkpoint",
 }
 Curve = Callable[[Mapping[str, Any]], list[tuple[float, float, float]]]
+Report = Callable[[dict[str, Any]], None]
 BASELINE = {"clean_accuracy": 0.73, "robust_accuracy": 0.22, "datasets": {}}
-IMAGES = 1000
+IMAGES = 1200
 
 
 def response(config: Mapping[str, Any]) -> list[tuple[float, float, float]]:
@@ -88,7 +89,7 @@ class Plan:
 
 def light(plan: Plan | None = None) -> Callable[[dict[str, Any]], None]:
     """A trainable for `run_study`. Ray's workers need not find this file: it travels with the function."""
-    import ray
+    import ray.tune
 
     plan = plan or Plan()
     unknown = set(plan.faults.values()) - set(FAULTS)
@@ -97,15 +98,13 @@ def light(plan: Plan | None = None) -> Callable[[dict[str, Any]], None]:
         ray.cloudpickle.register_pickle_by_value(sys.modules[name])
 
     def light_trial(settings: dict[str, Any]) -> None:
-        run_light(plan, settings)
+        run_light(plan, settings, ray.tune.report)
 
     return light_trial
 
 
-def run_light(plan: Plan, settings: dict[str, Any]) -> None:
-    """Tune's trainable."""
-    from ray import tune
-
+def run_light(plan: Plan, settings: dict[str, Any], report: Report) -> None:
+    """Tune's trainable; `report` takes the place of `tune.report`."""
     order = TrialOrder.of(settings)
     fault = plan.faults.get(order.number, "")
     if fault == "nothing":
@@ -115,7 +114,7 @@ def run_light(plan: Plan, settings: dict[str, Any]) -> None:
     announce(board, order.number, this_process("worker"))
     try:
         with tempfile.TemporaryDirectory(prefix="agft-light-") as folder:
-            word = _train(plan, order, fault, board, Path(folder))
+            word = _train(plan, order, fault, board, Path(folder), report)
         outcome: dict[str, Any] = {"outcome": word, "failure_kind": None, "message": None}
     except Escaped:
         raise
@@ -126,14 +125,14 @@ def run_light(plan: Plan, settings: dict[str, Any]) -> None:
     except ValueError as error:
         outcome = {"outcome": "failed", "failure_kind": "bug", "message": str(error)}
     if fault != "mute":
-        tune.report({"outcome": json.dumps(outcome)})
+        report({"outcome": json.dumps(outcome)})
 
 
 class Escaped(Exception):
     """What no code of the trial expects."""
 
 
-def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path) -> str:
+def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path, report: Report) -> str:
     """Epochs up to the last one or the board's word; `finished`, `stopped` or `paused`."""
     epochs = order.config["train"]["epochs"]
     points = plan.curve(order.config)
@@ -142,7 +141,7 @@ def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path) 
     state = json.loads(restored.state.read_text())["history"] if restored else []
     history = [EpochRecord.model_validate(record) for record in state]
     prefix = attempt_prefix(order.bucket, order.study, order.number, order.token)
-    word = _report(order, board, history, kept) if history else "continue"
+    word = _report(order, board, history, kept, report) if history else "continue"
     while word == "continue" and len(history) < epochs:
         epoch = len(history) + 1
         time.sleep(points[epoch - 1][2] * plan.scale)
@@ -154,16 +153,16 @@ def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path) 
         if history[-1].best_epoch == epoch:  # the best weights first, as the real trial
             kept["best"] = keep_file(prefix, path, "best")
         kept["latest"] = keep_file(prefix, path, "latest")
-        word = _report(order, board, history, kept)
+        word = _report(order, board, history, kept, report)
     return "finished" if len(history) >= epochs else {"stop": "stopped", "pause": "paused"}[word]
 
 
-def _report(order: TrialOrder, board: str, history: list[EpochRecord], kept: Mapping[str, Any]) -> str:
+def _report(
+    order: TrialOrder, board: str, history: list[EpochRecord], kept: Mapping[str, Any], report: Report
+) -> str:  # fmt: skip
     """Report as `trainers.worker` does; the board's word."""
-    from ray import tune
-
     epoch = history[-1].epoch
-    tune.report(
+    report(
         {
             "epoch": epoch,
             "history": json.dumps([record.model_dump(mode="json") for record in history]),
@@ -190,7 +189,7 @@ def _misbehave(fault: str, number: int, *, resumed: bool) -> None:
 
 
 def _record(order: TrialOrder, history: list[EpochRecord], point: tuple[float, float, float]) -> EpochRecord:
-    """The next epoch; its accuracies are the curve's, to a thousandth."""
+    """The next epoch; its accuracies are the curve's, to one image in 1200."""
     from trainers.config import Goal
 
     goal, epoch = Goal.model_validate(order.config["goal"]), len(history) + 1
@@ -267,14 +266,14 @@ def light_cluster(services: Services, home: Path, *, cpus: int = 2) -> Iterator[
 
 def drive(
     spec: StudyConfig, plan: Plan | None = None, *, database: str, cluster: Cluster, services: Services,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print, baseline: Mapping[str, Any] = BASELINE,
 ) -> Outcome:  # fmt: skip
     """Run a study of light trials to its end, or go on with it."""
     from study.runner import run_study
     from study.store import StudyStore
 
     store = StudyStore(database, spec.name)
-    create_measured(store, spec)
+    create_measured(store, spec, baseline)
     return run_study(
         store.load().spec, database=database, cluster=cluster, bucket=services.bucket,
         tracking_uri=services.mlflow_uri, say=say, trainable=light(plan),

@@ -113,9 +113,9 @@ class MemoryBook(OptunaBook):
 
 def replay(
     spec: StudyConfig, landscape: Callable[[Mapping[str, float]], Curve], goal: Goal, *, fallback: float, workers: int,
-    start_up: float, horizon: float, images: int | None,
+    start_up: float, horizon: float, images: int | None = None,
 ) -> Replay:  # fmt: skip
-    """Run one study until `horizon` seconds.
+    """Run one study until `horizon` seconds, or to the end of its budget of trials.
 
     `fallback` is the unmodified model's value: the first incumbent, and what a winner counts that in truth misses a
     floor. `images`: as `seen`.
@@ -130,6 +130,8 @@ def replay(
     events: list[tuple[float, int]] = []
 
     def begin(clock: float) -> None:
+        if len(rows) == spec.budget.trials:
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             number, params = book.propose()
@@ -150,7 +152,7 @@ def replay(
 
     for _ in range(workers):
         begin(0.0)
-    while events[0][0] <= horizon:
+    while events and events[0][0] <= horizon:
         clock, number = heapq.heappop(events)
         record = found[number].records[len(rows[number].epochs)]
         rows[number] = row = replace(rows[number], epochs=(*rows[number].epochs, record))
