@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from study.space import Dimension, parse_space
 from trainers.config import AttackConfig, DataConfig, EvalConfig, Goal, Metric, ModelConfig, TrainConfig
 from trainers.objectives import MethodConfig
+from trainers.presets import PRESETS
 from trainers.units import Frozen
 
 __all__ = ["Floor", "StudyConfig", "load_canonical", "parse_floor"]
@@ -107,12 +108,15 @@ class GoalConfig(Frozen):
 
 
 class SamplerConfig(Frozen):
-    """Who proposes the next trial."""
+    """Who proposes the next trial (`study.samplers`)."""
 
-    name: Literal["tpe", "random", "grid"] = Field(
-        "tpe", description="Optuna's TPE or random sampler; grid: every combination of the choices, each one trial"
+    name: Literal["tpe", "cmaes", "nsga2", "qmc", "random", "grid"] = Field(
+        "tpe", description="how: see `docs/search.md`; grid: every combination of the choices, each one trial"
     )
-    startup_trials: int = Field(10, ge=1, description="random trials before TPE models the results")
+    startup_trials: int = Field(10, ge=1, description="tpe, cmaes: random trials before results are modelled")
+    population: int | None = Field(
+        None, ge=4, description="trials of a generation; null: nsga2 16, cmaes 4 + 3 ln(number of ranges)"
+    )
 
 
 class SchedulerConfig(Frozen):
@@ -157,6 +161,13 @@ class BudgetConfig(Frozen):
     min_delta: float = Field(0.0, ge=0, le=1, description="what counts as an improvement, for `patience`")
 
 
+class PriorConfig(Frozen):
+    """Earlier studies of the same database to start from (`study.prior`)."""
+
+    studies: tuple[str, ...] = Field(min_length=1, description="names of studies")
+    top: int = Field(3, ge=1, description="so many trials of each: its best feasible full-length ones")
+
+
 class PromoteConfig(Frozen):
     """How the champion is chosen."""
 
@@ -170,14 +181,16 @@ class StudyConfig(Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="lower case letters, digits, . _ -")
     model: ModelConfig = Field(default_factory=ModelConfig, description="the CLIP to start from")
     method: MethodConfig = Field(description="objective")
+    alternatives: tuple[MethodConfig, ...] = Field((), description="further methods, complete: the search chooses one")
     attack: AttackConfig = Field(default_factory=AttackConfig, description="training attack")
     data: StudyData = Field(description="datasets by role")
     train: TrainConfig = Field(default_factory=TrainConfig, description="length and optimizer of a trial")
     evaluate: StudyEvaluation = Field(default_factory=StudyEvaluation, description="fixed evaluations")
     search: dict[str, Any] = Field(default_factory=dict, description="dotted path -> range or choices")
-    warm_starts: tuple[dict[str, Any], ...] = Field(
-        ({},), description="first trials, by dotted path; an empty one is the file's own values"
+    warm_starts: tuple[Literal[*PRESETS] | dict[str, Any], ...] = Field(  # type: ignore[valid-type]
+        ({},), description="first trials: by dotted path, an empty one being the file's own values; or a preset's name"
     )
+    prior: PriorConfig | None = Field(None, description="earlier studies whose best trials are tried first")
     goal: GoalConfig = Field(default_factory=GoalConfig, description="what the study maximises")
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="who proposes trials")
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="early stopping")
@@ -197,9 +210,18 @@ class StudyConfig(Frozen):
 
     def dimensions(self) -> list[Dimension]:
         """The search space; an entry that is wrong never gets this far."""
-        dimensions, problems = parse_space(self.search, self.method.name)
+        dimensions, problems = parse_space(self.search, self.blocks())
         assert not problems, problems
         return dimensions
+
+    @property
+    def methods(self) -> tuple[MethodConfig, ...]:
+        """All that the search chooses among; usually one."""
+        return (self.method, *self.alternatives)
+
+    def blocks(self) -> dict[str, dict[str, Any]]:
+        """The methods by name, as plain JSON values."""
+        return {method.name: method.model_dump(mode="json") for method in self.methods}
 
     def base(self, goal: Goal | None = None) -> dict[str, Any]:
         """A trial's configuration before sampled values are put in, as plain JSON values."""

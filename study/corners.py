@@ -11,10 +11,11 @@ from optuna.distributions import CategoricalDistribution
 from pydantic import BaseModel, ValidationError
 
 from study.config import StudyConfig
-from study.space import apply_params
+from study.dimension import apply_params, combinations
 from trainers.architectures import known_architectures, mismatches
 from trainers.config import AttackConfig, ModelConfig, Steps, TrainConfig
 from trainers.data import DATASETS
+from trainers.objectives import METHODS
 
 __all__ = ["Impossible", "impossible_trials"]
 
@@ -32,15 +33,14 @@ class Impossible(NamedTuple):
 def corners(study: StudyConfig) -> Iterator[dict[str, Any]]:
     """Sampled values by path."""
     dimensions = study.dimensions()
-    ends = []
+    ends: dict[str, tuple[Any, ...]] = {}
     for dimension in dimensions:
         distribution = dimension.distribution
         if isinstance(distribution, CategoricalDistribution):
-            ends.append(tuple(dict.fromkeys(distribution.choices)))
+            ends[dimension.path] = tuple(dict.fromkeys(distribution.choices))
         else:
-            ends.append((distribution.low, distribution.high))
-    for values in itertools.islice(itertools.product(*ends), MOST):
-        yield dict(zip([dimension.path for dimension in dimensions], values, strict=True))
+            ends[dimension.path] = (distribution.low, distribution.high)
+    return itertools.islice(combinations(dimensions, ends), MOST)
 
 
 def impossible_trials(study: StudyConfig) -> Iterator[Impossible]:
@@ -48,13 +48,14 @@ def impossible_trials(study: StudyConfig) -> Iterator[Impossible]:
     base, dimensions = study.base(), study.dimensions()
     records: dict[str, type[BaseModel]] = {
         "model": ModelConfig,
-        "method": type(study.method),
+        "method": BaseModel,  # of the trial's own method, below
         "attack": AttackConfig,
         "train": TrainConfig,
     }
     for params in corners(study):
         values = apply_params(base, params, dimensions)
         parsed: dict[str, Any] = {}
+        records["method"] = METHODS[values["method"]["name"]]
         for name, record in records.items():
             try:
                 parsed[name] = record.model_validate(values[name])

@@ -92,13 +92,16 @@ def _hours(found: Mapping[str, Mapping[str, float]], rate: Rate | None) -> dict[
 def study_passes(spec: StudyConfig) -> dict[str, int]:
     """Of a study at its file's own settings, at most; what is sampled, such as the attack's steps, changes them.
 
+    Of several methods the dearest counts.
+
     `training` and `evaluations` of one full trial; `promotion`: the confirm sets for every candidate, the unmodified
     CLIP and a reigning champion, the final sets for the winner and the unmodified CLIP. An update's backward counts
     twice, to the image and to the weights (`compare_stats.passes`).
     """
     train = spec.train
     images = train.samples_per_epoch or dataset_entry(spec.data.train, "data.train").num_images
-    update = update_passes(spec.method.model_dump(mode="json"), spec.attack.model_dump(mode="json"))["total"]
+    attack = spec.attack.model_dump(mode="json")
+    update = max(update_passes(block, attack)["total"] for block in spec.blocks().values())
     candidates = min(spec.promote.candidates, spec.budget.trials)
     final = spec.evaluate.final
     confirm = (candidates + 2) * _evaluation(spec.data.confirm, final)

@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from study.config import StudyConfig
+from study.dimension import METHOD
 from study.rows import Attempt, StudyRow, TrialRow
-from study.space import Dimension, known_paths
+from study.space import Dimension, active, known_paths
+from study.starts import warm_starts
 
 __all__ = ["METRICS", "Epoch", "Trial", "trials_of"]
 
@@ -133,11 +135,14 @@ def _errors(row: TrialRow) -> dict[str, float]:
 
 def _references(spec: StudyConfig) -> list[tuple[Reference, dict[str, Any]]]:
     """Parameters with a name, the paper's first: the fields' own defaults, and what the study file starts with."""
-    dimensions, known, base = spec.dimensions(), known_paths(spec.method.name), spec.base()
-    paper = {d.path: plain(d, known[d.path][0].get_default(call_default_factory=True)) for d in dimensions}
-    starts = [{d.path: d.inner(start.get(d.path, _at(base, d.path))) for d in dimensions} for start in spec.warm_starts]
-    named: list[tuple[Reference, dict[str, Any]]] = [("paper", paper)]
-    named += [("warm start", start) for start in starts]
+    dimensions = spec.dimensions()
+    named: list[tuple[Reference, dict[str, Any]]] = []
+    for name in spec.blocks():
+        known = known_paths(name)
+        own = [d for d in dimensions if d.path in known]
+        paper = {d.path: plain(d, known[d.path][0].get_default(call_default_factory=True)) for d in own}
+        named.append(("paper", active(dimensions, {METHOD: name, **paper})))
+    named += [("warm start", start.values) for start in warm_starts(spec, dimensions)]
     return named if dimensions else []
 
 
@@ -156,10 +161,3 @@ def _same(params: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
         return bool(one == other)
 
     return bool(params) and all(equal(value, wanted.get(path)) for path, value in params.items())
-
-
-def _at(config: Mapping[str, Any], path: str) -> Any:
-    node: Any = config
-    for key in path.split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node

@@ -70,6 +70,8 @@ def grid_cells(found: tuple[Dimension, Dimension], trials: Sequence[TrialRow]) -
 def marked_cells(study: StudyRow, found: tuple[Dimension, Dimension]) -> list[tuple[str, Cell]]:
     """Cells with a name: the fields' defaults, which are the paper's, and AGFT without calibration (1 and 1)."""
     known = known_paths(study.spec.method.name)
+    if any(d.path not in known for d in found):
+        return []  # methods against something: none of the cells is a paper's
     places = [
         ("the paper's setting", [plain(d, known[d.path][0].get_default(call_default_factory=True)) for d in found])
     ]

@@ -1,24 +1,41 @@
-"""Who proposes a trial's parameters: Optuna's samplers, reseeded before every proposal.
+"""Who proposes a trial's parameters: Optuna's samplers behind keyed draws, made anew for every proposal (SAMPLERS).
 
 A sampler that is opened again with a fixed seed would propose the first trials again; here its seed is
-hash(study seed, trial number), so that a restarted driver goes on as if it had never been away.
+hash(study seed, trial number), so that a restarted driver goes on as if it had never been away. What is drawn without
+looking at results (random search, start-up trials, whatever a sampler cannot model) depends on (study seed, trial
+number, path) alone: a further parameter leaves the others' draws as they are.
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIISampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
 
 from infra.failpoint import reach
 from study.config import StudyConfig
-from study.space import Dimension, grid
+from study.dimension import Dimension, active
+from study.draws import number_of, sobol_point, uniform, value_at
+from study.starts import Start, given_trials
 
-__all__ = ["directions", "draw", "enqueue_warm_starts", "proposals", "propose", "sampler_for", "values"]
+__all__ = [
+    "directions",
+    "draw",
+    "enqueue_warm_starts",
+    "given",
+    "proposals",
+    "propose",
+    "redraw",
+    "sampler_for",
+    "values",
+]
+
+GIVEN = ("agft.warm_start", "agft.rerun_of")  # trials that nobody proposed
 
 
 def directions(spec: StudyConfig) -> list[str]:
@@ -31,28 +48,39 @@ def values(spec: StudyConfig, record: Mapping[str, Any]) -> list[float]:
     return [float(record[f"best_{name}"]) for name in spec.goal.at({}).names]
 
 
-def proposals(study: optuna.Study, spec: StudyConfig, count: int) -> list[tuple[int, dict[str, Any]]]:
-    """The first `count` trials of a study (an empty Optuna study of any storage), warm starts first."""
+def proposals(
+    study: optuna.Study, spec: StudyConfig, count: int, prior: Sequence[Start] = ()
+) -> list[tuple[int, dict[str, Any]]]:
+    """The first `count` trials of a study (an empty Optuna study of any storage), given ones first."""
     dimensions = spec.dimensions()
-    enqueue_warm_starts(study, spec, dimensions)
+    enqueue_warm_starts(study, spec, dimensions, prior)
     return [propose(study, spec, dimensions) for _ in range(count)]
 
 
-def enqueue_warm_starts(study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension]) -> None:
+def enqueue_warm_starts(
+    study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension], prior: Sequence[Start] = ()
+) -> None:
+    """Put the given trials in line, once in a study's life; `prior` ones come from earlier studies (`study.prior`)."""
     if study.user_attrs.get("agft.warm_starts"):
         return
-    base = spec.base()
-    # A grid is a queue of given trials: its sampler is never asked.
-    for start in grid(dimensions) if spec.sampler.name == "grid" else spec.warm_starts:
-        values = {d.path: d.inner(start.get(d.path, _at(base, d.path))) for d in dimensions}
-        inside = {d.path: values[d.path] for d in dimensions if d.holds(values[d.path])}
-        if inside:
-            study.enqueue_trial(inside, user_attrs={"agft.warm_start": True}, skip_if_exists=True)
+    for start in given(spec, dimensions, prior):
+        attributes = {"agft.warm_start": True, "agft.origin": start.origin}
+        study.enqueue_trial(start.values, user_attrs=attributes, skip_if_exists=True)
     reach("warm-starts.enqueued")
     study.set_user_attr("agft.warm_starts", True)
 
 
+def given(spec: StudyConfig, dimensions: list[Dimension], prior: Sequence[Start] = ()) -> list[Start]:
+    """The trials that a study begins with, none twice."""
+    found: list[Start] = []
+    for start in [*given_trials(spec, dimensions), *prior]:
+        if start.values and not any(start.values == other.values for other in found):
+            found.append(start)
+    return found
+
+
 def propose(study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension]) -> tuple[int, dict[str, Any]]:
+    """The next trial, asked for and drawn: its number and its sampled values by path."""
     waiting = [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
     number = min(waiting) if waiting else len(study.get_trials(deepcopy=False))
     study.sampler = sampler_for(spec, number)
@@ -62,26 +90,124 @@ def propose(study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension])
     return number, draw(trial, dimensions)
 
 
+def redraw(
+    study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension], trial: FrozenTrial
+) -> dict[str, Any]:  # fmt: skip
+    """Sampled values of a trial that was asked for earlier; those that a crash left undrawn are drawn now."""
+    known = active(dimensions, trial.params)
+    if all(dimension.path in known for dimension in dimensions if dimension.exists(known)):
+        return known
+    study.sampler = sampler_for(spec, trial.number)
+    return draw(optuna.Trial(study, trial._trial_id), dimensions)
+
+
 def draw(trial: optuna.Trial, dimensions: list[Dimension]) -> dict[str, Any]:
-    return {d.path: _suggest(trial, d) for d in dimensions}
+    """Sampled values of the dimensions that exist in this trial, each drawn after those that it depends on."""
+    found: dict[str, Any] = {}
+    for dimension in dimensions:
+        if dimension.exists(found):
+            found[dimension.path] = _suggest(trial, dimension)
+    return found
 
 
-def sampler_for(spec: StudyConfig, number: int) -> optuna.samplers.BaseSampler:
-    """A sampler for one proposal: reopened with a fixed seed it would propose the first trials again."""
-    digest = hashlib.sha256(f"{spec.seed}/{number}".encode()).digest()
-    seed = int.from_bytes(digest[:4], "big") >> 1
-    if spec.sampler.name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
+class Keyed(BaseSampler):
+    """Draws keyed by trial and path; from `startup` trials in one of `states` on, the sampler `inner` proposes.
+
+    `inner` is asked for the parameters that it proposes together, and with `alone` also for the others.
+    """
+
+    def __init__(
+        self, seed: int, inner: BaseSampler | None = None, *, startup: int = 0,
+        states: tuple[TrialState, ...] = (TrialState.COMPLETE,), alone: bool = False,
+    ) -> None:  # fmt: skip
+        self.seed, self.inner, self.startup, self.states, self.alone = seed, inner, startup, states, alone
+
+    def modelling(self, study: optuna.Study) -> BaseSampler | None:
+        """The sampler that looks at results, once there are enough of them."""
+        if self.startup and len(study.get_trials(deepcopy=False, states=self.states)) < self.startup:
+            return None
+        return self.inner
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        inner = self.modelling(study)
+        return inner.infer_relative_search_space(study, trial) if inner else {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        inner = self.modelling(study)
+        return inner.sample_relative(study, trial, search_space) if inner else {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        inner = self.modelling(study) if self.alone else None
+        if inner:
+            return inner.sample_independent(study, trial, param_name, param_distribution)
+        return value_at(param_distribution, uniform(self.seed, trial.number, param_name))
+
+
+class Sobol(Keyed):
+    """Scrambled Sobol points over all dimensions; a trial takes those of its point that exist in it.
+
+    The first proposed trial takes the first point, and so on: which one is counted, not remembered, and given trials
+    do not count.
+    """
+
+    def __init__(self, seed: int, dimensions: Sequence[Dimension]) -> None:
+        super().__init__(seed)
+        self.dimensions = dimensions
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {dimension.path: dimension.distribution for dimension in self.dimensions}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        before = [other for other in study.get_trials(deepcopy=False) if other.number < trial.number]
+        index = sum(not any(key in other.user_attrs for key in GIVEN) for other in before)
+        point = sobol_point(len(search_space), index, number_of(self.seed, "sobol") >> 32)
+        places = zip(search_space.items(), point, strict=True)
+        return {path: value_at(distribution, place) for (path, distribution), place in places}
+
+
+def _tpe(spec: StudyConfig, seed: int, dimensions: Sequence[Dimension]) -> BaseSampler:
+    """Parameters are modelled together, in a conditional space those that occur together; with several metrics one by
+    one, which is Optuna's default there."""
+    startup, conditional = spec.sampler.startup_trials, any(dimension.when for dimension in dimensions)
+    together = conditional or len(directions(spec)) == 1
+    inner = TPESampler(
+        seed=seed, n_startup_trials=startup, multivariate=together, group=conditional, constant_liar=True
+    )
+    return Keyed(spec.seed, inner, startup=startup, states=(TrialState.COMPLETE, TrialState.PRUNED), alone=True)
+
+
+def _cmaes(spec: StudyConfig, seed: int, dimensions: Sequence[Dimension]) -> BaseSampler:
+    """Its state travels in the system attributes of Optuna's trials. Choices and conditional paths stay keyed draws."""
+    inner = CmaEsSampler(seed=seed, popsize=spec.sampler.population, warn_independent_sampling=False)
+    return Keyed(spec.seed, inner, startup=spec.sampler.startup_trials)
+
+
+def _nsga2(spec: StudyConfig, seed: int, dimensions: Sequence[Dimension]) -> BaseSampler:
+    """The first generation, mutations and conditional paths are keyed draws."""
+    return Keyed(spec.seed, NSGAIISampler(seed=seed, population_size=spec.sampler.population or 16))
+
+
+SAMPLERS: Mapping[str, Callable[[StudyConfig, int, Sequence[Dimension]], BaseSampler]] = {
+    "tpe": _tpe,
+    "cmaes": _cmaes,
+    "nsga2": _nsga2,
+    "qmc": lambda spec, seed, dimensions: Sobol(spec.seed, dimensions),
+    "random": lambda spec, seed, dimensions: Keyed(spec.seed),
+    "grid": lambda spec, seed, dimensions: Keyed(spec.seed),  # every point is a given trial: it is never asked
+}
+
+
+def sampler_for(spec: StudyConfig, number: int) -> BaseSampler:
+    """The sampler for one proposal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=spec.sampler.startup_trials, constant_liar=True)
-
-
-def _at(config: dict[str, Any], path: str) -> Any:
-    node: Any = config
-    for key in path.split("."):
-        node = node.get(key) if isinstance(node, dict) else None
-    return node
+        return SAMPLERS[spec.sampler.name](spec, number_of(spec.seed, number) >> 33, spec.dimensions())
 
 
 def _suggest(trial: optuna.Trial, dimension: Dimension) -> Any:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Union, get_args, get_origin
 
 from optuna.distributions import (
@@ -19,54 +17,18 @@ from optuna.distributions import (
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from study.conditions import with_conditions
+from study.dimension import METHOD, Dimension, active, apply_params, shown
 from trainers.config import Steps, TrialConfig
 from trainers.errors import nearest
 from trainers.objectives import METHODS
 from trainers.units import OfEps, OfModel, parse_fraction
 
-__all__ = ["SEARCHABLE", "Dimension", "apply_params", "grid", "grid_size", "known_paths", "parse_space", "shown"]
+__all__ = ["SEARCHABLE", "Dimension", "active", "apply_params", "known_paths", "parse_space", "shown"]
 
 SEARCHABLE = ("method", "attack", "train", "model", "seed")  # data, goal and evaluation are the same for every trial
 RANGE_KEYS = {"low", "high", "log", "step"}
 WRAPPERS: dict[str, type[BaseModel]] = {"of_model": OfModel, "of_eps": OfEps, "steps": Steps}
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One searched field. `path` is dotted; `wrapper` is `of_model`, `of_eps`, `steps` or empty."""
-
-    path: str
-    distribution: BaseDistribution
-    wrapper: str = ""
-
-    def value(self, sampled: Any) -> Any:
-        """What the configuration gets for a sampled value."""
-        return {self.wrapper: sampled} if self.wrapper else sampled
-
-    def inner(self, value: Any) -> Any:
-        """The sampled value behind what a study file or configuration says: unwrapped, fractions as numbers."""
-        if self.wrapper and isinstance(value, Mapping):
-            value = value.get(self.wrapper)
-        if isinstance(value, str) and not (
-            isinstance(self.distribution, CategoricalDistribution) and value in self.distribution.choices
-        ):
-            value = parse_fraction(value)
-        return value
-
-    def holds(self, value: Any) -> bool:
-        """Whether the distribution can give this value."""
-        try:
-            sampled = self.inner(value)
-            return bool(self.distribution._contains(self.distribution.to_internal_repr(sampled)))
-        except (ValueError, TypeError):
-            return False
-
-
-def shown(path: str, value: Any) -> str:
-    """A sampled value as a person writes it: radii as 4/255, other fractions with three digits."""
-    if path.endswith(".eps") and isinstance(value, float):
-        return f"{value * 255:.3g}/255"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -85,7 +47,7 @@ def known_paths(
     found: dict[str, tuple[FieldInfo, type[BaseModel]]] = {}
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
-        if path == "method.name" or (not prefix and name not in SEARCHABLE):
+        if path == METHOD or (not prefix and name not in SEARCHABLE):
             continue
         inner = [record for record in models_of(field.annotation) if record not in WRAPPERS.values()]
         if path == "method":
@@ -188,64 +150,55 @@ def _dimension(method: str, path: str, entry: Any) -> tuple[Dimension | None, li
     return (None if problems or distribution is None else Dimension(path, distribution, wrapper)), problems
 
 
-def parse_space(search: Mapping[str, Any], method: str) -> tuple[list[Dimension], list[tuple[str, str]]]:
-    """Dimensions of a `search:` block of a study of `method`, and (path, rule) for every entry that is wrong."""
-    known = known_paths(method)
-    dimensions, problems = [], []
-    for path, entry in search.items():
-        if path not in known:
-            problems.append((path, _no_such_field(path, known)))
+def parse_space(
+    search: Mapping[str, Any], blocks: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Dimension], list[tuple[str, str]]]:
+    """Dimensions of a `search:` block, and (path, rule) for every entry that is wrong.
+
+    `blocks`: the study's methods by name. Where there are several, the name is the first dimension, and a field of the
+    method is searched in the trials of those that have it.
+    """
+    owners: dict[str, list[str]] = {}
+    for method in blocks:
+        for path in known_paths(method):
+            owners.setdefault(path, []).append(method)
+    dimensions, problems, whens = _choice_of_method(blocks), [], {}
+    for path, given in search.items():
+        if path not in owners:
+            problems.append((path, _no_such_field(path, owners, blocks)))
             continue
-        dimension, rules = _dimension(method, path, entry)
+        entry = {key: value for key, value in given.items() if key != "when"} if isinstance(given, Mapping) else given
+        found = [_dimension(method, path, entry) for method in owners[path]]
+        rules = list(dict.fromkeys(rule for _, broken in found for rule in broken))
         problems += [(path, rule) for rule in rules]
-        if dimension:
-            dimensions.append(dimension)
-    return dimensions, problems
+        dimension = found[0][0]
+        if dimension is None or rules:
+            continue
+        if any(other is None or other.distribution != dimension.distribution for other, _ in found):
+            problems.append((path, f"is of another kind in each of {', '.join(owners[path])}; search one of them"))
+            continue
+        some = len(owners[path]) < len(blocks)
+        dimensions.append(replace(dimension, when=((METHOD, tuple(owners[path])),) if some else ()))
+        if isinstance(given, Mapping) and "when" in given:
+            whens[path] = given["when"]
+    ordered, wrong = with_conditions(dimensions, whens)
+    return ordered, problems + ([] if problems else wrong)
 
 
-def grid(dimensions: Sequence[Dimension]) -> list[dict[str, Any]]:
-    """Every combination of the choices, the last path varying fastest."""
-    choices = [_choices(dimension) for dimension in dimensions]
-    return [dict(zip([d.path for d in dimensions], point, strict=True)) for point in itertools.product(*choices)]
+def _choice_of_method(blocks: Mapping[str, Mapping[str, Any]]) -> list[Dimension]:
+    return [Dimension(METHOD, CategoricalDistribution(list(blocks)), blocks=blocks)] if len(blocks) > 1 else []
 
 
-def grid_size(dimensions: Sequence[Dimension]) -> int:
-    """How many combinations `grid` has."""
-    return math.prod(len(_choices(dimension)) for dimension in dimensions)
-
-
-def _choices(dimension: Dimension) -> tuple[Any, ...]:
-    assert isinstance(dimension.distribution, CategoricalDistribution), "a grid is made of choices"
-    return tuple(dict.fromkeys(dimension.distribution.choices))
-
-
-def _no_such_field(path: str, known: Mapping[str, Any]) -> str:
+def _no_such_field(path: str, known: Mapping[str, Any], methods: Collection[str]) -> str:
     head = str(path).split(".")[0]
+    if path == METHOD:
+        return "is searched where the file has `alternatives`: further method blocks beside `method`; leave it out here"
     if head in TrialConfig.model_fields and head not in SEARCHABLE:
         return f"`{head}` is the same for every trial and cannot be searched; searchable: {', '.join(SEARCHABLE)}"
     close = nearest(str(path), known)
     owner = str(path).rpartition(".")[0]
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == owner]
     hint = f"did you mean {close[0]!r}? " if close else ""
-    listing = f"{owner} has {', '.join(siblings)}" if siblings else f"known: {', '.join(known)}"
+    of = " or ".join(methods) if owner == "method" else owner
+    listing = f"{of} has {', '.join(siblings)}" if siblings else f"known: {', '.join(known)}"
     return f"no such field; {hint}{listing}"
-
-
-def apply_params(base: Mapping[str, Any], params: Mapping[str, Any], dimensions: list[Dimension]) -> dict[str, Any]:
-    """A trial's configuration: `base` with every sampled parameter put at its dotted path."""
-    config = _copy(base)
-    for dimension in dimensions:
-        if dimension.path not in params:
-            continue
-        *parents, leaf = dimension.path.split(".")
-        node = config
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[leaf] = dimension.value(params[dimension.path])
-    return config
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copy(inner) for key, inner in value.items()}
-    return [_copy(inner) for inner in value] if isinstance(value, list | tuple) else value

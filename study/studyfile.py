@@ -13,8 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from study.config import StudyConfig
 from study.corners import impossible_trials
+from study.dimension import grid_size
 from study.errors import Problem, StudyFileError, UserError
-from study.space import grid_size, models_of, parse_space
+from study.space import models_of, parse_space
 from trainers import tiny
 from trainers.architectures import known_architectures
 from trainers.config import ModelConfig
@@ -217,11 +218,16 @@ def _joined(problems: list[Problem]) -> Problem:
     return Problem(first.line, first.path, first.value, " or ".join(rules))
 
 
-def _method(raw: Mapping[str, Any]) -> str | None:
-    """The file's method, if it names one that exists: what may be searched depends on it."""
-    block = raw.get("method")
-    name = block.get("name") if isinstance(block, Mapping) else None
-    return name if isinstance(name, str) and name in METHODS else None
+def _blocks(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The file's method blocks by name, if every one names a method that exists: what may be searched depends on it."""
+    others = raw.get("alternatives", [])
+    found: dict[str, dict[str, Any]] = {}
+    for block in [raw.get("method"), *(others if isinstance(others, list | tuple) else [])]:
+        name = block.get("name") if isinstance(block, Mapping) else None
+        if not isinstance(name, str) or name not in METHODS or not isinstance(block, Mapping):
+            return {}
+        found.setdefault(name, dict(block))
+    return found
 
 
 def _trials(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:
@@ -239,14 +245,14 @@ def _grid(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:
     """A grid is made of choices, and every point of it is one trial of the budget."""
     if study.sampler.name != "grid":
         return []
-    dimensions, _ = parse_space(study.search, study.method.name)
+    dimensions, _ = parse_space(study.search, study.blocks())
     ranges = [d.path for d in dimensions if not isinstance(d.distribution, CategoricalDistribution)]
     if ranges:
         return [
             Problem(line_of(lines, ("search", path)), f"search.{path}", "", "a grid needs {choices: [...]}")
             for path in ranges
         ]
-    points = grid_size(dimensions)
+    points = grid_size(dimensions, most=100_000)
     if points == study.budget.trials:
         return []
     keys: Keys = ("budget", "trials")
@@ -255,10 +261,10 @@ def _grid(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:
 
 
 def _search(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
-    search, method = raw.get("search"), _method(raw)
-    if not isinstance(search, Mapping) or method is None:
+    search, blocks = raw.get("search"), _blocks(raw)
+    if not isinstance(search, Mapping) or not blocks:
         return []
-    _, problems = parse_space(search, method)
+    _, problems = parse_space(search, blocks)
     return [
         Problem(line_of(lines, ("search", path)), f"search.{path}", shown_value(search[path]), rule)
         for path, rule in problems
@@ -320,10 +326,10 @@ def _datasets(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem
 def _warm_starts(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
     """A warm start names searched paths only, with values inside their ranges."""
     search, starts = raw.get("search"), raw.get("warm_starts")
-    method = _method(raw)
-    if not isinstance(search, Mapping) or not isinstance(starts, list) or method is None:
+    blocks = _blocks(raw)
+    if not isinstance(search, Mapping) or not isinstance(starts, list) or not blocks:
         return []
-    dimensions = {dimension.path: dimension for dimension in parse_space(search, method)[0]}
+    dimensions = {dimension.path: dimension for dimension in parse_space(search, blocks)[0]}
     problems = []
     for index, start in enumerate(starts):
         for path, value in start.items() if isinstance(start, Mapping) else ():

@@ -122,7 +122,7 @@ def test_openais_weights_without_quickgelu_are_refused_with_the_right_name():
 
 def test_what_may_be_searched_belongs_to_the_method():
     found = problems_of(GOOD.replace("{name: agft}", "{name: tecoa}"))
-    rule = "no such field; did you mean 'method.logit_scale'? method has logit_scale"
+    rule = "no such field; did you mean 'method.logit_scale'? tecoa has logit_scale"
     assert found == {"6:search.method.scale_ratio": rule}
     found = problems_of(GOOD.replace("{name: agft}", "{name: agtf}"))
     assert found == {"2:method.name": f"no such method; did you mean 'agft'? known: {', '.join(METHODS)}"}

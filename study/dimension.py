@@ -1,0 +1,131 @@
+"""One searched field, when it is searched at all, and what its sampled value makes of a trial's configuration."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from trainers.units import parse_fraction
+
+__all__ = ["METHOD", "Dimension", "active", "apply_params", "combinations", "grid", "grid_size", "shown"]
+
+METHOD = "method.name"  # searched where a study has alternatives
+Condition = tuple[str, tuple[Any, ...]]  # a searched path, and the choices of it that let another one be searched
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched field. `path` is dotted; `wrapper` is `of_model`, `of_eps`, `steps` or empty.
+
+    It exists in a trial whose values meet every condition in `when`; conditions speak of dimensions that come before
+    it. `blocks`, of the method's name only: the block that every name stands for.
+    """
+
+    path: str
+    distribution: BaseDistribution
+    wrapper: str = ""
+    when: tuple[Condition, ...] = ()
+    blocks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
+
+    def value(self, sampled: Any) -> Any:
+        """What the configuration gets for a sampled value."""
+        return {self.wrapper: sampled} if self.wrapper else sampled
+
+    def inner(self, value: Any) -> Any:
+        """The sampled value behind what a study file or configuration says: unwrapped, fractions as numbers."""
+        if self.wrapper and isinstance(value, Mapping):
+            value = value.get(self.wrapper)
+        if isinstance(value, str) and not (
+            isinstance(self.distribution, CategoricalDistribution) and value in self.distribution.choices
+        ):
+            value = parse_fraction(value)
+        return value
+
+    def holds(self, value: Any) -> bool:
+        """Whether the distribution can give this value."""
+        try:
+            sampled = self.inner(value)
+            return bool(self.distribution._contains(self.distribution.to_internal_repr(sampled)))
+        except (ValueError, TypeError):
+            return False
+
+    def exists(self, values: Mapping[str, Any]) -> bool:
+        """Whether it is searched in a trial with these sampled values of the dimensions before it."""
+        return all(path in values and values[path] in allowed for path, allowed in self.when)
+
+
+def active(dimensions: Sequence[Dimension], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values whose dimension exists in a trial that has them."""
+    found: dict[str, Any] = {}
+    for dimension in dimensions:
+        if dimension.path in values and dimension.exists(found):
+            found[dimension.path] = values[dimension.path]
+    return found
+
+
+def combinations(dimensions: Sequence[Dimension], values_of: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every different trial that the given values make, the last path varying fastest."""
+
+    def further(found: dict[str, Any], rest: Sequence[Dimension]) -> Iterator[dict[str, Any]]:
+        if not rest:
+            yield found
+        elif not rest[0].exists(found):
+            yield from further(found, rest[1:])
+        else:
+            for value in values_of[rest[0].path]:
+                yield from further({**found, rest[0].path: value}, rest[1:])
+
+    return further({}, dimensions)
+
+
+def grid(dimensions: Sequence[Dimension]) -> Iterator[dict[str, Any]]:
+    """Every combination of the choices."""
+    return combinations(dimensions, {dimension.path: _choices(dimension) for dimension in dimensions})
+
+
+def grid_size(dimensions: Sequence[Dimension], most: int) -> int:
+    """How many combinations `grid` has; at least `most` where it has more and conditions must be gone through."""
+    if any(dimension.when for dimension in dimensions):
+        return sum(1 for _ in itertools.islice(grid(dimensions), most))
+    return math.prod(len(_choices(dimension)) for dimension in dimensions)
+
+
+def _choices(dimension: Dimension) -> tuple[Any, ...]:
+    assert isinstance(dimension.distribution, CategoricalDistribution), "a grid is made of choices"
+    return tuple(dict.fromkeys(dimension.distribution.choices))
+
+
+def apply_params(base: Mapping[str, Any], params: Mapping[str, Any], dimensions: Sequence[Dimension]) -> dict[str, Any]:
+    """A trial's configuration: `base` with its method's block, and every sampled parameter at its dotted path."""
+    config = _copy(base)
+    values = active(dimensions, params)
+    for dimension in dimensions:
+        if dimension.path not in values:
+            continue
+        if dimension.blocks:
+            config["method"] = _copy(dimension.blocks[values[dimension.path]])
+            continue
+        *parents, leaf = dimension.path.split(".")
+        node = config
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = dimension.value(values[dimension.path])
+    return config
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(inner) for key, inner in value.items()}
+    return [_copy(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def shown(path: str, value: Any) -> str:
+    """A sampled value as a person writes it: radii as 4/255, other fractions with three digits."""
+    if path.endswith(".eps") and isinstance(value, float):
+        return f"{value * 255:.3g}/255"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
