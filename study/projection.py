@@ -128,15 +128,15 @@ def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[
         f"**{spec.name}**: {spec.budget.trials} trials of `{spec.method.name}` on `{spec.model.arch}`, fine-tuned on "
         f"`{spec.data.train}`, searched for the best {wanted} ({floors}) on {', '.join(spec.data.dev)}."
     ]
-    if study.baseline:
-        lines.append(_accuracies(study, trials, page))
-    links = []
+    links = []  # near the top: the UI folds what is long
     if own := page(study_key(study)):
         links.append(f"[interactive report]({own}/artifacts/report/report.html)")
     if found := next((row.latest["uri"] for row in trials if row.latest), None):
         links.append(f"checkpoints: `{found.partition('/trials/')[0]}/trials/NUMBER/`")
     links.append(f"`agft report {spec.name}`, `agft status {spec.name}`")
     lines.append(" · ".join(links))
+    if study.baseline:
+        lines.append(_accuracies(study, trials, page))
     lines.append("Nested runs are trials: FINISHED = full length, KILLED = stopped early or dropped, FAILED = see "
                  "`agft.failure_kind`.")  # fmt: skip
     return "\n\n".join(lines)
