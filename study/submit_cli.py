@@ -155,4 +155,4 @@ def print_status(study: str | None, database: str, *, as_json: bool) -> None:
         console.print(attempts_table(trials, row.token, clock, live=live))
     for text in (found["message"], advice(found)):
         if text:
-            console.print(f"{found['state']}: {text}")
+            console.print(f"{found['state']}: {text}", soft_wrap=True)
