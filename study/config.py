@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from study.space import Dimension, parse_space
 from trainers.config import AttackConfig, DataConfig, EvalConfig, Goal, Metric, ModelConfig, TrainConfig
+from trainers.errors import nearest
 from trainers.objectives import MethodConfig
 from trainers.presets import PRESETS
 from trainers.units import Frozen
@@ -55,6 +56,15 @@ def _check_floor(text: str) -> str:
     return text
 
 
+def _check_preset(name: str) -> str:
+    if name not in PRESETS:
+        close = nearest(name, PRESETS)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"no such preset; {hint}known: {', '.join(PRESETS)}")
+    return name
+
+
+PresetName = Annotated[str, AfterValidator(_check_preset)]
 FloorText = Annotated[str, AfterValidator(_check_floor)]
 
 
@@ -187,7 +197,7 @@ class StudyConfig(Frozen):
     train: TrainConfig = Field(default_factory=TrainConfig, description="length and optimizer of a trial")
     evaluate: StudyEvaluation = Field(default_factory=StudyEvaluation, description="fixed evaluations")
     search: dict[str, Any] = Field(default_factory=dict, description="dotted path -> range or choices")
-    warm_starts: tuple[Literal[*PRESETS] | dict[str, Any], ...] = Field(  # type: ignore[valid-type]
+    warm_starts: tuple[PresetName | dict[str, Any], ...] = Field(
         ({},), description="first trials: by dotted path, an empty one being the file's own values; or a preset's name"
     )
     prior: PriorConfig | None = Field(None, description="earlier studies whose best trials are tried first")

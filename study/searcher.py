@@ -119,9 +119,9 @@ class OptunaBook:
 
     @patient
     def observe(self, number: int, epoch: int, value: float) -> None:
-        """An intermediate value."""
+        """An intermediate value; with several metrics Optuna has none."""
         frozen = self._frozen(number)
-        if frozen.state.is_finished():
+        if frozen.state.is_finished() or len(self.study.directions) > 1:
             return
         if frozen.intermediate_values.get(epoch) != value:
             self.storage.set_trial_intermediate_value(frozen._trial_id, epoch, value)

@@ -35,7 +35,7 @@ def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
     """The record types inside an annotation (unions and Annotated included)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType, typing.Annotated):
+    elif get_origin(annotation) in (Union, types.UnionType, typing.Annotated, tuple):
         for part in get_args(annotation):
             yield from models_of(part)
 

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from optuna.distributions import CategoricalDistribution
 from pydantic import BaseModel, ValidationError
 
 from study.config import StudyConfig
-from study.corners import impossible_trials
-from study.dimension import grid_size
 from study.errors import Problem, StudyFileError, UserError
-from study.space import models_of, parse_space
+from study.lines import Keys, dotted, line_of, shown_value
+from study.search_checks import alone_problems, together_problems
+from study.space import models_of
 from trainers import tiny
 from trainers.architectures import known_architectures
 from trainers.config import ModelConfig
@@ -35,8 +34,6 @@ __all__ = [
     "read_text",
     "shown_value",
 ]
-
-Keys = tuple[str | int, ...]
 
 
 class Loader(yaml.SafeLoader):
@@ -90,11 +87,11 @@ def check_study(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[StudyCo
     """The study that a mapping describes, if it is one, and everything wrong with it."""
     raw, unknown_preset = _resolved(raw, lines)
     study, problems = _schema(raw, lines)
-    problems += unknown_preset
-    searched = _search(raw, lines)
-    if study is not None:
-        problems += _grid(study, lines) + ([] if searched else _trials(study, lines))
-    return study, problems + searched + _model(raw, lines) + _datasets(raw, lines) + _warm_starts(raw, lines)
+    searched = alone_problems(raw, lines)
+    problems += unknown_preset + searched + _model(raw, lines) + _datasets(raw, lines)
+    if study is not None and not searched:
+        problems += together_problems(study, lines)
+    return study, problems
 
 
 def _resolved(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[dict[str, Any], list[Problem]]:
@@ -133,16 +130,6 @@ def _lines(node: yaml.Node | None, prefix: Keys = ()) -> tuple[dict[Keys, int], 
     return lines, problems
 
 
-def dotted(path: Keys) -> str:
-    """A path as messages show it."""
-    return ".".join(str(key) for key in path) or "file"
-
-
-def line_of(lines: Mapping[Keys, int], path: Keys) -> int:
-    """The line of `path`, or of what encloses it."""
-    return next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), 1)
-
-
 def _at(raw: Any, path: Keys) -> tuple[Any, bool]:
     """What stands at `path`, and whether anything does."""
     for key in path:
@@ -151,12 +138,6 @@ def _at(raw: Any, path: Keys) -> tuple[Any, bool]:
             return None, False
         raw = raw[key]
     return raw, True
-
-
-def shown_value(value: Any) -> str:
-    """A value as messages show it, cut short."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _in_file(raw: Any, location: Keys) -> Keys:
@@ -173,6 +154,10 @@ def _record_at(raw: Mapping[str, Any], path: Keys) -> type[BaseModel] | None:
     """The record type that owns the last key of `path`."""
     owner: type[BaseModel] = StudyConfig
     for position, key in enumerate(path[:-1]):
+        if isinstance(key, int):
+            value, _ = _at(raw, path[: position + 1])
+            owner = METHODS.get(str(value.get("name")), owner) if isinstance(value, Mapping) else owner
+            continue
         field = owner.model_fields.get(str(key))
         records = list(models_of(field.annotation)) if field else []
         if not records:
@@ -216,59 +201,6 @@ def _joined(problems: list[Problem]) -> Problem:
     rules = list(dict.fromkeys(problem.rule for problem in problems))
     first = problems[0]
     return Problem(first.line, first.path, first.value, " or ".join(rules))
-
-
-def _blocks(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The file's method blocks by name, if every one names a method that exists: what may be searched depends on it."""
-    others = raw.get("alternatives", [])
-    found: dict[str, dict[str, Any]] = {}
-    for block in [raw.get("method"), *(others if isinstance(others, list | tuple) else [])]:
-        name = block.get("name") if isinstance(block, Mapping) else None
-        if not isinstance(name, str) or name not in METHODS or not isinstance(block, Mapping):
-            return {}
-        found.setdefault(name, dict(block))
-    return found
-
-
-def _trials(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:
-    """What is wrong with a trial that the search may propose, though every value is allowed on its own."""
-    searched = [dimension.path for dimension in study.dimensions()]
-    problems: dict[tuple[str, str], Problem] = {}
-    for found in impossible_trials(study):
-        keys: Keys = ("search", found.path) if found.path in searched else tuple(found.path.split("."))
-        problem = Problem(line_of(lines, keys), dotted(keys), shown_value(found.value), found.rule)
-        problems.setdefault((found.path, found.rule), problem)
-    return list(problems.values())
-
-
-def _grid(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:
-    """A grid is made of choices, and every point of it is one trial of the budget."""
-    if study.sampler.name != "grid":
-        return []
-    dimensions, _ = parse_space(study.search, study.blocks())
-    ranges = [d.path for d in dimensions if not isinstance(d.distribution, CategoricalDistribution)]
-    if ranges:
-        return [
-            Problem(line_of(lines, ("search", path)), f"search.{path}", "", "a grid needs {choices: [...]}")
-            for path in ranges
-        ]
-    points = grid_size(dimensions, most=100_000)
-    if points == study.budget.trials:
-        return []
-    keys: Keys = ("budget", "trials")
-    rule = f"the grid has {points} points; every one is a trial, so write {points}"
-    return [Problem(line_of(lines, keys), dotted(keys), str(study.budget.trials), rule)]
-
-
-def _search(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
-    search, blocks = raw.get("search"), _blocks(raw)
-    if not isinstance(search, Mapping) or not blocks:
-        return []
-    _, problems = parse_space(search, blocks)
-    return [
-        Problem(line_of(lines, ("search", path)), f"search.{path}", shown_value(search[path]), rule)
-        for path, rule in problems
-    ]
 
 
 def _model(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
@@ -320,25 +252,4 @@ def _datasets(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem
                 rule = f"already has the role {seen[name]!r}; roles must not share a dataset"
                 problems.append(Problem(line_of(lines, where), dotted(where), repr(name), rule))
             seen.setdefault(name, role)
-    return problems
-
-
-def _warm_starts(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
-    """A warm start names searched paths only, with values inside their ranges."""
-    search, starts = raw.get("search"), raw.get("warm_starts")
-    blocks = _blocks(raw)
-    if not isinstance(search, Mapping) or not isinstance(starts, list) or not blocks:
-        return []
-    dimensions = {dimension.path: dimension for dimension in parse_space(search, blocks)[0]}
-    problems = []
-    for index, start in enumerate(starts):
-        for path, value in start.items() if isinstance(start, Mapping) else ():
-            where: Keys = ("warm_starts", index, path)
-            if path not in search:
-                rule = f"is not searched; searched: {', '.join(map(str, search))}"
-            elif path in dimensions and not dimensions[path].holds(value):
-                rule = f"is outside its range {search[path]}"
-            else:
-                continue
-            problems.append(Problem(line_of(lines, where), dotted(where), shown_value(value), rule))
     return problems

@@ -1,0 +1,122 @@
+"""A study that begins with what earlier studies found: their best trials, mapped by path onto its own search space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from study.config import StudyConfig
+from study.dimension import METHOD, Dimension, active, shown
+from study.errors import UserError
+from study.results import ranked
+from study.rows import StudyRow, TrialRow
+from study.starts import Start, at_path
+from trainers.errors import nearest
+
+__all__ = ["Prior", "check_names", "resolve"]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Trials to begin with, and in words what of the earlier trials does not fit."""
+
+    starts: tuple[Start, ...]
+    notes: tuple[str, ...]
+
+
+def check_names(spec: StudyConfig, known: Sequence[str]) -> None:
+    """`UserError` for a prior study that the database does not have."""
+    for name in spec.prior.studies if spec.prior else ():
+        if name not in known:
+            close = nearest(name, known)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise UserError(f"prior.studies: no study {name!r}; {hint}known: {', '.join(known) or 'none yet'}")
+
+
+def resolve(spec: StudyConfig, earlier: Sequence[tuple[StudyRow, Sequence[TrialRow]]]) -> Prior:
+    """The best `prior.top` feasible full-length trials of every earlier study, by that study's own goal, in the order
+    of `earlier`; none twice.
+
+    What a trial had at a path comes from its whole configuration, so a path that only this study searches is found
+    too. A number outside the range is moved to its end; a choice that is none here is left to the sampler; a trial of
+    a method that this study does not have is left out.
+    """
+    if spec.prior is None:
+        return Prior((), ())
+    dimensions = spec.dimensions()
+    starts: list[Start] = []
+    notes: list[str] = []
+    for study, trials in earlier:
+        best = _best(study, trials)[: spec.prior.top]
+        if not best:
+            notes.append(f"{study.name}: no feasible full-length trial")
+        for trial in best:
+            start, said = _mapped(spec, dimensions, study.name, trial)
+            notes += said
+            if start.values and not any(start.values == other.values for other in starts):
+                starts.append(start)
+    return Prior(tuple(starts), tuple(notes))
+
+
+def _best(study: StudyRow, trials: Sequence[TrialRow]) -> list[TrialRow]:
+    if study.baseline is None:
+        return []
+    found: list[TrialRow] = []
+    for trial in ranked(trials, study.spec.goal.resolve(study.baseline)):
+        repeated = any(trial.params == other.params for other in found)
+        if trial.last and trial.last["best_feasible"] and not repeated:
+            found.append(trial)
+    return found
+
+
+def _mapped(spec: StudyConfig, dimensions: list[Dimension], name: str, trial: TrialRow) -> tuple[Start, list[str]]:
+    origin = f"{name} trial {trial.number}"
+    method = at_path(trial.config, METHOD)
+    if method not in spec.blocks():
+        return Start(origin, {}), [f"{origin}: left out, it is of {method}, which is not searched here"]
+    kept: dict[str, Any] = {}
+    notes: dict[str, str] = {}
+    for dimension in dimensions:
+        value = at_path(trial.config, dimension.path)
+        if dimension.holds(value):
+            kept[dimension.path] = dimension.inner(value)
+        elif (end := _nearest_end(dimension, value)) is not None:
+            kept[dimension.path] = end
+            notes[dimension.path] = (
+                f"{_plain(dimension, value)} is outside its range, {shown(dimension.path, end)} taken"
+            )
+        else:
+            notes[dimension.path] = f"{_plain(dimension, value)} is no value of it here, sampled instead"
+    values = active(dimensions, kept)
+    present = [d for d in dimensions if d.path in notes and d.exists(values)]
+    left = tuple(d.path for d in present if d.path not in values)
+    return Start(origin, values, left), [f"{origin}: {d.path}: {notes[d.path]}" for d in present]
+
+
+def _nearest_end(dimension: Dimension, value: Any) -> int | float | None:
+    """The end of a range that a number lies beyond, or the nearest step; None where that means nothing."""
+    distribution = dimension.distribution
+    if isinstance(distribution, CategoricalDistribution):
+        return None
+    assert isinstance(distribution, FloatDistribution | IntDistribution), distribution
+    try:
+        number = dimension.inner(value)
+    except ValueError:
+        return None
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return None
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if step and low < number < high:
+        number = low + step * round((number - low) / step)
+    number = min(max(number, low), high)
+    return round(number) if isinstance(distribution, IntDistribution) else float(number)
+
+
+def _plain(dimension: Dimension, value: Any) -> str:
+    try:
+        return shown(dimension.path, dimension.inner(value))
+    except ValueError:
+        return str(value)

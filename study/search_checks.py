@@ -1,0 +1,168 @@
+"""What is wrong with a study file's search: its methods, paths, conditions, given trials, and trials as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution
+
+from study.config import StudyConfig
+from study.corners import impossible_trials
+from study.dimension import METHOD, Dimension, active, grid_size
+from study.errors import Problem
+from study.lines import Keys, problem_at
+from study.space import parse_space
+from study.starts import method_of_start
+from trainers.errors import nearest
+from trainers.objectives import METHODS
+from trainers.presets import PRESETS
+
+__all__ = ["alone_problems", "together_problems"]
+
+Lines = Mapping[Keys, int]
+MOST_POINTS = 100_000  # of a grid with conditions, which has to be gone through
+
+
+def alone_problems(raw: Mapping[str, Any], lines: Lines) -> list[Problem]:
+    """Of `alternatives`, `search` and `warm_starts`, whatever the rest of the file is like."""
+    blocks = _blocks(raw)
+    if not blocks:
+        return []  # the schema says so already
+    return _alternatives(raw, lines) + _search(raw, blocks, lines) + _warm_starts(raw, blocks, lines)
+
+
+def together_problems(study: StudyConfig, lines: Lines) -> list[Problem]:
+    """Of a study whose every value is allowed on its own, and whose search can be read."""
+    return _goal(study, lines) + _prior(study, lines) + _grid(study, lines) + _trials(study, lines)
+
+
+def _blocks(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The file's method blocks by name, if every one names a method that exists: what may be searched depends on it."""
+    others = raw.get("alternatives", [])
+    found: dict[str, dict[str, Any]] = {}
+    for block in [raw.get("method"), *(others if isinstance(others, list | tuple) else [])]:
+        name = block.get("name") if isinstance(block, Mapping) else None
+        if not isinstance(name, str) or name not in METHODS or not isinstance(block, Mapping):
+            return {}
+        found.setdefault(name, dict(block))
+    return found
+
+
+def _alternatives(raw: Mapping[str, Any], lines: Lines) -> list[Problem]:
+    """Every method once: its name is what the search chooses."""
+    problems, seen = [], [raw["method"]["name"]]
+    for index, block in enumerate(raw.get("alternatives") or []):
+        if block["name"] in seen:
+            rule = "is there already; a study chooses among methods by name, so each can stand once"
+            problems.append(problem_at(lines, ("alternatives", index, "name"), block["name"], rule))
+        seen.append(block["name"])
+    return problems
+
+
+def _search(raw: Mapping[str, Any], blocks: Mapping[str, Any], lines: Lines) -> list[Problem]:
+    search = raw.get("search")
+    if not isinstance(search, Mapping):
+        return []
+    _, problems = parse_space(search, blocks)
+    return [problem_at(lines, ("search", path), search[path], rule) for path, rule in problems]
+
+
+def _warm_starts(raw: Mapping[str, Any], blocks: Mapping[str, Any], lines: Lines) -> list[Problem]:
+    """A warm start names searched paths of one method, with values inside their ranges; or a preset of a method."""
+    search, starts = raw.get("search", {}), raw.get("warm_starts")
+    if not isinstance(search, Mapping) or not isinstance(starts, list):
+        return []
+    dimensions, wrong = parse_space(search, blocks)
+    if wrong:
+        return []
+    problems = []
+    for index, start in enumerate(starts):
+        keys: Keys = ("warm_starts", index)
+        if isinstance(start, str):
+            if rule := _preset_rule(start, blocks):
+                problems.append(problem_at(lines, keys, start, rule))
+        elif isinstance(start, Mapping):
+            found = [(path, _start_rule(path, start, search, dimensions, blocks)) for path in start]
+            problems += [problem_at(lines, (*keys, path), start[path], rule) for path, rule in found if rule]
+    return problems
+
+
+def _preset_rule(name: str, blocks: Mapping[str, Any]) -> str:
+    if name not in PRESETS:
+        return ""  # the schema says so already
+    method = PRESETS[name]["method"]["name"]
+    return "" if method in blocks else f"is for the method {method!r}; the study has {', '.join(blocks)}"
+
+
+def _start_rule(
+    path: str, start: Mapping[str, Any], search: Mapping[str, Any], dimensions: list[Dimension],
+    blocks: Mapping[str, Any],
+) -> str:  # fmt: skip
+    own = {dimension.path: dimension for dimension in dimensions}
+    if path not in own:
+        close = nearest(str(path), own)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"is not searched; {hint}searched: {', '.join(own)}"
+    if not own[path].holds(start[path]):
+        return f"is outside its range {search.get(path, list(blocks))}"
+    known = {p: own[p].inner(value) for p, value in start.items() if p in own and own[p].holds(value)}
+    known[METHOD] = method_of_start(start, blocks)
+    given = {other: known[other] for other, _ in own[path].when if other in known}
+    if path in active(dimensions, known) or len(given) < len(own[path].when):
+        return ""
+    if METHOD in given and given[METHOD] not in dict(own[path].when)[METHOD]:
+        return f"is not searched for {given[METHOD]}; name its method: {{{METHOD}: ..., {path}: ...}}"
+    return f"is not searched where {', '.join(f'{other} is {value}' for other, value in given.items())}"
+
+
+def _goal(study: StudyConfig, lines: Lines) -> list[Problem]:
+    """What several metrics exclude."""
+    if not study.goal.metrics:
+        return []
+    front = ", ".join(study.goal.metrics)
+    problems = []
+    if study.scheduler.name != "none":
+        rule = f"a trial that is stopped early never enters the front of {front}; write none"
+        problems.append(problem_at(lines, ("scheduler", "name"), study.scheduler.name, rule))
+    if study.scheduler.patience is not None:
+        rule = f"ends trials early, and the front of {front} is made of full-length ones; leave it out"
+        problems.append(problem_at(lines, ("scheduler", "patience"), study.scheduler.patience, rule))
+    if study.sampler.name == "cmaes":
+        rule = f"CMA-ES has one metric, and the goal has {front}; write nsga2 or tpe"
+        problems.append(problem_at(lines, ("sampler", "name"), "cmaes", rule))
+    return problems
+
+
+def _prior(study: StudyConfig, lines: Lines) -> list[Problem]:
+    names = study.prior.studies if study.prior else ()
+    rule = "is this study's own name; a prior study is an earlier one"
+    return [problem_at(lines, ("prior", "studies", index), name, rule)
+            for index, name in enumerate(names) if name == study.name]  # fmt: skip
+
+
+def _grid(study: StudyConfig, lines: Lines) -> list[Problem]:
+    """A grid is made of choices, and every point of it is one trial of the budget."""
+    if study.sampler.name != "grid":
+        return []
+    dimensions = study.dimensions()
+    ranges = [d.path for d in dimensions if not isinstance(d.distribution, CategoricalDistribution)]
+    if ranges:
+        return [problem_at(lines, ("search", path), None, "a grid needs {choices: [...]}") for path in ranges]
+    points = grid_size(dimensions, most=MOST_POINTS)
+    if points == study.budget.trials:
+        return []
+    rule = f"the grid has {points} points; every one is a trial, so write {points}"
+    return [problem_at(lines, ("budget", "trials"), study.budget.trials, rule)]
+
+
+def _trials(study: StudyConfig, lines: Lines) -> list[Problem]:
+    """What is wrong with a trial that the search may propose, though every value is allowed on its own."""
+    searched = [dimension.path for dimension in study.dimensions()]
+    problems: dict[tuple[str, str], Problem] = {}
+    for found in impossible_trials(study):
+        keys: Keys = ("search", found.path) if found.path in searched else tuple(found.path.split("."))
+        if found.path == METHOD and found.value in (names := [method.name for method in study.alternatives]):
+            keys = ("alternatives", names.index(found.value), "name")
+        problems.setdefault((found.path, found.rule), problem_at(lines, keys, found.value, found.rule))
+    return list(problems.values())
