@@ -46,6 +46,12 @@ class Dimension:
             value = parse_fraction(value)
         return value
 
+    def read(self, value: Any) -> Any:
+        """As `inner`, of a configuration's value; `ValueError` where it is given in another way, such as absolutely."""
+        if isinstance(value, Mapping) != bool(self.wrapper) or (self.wrapper and self.wrapper not in value):
+            raise ValueError(f"{self.path}: {value!r} is given in another way than it is searched")
+        return self.inner(value)
+
     def holds(self, value: Any) -> bool:
         """Whether the distribution can give this value."""
         try:

@@ -14,9 +14,9 @@ from study.errors import UserError
 from study.results import ranked
 from study.rows import StudyRow, TrialRow
 from study.starts import Start, at_path
-from trainers.errors import nearest
+from study.store import StudyStore, study_names
 
-__all__ = ["Prior", "check_names", "resolve"]
+__all__ = ["Prior", "check_prior", "earlier_studies", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,20 @@ class Prior:
     notes: tuple[str, ...]
 
 
-def check_names(spec: StudyConfig, known: Sequence[str]) -> None:
-    """`UserError` for a prior study that the database does not have."""
-    for name in spec.prior.studies if spec.prior else ():
-        if name not in known:
-            close = nearest(name, known)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise UserError(f"prior.studies: no study {name!r}; {hint}known: {', '.join(known) or 'none yet'}")
+def earlier_studies(url: str, spec: StudyConfig) -> list[tuple[StudyRow, list[TrialRow]]]:
+    """The prior studies with their trials, from the database; `UserError` for a name that it does not have."""
+    names = spec.prior.studies if spec.prior else ()
+    try:
+        stores = [StudyStore(url, name) for name in names]
+        return [(store.load(), store.trials()) for store in stores]
+    except UserError as error:
+        raise UserError(f"prior.studies: {error}") from None
+
+
+def check_prior(url: str, spec: StudyConfig) -> None:
+    """`UserError` if a study that does not exist yet names a prior one that the database does not have."""
+    if spec.prior and spec.name not in study_names(url):
+        earlier_studies(url, spec)
 
 
 def resolve(spec: StudyConfig, earlier: Sequence[tuple[StudyRow, Sequence[TrialRow]]]) -> Prior:
@@ -80,43 +87,32 @@ def _mapped(spec: StudyConfig, dimensions: list[Dimension], name: str, trial: Tr
     kept: dict[str, Any] = {}
     notes: dict[str, str] = {}
     for dimension in dimensions:
-        value = at_path(trial.config, dimension.path)
-        if dimension.holds(value):
-            kept[dimension.path] = dimension.inner(value)
-        elif (end := _nearest_end(dimension, value)) is not None:
-            kept[dimension.path] = end
-            notes[dimension.path] = (
-                f"{_plain(dimension, value)} is outside its range, {shown(dimension.path, end)} taken"
-            )
+        value, path = at_path(trial.config, dimension.path), dimension.path
+        try:
+            given = dimension.read(value)
+        except ValueError:
+            notes[path] = f"{value} is given in another way there, sampled here"
+            continue
+        if dimension.holds(given):
+            kept[path] = given
+        elif (end := _nearest_value(dimension, given)) is not None:
+            kept[path] = end
+            notes[path] = f"{shown(path, given)} is outside its range here, {shown(path, end)} taken"
         else:
-            notes[dimension.path] = f"{_plain(dimension, value)} is no value of it here, sampled instead"
+            notes[path] = f"{shown(path, given)} is none of its choices here, sampled instead"
     values = active(dimensions, kept)
     present = [d for d in dimensions if d.path in notes and d.exists(values)]
     left = tuple(d.path for d in present if d.path not in values)
     return Start(origin, values, left), [f"{origin}: {d.path}: {notes[d.path]}" for d in present]
 
 
-def _nearest_end(dimension: Dimension, value: Any) -> int | float | None:
+def _nearest_value(dimension: Dimension, given: Any) -> int | float | None:
     """The end of a range that a number lies beyond, or the nearest step; None where that means nothing."""
     distribution = dimension.distribution
-    if isinstance(distribution, CategoricalDistribution):
+    if isinstance(distribution, CategoricalDistribution) or isinstance(given, bool | str) or given is None:
         return None
     assert isinstance(distribution, FloatDistribution | IntDistribution), distribution
-    try:
-        number = dimension.inner(value)
-    except ValueError:
-        return None
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        return None
     low, high, step = distribution.low, distribution.high, distribution.step
-    if step and low < number < high:
-        number = low + step * round((number - low) / step)
+    number = low + step * round((given - low) / step) if step else given
     number = min(max(number, low), high)
     return round(number) if isinstance(distribution, IntDistribution) else float(number)
-
-
-def _plain(dimension: Dimension, value: Any) -> str:
-    try:
-        return shown(dimension.path, dimension.inner(value))
-    except ValueError:
-        return str(value)

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from infra.failpoint import reach
-from study import samplers
+from study import prior, samplers
 from study.config import StudyConfig
 from study.database import away, patient
 from study.schedule import score
@@ -57,8 +57,10 @@ class OptunaBook:
 
     @patient
     def enqueue_warm_starts(self) -> None:
-        """Put the warm starts first in line, once in a study's life."""
-        samplers.enqueue_warm_starts(self.study, self.spec, self.dimensions)
+        """Put the warm starts first in line, once in a study's life, then the best trials of prior studies."""
+        if not self.study.user_attrs.get("agft.warm_starts"):
+            earlier = prior.resolve(self.spec, prior.earlier_studies(self.store.url, self.spec))
+            samplers.enqueue_warm_starts(self.study, self.spec, self.dimensions, earlier.starts)
 
     @patient
     def reconcile(self) -> list[int]:

@@ -18,6 +18,7 @@ from study.database import database_url
 from study.errors import StudyFailed
 from study.log_copy import copied_output
 from study.notify import Notifier
+from study.prior import check_prior
 from study.projection import EXPERIMENT, project_study, study_key
 from study.promote import UNMODIFIED, Promotion, promote
 from study.results import best_trial
@@ -54,6 +55,7 @@ def cluster_here(clock: Clock) -> Iterator[Cluster]:
 def run_here(spec: StudyConfig, home: Path, *, then_promote: bool) -> int:
     """Run a study (or go on with it) and show it; the exit code."""
     store = StudyStore(database_url(home), spec.name)
+    check_prior(store.url, spec)
     store.create(spec)  # refuses another spec before anything is started
     return resume_here(store, home, then_promote=then_promote)
 

@@ -61,11 +61,17 @@ def _start(
         if path == METHOD:
             continue
         given = at_path(over, path)
-        own = at_path(base, path) if given is None else given
-        found[path] = (values or {}).get(path, own)
-    kept = {d.path: d.inner(found[d.path]) for d in dimensions if d.holds(found[d.path])}
+        found[path] = at_path(base, path) if given is None else given
+        try:
+            found[path] = values[path] if values and path in values else dimension.read(found[path])
+        except ValueError:
+            del found[path]
+    kept = {d.path: d.inner(found[d.path]) for d in dimensions if d.path in found and d.holds(found[d.path])}
     # Where a choice is left to the sampler, what hangs on it stays: it is taken if the choice falls that way.
-    shut = {d.path for d in dimensions if any(path in kept and kept[path] not in allowed for path, allowed in d.when)}
+    shut: set[str] = set()
+    for dimension in dimensions:
+        if any(path in shut or (path in kept and kept[path] not in allowed) for path, allowed in dimension.when):
+            shut.add(dimension.path)
     left = tuple(d.path for d in dimensions if d.path not in kept and d.exists(active(dimensions, kept)))
     return Start(origin, {path: value for path, value in kept.items() if path not in shut}, left)
 

@@ -22,6 +22,7 @@ from infra.provenance import code_revision
 from infra.services import Services, services_from_environment
 from study.config import StudyConfig
 from study.errors import StudyFailed, UserError
+from study.prior import check_prior
 from study.store import StudyRow, StudyStore
 
 __all__ = ["Submission", "check_shared", "submit", "wait_for_driver"]
@@ -93,6 +94,7 @@ def submit(
         check_ready(spec)
     check_size(spec, jobs)
     store = StudyStore(database, spec.name)
+    check_prior(database, spec)
     store.create(spec)
     study = store.load()
     prefix = f"agft-{study.name}-{study.created_ms}-"
