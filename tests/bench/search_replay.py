@@ -27,6 +27,9 @@ from trainers.records import is_better, violation
 # What follows a method's name in the study file. `startup_trials` is the default.
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"sampler": {"name": "random"}, "scheduler": {"name": "none"}},
+    "QMC": {"sampler": {"name": "qmc"}, "scheduler": {"name": "none"}},
+    "NSGA-II": {"sampler": {"name": "nsga2"}, "scheduler": {"name": "none"}},
+    "CMA-ES": {"sampler": {"name": "cmaes"}, "scheduler": {"name": "none"}},
     "TPE": {"sampler": {"name": "tpe"}, "scheduler": {"name": "none"}},
     "random + ASHA": {"sampler": {"name": "random"}, "scheduler": {"name": "asha"}},
     "TPE + ASHA": {"sampler": {"name": "tpe"}, "scheduler": {"name": "asha"}},
