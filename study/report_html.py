@@ -35,7 +35,8 @@ def html_of(content: Content) -> str:
         nav="".join(f'<a href="#{name}-section">{title}</a>' for name, (title, _) in FIGURES.items())
         + '<a href="#table">Trials</a>' + _link(content, "study", "MLflow run"),
         figures="\n".join(
-            f'<section id="{name}-section"><h2>{title}</h2><p>{text}</p><div class="plot" id="{name}"></div></section>'
+            f'<section id="{name}-section"><h2>{title}</h2><p>{text}</p><div class="scroll">'
+            f'<div class="plot" id="{name}"></div></div></section>'
             for name, (title, text) in FIGURES.items()
         ),
         states="".join(f'<option value="{value}">{label}</option>' for value, label in _states(content)),

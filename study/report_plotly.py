@@ -24,7 +24,7 @@ FIGURES = {
     "importances": ("Importances", "Share of an accuracy's variance over the search space (total effect of a random "
                     "forest). Whiskers: 5 to 95 % over resampled trials; dashed: what a column of random numbers "
                     "gets."),
-    "timeline": ("Time line", "One bar an attempt."),
+    "timeline": ("Time line", "One bar an attempt, coloured by how it ended; gaps are waiting."),
 }  # fmt: skip
 
 

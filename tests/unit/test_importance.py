@@ -56,6 +56,8 @@ def test_the_parameter_that_alone_decides_is_found_above_the_noise_and_the_other
     assert shares[LR.path].share > 0.8
     assert shares[LR.path].above_noise
     assert not any(entry.above_noise and entry.share > 0.1 for entry in found.entries[1:])
+    assert [entry.above_noise for entry in found.entries] == [entry.share > found.noise for entry in found.entries]
+    assert not found.entries[-1].above_noise
     assert found.r2 is not None
     assert found.r2 > 0.5
     assert found.note == ""

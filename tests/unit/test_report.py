@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +18,7 @@ from study.facts import trials_of
 from study.report import PICTURES, write_report
 from study.report_content import Axis, Content, content_of
 from study.report_html import html_of
-from study.report_live import LiveReport
+from study.report_live import LiveReport, attach
 from study.report_plotly import FIGURES, figures
 from study.report_space import NOT_SET, fraction, ticks
 from study.report_timeline import at_once
@@ -289,6 +290,18 @@ def test_a_live_report_attaches_what_changed_and_nothing_twice(store, tmp_path):
     assert live.drawn == 1  # the second look found nothing new
     assert sorted(tracker.files) == sorted(f"report/{path.name}" for path in tmp_path.iterdir())
     assert "http://mlflow/#/" in (tmp_path / "report.html").read_text()
+
+
+def test_only_files_whose_bytes_changed_are_attached_again(store, folder, tmp_path):
+    study, tracker = store.load(), Sent()
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    known = attach(tracker, study, tmp_path)  # type: ignore[arg-type]
+    assert len(tracker.files) == len(PICTURES) + 3
+    (tmp_path / "report.md").write_text("another page")
+    (tmp_path / "notes.txt").write_text("not of the report")
+    tracker.files.clear()
+    attach(tracker, study, tmp_path, known)  # type: ignore[arg-type]
+    assert tracker.files == ["report/report.md"]
 
 
 def test_a_live_report_that_cannot_be_drawn_is_a_warning_and_wake_returns_at_once(store, tmp_path, caplog):
