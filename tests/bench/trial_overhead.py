@@ -4,14 +4,15 @@ end, and from there to the next trial's start.
     PYTHONPATH=.:tests python tests/bench/trial_overhead.py [--trials 8] [--side-by-side 1] [--out FILE]
 
 Trials of one epoch of 64 images on the tiny CLIP, driven by `agft run` in a home of its own. Times are read from the
-study store: a trial's start and end are its driver's, the first update began when the first epoch's record was made less
-its training and evaluation. The first trial also warms the disk's caches and is left out. Use a quiet machine; the load
-is on record. An earlier version of the service is measured with PYTHONPATH set to a checkout of it.
+study store: a trial's start and end are its driver's; the first update began when the first epoch's record was made,
+less its training and evaluation. The first trial also warms the disk's caches and is left out. Use a quiet machine; the
+load is on record. An earlier version of the service is measured with PYTHONPATH set to a checkout of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -61,8 +62,7 @@ def pauses(rows: list[TrialRow], side_by_side: int) -> list[float]:
     """Seconds between a trial's end and the start of the one that takes its place; one after the other only."""
     if side_by_side > 1:
         return []
-    pairs = zip(rows, rows[1:], strict=False)
-    return [(after.started_ms - (before.ended_ms or 0)) / 1000 for before, after in pairs]
+    return [(after.started_ms - (before.ended_ms or 0)) / 1000 for before, after in itertools.pairwise(rows)]
 
 
 def run(trials: int, side_by_side: int, home: Path) -> tuple[list[TrialRow], float]:
