@@ -120,27 +120,25 @@ def grid_facts(table: Table, clip: Mapping[str, float]) -> dict[str, float]:
 def markdown(scene: Mapping[str, Any]) -> Iterator[str]:
     """The table of a scene."""
     budgets = scene["budgets"]
-    yield "| search | " + " | ".join(f"best after {b}" for b in budgets) + " | against random: better / same / worse " \
-        "| mean rank | compute to random's final best | trials: complete / stopped early |"  # fmt: skip
-    yield "|---" * (len(budgets) + 5) + "|"
+    heads = ["search", *(f"after {b}" for b in budgets), "better / same / worse than random", "mean rank",
+             "compute to random's end", "reach it", "complete / stopped"]  # fmt: skip
+    yield f"| {' | '.join(heads)} |"
+    yield "| --- |" + " ---: |" * (len(heads) - 1)
     for name, found in scene["methods"].items():
         values = [f"{100 * each['mean']:.1f} ± {50 * (each['high'] - each['low']):.1f}" for each in found["budgets"]]
-        wins = (
-            "-" if found["wins"] is None else " / ".join(str(found["wins"][key]) for key in ("better", "same", "worse"))
-        )
-        yield (
-            f"| {name} | {' | '.join(values)} | {wins} | {found['rank']:.2f} | {reach(found['reach'], budgets[-1])} "
-            f"| {found['complete']:.0f} / {found['pruned']:.0f} |"
-        )
+        wins, there = found["wins"], found["reach"]
+        cells = [
+            name, *values, "" if wins is None else f"{wins['better']} / {wins['same']} / {wins['worse']}",
+            f"{found['rank']:.1f}", reach(there, budgets[-1]), f"{100 * there['reached']:.0f} %",
+            f"{found['complete']:.0f} / {found['pruned']:.0f}",
+        ]  # fmt: skip
+        yield f"| {' | '.join(cells)} |"
 
 
 def reach(found: Mapping[str, Any], most: int) -> str:
     """Median and interval of the compute to the target; beyond the last budget nothing is known."""
-
-    def shown(value: float | None) -> str:
-        return f"> {most}" if value is None else f"{value:.0f}"
-
-    return f"{shown(found['median'])} ({shown(found['low'])} to {shown(found['high'])}); {100 * found['reached']:.0f} %"
+    median, low, high = (f"> {most}" if (v := found[k]) is None else f"{v:.0f}" for k in ("median", "low", "high"))
+    return f"{median} ({low} to {high})" if median != low or low != high else median
 
 
 def filled(text: str, record: Mapping[str, Any]) -> str:
