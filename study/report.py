@@ -41,10 +41,11 @@ def write_report(
     """Write `report.md`, `report.html`, `report.json` and the pictures into `folder`; returns the Markdown's path.
 
     A study that searched exactly two paths, both with choices, gets `grid.png` as well. `links` and `known` are those
-    of `content_of`. Safe in any thread: nothing here uses pyplot.
+    of `content_of`; links that an earlier report had there are kept. Safe in any thread: nothing here uses pyplot.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = content_of(study, trials, links=links, known=known)
+    found = _links_of_before(folder, study) if links is None else links
+    content = content_of(study, trials, links=found, known=known)
     pictures = []
     for (name, text), draw in zip(PICTURES.items(), _drawers(), strict=True):
         if (content.axes or name not in ("parallel.png", "slices.png", "importances.png")) and content.trials:
@@ -59,6 +60,19 @@ def write_report(
     _write(folder / "report.json", json.dumps(content.json(), indent=2))
     _write(folder / "report.html", html_of(content))
     return _write(folder / "report.md", markdown_of(content, rows, pictures))
+
+
+def _links_of_before(folder: Path, study: StudyRow) -> dict[str, str]:
+    """Addresses in MLflow that an earlier report of this very study had there: a driver knows them, others do not."""
+    path = folder / "report.json"
+    if not path.is_file():
+        return {}
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        same = (before["study"], before["created_ms"]) == (study.name, study.created_ms)
+        return {str(name): str(page) for name, page in before["links"].items()} if same else {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}  # somebody else's file, which is written over
 
 
 def report_json(study: StudyRow, trials: Sequence[TrialRow]) -> dict[str, Any]:

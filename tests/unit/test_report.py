@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import threading
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -189,6 +190,18 @@ def test_the_json_is_the_typed_content(folder, content):
     assert set(found) == set(Content.__dataclass_fields__)
 
 
+def test_links_that_a_driver_knew_are_kept_for_this_very_study_only(store, content, tmp_path):
+    study, rows = store.load(), store.trials()[:3]
+    write_report(study, rows, tmp_path, links={"study": "http://mlflow/#/s"}, known=content.importances)
+    write_report(study, rows, tmp_path, known=content.importances)
+    assert json.loads((tmp_path / "report.json").read_text())["links"] == {"study": "http://mlflow/#/s"}
+    write_report(replace(study, created_ms=1), rows, tmp_path, known=content.importances)
+    assert json.loads((tmp_path / "report.json").read_text())["links"] == {}
+    (tmp_path / "report.json").write_text("[not ours")
+    write_report(study, rows, tmp_path, known=content.importances)
+    assert json.loads((tmp_path / "report.json").read_text())["study"] == study.name
+
+
 class Page(HTMLParser):
     """Elements, addresses and the table's text of a page."""
 
@@ -235,14 +248,15 @@ def test_the_table_has_every_trial_the_best_first(content):
     assert page.rows[1][3] == f"{100 * best.robust_accuracy:.1f}"
 
 
-def test_whatever_a_machine_or_a_user_wrote_cannot_become_markup(store, tmp_path):
+def test_whatever_a_machine_or_a_user_wrote_cannot_become_markup(store, content, tmp_path):
     study, rows = store.load(), store.trials()
     evil = "</script><img src=x onerror=alert(1)>{{7}}$title ${js}"
     rows[5] = type(rows[5])(**{**vars(rows[5]), "stop_reason": evil})
     rows[3].params["train.optimizer.name"] = "sgd"
-    wicked = content_of(study, rows, links={"study": "javascript:alert(1)", "5": 'http://x/"onmouseover="alert(1)'})
+    links = {"study": "javascript:alert(1)", "5": 'http://x/"onmouseover="alert(1)'}
+    wicked = content_of(study, rows, links=links, known=content.importances)
     text = html_of(wicked)
-    page, clean = Page(text), Page(html_of(content_of(study, store.trials())))
+    page, clean = Page(text), Page(html_of(content))
     assert page.tags.count("img") == clean.tags.count("img") == 0
     assert page.tags.count("script") == clean.tags.count("script") == 3
     assert evil in next(row[-1] for row in page.rows if row[0] == "5")  # shown as it was written
@@ -252,7 +266,7 @@ def test_whatever_a_machine_or_a_user_wrote_cannot_become_markup(store, tmp_path
     assert "<" not in data[1]
     hovers = json.dumps(json.loads(data[1]))
     assert "<img" not in hovers
-    markdown = write_report(study, rows, tmp_path).read_text()
+    markdown = write_report(study, rows, tmp_path, known=content.importances).read_text()
     assert "<img" not in markdown
 
 
