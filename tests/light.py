@@ -282,6 +282,7 @@ def drive(
 
 def main() -> None:
     """Drive a study of light trials in the home `AGFT_HOME`, beside its services; lines as `agft run` prints them."""
+    from infra.cluster import connect, disconnect
     from infra.services import default_home
     from study.console import Clock
     from study.database import database_url
@@ -298,8 +299,11 @@ def main() -> None:
     spec = load_study(wanted.file)
     services = services_here(home, clock)
     plan = Plan(scale=wanted.scale, faults={int(number): fault for number, fault in wanted.faults.items()})
-    with light_cluster(services, home, cpus=wanted.cpus) as cluster:
+    cluster = connect(num_cpus=wanted.cpus)  # or that of RAY_ADDRESS; this process's environment is the caller's
+    try:
         outcome = drive(spec, plan, database=database_url(home), cluster=cluster, services=services, say=clock)
+    finally:
+        disconnect()
     print(f"{outcome.state}: {outcome.message}", flush=True)
 
 
