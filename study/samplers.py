@@ -129,8 +129,9 @@ class Keyed(BaseSampler):
         return self.inner
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """In the order of names: a database gives back a trial's parameters in another order than memory does."""
         inner = self.modelling(study)
-        return inner.infer_relative_search_space(study, trial) if inner else {}
+        return dict(sorted(inner.infer_relative_search_space(study, trial).items())) if inner else {}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -145,6 +146,18 @@ class Keyed(BaseSampler):
         if inner:
             return inner.sample_independent(study, trial, param_name, param_distribution)
         return value_at(param_distribution, uniform(self.seed, trial.number, param_name))
+
+
+class Evolving(Keyed):
+    """A child that would only repeat a trial is mutated: training is deterministic, and would find the same again."""
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        child = super().sample_relative(study, trial, search_space)
+        if child and any(child.items() <= other.params.items() for other in study.get_trials(deepcopy=False)):
+            del child[sorted(child)[int(len(child) * uniform(self.seed, trial.number, "mutated"))]]
+        return child
 
 
 class Sobol(Keyed):
@@ -190,7 +203,7 @@ def _cmaes(spec: StudyConfig, seed: int, dimensions: Sequence[Dimension]) -> Bas
 
 def _nsga2(spec: StudyConfig, seed: int, dimensions: Sequence[Dimension]) -> BaseSampler:
     """The first generation, mutations and conditional paths are keyed draws."""
-    return Keyed(spec.seed, NSGAIISampler(seed=seed, population_size=spec.sampler.population or 16))
+    return Evolving(spec.seed, NSGAIISampler(seed=seed, population_size=spec.sampler.population or 16))
 
 
 SAMPLERS: Mapping[str, Callable[[StudyConfig, int, Sequence[Dimension]], BaseSampler]] = {
