@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIISampler, TPESampler
+from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
 from optuna.trial import FrozenTrial, TrialState
 
 from infra.failpoint import reach
@@ -202,8 +203,17 @@ def _cmaes(spec: StudyConfig, seed: int, dimensions: Sequence[Dimension]) -> Bas
 
 
 def _nsga2(spec: StudyConfig, seed: int, dimensions: Sequence[Dimension]) -> BaseSampler:
-    """The first generation, mutations and conditional paths are keyed draws."""
-    return Evolving(spec.seed, NSGAIISampler(seed=seed, population_size=spec.sampler.population or 16))
+    """With the operators of its paper (Deb et al. 2002): simulated binary crossover and polynomial mutation.
+
+    The first generation and conditional paths are keyed draws.
+    """
+    return Evolving(
+        spec.seed,
+        NSGAIISampler(
+            seed=seed, population_size=spec.sampler.population or 16,
+            crossover=SBXCrossover(), mutation=PolynomialMutation(),
+        ),
+    )  # fmt: skip
 
 
 SAMPLERS: Mapping[str, Callable[[StudyConfig, int, Sequence[Dimension]], BaseSampler]] = {
