@@ -73,21 +73,28 @@ def first_samples(spec: StudyConfig) -> list[dict[str, Any]]:
 
 
 def measured_cost(spec: StudyConfig, home: Path) -> dict[str, Any] | None:
-    """Device-hours, from the store's full-length trials of the same model, data and length; None without any."""
+    """Device-hours and bytes, from the store's full-length trials of the same model, data and length, if any.
+
+    Every trial keeps its newest state and its best weights, also one that is stopped early.
+    """
     url = database_url(home)
-    seconds = []
+    seconds: list[float] = []
+    sizes: list[int] = []
     for name in study_names(url):
         store = StudyStore(url, name)
         other = store.load().spec
         if (other.model, other.data.train, other.train.epochs, other.train.samples_per_epoch) == (
             spec.model, spec.data.train, spec.train.epochs, spec.train.samples_per_epoch,
         ):  # fmt: skip
-            seconds += [row.device_seconds for row in store.trials() if row.state == "complete"]
+            full = [row for row in store.trials() if row.state == "complete"]
+            seconds += [row.device_seconds for row in full]
+            sizes += [row.latest["bytes"] + row.best["bytes"] for row in full if row.latest and row.best]
     if not seconds:
         return None
     mean = sum(seconds) / len(seconds)
     return {"full_trials": len(seconds), "device_seconds_per_trial": mean,
-            "at_most_device_hours": mean * spec.budget.trials / 3600}  # fmt: skip
+            "at_most_device_hours": mean * spec.budget.trials / 3600,
+            "bytes_per_trial": max(sizes, default=0), "bytes": max(sizes, default=0) * spec.budget.trials}  # fmt: skip
 
 
 def promotion_hours(plan: Mapping[str, Any]) -> float:
@@ -120,6 +127,8 @@ def plan_text(plan: dict[str, Any]) -> str:
     )
     if measured:
         lines.append(f"                promotion at that speed at most {promotion_hours(plan):.2f} device-hours")
+        kept = measured["bytes_per_trial"] / 1e6
+        lines.append(f"  storage       {measured['bytes'] / 1e6:.3g} MB of checkpoints: {kept:.3g} MB a trial")
     lines.append("  first trials")
     for number, params in enumerate(plan["first_samples"]):
         lines.append(f"    {number:>3}  " + ", ".join(f"{path} {shown(path, value)}" for path, value in params.items()))
