@@ -50,7 +50,10 @@ class Dimension:
         """As `inner`, of a configuration's value; `ValueError` where it is given in another way, such as absolutely."""
         if isinstance(value, Mapping) != bool(self.wrapper) or (self.wrapper and self.wrapper not in value):
             raise ValueError(f"{self.path}: {value!r} is given in another way than it is searched")
-        return self.inner(value)
+        try:
+            return self.inner(value)
+        except ValueError:
+            return value  # a word, and none of the choices
 
     def holds(self, value: Any) -> bool:
         """Whether the distribution can give this value."""

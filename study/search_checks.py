@@ -109,7 +109,7 @@ def _start_rule(
     known = {p: own[p].inner(value) for p, value in start.items() if p in own and own[p].holds(value)}
     known[METHOD] = method_of_start(start, blocks)
     given = {other: known[other] for other, _ in own[path].when if other in known}
-    if path in active(dimensions, known) or len(given) < len(own[path].when):
+    if path in active(dimensions, known) or len(given) < len(own[path].when) or known[METHOD] not in blocks:
         return ""
     if METHOD in given and given[METHOD] not in dict(own[path].when)[METHOD]:
         return f"is not searched for {given[METHOD]}; name its method: {{{METHOD}: ..., {path}: ...}}"
