@@ -250,5 +250,6 @@ def project_outcome(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
     tracker.log_text(key, json.dumps([asdict(attempt) for attempt in trial.attempts], indent=2), "attempts.json")
     if inputs := _inputs(trial):
         tracker.log_inputs(key, inputs)
+        tracker.log_inputs(study_key(study), inputs)
     tracker.log_text(key, json.dumps(list(trial.epochs), indent=2), "epochs.json")
     tracker.finish(key, STATUS[trial.state], trial.ended_ms or trial.started_ms)

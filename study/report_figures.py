@@ -11,6 +11,7 @@ from study.report_style import ACCENT, GREY, LABELS, STATES, new_figure, percent
 
 __all__ = ["curves", "progress", "tradeoff"]
 
+CROWDED = 0.012  # of clean accuracy
 REFERENCES = {"paper": ("D", "the paper's defaults"), "warm start": ("s", "warm start")}
 
 
@@ -63,11 +64,15 @@ def _front(axes: Any, content: Content) -> None:
     if front:
         x, y = [t.clean_accuracy for t in front], [t.robust_accuracy for t in front]
         axes.step(x, y, where="pre", color=ACCENT, linewidth=1.6, label="Pareto front", zorder=2)
+    before, above = -1.0, True  # the last number's place, and its side
     for trial in front:
         if trial.number != content.best:
+            clean = trial.clean_accuracy or 0.0
+            above = not above if clean - before < CROWDED else True
+            before = clean
             axes.annotate(
                 str(trial.number), (trial.clean_accuracy, trial.robust_accuracy), textcoords="offset points",
-                xytext=(7, 6), fontsize=8,
+                xytext=(7, 6) if above else (-3, -15), fontsize=8,
             )  # fmt: skip
     if content.best is not None:
         best = content.trial(content.best)

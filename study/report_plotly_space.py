@@ -7,7 +7,7 @@ from typing import Any
 
 from study.report_content import Content
 from study.report_plotly_style import Plot, axis_of, hover, in_percent, layout_of
-from study.report_space import NOT_SET, fraction, ticks
+from study.report_space import NOT_SET, fraction, panels, ticks
 from study.report_style import ACCENT, OUTCOMES, STATES
 from study.report_timeline import clock_of
 
@@ -36,8 +36,8 @@ def parallel(content: Content) -> Plot:
 
 
 def slices(content: Content) -> Plot:
-    trials, columns = content.in_state("complete"), min(4, max(1, len(content.axes)))
-    rows = -(-len(content.axes) // columns) or 1
+    trials = content.in_state("complete")
+    rows, columns = panels(len(content.axes))
     data: list[dict[str, Any]] = []
     layout: dict[str, Any] = {}
     width, height = 1 / columns, 1 / rows

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from study.report_content import Axis, Content
 from study.report_style import ACCENT, GREY, STATES, new_figure, percent_axis, whole_numbers
 
-__all__ = ["fraction", "importance_bars", "parallel", "slices", "ticks"]
+__all__ = ["fraction", "importance_bars", "panels", "parallel", "slices", "ticks"]
 
 CROWDED = 0.07  # ticks that are nearer than this would be printed over each other
 NOT_SET = -0.14  # place of a conditional parameter that a trial does not have, below the axis
@@ -102,7 +102,7 @@ def _draw_axis(axes: Any, place: int, column: Axis, content: Content) -> None:
     axes.plot([place, place], [0, 1], color="black", linewidth=1, zorder=5)
     accuracy = column.path.endswith("_accuracy")
     for height, text in ticks(column):
-        text = f"{100 * float(text):.0f} %" if accuracy else text
+        text = f"{100 * float(text):.3g} %" if accuracy else text
         axes.plot([place - 0.025, place], [height, height], color="black", linewidth=1, zorder=5)
         axes.text(
             place - 0.05, height, text, ha="right", va="center", fontsize=8, zorder=6,
@@ -119,10 +119,15 @@ def _wrapped(label: str) -> str:
     return label.replace(" (", "\n(") if "(" in label else label.replace(" ", "\n", 1)
 
 
+def panels(count: int) -> tuple[int, int]:
+    """Rows and columns of so many panels: at most four side by side, the rows about equally full."""
+    rows = max(1, math.ceil(count / 4))
+    return rows, max(1, math.ceil(count / rows))
+
+
 def slices(content: Content) -> Figure:
     """The goal's metric over each parameter; darker trials came later, rings were the best when they finished."""
-    columns = min(4, max(1, len(content.axes)))
-    rows = max(1, math.ceil(len(content.axes) / columns))
+    rows, columns = panels(len(content.axes))
     figure, grid = new_figure(3.0 * columns + 0.9, 2.7 * rows + 0.8, rows, columns, sharey=True)
     complete = content.in_state("complete")
     ends = sorted(trial.number for trial in complete)
