@@ -84,7 +84,7 @@ def propose(study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension])
     """The next trial, asked for and drawn: its number and its sampled values by path."""
     waiting = [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
     number = min(waiting) if waiting else len(study.get_trials(deepcopy=False))
-    study.sampler = sampler_for(spec, number)
+    study.sampler = sampler_for(spec, number, dimensions)
     trial = study.ask()
     reach("trial.asked")
     assert trial.number == number, "one driver asks at a time: the lease sees to it"
@@ -98,7 +98,7 @@ def redraw(
     known = active(dimensions, trial.params)
     if all(dimension.path in known for dimension in dimensions if dimension.exists(known)):
         return known
-    study.sampler = sampler_for(spec, trial.number)
+    study.sampler = sampler_for(spec, trial.number, dimensions)
     return draw(optuna.Trial(study, trial._trial_id), dimensions)
 
 
@@ -226,11 +226,11 @@ SAMPLERS: Mapping[str, Callable[[StudyConfig, int, Sequence[Dimension]], BaseSam
 }
 
 
-def sampler_for(spec: StudyConfig, number: int) -> BaseSampler:
-    """The sampler for one proposal."""
+def sampler_for(spec: StudyConfig, number: int, dimensions: Sequence[Dimension] | None = None) -> BaseSampler:
+    """The sampler for one proposal; `dimensions` are the spec's, which take milliseconds to read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return SAMPLERS[spec.sampler.name](spec, number_of(spec.seed, number) >> 33, spec.dimensions())
+        return SAMPLERS[spec.sampler.name](spec, number_of(spec.seed, number) >> 33, dimensions or spec.dimensions())
 
 
 def _suggest(trial: optuna.Trial, dimension: Dimension) -> Any:
