@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench.search_replay import replay, specification
 from light import Plan, drive, light_cluster
-from search_replay import replay, specification
 from space_table import Table
 
 from infra import stack

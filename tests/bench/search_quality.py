@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from search_figures import draw
-from search_replay import METHODS, Replay, replay, seen, specification
-from search_statistics import summarise
+from bench.search_figures import draw
+from bench.search_replay import METHODS, Replay, replay, seen, specification
+from bench.search_statistics import summarise
 from space_table import Table
 
 HERE = Path(__file__).parent
