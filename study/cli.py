@@ -81,14 +81,18 @@ def init(file: Path, preset: str, arch: str, pretrained: str) -> None:
 @answering
 def validate(file: Path, as_json: bool) -> None:
     """Check a study file; every mistake is reported at once, nothing is started."""
+    from study.remarks import remarks
     from study.studyfile import load_study
 
     spec = load_study(file)
     if as_json:
         click.echo(json.dumps(spec.model_dump(mode="json"), indent=2))
         return
-    click.echo(f"{file}: valid. Study {spec.name!r}: {spec.budget.trials} trials of {spec.method.name}, "
-               f"{len(spec.search)} searched parameters, goal: max {spec.goal.metric}")  # fmt: skip
+    methods, goal = " or ".join(spec.blocks()), " and ".join(spec.goal.at({}).names)
+    click.echo(f"{file}: valid. Study {spec.name!r}: {spec.budget.trials} trials of {methods}, "
+               f"{len(spec.dimensions())} searched parameters, goal: max {goal}")  # fmt: skip
+    for remark in remarks(spec):
+        click.echo(f"  {remark}")
 
 
 @main.command()

@@ -57,7 +57,7 @@ def _conditions(path: str, when: Any, by_path: Mapping[str, Dimension]) -> tuple
 
 
 def _condition(other: Dimension, wanted: list[Any]) -> tuple[list[Condition], list[str]]:
-    choices = list(dict.fromkeys(other.distribution.choices))  # type: ignore[attr-defined]
+    choices = list(dict.fromkeys(other.distribution.choices))
     listing = ", ".join(map(str, choices))
     strange = [value for value in wanted if not other.holds(value)]
     if strange or not wanted:
@@ -99,5 +99,5 @@ def _possible(dimension: Dimension, ordered: Sequence[Dimension]) -> bool:
         if other.path in needed:
             needed |= {path for path, _ in other.when}
     parents = [other for other in ordered if other.path in needed and other.path != dimension.path]
-    choices = {other.path: other.distribution.choices for other in parents}  # type: ignore[attr-defined]
+    choices = {other.path: other.distribution.choices for other in parents}
     return any(dimension.exists(values) for values in combinations(parents, choices))

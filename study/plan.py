@@ -7,25 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import optuna
-
 from study.config import StudyConfig
 from study.cost import study_passes
 from study.cost_table import short
 from study.database import database_url
 from study.errors import UserError
-from study.samplers import directions, proposals
+from study.plan_search import first_lines, search_lines, search_plan
 from study.schedule import rungs
-from study.space import shown
 from study.store import StudyStore, study_names
 
 __all__ = ["plan_of", "plan_text"]
 
-FIRST = 5
-
 
 def plan_of(spec: StudyConfig, home: Path) -> dict[str, Any]:
-    """The plan as JSON values. The first samples are those that the study will draw (same seeds, same sampler)."""
+    """The plan as JSON values."""
     wanted = spec.resources
     cores = os.cpu_count() or 1
     need = wanted.workers * wanted.cpus_per_worker
@@ -36,7 +31,7 @@ def plan_of(spec: StudyConfig, home: Path) -> dict[str, Any]:
         "arch": spec.model.arch,
         "exists": spec.name in study_names(database_url(home)),
         "trials": spec.budget.trials,
-        "first_samples": first_samples(spec),
+        **search_plan(spec, home),
         "epochs": spec.train.epochs,
         "samples_per_epoch": spec.train.samples_per_epoch,
         "rungs": list(stops),
@@ -62,14 +57,6 @@ def _here(spec: StudyConfig, need: float, cores: int) -> int:
         )
     fitting = int(cores // need)
     return min(fitting, spec.budget.trials, fitting if wanted.max_concurrent == "auto" else wanted.max_concurrent)
-
-
-def first_samples(spec: StudyConfig) -> list[dict[str, Any]]:
-    """Parameters of the first trials, warm starts first, as far as they do not depend on results."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=directions(spec))
-    count = min(FIRST, spec.budget.trials, spec.sampler.startup_trials)
-    return [params for _, params in proposals(study, spec, count)]
 
 
 def measured_cost(spec: StudyConfig, home: Path) -> dict[str, Any] | None:
@@ -108,6 +95,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     lines = [f"study {plan['study']}" + (" (exists: `agft resume` goes on with it)" if plan["exists"] else "")]
     lines.append(f"  trials        {plan['trials']} of {plan['epochs']} epochs, early stopping after epoch "
                  f"{', '.join(map(str, plan['rungs'])) or '- (none)'}")  # fmt: skip
+    lines += search_lines(plan)
     need = ", ".join(f"{amount:g} {name}" for name, amount in plan["trial_needs"].items() if amount)
     lines.append(f"  a trial needs {need}")
     if plan["this_machine"]:
@@ -129,9 +117,7 @@ def plan_text(plan: dict[str, Any]) -> str:
         lines.append(f"                promotion at that speed at most {promotion_hours(plan):.2f} device-hours")
         kept = measured["bytes_per_trial"] / 1e6
         lines.append(f"  storage       {measured['bytes'] / 1e6:.3g} MB of checkpoints: {kept:.3g} MB a trial")
-    lines.append("  first trials")
-    for number, params in enumerate(plan["first_samples"]):
-        lines.append(f"    {number:>3}  " + ", ".join(f"{path} {shown(path, value)}" for path, value in params.items()))
+    lines += first_lines(plan)
     lines.append("  writes")
     lines += [f"    {what:<16} {where}" for what, where in plan["writes"].items()]
     return "\n".join(lines)

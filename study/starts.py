@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from study.config import StudyConfig
@@ -50,7 +50,7 @@ def method_of_start(entry: Mapping[str, Any], blocks: Mapping[str, Any]) -> str:
 
 
 def _start(
-    origin: str, spec: StudyConfig, dimensions: Iterable[Dimension], method: str, over: Mapping[str, Any],
+    origin: str, spec: StudyConfig, dimensions: Sequence[Dimension], method: str, over: Mapping[str, Any],
     values: Mapping[str, Any] | None = None,
 ) -> Start:  # fmt: skip
     """`over` is laid over the file's own values field by field, `values` by path."""

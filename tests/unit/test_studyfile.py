@@ -13,6 +13,7 @@ import yaml
 
 from study.config import StudyConfig, load_canonical, parse_floor
 from study.errors import StudyFileError, UserError
+from study.remarks import remarks
 from study.samplers import proposals
 from study.studyfile import load_study, parse_study
 from trainers.objectives import METHODS
@@ -291,3 +292,59 @@ def test_a_grid_needs_choices_and_a_budget_of_its_size():
     assert "the grid has 3 points" in problems_of(GRID.replace("trials: 3", "trials: 4"))["7:budget.trials"]
     ranges = GRID.replace("{choices: [0.4, 0.7, 1.0]}", "{low: 0.2, high: 1.0}")
     assert "choices" in problems_of(ranges)["6:search.method.scale_ratio"]
+
+
+FRONT = GOOD + "goal: {metrics: [clean_accuracy, robust_accuracy]}\n"
+
+
+def test_several_metrics_stop_no_trial_early_and_say_so_when_asked_to():
+    spec = parse_study(FRONT, source="x")
+    assert (spec.scheduler.name, spec.goal.metric) == ("none", "clean_accuracy")
+    assert load_canonical(spec.canonical()) == spec
+    assert parse_study(GOOD, source="x").scheduler.name == "asha"
+    found = problems_of(FRONT + "scheduler: {name: median, patience: 2}\nsampler: {name: cmaes}\n")
+    assert "never enters the front of clean_accuracy, robust_accuracy; write none" in found["9:scheduler.name"]
+    assert "full-length ones; leave it out" in found["9:scheduler.patience"]
+    assert "write nsga2 or tpe" in found["10:sampler.name"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "rule"),
+    [
+        ("{metrics: [clean_accuracy]}", "two or more different ones"),
+        ("{metrics: [clean_accuracy, clean_accuracy]}", "two or more different ones"),
+        ("{metric: robust_accuracy, metrics: [clean_accuracy, robust_accuracy]}", "not both"),
+    ],
+)
+def test_a_goal_has_one_metric_or_several_different_ones(goal, rule):
+    assert rule in problems_of(GOOD + f"goal: {goal}\n")["8:goal"]
+
+
+def test_a_prior_study_is_another_one():
+    assert "this study's own name" in problems_of(GOOD + "prior: {studies: [old, small]}\n")["8:prior.studies.1"]
+
+
+@pytest.mark.parametrize(
+    ("more", "remark"),
+    [
+        ("sampler: {name: tpe, population: 8}", "sampler.population: has no effect with tpe"),
+        ("scheduler: {name: median, reduction_factor: 2}", "scheduler.reduction_factor: has no effect with median"),
+        ("scheduler: {min_delta: 0.1}", "scheduler.min_delta: has no effect without scheduler.patience"),
+        ("sampler: {name: nsga2}", "sampler.population: 16, so the 3 trials do not fill a second generation"),
+        ("sampler: {name: cmaes}", "sampler.startup_trials: 10, so cmaes proposes none of the 3 trials"),
+        (
+            "sampler: {name: qmc}\ngoal: {subject_to: {clean_accuracy: '>= 0.5'}}",
+            "goal.subject_to: qmc does not look at",
+        ),
+        ("train: {epochs: 1}", "scheduler.name: asha has no epoch of 1 to stop a trial at"),
+        ("scheduler: {name: median}", "scheduler.min_trials: 4 others are too many of 3 trials"),
+        ("sampler: {name: grid}\nwarm_starts: [{}]", "warm_starts: has no effect with a grid"),
+    ],
+)
+def test_what_has_no_effect_is_remarked(more, remark):
+    text = GOOD.replace("{low: 0.2, high: 1.0}", "{choices: [0.4, 0.6, 0.8]}") if "grid" in more else GOOD
+    assert any(line.startswith(remark) for line in remarks(parse_study(text + more + "\n", source="x")))
+
+
+def test_a_plain_study_with_trials_enough_has_no_remarks():
+    assert remarks(parse_study(GOOD.replace("trials: 3", "trials: 40"), source="x")) == []
