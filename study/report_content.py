@@ -181,7 +181,7 @@ def _summary(study: StudyRow) -> str:
     spec, select = study.spec, study.spec.evaluate.select
     wanted = ", ".join(spec.goal.metrics or (spec.goal.metric,)).replace("_", " ")
     return (
-        f"{spec.method.name} on {spec.model.arch} ({spec.model.pretrained}), fine-tuned on {spec.data.train}. "
+        f"{', '.join(spec.blocks())} on {spec.model.arch} ({spec.model.pretrained}), fine-tuned on {spec.data.train}. "
         f"Selection: {wanted} on {', '.join(spec.data.dev)}; protocol {select.protocol}, {select.attack.name} with "
         f"{select.attack.steps} steps, eps {', '.join(f'{eps * 255:g}/255' for eps in select.attack.eps)}; "
         f"seed {spec.seed}."
