@@ -125,8 +125,8 @@ def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[
     floors = "; ".join(f"{name} {floor}" for name, floor in spec.goal.subject_to.items()) or "no floors"
     wanted = " and ".join(spec.goal.metrics or (spec.goal.metric,))
     lines = [
-        f"**{spec.name}**: {spec.budget.trials} trials of `{', '.join(spec.blocks())}` on `{spec.model.arch}`, fine-tuned on "
-        f"`{spec.data.train}`, searched for the best {wanted} ({floors}) on {', '.join(spec.data.dev)}."
+        f"**{spec.name}**: {spec.budget.trials} trials of `{', '.join(spec.blocks())}` on `{spec.model.arch}`, "
+        f"fine-tuned on `{spec.data.train}`, searched for the best {wanted} ({floors}) on {', '.join(spec.data.dev)}."
     ]
     links = []  # near the top: the UI folds what is long
     if own := page(study_key(study)):
