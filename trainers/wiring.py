@@ -26,9 +26,9 @@ class Restored:
 class Wiring:
     """How a trial reaches the world.
 
-    `arrive()`: this process works on the trial now. `fetch(workdir)`: the newest state to go on from, or None. `keep(path, role)`: store a file under its role
-    (`latest`, `best`) and describe where. `decide(epoch)`: the driver's decision on the report of an epoch.
-    `shared`: files that the trials of all studies have in common, or None.
+    `arrive()`: this process works on the trial now. `fetch(workdir)`: the newest state to go on from, or None.
+    `keep(path, role)`: store a file under its role (`latest`, `best`) and describe where. `decide(epoch)`: the driver's
+    decision on the report of an epoch. `shared`: files that the trials of all studies have in common, or None.
     """
 
     arrive: Callable[[], None]
