@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from infra.failpoint import reach
 from study.config import StudyConfig
-from study.dimension import Dimension, active
+from study.dimension import Dimension
 from study.draws import number_of, sobol_point, uniform, value_at
 from study.starts import Start, given_trials
 
@@ -94,10 +94,10 @@ def propose(study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension])
 def redraw(
     study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension], trial: FrozenTrial
 ) -> dict[str, Any]:  # fmt: skip
-    """Sampled values of a trial that was asked for earlier; those that a crash left undrawn are drawn now."""
-    known = active(dimensions, trial.params)
-    if all(dimension.path in known for dimension in dimensions if dimension.exists(known)):
-        return known
+    """Sampled values of a trial that was asked for earlier; those that a crash left undrawn are drawn now.
+
+    Where none is missing Optuna does not ask the sampler, which would overwrite its state in the trial.
+    """
     study.sampler = sampler_for(spec, trial.number, dimensions)
     return draw(optuna.Trial(study, trial._trial_id), dimensions)
 
@@ -130,9 +130,8 @@ class Keyed(BaseSampler):
         return self.inner
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """In the order of names: a database gives back a trial's parameters in another order than memory does."""
         inner = self.modelling(study)
-        return dict(sorted(inner.infer_relative_search_space(study, trial).items())) if inner else {}
+        return inner.infer_relative_search_space(study, trial) if inner else {}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -150,7 +149,13 @@ class Keyed(BaseSampler):
 
 
 class Evolving(Keyed):
-    """A child that would only repeat a trial is mutated: training is deterministic, and would find the same again."""
+    """Generations. A child that would only repeat a trial is mutated: its training would find the same again."""
+
+    inner: NSGAIISampler
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """A given trial belongs to a generation, too, though nothing of it is sampled."""
+        self.inner.get_trial_generation(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

@@ -139,7 +139,6 @@ class OptunaBook:
         for key, text in (("agft.stop_reason", row.stop_reason), ("agft.failure_kind", row.failure_kind)):
             if text:
                 self.storage.set_trial_user_attr(frozen._trial_id, key, text)
-        self.study.sampler = optuna.samplers.RandomSampler()  # a trial that is only told must not be sampled again
         if row.last and not any(key.startswith("constraints") for key in frozen.system_attrs):
             trial = optuna.Trial(self.study, frozen._trial_id)
             for name, floor in self.at_least.items():

@@ -273,6 +273,9 @@ def test_a_sampler_finds_the_better_method_and_its_best_value(sampler):
         toy.tell(number, params.get("method.scale_ratio", {"tecoa": 0.5, "fare": 0.3}.get(params["method.name"], 0)))
         late.append(params)
     assert sum(params["method.name"] == "agft" for params in late[40:]) >= 24
+    modelled = toy.sampler.infer_relative_search_space(toy, toy.trials[-1])
+    assert ("method.scale_ratio" in modelled) == (sampler == "tpe"), "TPE models what occurs together"
+    assert "train.optimizer.lr" in modelled
     ratios = [params["method.scale_ratio"] for params in late[40:] if params["method.name"] == "agft"]
     assert sum(ratios) / len(ratios) > (0.75 if sampler == "tpe" else 0.5)
 

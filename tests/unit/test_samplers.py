@@ -91,7 +91,7 @@ def test_a_study_that_is_opened_anew_before_every_proposal_goes_on_as_if_it_were
     assert searched(spec_of(sampler, seed=1), bowl, 2) != kept[:2]
 
 
-def test_cma_es_keeps_its_generations_over_reopening_and_a_told_trial_is_not_sampled_again(tmp_path):
+def test_cma_es_keeps_its_generations_over_reopening(tmp_path):
     url = f"sqlite:///{tmp_path / 'toy.db'}"
     spec = spec_of("cmaes")
     searched(spec, bowl, 20, book=lambda: Book(spec, optuna.storages.RDBStorage(url)))
@@ -117,6 +117,23 @@ def test_a_trial_that_was_drawn_is_given_back_as_it_was_and_not_sampled_again():
         book.tell(outcome(other, others, robust_accuracy=bowl(others)))
     assert book.parameters(number) == params
     assert book.study.trials[number].system_attrs == before
+    book.tell(outcome(number, params, robust_accuracy=bowl(params)))
+    assert {key: value for key, value in book.study.trials[number].system_attrs.items() if "cma" in key} == before
+
+
+def test_a_given_trial_is_a_parent_of_later_generations():
+    search = {path: entry for path, entry in PLAIN.items() if "choices" not in entry}
+    spec = spec_of("nsga2", search, warm_starts=[{"method.clean_weight": 0.7, "attack.steps": 4}])
+    book = Book(spec)
+    samplers.enqueue_warm_starts(book.study, spec, book.dimensions)
+    found = []
+    for _ in range(8):
+        number, params = book.propose()
+        book.tell(outcome(number, params, robust_accuracy=bowl(params)))
+        found.append(params)
+    generations = [trial.system_attrs["NSGAIISampler:generation"] for trial in book.study.trials]
+    assert generations == [0] * 4 + [1] * 4
+    assert found[0]["method.clean_weight"] == 0.7
 
 
 def test_a_trial_whose_draws_a_crash_cut_short_keeps_what_was_drawn():
