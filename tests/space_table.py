@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from math import log
 from pathlib import Path
 from typing import Any
@@ -28,11 +26,19 @@ Point = tuple[float, ...]
 Curve = tuple[tuple[float, float, float], ...]
 
 
-@dataclass(frozen=True)
 class Table:
-    """`curves`: levels, in the order of `SPACE`, -> (clean, robust, seconds of this epoch) after every epoch."""
+    """`curves`: levels, in the order of `SPACE`, -> (clean, robust, seconds of this epoch) after every epoch.
 
-    curves: Mapping[Point, Curve]
+    `levels`: measured values of every parameter.
+    """
+
+    def __init__(self, curves: Mapping[Point, Curve]) -> None:
+        self.curves = curves
+        self.levels = {path: sorted({point[place] for point in curves}) for place, path in enumerate(SPACE)}
+        self._linear: tuple[list[list[float]], Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"Table of {len(self.curves)} settings"
 
     @classmethod
     def read(cls, path: Path) -> Table:
@@ -46,11 +52,6 @@ class Table:
                 before = epoch["cpu_seconds"]
             curves[tuple(record["point"][path] for path in SPACE)] = tuple(epochs)
         return cls(curves)
-
-    @cached_property
-    def levels(self) -> dict[str, list[float]]:
-        """Measured values of every parameter."""
-        return {path: sorted({point[place] for point in self.curves}) for place, path in enumerate(SPACE)}
 
     def snap(self, params: Mapping[str, float]) -> Point:
         """The measured setting nearest to sampled values; for one that is missing, the next nearest of all."""
@@ -71,12 +72,13 @@ class Table:
 
     def between(self, params: Mapping[str, float]) -> Curve:
         """Linear between the measured settings around sampled values, constant beyond the outermost levels."""
-        axes, interpolate = self._interpolator
+        if self._linear is None:
+            self._linear = self._interpolator()
+        axes, interpolate = self._linear
         point = [_coordinate(path, params[path]) for path in SPACE]
         inside = [min(max(value, axis[0]), axis[-1]) for value, axis in zip(point, axes, strict=True)]
         return tuple(tuple(epoch) for epoch in interpolate(inside)[0].tolist())
 
-    @cached_property
     def _interpolator(self) -> tuple[list[list[float]], Any]:
         """Coordinates of the levels, and the multilinear function; a setting that is missing counts as its nearest."""
         from scipy.interpolate import RegularGridInterpolator
