@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -72,7 +72,6 @@ class Driver:
         self.goal = self.spec.goal.resolve(self.study.baseline)
         self.base = self.spec.base(self.goal)
         self.dimensions = self.spec.dimensions()
-        self.rungs = rungs(self.spec.scheduler, self.spec.train.epochs)
         self.book = OptunaBook(store, self.spec, self.goal.at_least)
         self.board = open_board(self.study.slug, self.token)
         self.admission = open_admission()
@@ -247,7 +246,7 @@ class Driver:
         return TrialOrder(
             study=self.study.slug, number=number, token=self.token, bucket=self.bucket,
             known={role: found["uri"] for role in ("latest", "best") if (found := getattr(row, role))},
-            config=config, rungs=self.rungs, workers=wanted.workers,
+            config=config, rungs=self._rungs(config), workers=wanted.workers,
             cpus_per_worker=wanted.cpus_per_worker, gpus_per_worker=wanted.gpus_per_worker,
         ).settings()  # fmt: skip
 
@@ -272,12 +271,16 @@ class Driver:
         reach("report.stored")
         for record in fresh:
             self.book.observe(number, record["epoch"], score(record, self.goal))
-            self.say(epoch_line(number, record, self.spec.train.epochs))
+            self.say(epoch_line(number, record, row.config["train"]["epochs"]))
         reach("report.observed")
         project_epochs(self.tracker, self.study, number, fresh)
         epoch = int(result["epoch"])
-        if epoch in self.rungs:
+        if epoch in self._rungs(row.config):
             self._judge(number, epoch)
+
+    def _rungs(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """Where this trial is judged: its own length may be searched, too."""
+        return rungs(self.spec.scheduler, config["train"]["epochs"])
 
     def _judge(self, number: int, epoch: int) -> None:
         everyone = [row for row in self.rows.values() if row.state != "dropped"]
