@@ -90,6 +90,7 @@ class Study:
             address=dashboard_address(address, os.environ),
             database=database_url(_home(home)),
             environ=os.environ,
+            say=print,
             working_dir=None if working_dir is None else Path(working_dir),
         )
         wait_for_driver(submission, print)

@@ -76,7 +76,13 @@ def check_shared(environ: Mapping[str, str], database: str, *, here: bool) -> Se
 
 
 def submit(
-    spec: StudyConfig, *, address: str, database: str, environ: Mapping[str, str], working_dir: Path | None = None
+    spec: StudyConfig,
+    *,
+    address: str,
+    database: str,
+    environ: Mapping[str, str],
+    say: Callable[[str], None],
+    working_dir: Path | None = None,
 ) -> Submission:
     """Store the study and start a driver for it on the cluster; finds the one that runs or waits there already.
 
@@ -98,9 +104,9 @@ def submit(
     store.create(spec)
     study = store.load()
     prefix = f"agft-{study.name}-{study.created_ms}-"
-    earlier = jobs.of(prefix)
-    if active := [job for job in earlier if not job.ended]:
-        return Submission(store, jobs, active[0].identity, fresh=False, token=study.token)
+    if job := settled(jobs, store, prefix, say):
+        return Submission(store, jobs, job.identity, fresh=False, token=study.token)
+    earlier, study = jobs.of(prefix), store.load()
     if study.lease_seconds > 0:
         raise UserError(
             f"study {study.name!r} is being driven {driver_of(study)} already: `agft logs {study.name} -f` shows it. "
@@ -113,6 +119,22 @@ def submit(
     except Conflict:  # another terminal was first
         return Submission(store, jobs, identity, fresh=False, token=study.token)
     return Submission(store, jobs, identity, fresh=True, token=study.token)
+
+
+def settled(jobs: Jobs, store: StudyStore, prefix: str, say: Callable[[str], None]) -> Job | None:
+    """The study's job that drives or is going to; None once there is none.
+
+    A job that runs without driving is either at its beginning or, having let go of the study, at its end: waited for.
+    """
+    deadline, told = time.monotonic() + START_SECONDS, False
+    while active := [job for job in jobs.of(prefix) if not job.ended]:
+        if store.load().lease_seconds > 0 or active[0].status == "PENDING" or time.monotonic() > deadline:
+            return active[0]
+        if not told:
+            say(f"job {active[0].identity} is at its beginning or its end; waiting for either to be over ...")
+            told = True
+        time.sleep(POLL_SECONDS)
+    return None
 
 
 def check_size(spec: StudyConfig, jobs: Jobs) -> None:

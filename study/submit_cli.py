@@ -60,10 +60,12 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         from study.submit import submit as submit_study
         from study.submit import wait_for_driver
 
-        submission = submit_study(spec, address=place, database=url(), environ=os.environ, working_dir=working_dir)
+        submission = submit_study(
+            spec, address=place, database=url(), environ=os.environ, say=click.echo, working_dir=working_dir
+        )
         word = "submitted" if submission.fresh else "is there already"
         click.echo(f"study {spec.name}: job {submission.identity} {word} at {place}")
-        wait_for_driver(submission, lambda text: click.echo(text))
+        wait_for_driver(submission, click.echo)
         if follow:
             sys.exit(show_logs(submission.store, follow=True))
         click.echo(f"`agft status {spec.name}` shows it, `agft logs {spec.name} -f` follows it, "
