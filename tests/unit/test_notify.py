@@ -156,7 +156,9 @@ def test_without_an_address_nothing_happens():
     assert notifier._thread is None
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "hooks.example.org/topsecret", "http:///topsecret"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://host/x", "hooks.example.org/topsecret", "http:///topsecret"]
+)
 def test_only_web_addresses_are_taken_and_a_wrong_one_is_not_shown(url):
     with pytest.raises(UserError, match="AGFT_WEBHOOK") as caught:
         Notifier(url)
