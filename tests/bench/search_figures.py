@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 # Okabe and Ito; random is grey, what the four curves show has colours, the table has the rest.
 COLOURS = {
     "random": "#777777", "TPE": "#0072B2", "random + ASHA": "#E69F00", "TPE + ASHA": "#009E73",
-    "TPE + median": "#CC79A7", "CMA-ES": "#D55E00", "QMC": "#56B4E9", "NSGA-II": "#000000",
+    "TPE + median": "#CC79A7", "CMA-ES": "#D55E00", "QMC": "#56B4E9", "NSGA-II": "#C9B400",
 }  # fmt: skip
 DRAWN = ("random", "TPE", "random + ASHA", "TPE + ASHA")
 
@@ -33,22 +33,24 @@ def _plain(axes: Any) -> None:
 def curves(record: Mapping[str, Any], path: Path) -> None:
     """Best so far against compute: mean over seeds and its 95 % interval."""
     scenes = record["scenes"]
-    figure, grid = plt.subplots(1, len(scenes), figsize=(4.6 * len(scenes), 4.4), sharey=True, constrained_layout=True)
-    for axes, scene in zip(grid, scenes.values(), strict=True):
+    figure, panels = plt.subplots(2, 2, figsize=(10, 8), sharex=True, sharey=True, constrained_layout=True)
+    for axes, scene in zip(panels.flat, scenes.values(), strict=True):
         for method in [method for method in DRAWN if method in scene["methods"]]:
             curve, colour = scene["methods"][method]["curve"], COLOURS[method]
             axes.plot(scene["compute"], [100 * v for v in curve["mean"]], color=colour, label=method)
             low, high = ([100 * v for v in curve[end]] for end in ("low", "high"))
             axes.fill_between(scene["compute"], low, high, color=colour, alpha=0.2, linewidth=0)
         axes.axhline(100 * record["grid"]["best"], color="black", linestyle=":", linewidth=1)
-        axes.set(title=scene["title"], xlabel="compute, in full-length trials", xlim=(0, None))
+        axes.set(title=scene["title"], xlim=(0, None))
         axes.title.set_fontsize(10)
         _plain(axes)
     start = min(scene["methods"][m]["curve"]["mean"][6] for scene in scenes.values() for m in scene["methods"])
-    grid[0].set(ylabel="robust accuracy of the best trial so far, %", ylim=(100 * start - 1, None))
-    grid[0].annotate("best of the grid", (1, 100 * record["grid"]["best"]), xytext=(2, -4), va="top", fontsize=8,
+    figure.supxlabel("compute, in full-length trials", fontsize=10)
+    figure.supylabel("robust accuracy of the best trial so far, %", fontsize=10)
+    panels[0, 0].set(ylim=(100 * start - 1, None))
+    panels[0, 0].annotate("best of the grid", (1, 100 * record["grid"]["best"]), xytext=(2, -4), va="top", fontsize=8,
                      textcoords="offset points")  # fmt: skip
-    grid[0].legend(frameon=False, loc="lower right")
+    panels[0, 0].legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -57,10 +59,8 @@ def compute(record: Mapping[str, Any], path: Path) -> None:
     """Bars: compute until half of the searches have what random search has at the end."""
     scenes = record["scenes"]
     methods = list(next(iter(scenes.values()))["methods"])
-    figure, grid = plt.subplots(
-        1, len(scenes), figsize=(4.6 * len(scenes), 0.42 * len(methods) + 1.6), sharey=True, constrained_layout=True
-    )
-    for axes, scene in zip(grid, scenes.values(), strict=True):
+    figure, panels = plt.subplots(2, 2, figsize=(10, 8), sharex=True, sharey=True, constrained_layout=True)
+    for axes, scene in zip(panels.flat, scenes.values(), strict=True):
         most = scene["budgets"][-1]
         for place, method in enumerate(reversed(methods)):
             found = scene["methods"][method]["reach"]
@@ -71,9 +71,10 @@ def compute(record: Mapping[str, Any], path: Path) -> None:
             axes.plot([low, high], [place, place], color="black", linewidth=1.2)
             label = f"> {most}" if open_ended else f"{median:.0f}"
             axes.annotate(label, (max(median, high), place), xytext=(4, 0), textcoords="offset points", va="center")
-        axes.set(title=scene["title"], xlim=(0, most * 1.15), xlabel="compute, in full-length trials")
+        axes.set(title=scene["title"], xlim=(0, most * 1.15))
         axes.title.set_fontsize(10)
         axes.set_yticks(range(len(methods)), list(reversed(methods)))
         _plain(axes)
+    figure.supxlabel("compute, in full-length trials", fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -39,10 +39,14 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Replay:
-    """What one search found: at `times` (seconds) its incumbent's value in the table became `values`."""
+    """What one search found: at `times` (seconds) its incumbent's true value became `values`.
+
+    `claimed`: what the last incumbent reports itself.
+    """
 
     times: tuple[float, ...]
     values: tuple[float, ...]
+    claimed: float
     complete: int
     pruned: int
     failed: int
@@ -129,7 +133,7 @@ def replay(
     rows: dict[int, TrialRow] = {}
     curves: dict[int, Curve] = {}
     found: dict[int, Seen] = {}
-    times, values = [0.0], [fallback]
+    times, values, claimed = [0.0], [fallback], fallback
     events: list[tuple[float, int]] = []
 
     def begin(clock: float) -> None:
@@ -144,6 +148,7 @@ def replay(
         heapq.heappush(events, (clock + start_up + curves[number][0][2], number))
 
     def end(number: int, state: str, clock: float) -> None:
+        nonlocal claimed
         rows[number] = replace(rows[number], state=state, ended_ms=int(clock * 1000))
         book.tell(rows[number])
         best = best_trial(list(rows.values()), goal)
@@ -151,6 +156,7 @@ def replay(
             times.append(clock)
             truth = found[best.number].truth
             values.append(fallback if truth is None else truth)
+            claimed = found[best.number].records[-1]["best_robust_accuracy"]
         begin(clock)
 
     for _ in range(workers):
@@ -174,4 +180,5 @@ def replay(
         else:
             heapq.heappush(events, (clock + curves[number][epoch][2], number))
     states = [row.state for row in rows.values()]
-    return Replay(tuple(times), tuple(values), *(states.count(each) for each in ("complete", "pruned", "failed")))
+    ends = (states.count(each) for each in ("complete", "pruned", "failed"))
+    return Replay(tuple(times), tuple(values), claimed, *ends)

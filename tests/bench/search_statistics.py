@@ -38,6 +38,7 @@ def summarise(
             "difference": None if name == reference else _mean(at[name][:, -1] - at[reference][:, -1]),
             "rank": ranks[name],
             "reach": reach(np.array([time_to(run, target) / unit_seconds for run in found]), budgets[-1]),
+            "claimed": float(np.mean([run.claimed for run in found])),
             "complete": float(np.mean([run.complete for run in found])),
             "pruned": float(np.mean([run.pruned for run in found])),
             "curve": {"mean": curves.mean(0).tolist(), "low": low.tolist(), "high": high.tolist()},

@@ -89,9 +89,19 @@ def run(method: str, landscape, *, horizon: float, seed: int = 0, workers: int =
 
 def test_the_simulated_clock_counts_start_up_and_epochs_on_every_worker():
     found = run("random", lambda point: flat(0.8, 0.25), horizon=24.5)
+    assert found.claimed == 0.25
     assert found.complete == 6  # two workers, three rounds of 2 + 6 x 1 seconds
     assert found.times == (0.0, 8.0, 8.0, 16.0, 16.0, 24.0, 24.0)
     assert [found.at(clock) for clock in (0.0, 7.9, 8.0, 24.5)] == [0.1, 0.1, 0.25, 0.25]
+
+
+def test_a_search_that_chooses_by_noisy_values_claims_more_than_it_found():
+    spec = specification("random", 0)
+    found = replay(
+        spec, lambda point: flat(0.9, 0.25), GOAL, fallback=0.1, workers=2, start_up=2.0, horizon=200, images=240
+    )  # fmt: skip
+    assert found.values[-1] == 0.25
+    assert found.claimed > 0.27
 
 
 def test_only_full_length_feasible_trials_become_the_incumbent():
@@ -136,7 +146,7 @@ def test_tpe_finds_more_than_random_search_where_there_is_something_to_find():
 
 
 def test_a_target_that_most_searches_miss_has_no_median_time():
-    run_ = Replay((0.0, 5.0, 9.0), (0.1, 0.2, 0.3), 2, 0, 0)
+    run_ = Replay((0.0, 5.0, 9.0), (0.1, 0.2, 0.3), 0.3, 2, 0, 0)
     assert [time_to(run_, target) for target in (0.1, 0.2, 0.25, 0.4)] == [0.0, 5.0, 9.0, math.inf]
     found = reach(np.array([3.0, 4.0, math.inf, math.inf, math.inf]), 10.0)
     assert found["median"] is None
