@@ -1,11 +1,11 @@
 """How good the search is: the service's samplers and schedulers replayed over measured settings, many seeds each.
 
-    PYTHONPATH=.:tests python tests/bench/search_quality.py [--seeds 100] [--only TPE --only random] [--out FOLDER]
+    PYTHONPATH=.:tests python tests/bench/search_quality.py [--seeds 50] [--only TPE --only random] [--out FOLDER]
 
 Reads `results/search-space.jsonl` and `results/search-space-unmodified.json`; writes `search-quality.json` beside them,
 and table and figures into docs/. Simulated time: `WORKERS` trials side by side, each with its setting's measured CPU
-seconds and the start-up of a trial that `trial_overhead.py` measured. Compute is counted in full-length trials: what an
-average one costs, start-up included.
+seconds after a start-up of about what a nested trial takes (`trial_overhead.py`). Compute is counted in full-length
+trials: what an average one costs, start-up included.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def replays(scene: str, methods: list[str], seeds: int, table: Table, clip: Mapp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--only", action="append", choices=list(METHODS))
     parser.add_argument("--space", type=Path, default=RESULTS / "search-space.jsonl")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -145,11 +145,11 @@ def reach(found: Mapping[str, Any], most: int) -> str:
 def filled(text: str, record: Mapping[str, Any]) -> str:
     """The page with the tables between its marks replaced."""
     for scene, found in record["scenes"].items():
-        first, last = f"<!-- table: {scene} -->\n", "\n<!-- end -->"
+        first, last = f"<!-- table: {scene} -->\n", "<!-- end -->"
         before, mark, rest = text.partition(first)
         if mark:
             _, _, after = rest.partition(last)
-            text = before + mark + "\n".join(markdown(found)) + last + after
+            text = before + mark + "\n".join(markdown(found)) + "\n\n" + last + after
     return text
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench.search_quality import filled
 from bench.search_replay import METHODS, Replay, replay, seen, specification
-from bench.search_statistics import interval, mean_ranks, reach, time_to, wins
+from bench.search_statistics import interval, mean_ranks, reach, summarise, time_to, wins
 from space_table import SPACE, Table
 
 from trainers.config import Goal
@@ -170,3 +171,18 @@ def test_a_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
         low, high = interval(generator.normal(size=50))
         hits += low <= 0 <= high
     assert 86 <= hits <= 100
+
+
+def test_the_page_takes_its_tables_again_and_again_and_keeps_its_words():
+    runs = {
+        "random": [Replay((0.0, 5.0), (0.1, 0.2), 0.3, 2, 0, 0)] * 3,
+        "TPE": [Replay((0.0,), (0.3,), 0.4, 2, 1, 0)] * 3,
+    }
+    record = {"scenes": {"one": summarise(runs, budgets=(4, 8), unit_seconds=1.0, reference="random")}}
+    page = "before\n<!-- table: one -->\n<!-- end -->\nafter\n<!-- table: two -->\nkept\n<!-- end -->\n"
+    once = filled(page, record)
+    assert filled(once, record) == once
+    assert "| TPE | 30.0 ± 0.0 | 30.0 ± 0.0 | 40.0 | 3 / 0 / 0 | 1.0 | 0 | 100 % | 2 / 1 |" in once
+    assert "| random | 10.0 ± 0.0 | 20.0 ± 0.0 | 30.0 |  | 2.0 | 5 | 100 % | 2 / 0 |" in once
+    assert once.startswith("before\n<!-- table: one -->\n| search |")
+    assert once.endswith("<!-- end -->\nafter\n<!-- table: two -->\nkept\n<!-- end -->\n")
