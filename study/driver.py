@@ -96,7 +96,8 @@ class Driver:
     def open(self) -> None:
         """Project what is stored, and bring Optuna in line."""
         self.rows = {row.number: row for row in self.store.trials()}
-        if not self.book.is_complete():
+        self.book.tidy()
+        if not self.book.mirrors():
             self.book.rebuild(self.token)
         self.book.enqueue_warm_starts()
         project_study(self.tracker, self.study)

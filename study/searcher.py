@@ -146,10 +146,19 @@ class OptunaBook:
         values = samplers.values(self.spec, row.last) if row.last and row.state == "complete" else None
         self.study.tell(row.number, values=values, state=STATES[row.state], skip_if_finished=True)
 
-    def is_complete(self) -> bool:
-        """Whether Optuna has every trial of ours; it lacks them after an import."""
-        known = {trial.number for trial in self.study.get_trials(deepcopy=False)}
-        return all(row.number in known for row in self.store.trials())
+    @patient
+    def mirrors(self) -> bool:
+        """Whether Optuna has every trial of ours, dropped ones as such: not so after a restore, or half a drop."""
+        known = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
+        return all(
+            row.number in known and (row.state != "dropped" or "agft.dropped" in known[row.number].user_attrs)
+            for row in self.store.trials()
+        )
+
+    @patient
+    def tidy(self) -> None:
+        """Delete other generations than that of now: a driver may have been killed between two of them."""
+        delete_optuna_studies(self.store, keep=self.study.study_name)
 
     def rebuild(self, token: int) -> None:
         """A new generation of the Optuna study from the store: dropped trials without values, the others as they were.
@@ -160,7 +169,7 @@ class OptunaBook:
         before = {trial.number: trial for trial in self.study.get_trials(deepcopy=True)}
         rows = {row.number: row for row in self.store.trials()}
         name = replace(study, generation=study.generation + 1).optuna_name
-        delete_optuna_studies(self.store, only=name)  # of a driver that was killed half-way
+        self.tidy()  # a driver may have been killed half-way
         fresh = self._study(name)
         if rows:
             fresh.set_user_attr("agft.warm_starts", True)
@@ -169,14 +178,13 @@ class OptunaBook:
         for number in range(max([*before, *rows], default=-1) + 1):
             fresh.add_trial(self._rebuilt(before.get(number), rows.get(number)))
         reach("generation.built")
-        old = self.study.study_name
         self.store.set_study(token, generation=study.generation + 1)
         reach("generation.stored")
         self.study, self.ids = self._study(name), {}
         for row in rows.values():
             if row.finished:
                 self.tell(row)
-        delete_optuna_studies(self.store, only=old)
+        self.tidy()
 
     def _rebuilt(self, trial: FrozenTrial | None, row: TrialRow | None) -> FrozenTrial:
         """One trial as the new generation begins with it; what the store knows to be finished is told afterwards."""
@@ -205,12 +213,12 @@ def optuna_storage(store: StudyStore) -> optuna.storages.BaseStorage:
     return optuna.storages.get_storage(optuna.storages.RDBStorage(store.url, engine_kwargs=arguments))
 
 
-def delete_optuna_studies(store: StudyStore, *, only: str | None = None) -> None:
-    """Delete the Optuna study `only`, or every generation of the study's."""
+def delete_optuna_studies(store: StudyStore, *, keep: str | None = None) -> None:
+    """Delete every generation of the study's Optuna study but `keep`."""
     storage = optuna_storage(store)
     own = re.compile(rf"agft/{re.escape(store.name)}(\.\d+)?")
     for name in optuna.get_all_study_names(storage):
-        if name == only or (only is None and own.fullmatch(name)):
+        if own.fullmatch(name) and name != keep:
             optuna.delete_study(study_name=name, storage=storage)
 
 

@@ -46,7 +46,8 @@ class Hand:
     def __init__(self, store: StudyStore) -> None:
         self.store, self.token = store, store.acquire(owner_identity())
         self.book = OptunaBook(store, SPEC, {"clean_accuracy": 0.5})
-        if not self.book.is_complete():
+        self.book.tidy()
+        if not self.book.mirrors():
             self.book.rebuild(self.token)
         self.book.enqueue_warm_starts()
         self.searcher = StudySearcher(
@@ -146,6 +147,18 @@ def test_dropping_a_trial_keeps_those_that_run_and_those_that_wait(store):
     assert again == {**first, "number": 2}
     hand.finish(second["number"], 0.5)
     assert [trial.state.name for trial in in_optuna(store)] == ["FAIL", "COMPLETE", "RUNNING"]
+
+
+def test_half_a_drop_is_completed_by_the_next_driver(store):
+    finished(store)
+    hand = Hand(store)
+    hand.store.finish_trial(hand.token, 2, "dropped")  # killed before Optuna's side of it
+    optuna.create_study(study_name="agft/small.1", storage=store.url)  # or in the middle of that
+    hand.leave()
+    [new] = finished(store)
+    assert new["number"] == 4
+    assert in_optuna(store)[2].state.name == "FAIL"
+    assert optuna.get_all_study_names(store.url) == ["agft/small.1"]
 
 
 def test_a_trial_is_run_again_once_beside_the_budget(store):
