@@ -185,4 +185,4 @@ def test_the_page_takes_its_tables_again_and_again_and_keeps_its_words():
     assert "| TPE | 30.0 ± 0.0 | 30.0 ± 0.0 | 40.0 | 3 / 0 / 0 | 1.0 | 0 | 100 % | 2 / 1 |" in once
     assert "| random | 10.0 ± 0.0 | 20.0 ± 0.0 | 30.0 |  | 2.0 | 5 | 100 % | 2 / 0 |" in once
     assert once.startswith("before\n<!-- table: one -->\n| search |")
-    assert once.endswith("<!-- end -->\nafter\n<!-- table: two -->\nkept\n<!-- end -->\n")
+    assert once.endswith("|\n\n<!-- end -->\nafter\n<!-- table: two -->\nkept\n<!-- end -->\n")
