@@ -340,12 +340,12 @@ class Driver:
         project_outcome(self.tracker, self.study, row)
         if state == "failed":
             self.say(f"trial {number:>3}  failed ({kind}): {(row.stop_reason or 'no message').splitlines()[-1]}")
-        self._say_progress()
+        self._say_progress(number)
 
-    def _say_progress(self) -> None:
-        """How far the study is, and when it may end at this driver's pace so far."""
+    def _say_progress(self, newest: int) -> None:
+        """How far the study is now that trial `newest` has ended, and when it may end at this driver's pace so far."""
         trials = list(self.rows.values())
-        project_best(self.tracker, self.study, trials)
+        project_best(self.tracker, self.study, trials, newest=newest)
         best = best_trial(trials, self.goal)
         if best is not None and (self.best is None or best.number != self.best.number):
             self.notifier.send("new_best", message_of(self.study, "running", trials))

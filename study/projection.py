@@ -104,15 +104,21 @@ def project_study(tracker: Tracker, study: StudyRow, *, reopen: bool = True) -> 
         tracker.log_text(study_key(study), json.dumps(study.baseline, indent=2), "unmodified-clip.json")
 
 
-def project_best(tracker: Tracker, study: StudyRow, trials: Sequence[TrialRow]) -> None:
-    """On the parent run: its description, and the best full-length trial after each that finished, in that order."""
+def project_best(
+    tracker: Tracker, study: StudyRow, trials: Sequence[TrialRow], *, newest: int | None = None
+) -> None:  # fmt: skip
+    """On the parent run: its description, and the best full-length trial after each that finished, in that order.
+
+    `newest`: the number of the trial that has just finished, whose point alone is missing; None: all are sent.
+    """
     assert study.baseline is not None, "no trial starts before the unmodified model is measured"
     goal = study.spec.goal.resolve(study.baseline)
     done = sorted((trial for trial in trials if trial.state == "complete"), key=lambda t: (t.ended_ms or 0, t.number))
     points = []
+    best: TrialRow | None = None
     for step, trial in enumerate(done, start=1):
-        best = best_trial(done[:step], goal)
-        if best is not None and best.last is not None:
+        best = best_trial([trial] if best is None else [best, trial], goal)
+        if best is not None and best.last is not None and newest in (None, trial.number):
             for name in ("best_clean_accuracy", "best_robust_accuracy"):
                 points.append(Point(name, float(best.last[name]), step, trial.ended_ms or trial.started_ms))
     tracker.log(study_key(study), points)

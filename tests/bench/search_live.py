@@ -1,58 +1,89 @@
-"""Searches over the measured settings by the whole service: Ray Tune, database, board, S3, MLflow; light trials.
+"""Searches by the whole service: Ray Tune, database, board, S3, MLflow; over the measured settings, or trained anew.
 
     PYTHONPATH=.:tests python tests/bench/search_live.py [--trials 32] [--scale 0.02] [--out FILE]
+    PYTHONPATH=.:tests python tests/bench/search_live.py --trained --trials 16 [--out FILE]
 
-A trial's epochs take their measured CPU seconds times `scale`. Each study's best trial is set beside 200 replays of the
-same study (`search_replay.py`) with other seeds: it should be one of them. The replay's clock is not the live one, so
-even the same seed asks the sampler at other moments.
+Without `--trained` trials are light and report the measured curves, epochs take their measured CPU seconds times
+`scale`; with it every trial fine-tunes the tiny CLIP in Ray Train workers, as the settings of the grid were measured
+(`measure_space.py`). Each study's best trial is set beside 200 replays of the same study (`search_replay.py`) with
+other seeds: it should be one of them. The replay's clock is not the live one, so even the same seed asks the sampler at
+other moments.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench.search_replay import replay, specification
+from bench.search_quality import START_UP_SECONDS
+from bench.search_replay import METHODS, replay, specification
 from light import Plan, drive, light_cluster
 from space_table import Table
 
 from infra import stack
 from infra.cluster import Cluster
 from infra.services import Services
+from study.config import StudyConfig
 from study.results import best_trial
+from study.runner import Outcome, run_study
 from study.store import StudyStore
 
 RESULTS = Path(__file__).parent / "results"
-METHODS = ("random", "TPE", "TPE + ASHA")
 REPLAYS = 200
-SLOTS = 4
+# As `measure_space.py` trains and measures.
+MEASURED: dict[str, Any] = {
+    "method": {"name": "agft", "logit_scale": {"of_model": 1.0}, "feature_weight": 20, "attack_on": "total"},
+    "attack": {"eps": 4 / 255, "step_size": {"of_eps": 0.75}, "steps": 2},
+    "train": {"epochs": 6, "batch_size": 64, "samples_per_epoch": 512, "warmup": 0.05,
+              "optimizer": {"name": "adamw", "lr": 1e-3}},
+    "evaluate": {"select": {"attack": {"eps": [6 / 255], "steps": 5}, "samples": 120}},
+    "resources": {"workers": 1, "cpus_per_worker": 1},
+}  # fmt: skip
+
+
+def run(
+    spec: StudyConfig, trained: bool, plan: Plan, *, database: str, cluster: Cluster, services: Services,
+    clip: dict[str, Any],
+) -> Outcome:  # fmt: skip
+    """One study to its end."""
+    if not trained:
+        return drive(spec, plan, database=database, cluster=cluster, services=services, baseline=clip)
+    StudyStore(database, spec.name).create(spec)
+    return run_study(
+        spec, database=database, cluster=cluster, bucket=services.bucket, tracking_uri=services.mlflow_uri, say=print
+    )
 
 
 def live(
-    method: str, table: Table, clip: dict[str, Any], *, trials: int, scale: float, folder: Path, cluster: Cluster,
-    services: Services,
+    method: str, table: Table, clip: dict[str, Any], *, trained: bool, trials: int, slots: int, scale: float,
+    folder: Path, cluster: Cluster, services: Services,
 ) -> dict[str, Any]:  # fmt: skip
     """One study, and where its result lies among its replays."""
     name = "live-" + method.lower().replace(" + ", "-")
-    changed = {"name": name, "budget": {"trials": trials}, "resources": {"max_concurrent": SLOTS}}
+    changed: dict[str, Any] = {
+        "name": name, "budget": {"trials": trials}, **(MEASURED if trained else {}),
+        "resources": {**(MEASURED["resources"] if trained else {}), "max_concurrent": slots},
+    }  # fmt: skip
     database = f"sqlite:///{folder}/studies.db"
     began = time.perf_counter()
-    outcome = drive(
-        specification(method, 0, **changed), Plan(curve=table, scale=scale), database=database, cluster=cluster,
-        services=services, baseline=clip,
+    outcome = run(
+        specification(method, 0, **changed), trained, Plan(curve=table, scale=scale), database=database,
+        cluster=cluster, services=services, clip=clip,
     )  # fmt: skip
     rows = StudyStore(database, name).trials()
     goal = specification(method, 0).goal.resolve(clip)
     best = best_trial(rows, goal)
     others = [
         replay(
-            specification(method, seed, **changed), table.nearest, goal, fallback=clip["robust_accuracy"],
-            workers=SLOTS, start_up=0.0, horizon=float("inf"),
+            specification(method, seed, **changed), table.between if trained else table.nearest, goal,
+            fallback=clip["robust_accuracy"], workers=slots, start_up=START_UP_SECONDS if trained else 0.0,
+            horizon=float("inf"),
         )
         for seed in range(1, REPLAYS + 1)
     ]  # fmt: skip
@@ -61,6 +92,8 @@ def live(
     states = [row.state for row in rows]
     return {
         "state": outcome.state, "seconds": round(time.perf_counter() - began, 1), "best": value,
+        "best_clean": best.last["best_clean_accuracy"] if best and best.last else None,
+        "device_seconds": round(sum(row.device_seconds for row in rows), 1),
         "complete": states.count("complete"), "pruned": states.count("pruned"), "failed": states.count("failed"),
         "replays": {"median": float(np.median(values)), "low": float(values.min()), "high": float(values.max())},
         "replays_pruned": [min(r.pruned for r in others), max(r.pruned for r in others)],
@@ -71,21 +104,28 @@ def live(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--trained", action="store_true", help="train every trial")
+    parser.add_argument("--slots", type=int, help="trials side by side; by default 4, trained 2")
     parser.add_argument("--scale", type=float, default=0.02, help="live seconds for a measured one")
+    parser.add_argument("--only", action="append", choices=list(METHODS))
     parser.add_argument("--out", type=Path)
     wanted = parser.parse_args()
+    slots = wanted.slots or (2 if wanted.trained else 4)
     table = Table.read(RESULTS / "search-space.jsonl")
     clip = json.loads((RESULTS / "search-space-unmodified.json").read_text())
-    record: dict[str, Any] = {"trials": wanted.trials, "scale": wanted.scale, "slots": SLOTS, "studies": {}}
+    record: dict[str, Any] = {
+        "trained": wanted.trained, "trials": wanted.trials, "scale": None if wanted.trained else wanted.scale,
+        "slots": slots, "cpus": os.cpu_count(), "studies": {},
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="agft-live-", dir="/tmp") as name:
         folder = Path(name)
         try:
             services = stack.up(folder / "home")
-            with light_cluster(services, folder / "home", cpus=SLOTS) as cluster:
-                for method in METHODS:
+            with light_cluster(services, folder / "home", cpus=slots) as cluster:
+                for method in wanted.only or list(METHODS):
                     record["studies"][method] = live(
-                        method, table, clip, trials=wanted.trials, scale=wanted.scale, folder=folder, cluster=cluster,
-                        services=services,
+                        method, table, clip, trained=wanted.trained, trials=wanted.trials, slots=slots,
+                        scale=wanted.scale, folder=folder, cluster=cluster, services=services,
                     )  # fmt: skip
         finally:
             stack.down(folder / "home")

@@ -98,6 +98,32 @@ def test_sending_everything_again_adds_nothing(
     assert seen[0][0] == 3
 
 
+def test_the_best_after_each_trial_is_the_same_whether_sent_one_by_one_or_at_once(
+    tracker: Tracker, store: StudyStore, service_environment: Services
+) -> None:
+    client, study = connect(service_environment.mlflow_uri), store.load()
+    done = sorted((row for row in store.trials() if row.finished), key=lambda row: row.ended_ms)
+    project_study(tracker, study)
+
+    def points() -> dict[str, list[tuple[int, int, float]]]:
+        assert tracker.flush(WAIT_SECONDS) == 0
+        run = tracker.run_id(study_key(study))
+        return {
+            name: sorted((p.step, p.timestamp, p.value) for p in client.get_metric_history(run, name))
+            for name in ("best_clean_accuracy", "best_robust_accuracy")
+        }
+
+    for place, row in enumerate(done, start=1):
+        project_best(tracker, study, done[:place], newest=row.number)
+    one_by_one = points()
+    project_best(tracker, study, done)
+    assert points() == one_by_one
+    best = [value for _, _, value in one_by_one["best_robust_accuracy"]]
+    assert len(best) > 3
+    assert best == sorted(best)
+    assert best[-1] > best[0]
+
+
 def test_the_description_links_to_the_report_the_best_trial_and_the_checkpoints(
     tracker: Tracker, store: StudyStore, service_environment: Services
 ) -> None:
