@@ -56,7 +56,7 @@ class Replay:
         return self.values[int(np.searchsorted(self.times, clock, side="right")) - 1]
 
 
-def specification(method: str, seed: int, **more: Any) -> StudyConfig:
+def specification(method: str, seed: int, /, **more: Any) -> StudyConfig:
     """The study of the measured grid."""
     plain = {
         "name": "replay", "model": {"arch": "tiny-clip", "pretrained": "bundled"},
