@@ -13,6 +13,7 @@ other moments.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import tempfile
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, help="trials side by side; by default 4, trained 2")
     parser.add_argument("--scale", type=float, default=0.02, help="live seconds for a measured one")
     parser.add_argument("--only", action="append", choices=list(METHODS))
+    parser.add_argument("--keep", type=Path, help="folder for database and services' home, to look at them afterwards")
     parser.add_argument("--out", type=Path)
     wanted = parser.parse_args()
     slots = wanted.slots or (2 if wanted.trained else 4)
@@ -117,8 +119,11 @@ def main() -> None:
         "trained": wanted.trained, "trials": wanted.trials, "scale": None if wanted.trained else wanted.scale,
         "slots": slots, "cpus": os.cpu_count(), "studies": {},
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="agft-live-", dir="/tmp") as name:
-        folder = Path(name)
+    with contextlib.ExitStack() as stacked:
+        folder = wanted.keep or Path(
+            stacked.enter_context(tempfile.TemporaryDirectory(prefix="agft-live-", dir="/tmp"))
+        )
+        folder.mkdir(exist_ok=True)
         try:
             services = stack.up(folder / "home")
             with light_cluster(services, folder / "home", cpus=slots) as cluster:
