@@ -43,8 +43,8 @@ class StudyRow:
 
     @property
     def optuna_name(self) -> str:
-        """Name of the Optuna study of this generation."""
-        return f"agft/{self.name}" + (f".{self.generation}" if self.generation else "")
+        """Name of the Optuna study of this generation; no other study's, since a name holds no slash."""
+        return f"agft/{self.name}" + (f"/{self.generation}" if self.generation else "")
 
 
 @dataclass(frozen=True)

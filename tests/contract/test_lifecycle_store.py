@@ -131,7 +131,7 @@ def test_a_dropped_trial_counts_nowhere_and_another_takes_its_place(store):
         drop_trial(store, 2, "")
     with pytest.raises(UserError, match="has no trial 17"):
         drop_trial(store, 17, "")
-    assert [name for name in optuna.get_all_study_names(store.url) if name.startswith("agft/small")] == ["agft/small.1"]
+    assert [name for name in optuna.get_all_study_names(store.url) if name.startswith("agft/small")] == ["agft/small/1"]
 
 
 def test_dropping_a_trial_keeps_those_that_run_and_those_that_wait(store):
@@ -153,12 +153,12 @@ def test_half_a_drop_is_completed_by_the_next_driver(store):
     finished(store)
     hand = Hand(store)
     hand.store.finish_trial(hand.token, 2, "dropped")  # killed before Optuna's side of it
-    optuna.create_study(study_name="agft/small.1", storage=store.url)  # or in the middle of that
+    optuna.create_study(study_name="agft/small/1", storage=store.url)  # or in the middle of that
     hand.leave()
     [new] = finished(store)
     assert new["number"] == 4
     assert in_optuna(store)[2].state.name == "FAIL"
-    assert optuna.get_all_study_names(store.url) == ["agft/small.1"]
+    assert optuna.get_all_study_names(store.url) == ["agft/small/1"]
 
 
 def test_a_trial_is_run_again_once_beside_the_budget(store):
@@ -262,3 +262,31 @@ def test_patience_has_an_end_that_is_named(monkeypatch):
 
     with pytest.raises(StudyFailed, match="no route"):
         away()
+
+
+def test_a_study_whose_name_looks_like_a_generation_of_another_is_its_own(store):
+    finished(store)
+    drop_trial(store, 0, "")  # Optuna's study of this one has a second generation now
+    other = StudyStore(store.url, "small.1")
+    other.create(SPEC.model_copy(update={"name": "small.1"}))
+    token = other.acquire(owner_identity())
+    other.set_study(token, baseline=BASELINE)
+    other.release(token, "paused")
+    assert len(finished(other)) == 4, "the other study's trials are not taken for its own"
+    finished(store)  # whose driver deletes what is left over of its own
+    assert len(in_optuna(other)) == 4
+    drop_trial(other, 1, "")
+    assert len(in_optuna(store)) == 5
+
+
+def test_a_trial_that_is_dropped_while_it_waits_to_go_on_does_not_go_on(store):
+    hand = Hand(store)
+    cut, gone = hand.start()["number"], hand.start()["number"]
+    hand.leave("paused")
+    hand = Hand(store)  # a driver that has both in line
+    hand.store.finish_trial(hand.token, gone, "dropped")
+    hand.book.rebuild(hand.token)
+    assert hand.start()["number"] == cut
+    assert hand.start()["number"] == gone + 1, "another one takes its place"
+    assert store.trial(gone).state == "dropped"
+    assert len(store.trial(gone).attempts) == 1
