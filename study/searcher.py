@@ -177,12 +177,12 @@ class OptunaBook:
         name = replace(study, generation=study.generation + 1).optuna_name
         self.tidy()  # a driver may have been killed half-way
         fresh = self._study(name)
-        if rows:
-            fresh.set_user_attr("agft.warm_starts", True)
         for key, value in self.study.user_attrs.items():
             fresh.set_user_attr(key, value)
         for number in range(max([*before, *rows], default=-1) + 1):
             fresh.add_trial(self._rebuilt(before.get(number), rows.get(number)))
+        if self.spec.sampler.name == "grid":
+            samplers.enqueue_dropped_points(fresh)
         reach("generation.built")
         self.store.set_study(token, generation=study.generation + 1)
         reach("generation.stored")
@@ -198,9 +198,11 @@ class OptunaBook:
         if trial is None:
             params = row.params if row is not None else {}
             kept = {d.path: d.distribution for d in self.dimensions if d.path in params}
+            attributes = {} if row is None or row.rerun_of is None else {"agft.rerun_of": row.rerun_of}
             return optuna.trial.create_trial(
                 state=TrialState.RUNNING if row is not None and not dropped else TrialState.FAIL,
                 params={path: params[path] for path in kept}, distributions=kept,
+                user_attrs=attributes | ({"agft.dropped": True} if dropped else {}),
             )  # fmt: skip
         if dropped:
             return optuna.trial.create_trial(

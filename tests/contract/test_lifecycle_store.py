@@ -12,10 +12,11 @@ import sqlalchemy as sa
 
 from study import database as database_module
 from study.archive import export_study, import_study
+from study.config import StudyConfig
 from study.database import patient
 from study.errors import StudyFailed, UserError
 from study.lifecycle import drop_trial, extend_study, rerun_trial, stop_study
-from study.requests import pending
+from study.requests import answer, pending
 from study.searcher import OptunaBook, StudySearcher, delete_optuna_studies
 from study.store import LeaseHeld, StudyStore, owner_identity, study_names
 from study.studyfile import parse_study
@@ -45,7 +46,7 @@ class Hand:
 
     def __init__(self, store: StudyStore) -> None:
         self.store, self.token = store, store.acquire(owner_identity())
-        self.book = OptunaBook(store, SPEC, {"clean_accuracy": 0.5})
+        self.book = OptunaBook(store, store.load().spec, {"clean_accuracy": 0.5})
         self.book.tidy()
         if not self.book.mirrors():
             self.book.rebuild(self.token)
@@ -81,14 +82,26 @@ class Hand:
         self.store.release(self.token, state)
 
 
-@pytest.fixture
-def store(database) -> StudyStore:
-    store = StudyStore(database, SPEC.name)
-    store.create(SPEC)
+GRID = parse_study(
+    FILE.replace("{low: 0.2, high: 1.0}", "{choices: [0.4, 0.8]}").replace("[1/255, 2/255, 4/255]", "[1/255, 2/255]")
+    + "sampler: {name: grid}",
+    source="grid.yaml",
+)
+
+
+def measured(url: str, spec: StudyConfig) -> StudyStore:
+    """A new study whose unmodified model counts as measured."""
+    store = StudyStore(url, spec.name)
+    store.create(spec)
     token = store.acquire(owner_identity())
     store.set_study(token, baseline=BASELINE)
     store.release(token, "paused")
     return store
+
+
+@pytest.fixture
+def store(database) -> StudyStore:
+    return measured(database, SPEC)
 
 
 def in_optuna(store: StudyStore) -> list[optuna.trial.FrozenTrial]:
@@ -98,6 +111,9 @@ def in_optuna(store: StudyStore) -> list[optuna.trial.FrozenTrial]:
 
 def finished(store: StudyStore) -> list[dict]:
     hand = Hand(store)
+    for request in pending(store):
+        hand.book.enqueue_again(request["number"], request["id"])
+        answer(store, hand.token, request["id"], "in line again")
     seen = hand.run_all()
     hand.leave()
     return seen
@@ -267,11 +283,7 @@ def test_patience_has_an_end_that_is_named(monkeypatch):
 def test_a_study_whose_name_looks_like_a_generation_of_another_is_its_own(store):
     finished(store)
     drop_trial(store, 0, "")  # Optuna's study of this one has a second generation now
-    other = StudyStore(store.url, "small.1")
-    other.create(SPEC.model_copy(update={"name": "small.1"}))
-    token = other.acquire(owner_identity())
-    other.set_study(token, baseline=BASELINE)
-    other.release(token, "paused")
+    other = measured(store.url, SPEC.model_copy(update={"name": "small.1"}))
     assert len(finished(other)) == 4, "the other study's trials are not taken for its own"
     finished(store)  # whose driver deletes what is left over of its own
     assert len(in_optuna(other)) == 4
@@ -290,3 +302,55 @@ def test_a_trial_that_is_dropped_while_it_waits_to_go_on_does_not_go_on(store):
     assert hand.start()["number"] == gone + 1, "another one takes its place"
     assert store.trial(gone).state == "dropped"
     assert len(store.trial(gone).attempts) == 1
+
+
+def points(settings: list[dict]) -> list[tuple]:
+    return sorted(tuple(value for key, value in sorted(each.items()) if key != "number") for each in settings)
+
+
+def test_a_dropped_point_of_a_grid_is_tried_again_and_no_other(database):
+    store = measured(database, GRID)
+    first = finished(store)
+    for number in (1, 4):  # the second one is what took the first one's place
+        drop_trial(store, number, "")
+        [instead] = finished(store)
+        assert points([instead]) == points([first[1]])
+    rerun_trial(store, 2)
+    assert points(finished(store)) == points([first[2]])
+    drop_trial(store, 2, "")
+    assert points(finished(store)) == points([first[2]]), "a repetition is beside the budget"
+    assert finished(store) == []
+
+
+@pytest.mark.parametrize("spec", [SPEC, GRID], ids=["search", "grid"])
+def test_an_archive_of_half_a_study_goes_on_with_the_other_half(tmp_path, spec):
+    spec = spec.model_copy(update={"warm_starts": ({}, {"method.scale_ratio": 0.8})} if spec is SPEC else {})
+    (whole, half), path = (measured(f"sqlite:///{tmp_path}/{name}.db", spec) for name in "ab"), tmp_path / "half.json"
+    expected = finished(whole)
+    hand = Hand(half)
+    hand.finish(hand.start()["number"], 0.1)
+    hand.leave("paused")
+    export_study(half, path)
+    there = StudyStore(f"sqlite:///{tmp_path}/there.db", import_study(f"sqlite:///{tmp_path}/there.db", path))
+    went_on = finished(there)
+    assert [each["number"] for each in went_on] == [1, 2, 3]
+    if spec is GRID:
+        assert points(went_on) == points(expected[1:])
+    else:
+        assert went_on[0]["method.scale_ratio"] == 0.8, "the warm start that had not begun"
+        assert went_on == expected[1:]
+
+
+def test_an_archive_remembers_what_was_dropped_and_what_was_run_again(store, tmp_path):
+    finished(store)
+    rerun_trial(store, 0)
+    finished(store)
+    drop_trial(store, 3, "")
+    finished(store)
+    export_study(store, tmp_path / "all.json")
+    there = StudyStore(
+        f"sqlite:///{tmp_path}/there.db", import_study(f"sqlite:///{tmp_path}/there.db", tmp_path / "all.json")
+    )
+    assert finished(there) == [], "a repetition is still beside the budget"
+    assert Hand(there).book.mirrors()
+    assert there.load().generation == store.load().generation + 1, "built once"
