@@ -6,16 +6,22 @@ lease, so that nobody can start driving in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import sqlalchemy as sa
+
 from infra import mlflow_calls, storage
+from study import tables as t
+from study.config import load_canonical
+from study.database import transaction
 from study.errors import UserError
 from study.files import scratch_prefix, study_prefix
 from study.projection import EXPERIMENT, study_key
 from study.requests import answer, ask
+from study.rows import FINISHED
 from study.searcher import OptunaBook, delete_optuna_studies
-from study.store import LeaseHeld, StudyStore, owner_identity
+from study.store import DELETING, LeaseHeld, StudyStore, owner_identity
 
 __all__ = ["delete_study", "drop_trial", "extend_study", "rerun_trial", "stop_study"]
 
@@ -45,13 +51,26 @@ def extend_study(store: StudyStore, *, trials: int, hours: float, gpu_hours: flo
             raise UserError(f"study {store.name!r} has no budget.{name} that could be raised: it is unlimited")
     if not (trials or hours or gpu_hours):
         raise UserError("say by how much: --trials, --hours or --gpu-hours")
-    study = store.extend(trials=trials, hours=hours, gpu_hours=gpu_hours)
+    _raise_budget(store, {"trials": trials, "hours": hours, "gpu_hours": gpu_hours})
+    study = store.load()
     raised = study.spec.budget
     parts = [f"{raised.trials} trials"]
     parts += [f"{raised.hours:g} hours"] if raised.hours is not None else []
     parts += [f"{raised.gpu_hours:g} GPU-hours"] if raised.gpu_hours is not None else []
     then = "its driver goes on" if study.lease_seconds > 0 else _go_on(store)
     return f"study {store.name!r} has a budget of {', '.join(parts)} now; {then}"
+
+
+def _raise_budget(store: StudyStore, more: Mapping[str, float]) -> None:
+    """In one transaction: two terminals may do so at once. What is unlimited stays so."""
+    row = t.studies.c.name == store.name
+    with transaction(store.engine) as connection:
+        found = connection.execute(sa.select(t.studies).where(row).with_for_update()).one()
+        budget = found.budget or load_canonical(found.spec).budget.model_dump(mode="json")
+        raised = {**budget, **{name: budget[name] + by for name, by in more.items() if budget[name] is not None}}
+        ended = sa.select(sa.func.count()).where(t.trials.c.study == store.name, t.trials.c.state.in_(FINISHED))
+        values = {"budget": raised, "extended_at": connection.execute(ended).scalar_one()}
+        connection.execute(sa.update(t.studies).where(row).values(**values))
 
 
 def rerun_trial(store: StudyStore, number: int) -> str:
@@ -113,7 +132,7 @@ def delete_study(store: StudyStore, *, bucket: str, tracking_uri: str, say: Call
     Promoted models lie under their own prefix and stay. `LeaseHeld` while somebody drives the study.
     """
     study = store.load()
-    token = store.acquire(owner_identity(), state="deleting")
+    token = store.acquire(owner_identity(), state=DELETING)
     try:
         for prefix in (study_prefix(bucket, study.slug), scratch_prefix(bucket, study.slug)):
             count = storage.delete_prefix(f"{prefix}/")
@@ -122,5 +141,5 @@ def delete_study(store: StudyStore, *, bucket: str, tracking_uri: str, say: Call
         say(f"deleted {runs} runs in MLflow (its own trash keeps them until `mlflow gc`)")
         delete_optuna_studies(store)
     finally:
-        store.release(token, "deleting", "half deleted; delete it again")
+        store.release(token, DELETING, "half deleted; delete it again")
     store.delete()

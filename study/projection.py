@@ -15,6 +15,7 @@ from infra.tracking import Point, Tracker
 from study.results import best_trial
 from study.space import shown
 from study.store import Attempt, StudyRow, TrialRow
+from trainers.data import safe_name
 
 __all__ = [
     "EXPERIMENT",
@@ -217,11 +218,12 @@ def project_epochs(tracker: Tracker, study: StudyRow, number: int, records: Sequ
         for record in records
         for name in METRICS
     ]
-    points += [
-        Point(f"robust_accuracy/{dataset}", _mean_robust(scores), int(record["epoch"]), int(record["timestamp_ms"]))
-        for record in records
-        for dataset, scores in record["datasets"].items()
-    ]
+    for record in records:
+        when = int(record["epoch"]), int(record["timestamp_ms"])
+        points += [
+            Point(f"robust_accuracy/{safe_name(dataset)}", _mean_robust(scores), *when)
+            for dataset, scores in record["datasets"].items()
+        ]
     points += [
         Point(f"system/{name}", float(value), int(record["epoch"]), int(record["timestamp_ms"]))
         for record in records

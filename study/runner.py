@@ -129,7 +129,7 @@ def run_study(
     heartbeat.start()
     state, message = "paused", "the driver was interrupted"
     try:
-        _prepare(store, token, spec, say)
+        _prepare(store, token, say)
         reach("driver.prepared")
         driver = Driver(
             store=store, heartbeat=heartbeat, tracker=tracker, notifier=notifier, live=live, bucket=bucket,
@@ -208,14 +208,17 @@ def _acquire(store: StudyStore, say: Callable[[str], None]) -> int:
             time.sleep(1.0)
 
 
-def _prepare(store: StudyStore, token: int, spec: StudyConfig, say: Callable[[str], None]) -> None:
-    """Once in a study's life: provenance, datasets disjoint, and the unmodified model's accuracies."""
+def _prepare(store: StudyStore, token: int, say: Callable[[str], None]) -> None:
+    """Once in a study's life: provenance, datasets disjoint, and the unmodified model's accuracies.
+
+    Of the spec as it is now that the lease is ours: until then another terminal may replace it.
+    """
     study = store.load()
     if study.provenance is None:
         store.set_study(token, provenance=provenance())
     if study.baseline is None:
         say("measuring the unmodified CLIP on the dev sets ...")
-        baseline = measure_unmodified(spec)
+        baseline = measure_unmodified(study.spec)
         store.set_study(token, baseline=baseline)
         say(f"unmodified CLIP: clean {baseline['clean_accuracy']:.1%}  robust {baseline['robust_accuracy']:.1%}")
 

@@ -135,6 +135,21 @@ def test_an_extended_study_goes_on_where_it_ended(store):
         store.create(bigger)
 
 
+def test_two_terminals_that_extend_at_once_both_do(store):
+    gate = threading.Barrier(4)
+
+    def more() -> None:
+        gate.wait()
+        extend_study(store, trials=1, hours=0, gpu_hours=0)
+
+    threads = [threading.Thread(target=more) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.load().spec.budget.trials == 8
+
+
 def test_a_dropped_trial_counts_nowhere_and_another_takes_its_place(store):
     finished(store)
     assert "is dropped" in drop_trial(store, 2, "wrong machine")

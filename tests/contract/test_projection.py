@@ -84,6 +84,21 @@ def test_every_trial_says_where_it_ran_from_what_and_how_it_ended(
     assert inputs["dev"].name in ("tiny-shapes", "tiny-digits")
 
 
+def test_a_dataset_of_any_name_has_its_curve(
+    tracker: Tracker, store: StudyStore, service_environment: Services
+) -> None:
+    study, row = store.load(), store.trial(0)
+    folder = "folder:/data//my pets (2024)~old/"
+    scores = next(iter(row.epochs[0]["datasets"].values()))
+    project_study(tracker, study)
+    project_trial(tracker, study, row)
+    project_epochs(tracker, study, 0, [{**row.epochs[0], "datasets": {folder: scores}}])
+    assert tracker.flush(WAIT_SECONDS) == 0
+    assert tracker.dropped == []
+    run = connect(service_environment.mlflow_uri).get_run(tracker.run_id(trial_key(study, 0)))
+    assert sum("my-pets-2024" in name for name in run.data.metrics) == 1
+
+
 def test_sending_everything_again_adds_nothing(
     tracker: Tracker, store: StudyStore, service_environment: Services
 ) -> None:
