@@ -23,10 +23,13 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     """Add the commands. `answering` turns errors into exit codes, `home` says where things are kept."""
 
     def store_of(name: str) -> StudyStore:
+        """The study's store; an unknown name is answered here, before anything heavier is imported."""
         from study.database import database_url
         from study.store import StudyStore
 
-        return StudyStore(database_url(home()), name)
+        store = StudyStore(database_url(home()), name)
+        store.load()
+        return store
 
     @main.command()
     @click.argument("study")
@@ -59,9 +62,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @answering
     def stop(study: str) -> None:
         """End a study now; its running trials count as stopped early."""
+        store = store_of(study)
         from study.lifecycle import stop_study
 
-        click.echo(stop_study(store_of(study)))
+        click.echo(stop_study(store))
 
     @main.command()
     @click.argument("study")
@@ -71,9 +75,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @answering
     def extend(study: str, trials: int | None, hours: float | None, gpu_hours: float | None) -> None:
         """Raise a study's budget, whether it runs or has finished."""
+        store = store_of(study)
         from study.lifecycle import extend_study
 
-        click.echo(extend_study(store_of(study), trials=trials or 0, hours=hours or 0.0, gpu_hours=gpu_hours or 0.0))
+        click.echo(extend_study(store, trials=trials or 0, hours=hours or 0.0, gpu_hours=gpu_hours or 0.0))
 
     @main.command()
     @click.argument("study")
@@ -81,9 +86,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @answering
     def rerun(study: str, trial: int) -> None:
         """Run one trial again, as a new trial with the same parameters."""
+        store = store_of(study)
         from study.lifecycle import rerun_trial
 
-        click.echo(rerun_trial(store_of(study), trial))
+        click.echo(rerun_trial(store, trial))
 
     @main.command()
     @click.argument("study")
@@ -92,9 +98,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @answering
     def drop(study: str, trial: int, reason: str) -> None:
         """Take one trial out of a study: its history stays, it counts nowhere, and the search forgets it."""
+        store = store_of(study)
         from study.lifecycle import drop_trial
 
-        click.echo(drop_trial(store_of(study), trial, reason))
+        click.echo(drop_trial(store, trial, reason))
 
     @main.command()
     @click.argument("study")
@@ -121,9 +128,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @answering
     def archive(study: str, file: Path) -> None:
         """Write everything the database knows of a study to one JSON file; checkpoints stay in S3."""
+        store = store_of(study)
         from study.archive import export_study
 
-        counts = export_study(store_of(study), file)
+        counts = export_study(store, file)
         click.echo(f"{file}: {counts['agft_trial']} trials, {counts['agft_epoch']} epochs of study {study!r}")
 
     @main.command()

@@ -50,12 +50,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         from study.studyfile import load_study
 
         spec = load_study(file)
-        changed = spec.model_dump(mode="json")
-        if name:
-            changed["name"] = name
+        if name is not None:
+            spec = spec.renamed(name)
         if priority is not None:
-            changed["resources"]["priority"] = priority
-        spec = type(spec).model_validate(changed)
+            spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"priority": priority})})
         place = dashboard_address(address, os.environ)
         from study.submit import submit as submit_study
         from study.submit import wait_for_driver
