@@ -27,7 +27,7 @@ from study.files import delete_superseded, trial_prefix
 from study.heartbeat import HEARTBEAT_SECONDS, Heartbeat
 from study.hung import Silence, end_the_silent
 from study.notify import Notifier
-from study.progress import epoch_line, message_of, study_line
+from study.progress import epoch_line, message_of, study_line, waiting_line
 from study.projection import project_best, project_epochs, project_outcome, project_study, project_trial
 from study.report_live import LiveReport
 from study.requests import answer
@@ -43,6 +43,7 @@ __all__ = ["Driver"]
 
 log = logging.getLogger("agft")
 LEAVE_SECONDS = 45.0
+WAIT_SECONDS, WAIT_SAID_SECONDS = 60.0, 600.0  # until a wait for the cluster is mentioned, and mentioned again
 
 
 class Driver:
@@ -89,7 +90,7 @@ class Driver:
         self.closing_since = 0.0
         self.done_here = 0
         self.interrupted = False
-        self.opened = self.announced = time.monotonic()
+        self.opened = self.announced = self.refused = time.monotonic()
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -224,7 +225,13 @@ class Driver:
         asked = self.admission.ask.remote(
             self.identity, f"{self.identity}/{number}", self.need(), self.total, wanted.priority, wanted.workers
         )
-        return bool(ray.get(asked))
+        granted, clock = bool(ray.get(asked)), time.monotonic()
+        if granted or self.running:
+            self.refused = clock
+        elif clock - self.refused > WAIT_SECONDS:
+            self.refused = clock + WAIT_SAID_SECONDS
+            self.say(waiting_line(number, self.need(), ray.cluster_resources(), ray.available_resources()))
+        return granted
 
     def begin(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
         """Store the start of a trial, or of another attempt at it; returns Tune's settings."""
