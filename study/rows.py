@@ -83,6 +83,11 @@ class TrialRow:
         """Whether the trial's outcome is final."""
         return self.state in FINISHED
 
+    def runs_under(self, token: int) -> bool:
+        """Whether the driver of that lease has an attempt at the trial under way."""
+        mine = [attempt for attempt in self.attempts if attempt.token == token]
+        return self.state == "running" and any(attempt.ended_ms is None for attempt in mine)
+
     @property
     def last(self) -> dict[str, Any] | None:
         """The newest epoch record."""

@@ -51,25 +51,24 @@ def study_status(study: StudyRow, trials: Sequence[TrialRow], now: float) -> dic
         "created_ms": study.created_ms,
         "driver": {"host": host, "pid": int(pid), "token": study.token} if host else None,
         "silent_seconds": max(0.0, -study.lease_seconds) if state == "interrupted" else None,
-        "trials": trial_table(trials, goal) if goal else [],
+        "trials": trial_table(trials, goal, token=study.token if live else None) if goal else [],
     }  # fmt: skip
 
 
 def counts(study: StudyRow, trials: Sequence[TrialRow], *, live: bool) -> dict[str, int]:
-    """Trials by what they are; `done` + `running` + `queued` is the budget, or more once trials were run again."""
+    """Trials by what they are; `done` + `running` + `queued` is the budget, or more once trials were run again.
+
+    Of a study that was stopped nothing is queued.
+    """
     found = {state: sum(trial.state == state for trial in trials) for state in (*COUNTED, "dropped")}
     done = sum(found[state] for state in COUNTED)
-    running = sum(_runs(trial, study.token) for trial in trials) if live else 0
+    running = sum(trial.runs_under(study.token) for trial in trials) if live else 0
+    left = 0 if study.state == "stopped" else study.spec.budget.trials - done - running
     return {
-        "done": done, "running": running, "queued": max(0, study.spec.budget.trials - done - running),
+        "done": done, "running": running, "queued": max(0, left),
         "complete": found["complete"], "stopped_early": found["pruned"], "failed": found["failed"],
         "dropped": found["dropped"],
     }  # fmt: skip
-
-
-def _runs(trial: TrialRow, token: int) -> bool:
-    """Whether this driver has an attempt at the trial under way."""
-    return trial.state == "running" and any(a.token == token and a.ended_ms is None for a in trial.attempts)
 
 
 def eta_seconds(study: StudyRow, trials: Sequence[TrialRow], now: float) -> float | None:
@@ -78,7 +77,7 @@ def eta_seconds(study: StudyRow, trials: Sequence[TrialRow], now: float) -> floa
     None while nothing is done or nothing runs. What running trials have behind them counts, at most a whole trial.
     """
     done = [seconds for trial in trials if trial.state in COUNTED and (seconds := _seconds(trial)) is not None]
-    running = [trial for trial in trials if _runs(trial, study.token)]
+    running = [trial for trial in trials if trial.runs_under(study.token)]
     if not done or not running:
         return None
     mean = sum(done) / len(done)
@@ -98,10 +97,15 @@ def advice(status: dict[str, Any]) -> str:
     """What to do about the study's state; empty when there is nothing to do."""
     name, driver = status["study"], status["driver"]
     where = f"its driver on {driver['host']} (process {driver['pid']})" if driver else "its driver"
+    silent = status["silent_seconds"] or 0
+    how = "is gone"
+    if silent:
+        how = f"has been silent for {_duration(silent)}: the process, its node or its cluster is gone"
     texts = {
         "queued": "no driver has come yet: `agft submit FILE` starts one on a cluster, `agft run FILE` here",
-        "interrupted": f"{where} has been silent for {_duration(status['silent_seconds'] or 0)}: the process, its node "
-        f"or its cluster is gone. Nothing is lost: `agft resume {name}` goes on here, `agft submit FILE` on a cluster",
+        "deleting": f"`agft delete {name}` goes on with deleting it",
+        "interrupted": f"{where} {how}. Nothing is lost: `agft resume {name}` goes on here, "
+        "`agft submit FILE` on a cluster",
         "paused": f"`agft resume {name}` goes on",
         "failed": f"`agft logs {name}` shows why; `agft resume {name}` tries again",
     }

@@ -89,6 +89,11 @@ def test_counts_are_of_this_driver_and_a_dropped_trial_counts_nowhere():
         "failed": 1,
         "dropped": 1,
     }
+    states = {row["number"]: row["state"] for row in study_status(study(), trials, now=10)["trials"]}
+    assert (states[4], states[5]) == ("running", "unfinished"), "an attempt of an earlier driver does not run"
+    paused = study_status(study(state="paused", lease=0.0), trials, now=10)
+    assert "running" not in [row["state"] for row in paused["trials"]]
+    assert study_status(study(state="stopped", lease=0.0), trials, now=10)["counts"]["queued"] == 0
     silent = study_status(study(lease=-40.0), trials, now=10)
     assert (silent["counts"]["running"], silent["counts"]["queued"]) == (0, 7)
     assert silent["eta_seconds"] is None
@@ -100,6 +105,9 @@ def test_a_silent_driver_is_named_with_what_to_do():
     assert "node-7 (process 123) has been silent for 40 s" in said
     assert "agft resume s" in said
     assert "agft submit FILE" in said
+    assert "(process 123) is gone" in advice(
+        study_status(study(lease=0.0), [], now=10) | {"driver": {"host": "node-7", "pid": 123}}
+    )
     assert advice(study_status(study(), [], now=10)) == ""
     assert "agft resume s" in advice(study_status(study(state="paused", lease=0.0), [], now=10))
 
