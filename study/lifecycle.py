@@ -23,7 +23,7 @@ from study.rows import FINISHED
 from study.searcher import OptunaBook, delete_optuna_studies
 from study.store import DELETING, LeaseHeld, StudyStore, owner_identity
 
-__all__ = ["delete_study", "drop_trial", "extend_study", "rerun_trial", "stop_study"]
+__all__ = ["delete_study", "drop_trial", "extend_study", "pause_study", "rerun_trial", "stop_study"]
 
 
 @contextmanager
@@ -103,6 +103,18 @@ def drop_trial(store: StudyStore, number: int, reason: str) -> str:
     return f"trial {number} of {store.name!r} is dropped; `agft resume {store.name}` runs another in its place"
 
 
+def pause_study(store: StudyStore) -> str:
+    """Ask a study to pause; the sentence to say."""
+    study = store.load()
+    if study.lease_seconds > 0:
+        store.desire("pause")
+        return f"asked: running trials of {store.name!r} leave at their next report, with a checkpoint"
+    if study.state == "new":
+        store.desire("pause")
+        return f"study {store.name!r} is queued; a driver that comes will not begin"
+    return f"study {store.name!r} is not running"
+
+
 def stop_study(store: StudyStore) -> str:
     """End a study: its running trials count as stopped early. The sentence to say."""
     study = store.load()
@@ -122,6 +134,7 @@ def stop_study(store: StudyStore) -> str:
             state, message = "stopped", "asked to stop"
     finally:
         store.release(token, state, message)
+    store.desire("stop")  # also of a driver that a cluster has in line
     count = f"; {len(unfinished)} unfinished trials count as stopped early" if unfinished else ""
     return f"study {store.name!r} is {state}{count}"
 

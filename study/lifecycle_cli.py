@@ -51,11 +51,9 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     def pause(study: str) -> None:
         """Ask a running study to pause; `agft resume` goes on with it."""
         store = store_of(study)
-        if store.load().lease_seconds <= 0:
-            click.echo(f"study {study!r} is not running")
-            return
-        store.desire("pause")
-        click.echo(f"asked: running trials of {study!r} leave at their next report, with a checkpoint")
+        from study.lifecycle import pause_study
+
+        click.echo(pause_study(store))
 
     @main.command()
     @click.argument("study")
