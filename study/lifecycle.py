@@ -129,6 +129,8 @@ def stop_study(store: StudyStore) -> str:
         if unfinished or state in ("new", "paused", "running", "failed"):
             if study.baseline is not None:
                 book = OptunaBook(store, study.spec, study.spec.goal.resolve(study.baseline).at_least)
+                if not book.mirrors():  # restored from a file, and not driven since
+                    book.rebuild(token)
                 for row in unfinished:
                     book.tell(store.finish_trial(token, row.number, "pruned", stop_reason="study: stop"))
             state, message = "stopped", "asked to stop"

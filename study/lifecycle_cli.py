@@ -31,6 +31,11 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         store.load()
         return store
 
+    def show_in_mlflow(store: StudyStore) -> None:
+        from study.tell_mlflow import tell_mlflow
+
+        tell_mlflow(store, home(), click.echo)
+
     @main.command()
     @click.argument("study")
     @click.option("--promote", "then_promote", is_flag=True, help="Promote the best trial when the study has ended.")
@@ -64,6 +69,7 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         from study.lifecycle import stop_study
 
         click.echo(stop_study(store))
+        show_in_mlflow(store)
 
     @main.command()
     @click.argument("study")
@@ -100,6 +106,7 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         from study.lifecycle import drop_trial
 
         click.echo(drop_trial(store, trial, reason))
+        show_in_mlflow(store)
 
     @main.command()
     @click.argument("study")

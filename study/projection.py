@@ -7,6 +7,7 @@ record, so shipping a study again adds nothing.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -21,6 +22,7 @@ __all__ = [
     "EXPERIMENT",
     "attempt_tags",
     "describe_study",
+    "end_study",
     "project_best",
     "project_epochs",
     "project_outcome",
@@ -118,6 +120,20 @@ def project_best(tracker: Tracker, study: StudyRow, trials: Sequence[TrialRow]) 
                 points.append(Point(name, float(best.last[name]), step, trial.ended_ms or trial.started_ms))
     tracker.log(study_key(study), points)
     tracker.describe(study_key(study), lambda page: describe_study(study, trials, page))
+
+
+# Of the parent run; a study in any other state goes on.
+ENDED: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+}
+
+
+def end_study(tracker: Tracker, study: StudyRow) -> None:
+    """Close the parent run of a study that is over, or has failed; its next driver opens it again."""
+    if study.state in ENDED:
+        tracker.finish(study_key(study), ENDED[study.state], int(time.time() * 1000))
 
 
 def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[str], str | None]) -> str:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -37,7 +37,7 @@ from study.heartbeat import Heartbeat
 from study.measure import measure_unmodified
 from study.notify import EVENTS, Notifier
 from study.progress import message_of
-from study.projection import EXPERIMENT, study_key
+from study.projection import EXPERIMENT, end_study, project_study
 from study.report_live import LiveReport
 from study.requests import pending
 from study.searcher import StudySearcher
@@ -283,9 +283,11 @@ def _final_state(driver: Driver) -> tuple[str, str]:
 
 def _close_tracker(tracker: Tracker, store: StudyStore, state: str, say: Callable[[str], None]) -> int:
     """Close the parent run as the study ended, and wait a while for MLflow to have everything."""
-    if state in ("finished", "stopped"):
-        status: Literal["FINISHED", "KILLED"] = "FINISHED" if state == "finished" else "KILLED"
-        tracker.finish(study_key(store.load()), status, int(time.time() * 1000))
+    if state != "lost":
+        study = store.load()
+        if state == "failed":  # maybe before its run was there
+            project_study(tracker, study, reopen=False)
+        end_study(tracker, study)
     unsent = tracker.flush(MLFLOW_PATIENCE_SECONDS)
     if unsent:
         say(f"MLflow does not answer: {unsent} operations are not shown there yet; the next `agft resume` sends them")

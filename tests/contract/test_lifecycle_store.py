@@ -356,6 +356,17 @@ def test_an_archive_of_half_a_study_goes_on_with_the_other_half(tmp_path, spec):
         assert went_on == expected[1:]
 
 
+def test_half_a_study_that_was_restored_can_be_stopped(store, tmp_path):
+    hand = Hand(store)
+    hand.start()
+    hand.leave("paused")
+    path, url = tmp_path / "half.json", f"sqlite:///{tmp_path}/there.db"
+    export_study(store, path)
+    there = StudyStore(url, import_study(url, path))
+    assert "1 unfinished" in stop_study(there)
+    assert [trial.state.name for trial in in_optuna(there)] == ["PRUNED"]
+
+
 def test_an_archive_remembers_what_was_dropped_and_what_was_run_again(store, tmp_path):
     finished(store)
     rerun_trial(store, 0)
