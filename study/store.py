@@ -132,6 +132,13 @@ class StudyStore:
             raise LeaseHeld(self.name, row.lease_owner, left, local=is_local(row.lease_owner))
         return row, clock
 
+    def refuse_if_driven_here(self) -> None:
+        """`LeaseHeld` if a living process of this machine drives; the lease of another machine may be waited out."""
+        study = self.load()
+        owner = study.lease_owner
+        if owner is not None and study.lease_seconds > 0 and is_local(owner):
+            raise LeaseHeld(self.name, owner, study.lease_seconds, local=True)
+
     def acquire(self, owner: str, *, seconds: float = LEASE_SECONDS, state: str = "running") -> int:
         """Become the driver: a new token. `LeaseHeld` while another driver's lease runs and it may be alive.
 

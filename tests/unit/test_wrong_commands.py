@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from study.archive import FORMAT
 from study.cli import main
+from study.store import StudyStore, owner_identity
 from study.studyfile import parse_study
 
 FILE = """\
@@ -68,3 +69,14 @@ def test_an_archive_that_is_none(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps(content))
     told = refused(tmp_path / "home", monkeypatch, "restore", str(tmp_path / "a.json"), "--name", "No")
     assert told.startswith("name: 'No'")
+
+
+@pytest.mark.parametrize("command", ["run", "resume"])
+def test_a_study_that_is_driven_here_is_not_driven_twice(tmp_path, monkeypatch, command):
+    store = StudyStore(f"sqlite:///{tmp_path}/home/studies.db", "small")
+    (tmp_path / "study.yaml").write_text(FILE)
+    store.create(parse_study(FILE, source="study.yaml"))
+    store.acquire(owner_identity())
+    target = str(tmp_path / "study.yaml") if command == "run" else "small"
+    told = refused(tmp_path / "home", monkeypatch, command, target)
+    assert told.splitlines()[-1].endswith("one driver at a time")
