@@ -132,6 +132,9 @@ class Driver:
                 self.closing_word, self.closing_reason, self.closing_since = word, reason, clock
                 self.say(f"{reason}: running trials end at their next report")
                 self.board.tell_everybody.remote("stop" if word in ("stop", "budget") else "pause")
+        elif self.closing_word == "pause" and self.heartbeat.study.desired == "stop":  # somebody changed their mind
+            self.closing_word, self.closing_reason = "stop", "asked to stop"
+            self.board.tell_everybody.remote("stop")
         elif self.closing_word == "lost" and clock - self.closing_since > LEAVE_SECONDS:
             raise LeaseLost(f"study {self.spec.name!r}: another driver took over, and our trials did not leave")
         if self.heartbeat.requests and self.closing_word != "lost":
@@ -177,6 +180,16 @@ class Driver:
     def dropped(self) -> int:
         """How many trials were taken out; others take their place."""
         return sum(row.state == "dropped" for row in self.rows.values())
+
+    def settle(self) -> None:
+        """The study ends: trials that an earlier driver left, and that are not to go on, have ended, too."""
+        for row in [row for row in self.rows.values() if not row.finished]:
+            state = "complete" if row.whole else "pruned"
+            why = None if row.whole else self._end_of_study()
+            ended = self._keep(self.store.finish_trial(self.token, row.number, state, stop_reason=why))
+            self.book.tell(ended)
+            project_outcome(self.tracker, self.study, ended)
+        project_best(self.tracker, self.study, list(self.rows.values()))
 
     # --- what users ask of trials --------------------------------------------------------------------------------
 
@@ -373,6 +386,9 @@ class Driver:
             return f"no improvement up to epoch {max(stops)}" if stops else None
         if stops:
             return f"{self.spec.scheduler.name} at epoch {max(stops)}"
+        return self._end_of_study()
+
+    def _end_of_study(self) -> str:
         return f"study: {self.closing_reason if self.closing_word == 'budget' else self.closing_word or 'stopped'}"
 
     def _seconds(self, number: int) -> float:

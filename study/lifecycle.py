@@ -132,7 +132,8 @@ def stop_study(store: StudyStore) -> str:
                 if not book.mirrors():  # restored from a file, and not driven since
                     book.rebuild(token)
                 for row in unfinished:
-                    book.tell(store.finish_trial(token, row.number, "pruned", stop_reason="study: stop"))
+                    ended, why = ("complete", None) if row.whole else ("pruned", "study: stop")
+                    book.tell(store.finish_trial(token, row.number, ended, stop_reason=why))
             state, message = "stopped", "asked to stop"
     finally:
         store.release(token, state, message)

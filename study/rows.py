@@ -89,6 +89,12 @@ class TrialRow:
         return self.state == "running" and any(attempt.ended_ms is None for attempt in mine)
 
     @property
+    def whole(self) -> bool:
+        """Whether it has reached its last epoch, said so or not."""
+        planned = self.config.get("train", {}).get("epochs")
+        return planned is not None and self.last is not None and self.last["epoch"] >= planned
+
+    @property
     def last(self) -> dict[str, Any] | None:
         """The newest epoch record."""
         return self.epochs[-1] if self.epochs else None

@@ -273,6 +273,8 @@ def _final_state(driver: Driver) -> tuple[str, str]:
         raise LeaseLost(f"study {driver.spec.name!r}: another driver took over")
     if driver.closing_word == "pause":
         return "paused", driver.closing_reason
+    if driver.closing_word in ("stop", "budget"):
+        driver.settle()
     if driver.closing_word == "stop":
         return "stopped", driver.closing_reason
     if any(not row.finished for row in driver.rows.values()):
