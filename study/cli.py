@@ -111,6 +111,11 @@ def run(file: Path, name: str | None, numbered: bool, then_promote: bool) -> Non
         name = next_name(name or spec.name)
     if name is not None:
         spec = spec.renamed(name)
+    if spec.prior:
+        from study.database import database_url
+        from study.prior import check_prior
+
+        check_prior(database_url(home()), spec)
     check_ready(spec)
     from study.session import run_here
 

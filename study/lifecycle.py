@@ -142,12 +142,26 @@ def stop_study(store: StudyStore) -> str:
     return f"study {store.name!r} is {state}{count}"
 
 
+def _borrowers(store: StudyStore, prefix: str) -> list[str]:
+    """Other studies whose checkpoints lie below `prefix`."""
+    others = sa.select(t.trials.c.study, t.trials.c.latest, t.trials.c.best).where(t.trials.c.study != store.name)
+    with store.engine.connect() as connection:
+        rows = connection.execute(others).all()
+    files = [(row.study, file) for row in rows for file in (row.latest, row.best) if file]
+    return sorted({study for study, file in files if str(file.get("uri")).startswith(prefix)})
+
+
 def delete_study(store: StudyStore, *, bucket: str, tracking_uri: str, say: Callable[[str], None]) -> None:
     """Delete checkpoints, MLflow runs and the study itself, in this order, so that doing it again completes it.
 
-    Promoted models lie under their own prefix and stay. `LeaseHeld` while somebody drives the study.
+    Promoted models lie under their own prefix and stay. `LeaseHeld` while somebody drives the study, `UserError` while
+    one that was restored from it, in this database, has its checkpoints there.
     """
     study = store.load()
+    if borrowers := _borrowers(store, f"{study_prefix(bucket, study.slug)}/"):
+        raise UserError(
+            f"study {store.name!r} has checkpoints of {', '.join(borrowers)}, restored from it; delete that first"
+        )
     token = store.acquire(owner_identity(), state=DELETING)
     try:
         for prefix in (study_prefix(bucket, study.slug), scratch_prefix(bucket, study.slug)):

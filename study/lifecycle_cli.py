@@ -151,3 +151,6 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         chosen = import_study(database_url(home()), file, name=name)
         shown = "AGFT_STUDY_DB" if os.environ.get("AGFT_STUDY_DB") else str(home() / "studies.db")
         click.echo(f"study {chosen!r} is in {shown}; go on with: agft resume {chosen}")
+        click.echo(
+            "its checkpoints stay where they are: `agft delete` of the study that it comes from takes them along"
+        )

@@ -18,7 +18,7 @@ from study.archive import export_study, import_study
 from study.config import StudyConfig
 from study.database import patient
 from study.errors import StudyFailed, UserError
-from study.lifecycle import drop_trial, extend_study, rerun_trial, stop_study
+from study.lifecycle import delete_study, drop_trial, extend_study, rerun_trial, stop_study
 from study.requests import answer, pending
 from study.searcher import OptunaBook, StudySearcher, delete_optuna_studies
 from study.store import LeaseHeld, StudyStore, owner_identity, study_names
@@ -368,6 +368,19 @@ def test_half_a_study_that_was_restored_can_be_stopped(store, tmp_path):
     there = StudyStore(url, import_study(url, path))
     assert "1 unfinished" in stop_study(there)
     assert [trial.state.name for trial in in_optuna(there)] == ["PRUNED"]
+
+
+def test_a_study_whose_checkpoints_another_one_uses_is_not_deleted(store, tmp_path):
+    hand = Hand(store)
+    number = hand.start()["number"]
+    uri = f"s3://b/studies/{store.load().slug}/trials/{number}/a000002/best.safetensors"
+    store.record(hand.token, number, [record(1, 0.3)], latest=None, best={"uri": uri}, device_seconds=1.0)
+    hand.leave("paused")
+    export_study(store, tmp_path / "a.json")
+    import_study(store.url, tmp_path / "a.json", name="twin")
+    with pytest.raises(UserError, match="checkpoints of twin"):
+        delete_study(store, bucket="b", tracking_uri="http://127.0.0.1:9", say=print)
+    assert store.load().state == "paused"
 
 
 def test_an_archive_remembers_what_was_dropped_and_what_was_run_again(store, tmp_path):
