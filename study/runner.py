@@ -30,6 +30,7 @@ from infra.failpoint import reach
 from infra.provenance import provenance
 from infra.tracking import Tracker
 from study.config import StudyConfig
+from study.database import patient
 from study.driver import Driver
 from study.errors import LeaseLost, StudyFailed
 from study.files import scratch_prefix
@@ -232,7 +233,7 @@ def _tune(driver: Driver, trainable: Callable[[dict[str, Any]], None], *, slots:
     if searcher.finished():
         driver.say("every trial of the budget has finished already")
     for attempt in itertools.count():
-        driver.obey(pending(driver.store))
+        driver.obey(patient(pending)(driver.store))
         if driver.closing() or searcher.finished():
             return
         _fit(driver, searcher, trainable, name=f"tune-{driver.token}-{attempt}")
