@@ -258,6 +258,7 @@ def _fit(driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str,
         ),
     )
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"  # its snapshots are never read
+    os.environ["TUNE_WARN_THRESHOLD_S"] = "30"  # a write to the database may take longer than its half a second
     # Tune looks for result files of its own, which are switched off, and warns that there are none.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     try:

@@ -40,6 +40,7 @@ def study_status(study: StudyRow, trials: Sequence[TrialRow], now: float) -> dic
         "desired": study.desired,
         "baseline": study.baseline,
         "budget": study.spec.budget.trials,
+        "wanted": wanted(study, trials),
         "counts": counts(study, trials, live=live),
         "best": None if best is None or best.last is None else {
             "trial": best.number, "epoch": best.last["best_epoch"],
@@ -56,19 +57,24 @@ def study_status(study: StudyRow, trials: Sequence[TrialRow], now: float) -> dic
 
 
 def counts(study: StudyRow, trials: Sequence[TrialRow], *, live: bool) -> dict[str, int]:
-    """Trials by what they are; `done` + `running` + `queued` is the budget, or more once trials were run again.
+    """Trials by what they are; `done` + `running` + `queued` is what the study is to have.
 
     Of a study that was stopped nothing is queued.
     """
     found = {state: sum(trial.state == state for trial in trials) for state in (*COUNTED, "dropped")}
     done = sum(found[state] for state in COUNTED)
     running = sum(trial.runs_under(study.token) for trial in trials) if live else 0
-    left = 0 if study.state == "stopped" else study.spec.budget.trials - done - running
+    left = 0 if study.state == "stopped" else wanted(study, trials) - done - running
     return {
         "done": done, "running": running, "queued": max(0, left),
         "complete": found["complete"], "stopped_early": found["pruned"], "failed": found["failed"],
         "dropped": found["dropped"],
     }  # fmt: skip
+
+
+def wanted(study: StudyRow, trials: Sequence[TrialRow]) -> int:
+    """How many trials the study is to have: its budget, and those that are run again beside it."""
+    return study.spec.budget.trials + sum(t.rerun_of is not None and t.state != "dropped" for t in trials)
 
 
 def eta_seconds(study: StudyRow, trials: Sequence[TrialRow], now: float) -> float | None:
@@ -81,7 +87,7 @@ def eta_seconds(study: StudyRow, trials: Sequence[TrialRow], now: float) -> floa
     if not done or not running:
         return None
     mean = sum(done) / len(done)
-    left = study.spec.budget.trials - sum(trial.state in COUNTED for trial in trials)
+    left = wanted(study, trials) - sum(trial.state in COUNTED for trial in trials)
     behind = sum(min(mean, now - max(a.started_ms for a in trial.attempts) / 1000) for trial in running)
     return max(0.0, mean * left - behind) / len(running)
 
@@ -125,7 +131,7 @@ def studies_table(statuses: Sequence[dict[str, Any]]) -> Table:
         count, best = status["counts"], status["best"] or {}
         eta = status["eta_seconds"]
         table.add_row(
-            status["study"], status["state"], f"{count['done']}/{status['budget']}",
+            status["study"], status["state"], f"{count['done']}/{status['wanted']}",
             *(str(count[name]) for name in ("running", "queued", "stopped_early", "failed")),
             percent(best.get("clean_accuracy")), percent(best.get("robust_accuracy")),
             "-" if eta is None else _duration(eta), f"{status['device_hours']:.2f}",

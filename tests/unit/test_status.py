@@ -100,6 +100,16 @@ def test_counts_are_of_this_driver_and_a_dropped_trial_counts_nowhere():
     assert silent["silent_seconds"] == 40.0
 
 
+def test_a_repetition_is_beside_the_budget():
+    again = dataclasses.replace(running(4, 0), rerun_of=0)
+    trials = [finished(0, 9), finished(1, 9), again]
+    found = study_status(study(budget=4), trials, now=9)
+    assert (found["budget"], found["wanted"], found["counts"]["queued"]) == (4, 5, 2)
+    assert found["eta_seconds"] == pytest.approx(9 * 3 - 9)
+    dropped = dataclasses.replace(finished(4, 9, "dropped"), rerun_of=0)
+    assert study_status(study(budget=4), [*trials[:2], dropped], now=9)["wanted"] == 4
+
+
 def test_a_silent_driver_is_named_with_what_to_do():
     said = advice(study_status(study(lease=-40.0), [], now=10))
     assert "node-7 (process 123) has been silent for 40 s" in said
