@@ -69,7 +69,8 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         from study.lifecycle import stop_study
 
         click.echo(stop_study(store))
-        show_in_mlflow(store)
+        if store.load().state == "stopped":
+            show_in_mlflow(store)
 
     @main.command()
     @click.argument("study")

@@ -42,6 +42,7 @@ from study.projection import EXPERIMENT, end_study, project_study
 from study.report_live import LiveReport
 from study.requests import pending
 from study.searcher import StudySearcher
+from study.status import ALL_DONE
 from study.store import LeaseHeld, StudyStore, TrialRow, owner_identity
 from study.trial import run_trial
 
@@ -282,7 +283,7 @@ def _final_state(driver: Driver) -> tuple[str, str]:
     if any(not row.finished for row in driver.rows.values()):
         driver.say("some trials are unfinished; run again to go on with them")
         return "paused", "some trials are unfinished"
-    return "finished", driver.closing_reason or "every trial of the budget is done"
+    return "finished", driver.closing_reason or ALL_DONE
 
 
 def _close_tracker(tracker: Tracker, store: StudyStore, state: str, say: Callable[[str], None]) -> int:

@@ -11,8 +11,9 @@ from study.console import percent
 from study.results import best_trial, trial_table
 from study.store import StudyRow, TrialRow
 
-__all__ = ["advice", "attempts_table", "live_state", "studies_table", "study_status"]
+__all__ = ["ALL_DONE", "advice", "attempts_table", "live_state", "studies_table", "study_status"]
 
+ALL_DONE = "every trial of the budget is done"  # why a study has finished, if nothing else ended it
 COUNTED = ("complete", "pruned", "failed")  # a dropped trial is nobody's any more
 
 
@@ -115,6 +116,9 @@ def advice(status: dict[str, Any]) -> str:
         "paused": f"`agft resume {name}` goes on",
         "failed": f"`agft logs {name}` shows why; `agft resume {name}` tries again",
     }
+    left = status["counts"]["queued"]
+    if status["state"] == "finished" and left and status["message"] == ALL_DONE:  # extended, or a trial was dropped
+        return f"since then {left} more are wanted: `agft resume {name}` runs them"
     return texts.get(status["state"], "")
 
 

@@ -18,7 +18,7 @@ from study import tables as t
 from study.config import StudyConfig
 from study.console import wide_console
 from study.rows import Attempt, StudyRow, TrialRow
-from study.status import advice, attempts_table, eta_seconds, live_state, studies_table, study_status
+from study.status import ALL_DONE, advice, attempts_table, eta_seconds, live_state, studies_table, study_status
 from study.store import StudyStore
 
 BASELINE = {"clean_accuracy": 0.7, "robust_accuracy": 0.2}
@@ -120,6 +120,14 @@ def test_a_silent_driver_is_named_with_what_to_do():
     )
     assert advice(study_status(study(), [], now=10)) == ""
     assert "agft resume s" in advice(study_status(study(state="paused", lease=0.0), [], now=10))
+
+
+def test_a_finished_study_that_is_wanted_more_of_says_so():
+    row = dataclasses.replace(study(budget=2, state="finished", lease=0.0), message=ALL_DONE)
+    assert advice(study_status(row, [finished(0, 9), finished(1, 9)], now=10)) == ""
+    assert "1 more" in advice(study_status(row, [finished(0, 9), finished(1, 9, "dropped")], now=10))
+    spent = dataclasses.replace(row, message="the budget of 1 hours is used up")
+    assert advice(study_status(spent, [finished(0, 9)], now=10)) == ""
 
 
 def test_attempts_say_which_driver_how_long_and_how_it_ended():
