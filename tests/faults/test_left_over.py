@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from light import BASELINE, Plan, create_measured, drive, light_cluster, light_study
 
 from study import tables as t
+from study.lifecycle import stop_study
 from study.searcher import OptunaBook, optuna_storage
 from study.store import StudyStore, owner_identity
 
@@ -57,4 +58,26 @@ def test_a_study_whose_hours_are_used_up_ends_with_its_unfinished_trials(stack: 
     ]  # fmt: skip
     known = optuna.load_study(study_name=store.load().optuna_name, storage=optuna_storage(store)).get_trials()
     assert [trial.state.name for trial in known[:2]] == ["PRUNED", "COMPLETE"]
+    assert "RUNNING" not in [trial.state.name for trial in known]
+
+
+@pytest.mark.parametrize("first", ["pause", "stop"])
+def test_a_study_that_is_paused_and_then_stopped_is_stopped(stack: Services, tmp_path: Path, first: str):
+    store = StudyStore(f"sqlite:///{tmp_path}/studies.db", f"changed-{first}")
+    create_measured(store, light_study(store.name, resources={"max_concurrent": 1}))
+    left_by_a_driver(store, [2, 1])  # the second one is still in line when the study ends
+
+    def say(line: str) -> None:
+        if "continues" in line:
+            store.desire(first)
+        elif f"asked to {first}" in line:
+            assert "asked" in stop_study(store)
+
+    with light_cluster(stack, tmp_path / "home") as cluster:
+        outcome = drive(
+            store.load().spec, Plan(scale=4.0), database=store.url, cluster=cluster, services=stack, say=say
+        )  # fmt: skip
+    assert (outcome.state, outcome.message) == ("stopped", "asked to stop")
+    assert [(row.state, row.stop_reason) for row in store.trials()] == [("pruned", "study: stop")] * 2
+    known = optuna.load_study(study_name=store.load().optuna_name, storage=optuna_storage(store)).get_trials()
     assert "RUNNING" not in [trial.state.name for trial in known]
