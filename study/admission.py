@@ -6,12 +6,15 @@ inside Ray Train would time out, count a failure, and in the end fail though not
 Who goes first: the higher priority; then the study that holds the smaller share of what it needs most of (dominant
 resource fairness, Ghodsi et al., NSDI 2011); then who has waited longest. A trial that does not fit yet is passed by
 smaller ones for a minute; after that, and by lower priorities at once, what it needs is kept for it.
+
+What runs on the cluster without a slot (an evaluation, the measuring of a new study's unmodified model, somebody
+else's job) is seen by what is free: a trial that were let in beside it would wait inside Ray Train after all.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,9 +87,13 @@ class Ledger:
             del self.tenants[name]
 
     def ask(
-        self, driver: str, trial: str, slot: Slot, nodes: Sequence[Resources], clock: float, priority: int = 0
-    ) -> bool:
-        """Whether `driver` may start `trial` now. Asking again for a trial that holds a slot is a yes."""
+        self, driver: str, trial: str, slot: Slot, nodes: Sequence[Resources], clock: float, priority: int = 0,
+        is_free: Callable[[Resources], bool] = lambda need: True,
+    ) -> bool:  # fmt: skip
+        """Whether `driver` may start `trial` now. Asking again for a trial that holds a slot is a yes.
+
+        `is_free(need)`: whether nobody else has so much of the cluster that `need` would have to wait.
+        """
         self.heartbeat(driver, clock)
         tenant = self.tenants[driver]
         if trial in tenant.slots:
@@ -94,7 +101,7 @@ class Ledger:
         waiting = tenant.want is not None and clock - tenant.want.asked < WANT_SECONDS
         since = tenant.want.since if tenant.want is not None and waiting else clock
         tenant.want = Want(slot, priority, since, clock)
-        if clock < self.opens or not self._turn(driver, nodes, clock):
+        if clock < self.opens or not self._turn(driver, nodes, clock) or not is_free(slot.need):
             return False
         tenant.slots[trial], tenant.want = slot, None
         return True
@@ -145,6 +152,12 @@ class Ledger:
     def leave(self, driver: str) -> None:
         """The driver has ended, with all its trials."""
         self.tenants.pop(driver, None)
+
+
+def is_free(need: Resources) -> bool:
+    """Whether the cluster has so much unused now. What measures a model, and other people's jobs, ask for no slot."""
+    free = ray.available_resources()
+    return all(free.get(name, 0.0) + EPSILON >= amount for name, amount in need.items())
 
 
 def fits(nodes: Sequence[Resources], slots: Sequence[Slot]) -> bool:
@@ -208,7 +221,7 @@ class Admission:
         clock = time.monotonic()
         if clock - self.looked > NODES_SECONDS:
             self.nodes, self.looked = node_capacities() or [dict(total)], clock
-        return self.ledger.ask(driver, trial, Slot(need, workers), self.nodes, clock, priority)
+        return self.ledger.ask(driver, trial, Slot(need, workers), self.nodes, clock, priority, is_free)
 
     def give_back(self, driver: str, trial: str) -> None:
         self.ledger.give_back(driver, trial)

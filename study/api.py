@@ -170,4 +170,4 @@ def _home(home: str | Path | None) -> Path:
 
 
 def _named(spec: StudyConfig, name: str | None) -> StudyConfig:
-    return spec if name is None else type(spec).model_validate({**spec.model_dump(mode="json"), "name": name})
+    return spec if name is None else spec.renamed(name)

@@ -59,12 +59,12 @@ def import_study(url: str, path: Path, *, name: str | None = None) -> str:
     content = _read(path)
     study, rows = content["study"], content["rows"]
     taken = study_names(url)
-    chosen = name or study["name"]
+    chosen = study["name"] if name is None else name
     if chosen in taken:
         raise UserError(f"study {chosen!r} exists in this database; give another name: --name {chosen}-imported")
     spec = load_canonical(study["spec"])
-    if name:
-        spec = type(spec).model_validate({**spec.model_dump(mode="json"), "name": name})
+    if name is not None:
+        spec = spec.renamed(name)
     store = StudyStore(url, chosen)
     known = {column.name for column in t.studies.columns}
     values = {key: value for key, value in study.items() if key in known}
@@ -94,6 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a study written by `agft archive` (format {found!r}, expected {FORMAT!r})")
     try:
         load_canonical(content["study"]["spec"])
+        dict(content["rows"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: the study in it cannot be read: {' '.join(str(error).split())[:300]}") from None
     return content

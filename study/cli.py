@@ -107,11 +107,16 @@ def run(file: Path, name: str | None, numbered: bool, then_promote: bool) -> Non
     from study.studyfile import load_study
 
     spec = load_study(file)
-    check_ready(spec)
     if numbered:
         name = next_name(name or spec.name)
-    if name:
-        spec = type(spec).model_validate({**spec.model_dump(mode="json"), "name": name})
+    if name is not None:
+        spec = spec.renamed(name)
+    if spec.prior:
+        from study.database import database_url
+        from study.prior import check_prior
+
+        check_prior(database_url(home()), spec)
+    check_ready(spec)
     from study.session import run_here
 
     sys.exit(run_here(spec, home(), then_promote=then_promote))

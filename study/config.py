@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from study.errors import UserError
 from study.space import Dimension, parse_space
 from trainers.config import AttackConfig, DataConfig, EvalConfig, Goal, Metric, ModelConfig, TrainConfig
 from trainers.errors import nearest
@@ -239,6 +240,14 @@ class StudyConfig(Frozen):
         data = DataConfig(train=self.data.train, dev=self.data.dev).model_dump(mode="json")
         select = self.evaluate.select.model_dump(mode="json")
         return {**parts, "data": data, "evaluate": select, "goal": (goal or Goal()).model_dump(mode="json")}
+
+    def renamed(self, name: str) -> StudyConfig:
+        """The same study under another name; `UserError` for one that cannot be a name."""
+        try:
+            return type(self).model_validate({**self.model_dump(mode="json"), "name": name})
+        except ValidationError:
+            rule = "at most 63 lower case letters, digits, . _ -, the first one a letter or digit"
+            raise UserError(f"name: {name!r}: a study's name is {rule}") from None
 
     def canonical(self) -> str:
         """The whole record as JSON with sorted keys: what the study store keeps and compares."""

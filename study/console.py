@@ -39,10 +39,10 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def trials_table(spec: StudyConfig, trials: Sequence[TrialRow], goal: Goal, *, live: bool = False) -> Table:
+def trials_table(spec: StudyConfig, trials: Sequence[TrialRow], goal: Goal, *, token: int | None = None) -> Table:
     """All trials, the best first; accuracies are those of the trial's best epoch on the dev sets.
 
-    `live`: somebody drives the study; otherwise what says running is shown as unfinished.
+    `token`: of the driver that drives now, if any.
     """
     table = Table(title=f"study {spec.name}: {len(trials)} trials, best first (dev sets)", title_justify="left")
     for name in ("trial", "state", "epochs", "clean", "robust"):
@@ -51,11 +51,10 @@ def trials_table(spec: StudyConfig, trials: Sequence[TrialRow], goal: Goal, *, l
     for path in paths:
         table.add_column(path.removeprefix("method.").removeprefix("train.optimizer."), justify="right")
     table.add_column("note")
-    for row in trial_table(trials, goal):
+    for row in trial_table(trials, goal, token=token):
         note = row["failure_kind"] or row["reason"] or ("" if row["feasible"] in (True, None) else "below a floor")
-        state = "unfinished" if row["state"] == "running" and not live else row["state"]
         table.add_row(
-            str(row["number"]), state, f"{row['epochs']}/{spec.train.epochs}",
+            str(row["number"]), row["state"], f"{row['epochs']}/{row['of_epochs'] or spec.train.epochs}",
             percent(row["clean_accuracy"]), percent(row["robust_accuracy"]),
             *(shown(path, row["params"].get(path, "-")) for path in paths), note,
         )  # fmt: skip

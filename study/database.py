@@ -21,13 +21,14 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from study.errors import StudyFailed, UserError
 
-__all__ = ["PATIENCE_SECONDS", "away", "database_url", "engine_for", "now", "patient", "transaction"]
+__all__ = ["PATIENCE_SECONDS", "address_of", "away", "database_url", "engine_for", "now", "patient", "transaction"]
 
 log = logging.getLogger("agft")
 P = ParamSpec("P")
 R = TypeVar("R")
 AWAY = (OperationalError, InterfaceError)  # no answer, locked, full: what may be over in a while
 PATIENCE_SECONDS = 60.0  # a driver that was cut off, and replaced, must not hold its workers for longer
+MIGRATION_LOCK = 0x41474654  # a number of our own
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 5.0
 
 
@@ -36,11 +37,23 @@ def database_url(home: Path) -> str:
     return os.environ.get("AGFT_STUDY_DB") or f"sqlite:///{home / 'studies.db'}"
 
 
+def address_of(url: str) -> sa.URL:
+    """The parts of a database's address; `UserError`, which shows nothing of it, for what is none."""
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        expected = "expected postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE or sqlite:////FILE"
+        raise UserError(f"AGFT_STUDY_DB: not a database address; {expected}") from None
+    if "@" in (parsed.host or ""):  # the rest of a password, which every message about the host would show
+        raise UserError("AGFT_STUDY_DB: write an @ in a user's name or password as %40")
+    return parsed
+
+
 @cache
 def engine_for(url: str) -> sa.Engine:
     """An engine whose schema is up to date; `UserError` for an address that cannot work."""
+    parsed = address_of(url)
     try:
-        parsed = sa.make_url(url)
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise UserError(f"AGFT_STUDY_DB: {parsed.get_backend_name()!r} is not supported; use sqlite or postgresql")
         if parsed.get_backend_name() == "sqlite" and parsed.database:
@@ -73,6 +86,8 @@ def _migrate(engine: sa.Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
     with transaction(engine) as connection, warnings.catch_warnings():
+        if engine.dialect.name == "postgresql":  # a terminal and a driver may be the first ones together
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")

@@ -27,7 +27,7 @@ from study.files import delete_superseded, trial_prefix
 from study.heartbeat import HEARTBEAT_SECONDS, Heartbeat
 from study.hung import Silence, end_the_silent
 from study.notify import Notifier
-from study.progress import epoch_line, message_of, study_line
+from study.progress import epoch_line, message_of, study_line, waiting_line
 from study.projection import project_best, project_epochs, project_outcome, project_study, project_trial
 from study.report_live import LiveReport
 from study.requests import answer
@@ -43,6 +43,7 @@ __all__ = ["Driver"]
 
 log = logging.getLogger("agft")
 LEAVE_SECONDS = 45.0
+WAIT_SECONDS, WAIT_SAID_SECONDS = 60.0, 600.0  # until a wait for the cluster is mentioned, and mentioned again
 
 
 class Driver:
@@ -89,7 +90,7 @@ class Driver:
         self.closing_since = 0.0
         self.done_here = 0
         self.interrupted = False
-        self.opened = self.announced = time.monotonic()
+        self.opened = self.announced = self.refused = time.monotonic()
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -131,6 +132,9 @@ class Driver:
                 self.closing_word, self.closing_reason, self.closing_since = word, reason, clock
                 self.say(f"{reason}: running trials end at their next report")
                 self.board.tell_everybody.remote("stop" if word in ("stop", "budget") else "pause")
+        elif self.closing_word == "pause" and self.heartbeat.study.desired == "stop":  # somebody changed their mind
+            self.closing_word, self.closing_reason = "stop", "asked to stop"
+            self.board.tell_everybody.remote("stop")
         elif self.closing_word == "lost" and clock - self.closing_since > LEAVE_SECONDS:
             raise LeaseLost(f"study {self.spec.name!r}: another driver took over, and our trials did not leave")
         if self.heartbeat.requests and self.closing_word != "lost":
@@ -176,6 +180,16 @@ class Driver:
     def dropped(self) -> int:
         """How many trials were taken out; others take their place."""
         return sum(row.state == "dropped" for row in self.rows.values())
+
+    def settle(self) -> None:
+        """The study ends: trials that an earlier driver left, and that are not to go on, have ended, too."""
+        for row in [row for row in self.rows.values() if not row.finished]:
+            state = "complete" if row.whole else "pruned"
+            why = None if row.whole else self._end_of_study()
+            ended = self._keep(self.store.finish_trial(self.token, row.number, state, stop_reason=why))
+            self.book.tell(ended)
+            project_outcome(self.tracker, self.study, ended)
+        project_best(self.tracker, self.study, list(self.rows.values()))
 
     # --- what users ask of trials --------------------------------------------------------------------------------
 
@@ -224,7 +238,13 @@ class Driver:
         asked = self.admission.ask.remote(
             self.identity, f"{self.identity}/{number}", self.need(), self.total, wanted.priority, wanted.workers
         )
-        return bool(ray.get(asked))
+        granted, clock = bool(ray.get(asked)), time.monotonic()
+        if granted or self.running:
+            self.refused = clock
+        elif clock - self.refused > WAIT_SECONDS:
+            self.refused = clock + WAIT_SAID_SECONDS
+            self.say(waiting_line(number, self.need(), ray.cluster_resources(), ray.available_resources()))
+        return granted
 
     def begin(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
         """Store the start of a trial, or of another attempt at it; returns Tune's settings."""
@@ -366,6 +386,9 @@ class Driver:
             return f"no improvement up to epoch {max(stops)}" if stops else None
         if stops:
             return f"{self.spec.scheduler.name} at epoch {max(stops)}"
+        return self._end_of_study()
+
+    def _end_of_study(self) -> str:
         return f"study: {self.closing_reason if self.closing_word == 'budget' else self.closing_word or 'stopped'}"
 
     def _seconds(self, number: int) -> float:

@@ -6,18 +6,24 @@ lease, so that nobody can start driving in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import sqlalchemy as sa
+
 from infra import mlflow_calls, storage
+from study import tables as t
+from study.config import load_canonical
+from study.database import transaction
 from study.errors import UserError
 from study.files import scratch_prefix, study_prefix
 from study.projection import EXPERIMENT, study_key
 from study.requests import answer, ask
+from study.rows import FINISHED
 from study.searcher import OptunaBook, delete_optuna_studies
-from study.store import LeaseHeld, StudyStore, owner_identity
+from study.store import DELETING, LeaseHeld, StudyStore, owner_identity
 
-__all__ = ["delete_study", "drop_trial", "extend_study", "rerun_trial", "stop_study"]
+__all__ = ["delete_study", "drop_trial", "extend_study", "pause_study", "rerun_trial", "stop_study"]
 
 
 @contextmanager
@@ -45,13 +51,26 @@ def extend_study(store: StudyStore, *, trials: int, hours: float, gpu_hours: flo
             raise UserError(f"study {store.name!r} has no budget.{name} that could be raised: it is unlimited")
     if not (trials or hours or gpu_hours):
         raise UserError("say by how much: --trials, --hours or --gpu-hours")
-    study = store.extend(trials=trials, hours=hours, gpu_hours=gpu_hours)
+    _raise_budget(store, {"trials": trials, "hours": hours, "gpu_hours": gpu_hours})
+    study = store.load()
     raised = study.spec.budget
     parts = [f"{raised.trials} trials"]
     parts += [f"{raised.hours:g} hours"] if raised.hours is not None else []
     parts += [f"{raised.gpu_hours:g} GPU-hours"] if raised.gpu_hours is not None else []
     then = "its driver goes on" if study.lease_seconds > 0 else _go_on(store)
     return f"study {store.name!r} has a budget of {', '.join(parts)} now; {then}"
+
+
+def _raise_budget(store: StudyStore, more: Mapping[str, float]) -> None:
+    """In one transaction: two terminals may do so at once. What is unlimited stays so."""
+    row = t.studies.c.name == store.name
+    with transaction(store.engine) as connection:
+        found = connection.execute(sa.select(t.studies).where(row).with_for_update()).one()
+        budget = found.budget or load_canonical(found.spec).budget.model_dump(mode="json")
+        raised = {**budget, **{name: budget[name] + by for name, by in more.items() if budget[name] is not None}}
+        ended = sa.select(sa.func.count()).where(t.trials.c.study == store.name, t.trials.c.state.in_(FINISHED))
+        values = {"budget": raised, "extended_at": connection.execute(ended).scalar_one()}
+        connection.execute(sa.update(t.studies).where(row).values(**values))
 
 
 def rerun_trial(store: StudyStore, number: int) -> str:
@@ -84,6 +103,18 @@ def drop_trial(store: StudyStore, number: int, reason: str) -> str:
     return f"trial {number} of {store.name!r} is dropped; `agft resume {store.name}` runs another in its place"
 
 
+def pause_study(store: StudyStore) -> str:
+    """Ask a study to pause; the sentence to say."""
+    study = store.load()
+    if study.lease_seconds > 0:
+        store.desire("pause")
+        return f"asked: running trials of {store.name!r} leave at their next report, with a checkpoint"
+    if study.state == "new":
+        store.desire("pause")
+        return f"study {store.name!r} is queued; a driver that comes will not begin"
+    return f"study {store.name!r} is not running"
+
+
 def stop_study(store: StudyStore) -> str:
     """End a study: its running trials count as stopped early. The sentence to say."""
     study = store.load()
@@ -98,22 +129,40 @@ def stop_study(store: StudyStore) -> str:
         if unfinished or state in ("new", "paused", "running", "failed"):
             if study.baseline is not None:
                 book = OptunaBook(store, study.spec, study.spec.goal.resolve(study.baseline).at_least)
+                if not book.mirrors():  # restored from a file, and not driven since
+                    book.rebuild(token)
                 for row in unfinished:
-                    book.tell(store.finish_trial(token, row.number, "pruned", stop_reason="study: stop"))
+                    ended, why = ("complete", None) if row.whole else ("pruned", "study: stop")
+                    book.tell(store.finish_trial(token, row.number, ended, stop_reason=why))
             state, message = "stopped", "asked to stop"
     finally:
         store.release(token, state, message)
+    store.desire("stop")  # also of a driver that a cluster has in line
     count = f"; {len(unfinished)} unfinished trials count as stopped early" if unfinished else ""
     return f"study {store.name!r} is {state}{count}"
+
+
+def _borrowers(store: StudyStore, prefix: str) -> list[str]:
+    """Other studies whose checkpoints lie below `prefix`."""
+    others = sa.select(t.trials.c.study, t.trials.c.latest, t.trials.c.best).where(t.trials.c.study != store.name)
+    with store.engine.connect() as connection:
+        rows = connection.execute(others).all()
+    files = [(row.study, file) for row in rows for file in (row.latest, row.best) if file]
+    return sorted({study for study, file in files if str(file.get("uri")).startswith(prefix)})
 
 
 def delete_study(store: StudyStore, *, bucket: str, tracking_uri: str, say: Callable[[str], None]) -> None:
     """Delete checkpoints, MLflow runs and the study itself, in this order, so that doing it again completes it.
 
-    Promoted models lie under their own prefix and stay. `LeaseHeld` while somebody drives the study.
+    Promoted models lie under their own prefix and stay. `LeaseHeld` while somebody drives the study, `UserError` while
+    one that was restored from it, in this database, has its checkpoints there.
     """
     study = store.load()
-    token = store.acquire(owner_identity(), state="deleting")
+    if borrowers := _borrowers(store, f"{study_prefix(bucket, study.slug)}/"):
+        raise UserError(
+            f"study {store.name!r} has checkpoints of {', '.join(borrowers)}, restored from it; delete that first"
+        )
+    token = store.acquire(owner_identity(), state=DELETING)
     try:
         for prefix in (study_prefix(bucket, study.slug), scratch_prefix(bucket, study.slug)):
             count = storage.delete_prefix(f"{prefix}/")
@@ -122,5 +171,5 @@ def delete_study(store: StudyStore, *, bucket: str, tracking_uri: str, say: Call
         say(f"deleted {runs} runs in MLflow (its own trash keeps them until `mlflow gc`)")
         delete_optuna_studies(store)
     finally:
-        store.release(token, "deleting", "half deleted; delete it again")
+        store.release(token, DELETING, "half deleted; delete it again")
     store.delete()

@@ -23,10 +23,18 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     """Add the commands. `answering` turns errors into exit codes, `home` says where things are kept."""
 
     def store_of(name: str) -> StudyStore:
+        """The study's store; an unknown name is answered here, before anything heavier is imported."""
         from study.database import database_url
         from study.store import StudyStore
 
-        return StudyStore(database_url(home()), name)
+        store = StudyStore(database_url(home()), name)
+        store.load()
+        return store
+
+    def show_in_mlflow(store: StudyStore) -> None:
+        from study.tell_mlflow import tell_mlflow
+
+        tell_mlflow(store, home(), click.echo)
 
     @main.command()
     @click.argument("study")
@@ -48,20 +56,21 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     def pause(study: str) -> None:
         """Ask a running study to pause; `agft resume` goes on with it."""
         store = store_of(study)
-        if store.load().lease_seconds <= 0:
-            click.echo(f"study {study!r} is not running")
-            return
-        store.desire("pause")
-        click.echo(f"asked: running trials of {study!r} leave at their next report, with a checkpoint")
+        from study.lifecycle import pause_study
+
+        click.echo(pause_study(store))
 
     @main.command()
     @click.argument("study")
     @answering
     def stop(study: str) -> None:
         """End a study now; its running trials count as stopped early."""
+        store = store_of(study)
         from study.lifecycle import stop_study
 
-        click.echo(stop_study(store_of(study)))
+        click.echo(stop_study(store))
+        if store.load().state == "stopped":
+            show_in_mlflow(store)
 
     @main.command()
     @click.argument("study")
@@ -71,9 +80,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @answering
     def extend(study: str, trials: int | None, hours: float | None, gpu_hours: float | None) -> None:
         """Raise a study's budget, whether it runs or has finished."""
+        store = store_of(study)
         from study.lifecycle import extend_study
 
-        click.echo(extend_study(store_of(study), trials=trials or 0, hours=hours or 0.0, gpu_hours=gpu_hours or 0.0))
+        click.echo(extend_study(store, trials=trials or 0, hours=hours or 0.0, gpu_hours=gpu_hours or 0.0))
 
     @main.command()
     @click.argument("study")
@@ -81,9 +91,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @answering
     def rerun(study: str, trial: int) -> None:
         """Run one trial again, as a new trial with the same parameters."""
+        store = store_of(study)
         from study.lifecycle import rerun_trial
 
-        click.echo(rerun_trial(store_of(study), trial))
+        click.echo(rerun_trial(store, trial))
 
     @main.command()
     @click.argument("study")
@@ -92,9 +103,11 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @answering
     def drop(study: str, trial: int, reason: str) -> None:
         """Take one trial out of a study: its history stays, it counts nowhere, and the search forgets it."""
+        store = store_of(study)
         from study.lifecycle import drop_trial
 
-        click.echo(drop_trial(store_of(study), trial, reason))
+        click.echo(drop_trial(store, trial, reason))
+        show_in_mlflow(store)
 
     @main.command()
     @click.argument("study")
@@ -121,9 +134,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @answering
     def archive(study: str, file: Path) -> None:
         """Write everything the database knows of a study to one JSON file; checkpoints stay in S3."""
+        store = store_of(study)
         from study.archive import export_study
 
-        counts = export_study(store_of(study), file)
+        counts = export_study(store, file)
         click.echo(f"{file}: {counts['agft_trial']} trials, {counts['agft_epoch']} epochs of study {study!r}")
 
     @main.command()
@@ -138,3 +152,6 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         chosen = import_study(database_url(home()), file, name=name)
         shown = "AGFT_STUDY_DB" if os.environ.get("AGFT_STUDY_DB") else str(home() / "studies.db")
         click.echo(f"study {chosen!r} is in {shown}; go on with: agft resume {chosen}")
+        click.echo(
+            "its checkpoints stay where they are: `agft delete` of the study that it comes from takes them along"
+        )

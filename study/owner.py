@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Any
 
 import psutil
 
 from study.errors import UserError
 
-__all__ = ["LeaseHeld", "is_local", "owner_identity", "owner_is_gone"]
+__all__ = ["LeaseHeld", "is_driven", "is_local", "owner_identity", "owner_is_gone"]
 
 
 class LeaseHeld(UserError):
@@ -41,3 +42,8 @@ def owner_is_gone(owner: str) -> bool:
 def is_local(owner: str) -> bool:
     """Whether `owner` is, or was, a process of this machine."""
     return owner.split("|")[0] == socket.gethostname()
+
+
+def is_driven(row: Any, clock: float) -> bool:
+    """Whether a study's row has a lease that still runs at `clock`, of a driver that may be alive."""
+    return bool(row.lease_owner) and (row.lease_expires or 0) > clock and not owner_is_gone(row.lease_owner)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from study.results import best_trial
 from study.rows import StudyRow, TrialRow
 
-__all__ = ["duration", "epoch_line", "message_of", "study_line"]
+__all__ = ["duration", "epoch_line", "message_of", "study_line", "waiting_line"]
 
 
 def duration(seconds: float) -> str:
@@ -31,6 +31,13 @@ def study_line(done: int, budget: int, pruned: int, seconds_each: float) -> str:
     left = budget - done
     eta = f", about {duration(seconds_each * left)} left" if left > 0 else ""
     return f"{done} of {budget} trials done ({pruned} stopped early){eta}"
+
+
+def waiting_line(number: int, need: Mapping[str, float], total: Mapping[str, float], free: Mapping[str, float]) -> str:
+    """Why nothing of a study runs: what one trial needs, and what the cluster has left."""
+    left = ", ".join(f"{amount:g} {name} ({free.get(name, 0.0):g} of {total.get(name, 0.0):g} are free)"
+                     for name, amount in need.items())  # fmt: skip
+    return f"trial {number:>3}  waits for room on the cluster: it needs {left}"
 
 
 def message_of(study: StudyRow, state: str, trials: Sequence[TrialRow]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ record, so shipping a study again adds nothing.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -15,11 +16,13 @@ from infra.tracking import Point, Tracker
 from study.results import best_trial
 from study.space import shown
 from study.store import Attempt, StudyRow, TrialRow
+from trainers.data import safe_name
 
 __all__ = [
     "EXPERIMENT",
     "attempt_tags",
     "describe_study",
+    "end_study",
     "project_best",
     "project_epochs",
     "project_outcome",
@@ -125,6 +128,20 @@ def project_best(
     tracker.describe(study_key(study), lambda page: describe_study(study, trials, page))
 
 
+# Of the parent run; a study in any other state goes on.
+ENDED: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+}
+
+
+def end_study(tracker: Tracker, study: StudyRow) -> None:
+    """Close the parent run of a study that is over, or has failed; its next driver opens it again."""
+    if study.state in ENDED:
+        tracker.finish(study_key(study), ENDED[study.state], int(time.time() * 1000))
+
+
 def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[str], str | None]) -> str:
     """Markdown of the parent run's page. `page(key)` is the address of a run in the UI, None while it is unknown."""
     spec = study.spec
@@ -223,11 +240,12 @@ def project_epochs(tracker: Tracker, study: StudyRow, number: int, records: Sequ
         for record in records
         for name in METRICS
     ]
-    points += [
-        Point(f"robust_accuracy/{dataset}", _mean_robust(scores), int(record["epoch"]), int(record["timestamp_ms"]))
-        for record in records
-        for dataset, scores in record["datasets"].items()
-    ]
+    for record in records:
+        when = int(record["epoch"]), int(record["timestamp_ms"])
+        points += [
+            Point(f"robust_accuracy/{safe_name(dataset)}", _mean_robust(scores), *when)
+            for dataset, scores in record["datasets"].items()
+        ]
     points += [
         Point(f"system/{name}", float(value), int(record["epoch"]), int(record["timestamp_ms"]))
         for record in records

@@ -53,17 +53,22 @@ def best_so_far(trials: Sequence[TrialRow], goal: Goal) -> list[tuple[TrialRow, 
     return [(trial, best_trial(done[: place + 1], goal)) for place, trial in enumerate(done)]
 
 
-def trial_table(trials: Sequence[TrialRow], goal: Goal) -> list[dict[str, Any]]:
-    """One row a trial, best first; then those that were stopped, failed or still run, by number."""
+def trial_table(trials: Sequence[TrialRow], goal: Goal, *, token: int | None = None) -> list[dict[str, Any]]:
+    """One row a trial, best first; then those that were stopped, failed or still run, by number.
+
+    `token`: of the driver that drives now, if any. What it has not under way is `unfinished`, and does not run.
+    """
     order = {trial.number: place for place, trial in enumerate(ranked(trials, goal))}
     rows = []
     for trial in sorted(trials, key=lambda t: (order.get(t.number, len(order)), t.number)):
         last = trial.last
+        idle = trial.state == "running" and (token is None or not trial.runs_under(token))
         rows.append(
             {
                 "number": trial.number,
-                "state": trial.state,
+                "state": "unfinished" if idle else trial.state,
                 "epochs": last["epoch"] if last else 0,
+                "of_epochs": trial.config.get("train", {}).get("epochs"),
                 "clean_accuracy": last["best_clean_accuracy"] if last else None,
                 "robust_accuracy": last["best_robust_accuracy"] if last else None,
                 "best_epoch": last["best_epoch"] if last else None,

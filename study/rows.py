@@ -43,8 +43,8 @@ class StudyRow:
 
     @property
     def optuna_name(self) -> str:
-        """Name of the Optuna study of this generation."""
-        return f"agft/{self.name}" + (f".{self.generation}" if self.generation else "")
+        """Name of the Optuna study of this generation; no other study's, since a name holds no slash."""
+        return f"agft/{self.name}" + (f"/{self.generation}" if self.generation else "")
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,17 @@ class TrialRow:
     def finished(self) -> bool:
         """Whether the trial's outcome is final."""
         return self.state in FINISHED
+
+    def runs_under(self, token: int) -> bool:
+        """Whether the driver of that lease has an attempt at the trial under way."""
+        mine = [attempt for attempt in self.attempts if attempt.token == token]
+        return self.state == "running" and any(attempt.ended_ms is None for attempt in mine)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has reached its last epoch, said so or not."""
+        planned = self.config.get("train", {}).get("epochs")
+        return planned is not None and self.last is not None and self.last["epoch"] >= planned
 
     @property
     def last(self) -> dict[str, Any] | None:

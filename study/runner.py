@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -30,6 +30,7 @@ from infra.failpoint import reach
 from infra.provenance import provenance
 from infra.tracking import Tracker
 from study.config import StudyConfig
+from study.database import patient
 from study.driver import Driver
 from study.errors import LeaseLost, StudyFailed
 from study.files import scratch_prefix
@@ -37,10 +38,11 @@ from study.heartbeat import Heartbeat
 from study.measure import measure_unmodified
 from study.notify import EVENTS, Notifier
 from study.progress import message_of
-from study.projection import EXPERIMENT, study_key
+from study.projection import EXPERIMENT, end_study, project_study
 from study.report_live import LiveReport
 from study.requests import pending
 from study.searcher import StudySearcher
+from study.status import ALL_DONE
 from study.store import LeaseHeld, StudyStore, TrialRow, owner_identity
 from study.trial import run_trial
 
@@ -129,7 +131,7 @@ def run_study(
     heartbeat.start()
     state, message = "paused", "the driver was interrupted"
     try:
-        _prepare(store, token, spec, say)
+        _prepare(store, token, say)
         reach("driver.prepared")
         driver = Driver(
             store=store, heartbeat=heartbeat, tracker=tracker, notifier=notifier, live=live, bucket=bucket,
@@ -208,14 +210,17 @@ def _acquire(store: StudyStore, say: Callable[[str], None]) -> int:
             time.sleep(1.0)
 
 
-def _prepare(store: StudyStore, token: int, spec: StudyConfig, say: Callable[[str], None]) -> None:
-    """Once in a study's life: provenance, datasets disjoint, and the unmodified model's accuracies."""
+def _prepare(store: StudyStore, token: int, say: Callable[[str], None]) -> None:
+    """Once in a study's life: provenance, datasets disjoint, and the unmodified model's accuracies.
+
+    Of the spec as it is now that the lease is ours: until then another terminal may replace it.
+    """
     study = store.load()
     if study.provenance is None:
         store.set_study(token, provenance=provenance())
     if study.baseline is None:
         say("measuring the unmodified CLIP on the dev sets ...")
-        baseline = measure_unmodified(spec)
+        baseline = measure_unmodified(study.spec)
         store.set_study(token, baseline=baseline)
         say(f"unmodified CLIP: clean {baseline['clean_accuracy']:.1%}  robust {baseline['robust_accuracy']:.1%}")
 
@@ -229,7 +234,7 @@ def _tune(driver: Driver, trainable: Callable[[dict[str, Any]], None], *, slots:
     if searcher.finished():
         driver.say("every trial of the budget has finished already")
     for attempt in itertools.count():
-        driver.obey(pending(driver.store))
+        driver.obey(patient(pending)(driver.store))
         if driver.closing() or searcher.finished():
             return
         _fit(driver, searcher, trainable, name=f"tune-{driver.token}-{attempt}")
@@ -254,6 +259,7 @@ def _fit(driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str,
         ),
     )
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"  # its snapshots are never read
+    os.environ["TUNE_WARN_THRESHOLD_S"] = "30"  # a write to the database may take longer than its half a second
     # Tune looks for result files of its own, which are switched off, and warns that there are none.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     try:
@@ -270,19 +276,25 @@ def _final_state(driver: Driver) -> tuple[str, str]:
         raise LeaseLost(f"study {driver.spec.name!r}: another driver took over")
     if driver.closing_word == "pause":
         return "paused", driver.closing_reason
+    if driver.closing_word == "pause" and driver.store.load().desired == "stop":  # asked while the last trial left
+        driver.closing_word, driver.closing_reason = "stop", "asked to stop"
+    if driver.closing_word in ("stop", "budget"):
+        driver.settle()
     if driver.closing_word == "stop":
         return "stopped", driver.closing_reason
     if any(not row.finished for row in driver.rows.values()):
         driver.say("some trials are unfinished; run again to go on with them")
         return "paused", "some trials are unfinished"
-    return "finished", driver.closing_reason or "every trial of the budget is done"
+    return "finished", driver.closing_reason or ALL_DONE
 
 
 def _close_tracker(tracker: Tracker, store: StudyStore, state: str, say: Callable[[str], None]) -> int:
     """Close the parent run as the study ended, and wait a while for MLflow to have everything."""
-    if state in ("finished", "stopped"):
-        status: Literal["FINISHED", "KILLED"] = "FINISHED" if state == "finished" else "KILLED"
-        tracker.finish(study_key(store.load()), status, int(time.time() * 1000))
+    if state != "lost":
+        study = store.load()
+        if state == "failed":  # maybe before its run was there
+            project_study(tracker, study, reopen=False)
+        end_study(tracker, study)
     unsent = tracker.flush(MLFLOW_PATIENCE_SECONDS)
     if unsent:
         say(f"MLflow does not answer: {unsent} operations are not shown there yet; the next `agft resume` sends them")

@@ -27,6 +27,7 @@ from study.starts import Start, given_trials
 __all__ = [
     "directions",
     "draw",
+    "enqueue_dropped_points",
     "enqueue_warm_starts",
     "given",
     "proposals",
@@ -61,14 +62,36 @@ def proposals(
 def enqueue_warm_starts(
     study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension], prior: Sequence[Start] = ()
 ) -> None:
-    """Put the given trials in line, once in a study's life; `prior` ones come from earlier studies (`study.prior`)."""
+    """Put the given trials in line, once in a study's life; `prior` ones come from earlier studies (`study.prior`).
+
+    One that is there already, since a crash or an archive came in between, is not put there again.
+    """
     if study.user_attrs.get("agft.warm_starts"):
         return
     for start in given(spec, dimensions, prior):
-        attributes = {"agft.warm_start": True, "agft.origin": start.origin}
-        study.enqueue_trial(start.values, user_attrs=attributes, skip_if_exists=True)
+        known = study.get_trials(deepcopy=False)
+        if not any(_given_values(trial) == start.values or start.values.items() <= trial.params.items()
+                   for trial in known):  # fmt: skip
+            attributes = {"agft.warm_start": True, "agft.origin": start.origin}
+            study.enqueue_trial(start.values, user_attrs=attributes)
     reach("warm-starts.enqueued")
     study.set_user_attr("agft.warm_starts", True)
+
+
+def enqueue_dropped_points(study: optuna.Study) -> None:
+    """Of a grid: put points that were dropped in line again. What takes their place can be nothing else."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if "agft.rerun_of" not in trial.user_attrs]
+    tried = [_given_values(trial) for trial in trials if "agft.dropped" not in trial.user_attrs]
+    for trial in trials:
+        if "agft.dropped" in trial.user_attrs and trial.params not in tried:
+            tried.append(trial.params)
+            study.enqueue_trial(trial.params, user_attrs={"agft.warm_start": True, "agft.origin": "grid"})
+
+
+def _given_values(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial was told to take, or has taken."""
+    found: dict[str, Any] = trial.system_attrs.get("fixed_params", trial.params)
+    return found
 
 
 def given(spec: StudyConfig, dimensions: list[Dimension], prior: Sequence[Start] = ()) -> list[Start]:

@@ -114,6 +114,11 @@ class OptunaBook:
         found = self._frozen(number).user_attrs.get("agft.rerun_of")
         return None if found is None else int(found)
 
+    @patient
+    def ended(self, number: int) -> bool:
+        """Whether Optuna has the trial's outcome."""
+        return self._frozen(number).state.is_finished()
+
     def _frozen(self, number: int) -> FrozenTrial:
         if number not in self.ids:
             self.ids |= {trial.number: trial._trial_id for trial in self.study.get_trials(deepcopy=False)}
@@ -160,6 +165,7 @@ class OptunaBook:
         """Delete other generations than that of now: a driver may have been killed between two of them."""
         delete_optuna_studies(self.store, keep=self.study.study_name)
 
+    @patient
     def rebuild(self, token: int) -> None:
         """A new generation of the Optuna study from the store: dropped trials without values, the others as they were.
 
@@ -171,12 +177,12 @@ class OptunaBook:
         name = replace(study, generation=study.generation + 1).optuna_name
         self.tidy()  # a driver may have been killed half-way
         fresh = self._study(name)
-        if rows:
-            fresh.set_user_attr("agft.warm_starts", True)
         for key, value in self.study.user_attrs.items():
             fresh.set_user_attr(key, value)
         for number in range(max([*before, *rows], default=-1) + 1):
             fresh.add_trial(self._rebuilt(before.get(number), rows.get(number)))
+        if self.spec.sampler.name == "grid":
+            samplers.enqueue_dropped_points(fresh)
         reach("generation.built")
         self.store.set_study(token, generation=study.generation + 1)
         reach("generation.stored")
@@ -192,9 +198,11 @@ class OptunaBook:
         if trial is None:
             params = row.params if row is not None else {}
             kept = {d.path: d.distribution for d in self.dimensions if d.path in params}
+            attributes = {} if row is None or row.rerun_of is None else {"agft.rerun_of": row.rerun_of}
             return optuna.trial.create_trial(
                 state=TrialState.RUNNING if row is not None and not dropped else TrialState.FAIL,
                 params={path: params[path] for path in kept}, distributions=kept,
+                user_attrs=attributes | ({"agft.dropped": True} if dropped else {}),
             )  # fmt: skip
         if dropped:
             return optuna.trial.create_trial(
@@ -216,7 +224,7 @@ def optuna_storage(store: StudyStore) -> optuna.storages.BaseStorage:
 def delete_optuna_studies(store: StudyStore, *, keep: str | None = None) -> None:
     """Delete every generation of the study's Optuna study but `keep`."""
     storage = optuna_storage(store)
-    own = re.compile(rf"agft/{re.escape(store.name)}(\.\d+)?")
+    own = re.compile(rf"agft/{re.escape(store.name)}(/\d+)?")
     for name in optuna.get_all_study_names(storage):
         if own.fullmatch(name) and name != keep:
             optuna.delete_study(study_name=name, storage=storage)
@@ -250,6 +258,7 @@ class StudySearcher(Searcher):
 
     def finished(self) -> bool:
         """Whether no trial is left to start."""
+        self._forget_the_ended()
         _, existing, again = self.book.upcoming()
         return not self.waiting and existing - self.dropped() >= self.budget() + again
 
@@ -259,6 +268,7 @@ class StudySearcher(Searcher):
             return Searcher.FINISHED
         if len(self.numbers) >= self.slots:
             return None
+        self._forget_the_ended()
         upcoming, existing, again = self.book.upcoming()
         if self.waiting:
             upcoming = self.waiting[0]
@@ -273,6 +283,11 @@ class StudySearcher(Searcher):
             number, params = self._propose()
         self.numbers[trial_id] = number
         return self.begin(number, params)
+
+    def _forget_the_ended(self) -> None:
+        """A trial that waits to go on may be dropped meanwhile."""
+        while self.waiting and self.book.ended(self.waiting[0]):
+            self.waiting.popleft()
 
     def _propose(self) -> tuple[int, dict[str, Any]]:
         """A new trial; if the database goes away meanwhile, the one that Optuna may have begun, with its number."""

@@ -63,6 +63,7 @@ def run_here(spec: StudyConfig, home: Path, *, then_promote: bool) -> int:
 def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
     """Drive a stored study from where it is, and show it; exit code 0 when it has ended, 1 when it can go on."""
     clock = Clock()
+    store.refuse_if_driven_here()
     spec = store.load().spec
     clock(f"study {spec.name}: {spec.budget.trials} trials; Ctrl-C pauses it")
     Notifier.from_environment(os.environ)  # a wrong address is answered before anything is started

@@ -11,8 +11,9 @@ from study.console import percent
 from study.results import best_trial, trial_table
 from study.store import StudyRow, TrialRow
 
-__all__ = ["advice", "attempts_table", "live_state", "studies_table", "study_status"]
+__all__ = ["ALL_DONE", "advice", "attempts_table", "live_state", "studies_table", "study_status"]
 
+ALL_DONE = "every trial of the budget is done"  # why a study has finished, if nothing else ended it
 COUNTED = ("complete", "pruned", "failed")  # a dropped trial is nobody's any more
 
 
@@ -40,6 +41,7 @@ def study_status(study: StudyRow, trials: Sequence[TrialRow], now: float) -> dic
         "desired": study.desired,
         "baseline": study.baseline,
         "budget": study.spec.budget.trials,
+        "wanted": wanted(study, trials),
         "counts": counts(study, trials, live=live),
         "best": None if best is None or best.last is None else {
             "trial": best.number, "epoch": best.last["best_epoch"],
@@ -51,25 +53,29 @@ def study_status(study: StudyRow, trials: Sequence[TrialRow], now: float) -> dic
         "created_ms": study.created_ms,
         "driver": {"host": host, "pid": int(pid), "token": study.token} if host else None,
         "silent_seconds": max(0.0, -study.lease_seconds) if state == "interrupted" else None,
-        "trials": trial_table(trials, goal) if goal else [],
+        "trials": trial_table(trials, goal, token=study.token if live else None) if goal else [],
     }  # fmt: skip
 
 
 def counts(study: StudyRow, trials: Sequence[TrialRow], *, live: bool) -> dict[str, int]:
-    """Trials by what they are; `done` + `running` + `queued` is the budget, or more once trials were run again."""
+    """Trials by what they are; `done` + `running` + `queued` is what the study is to have.
+
+    Of a study that was stopped nothing is queued.
+    """
     found = {state: sum(trial.state == state for trial in trials) for state in (*COUNTED, "dropped")}
     done = sum(found[state] for state in COUNTED)
-    running = sum(_runs(trial, study.token) for trial in trials) if live else 0
+    running = sum(trial.runs_under(study.token) for trial in trials) if live else 0
+    left = 0 if study.state == "stopped" else wanted(study, trials) - done - running
     return {
-        "done": done, "running": running, "queued": max(0, study.spec.budget.trials - done - running),
+        "done": done, "running": running, "queued": max(0, left),
         "complete": found["complete"], "stopped_early": found["pruned"], "failed": found["failed"],
         "dropped": found["dropped"],
     }  # fmt: skip
 
 
-def _runs(trial: TrialRow, token: int) -> bool:
-    """Whether this driver has an attempt at the trial under way."""
-    return trial.state == "running" and any(a.token == token and a.ended_ms is None for a in trial.attempts)
+def wanted(study: StudyRow, trials: Sequence[TrialRow]) -> int:
+    """How many trials the study is to have: its budget, and those that are run again beside it."""
+    return study.spec.budget.trials + sum(t.rerun_of is not None and t.state != "dropped" for t in trials)
 
 
 def eta_seconds(study: StudyRow, trials: Sequence[TrialRow], now: float) -> float | None:
@@ -78,11 +84,11 @@ def eta_seconds(study: StudyRow, trials: Sequence[TrialRow], now: float) -> floa
     None while nothing is done or nothing runs. What running trials have behind them counts, at most a whole trial.
     """
     done = [seconds for trial in trials if trial.state in COUNTED and (seconds := _seconds(trial)) is not None]
-    running = [trial for trial in trials if _runs(trial, study.token)]
+    running = [trial for trial in trials if trial.runs_under(study.token)]
     if not done or not running:
         return None
     mean = sum(done) / len(done)
-    left = study.spec.budget.trials - sum(trial.state in COUNTED for trial in trials)
+    left = wanted(study, trials) - sum(trial.state in COUNTED for trial in trials)
     behind = sum(min(mean, now - max(a.started_ms for a in trial.attempts) / 1000) for trial in running)
     return max(0.0, mean * left - behind) / len(running)
 
@@ -98,13 +104,21 @@ def advice(status: dict[str, Any]) -> str:
     """What to do about the study's state; empty when there is nothing to do."""
     name, driver = status["study"], status["driver"]
     where = f"its driver on {driver['host']} (process {driver['pid']})" if driver else "its driver"
+    silent = status["silent_seconds"] or 0
+    how = "is gone"
+    if silent:
+        how = f"has been silent for {_duration(silent)}: the process, its node or its cluster is gone"
     texts = {
         "queued": "no driver has come yet: `agft submit FILE` starts one on a cluster, `agft run FILE` here",
-        "interrupted": f"{where} has been silent for {_duration(status['silent_seconds'] or 0)}: the process, its node "
-        f"or its cluster is gone. Nothing is lost: `agft resume {name}` goes on here, `agft submit FILE` on a cluster",
+        "deleting": f"`agft delete {name}` goes on with deleting it",
+        "interrupted": f"{where} {how}. Nothing is lost: `agft resume {name}` goes on here, "
+        "`agft submit FILE` on a cluster",
         "paused": f"`agft resume {name}` goes on",
         "failed": f"`agft logs {name}` shows why; `agft resume {name}` tries again",
     }
+    left = status["counts"]["queued"]
+    if status["state"] == "finished" and left and status["message"] == ALL_DONE:  # extended, or a trial was dropped
+        return f"since then {left} more are wanted: `agft resume {name}` runs them"
     return texts.get(status["state"], "")
 
 
@@ -121,7 +135,7 @@ def studies_table(statuses: Sequence[dict[str, Any]]) -> Table:
         count, best = status["counts"], status["best"] or {}
         eta = status["eta_seconds"]
         table.add_row(
-            status["study"], status["state"], f"{count['done']}/{status['budget']}",
+            status["study"], status["state"], f"{count['done']}/{status['wanted']}",
             *(str(count[name]) for name in ("running", "queued", "stopped_early", "failed")),
             percent(best.get("clean_accuracy")), percent(best.get("robust_accuracy")),
             "-" if eta is None else _duration(eta), f"{status['device_hours']:.2f}",

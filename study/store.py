@@ -8,7 +8,6 @@ A driver's writes can be repeated without harm, and are, while the database is a
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,11 +17,13 @@ import sqlalchemy as sa
 from study import tables as t
 from study.config import StudyConfig, load_canonical
 from study.database import engine_for, now, patient, transaction
+from study.difference import spec_difference
 from study.errors import LeaseLost, UserError
-from study.owner import LeaseHeld, is_local, owner_identity, owner_is_gone
+from study.owner import LeaseHeld, is_driven, is_local, owner_identity
 from study.rows import FINISHED, Attempt, StudyRow, TrialRow
 
 __all__ = [
+    "DELETING",
     "LEASE_SECONDS",
     "Attempt",
     "LeaseHeld",
@@ -34,28 +35,13 @@ __all__ = [
 ]
 
 LEASE_SECONDS = 30.0
+DELETING = "deleting"
 
 
 def study_names(url: str) -> list[str]:
     """Names of all studies, newest first."""
     with engine_for(url).connect() as connection:
         return list(connection.execute(sa.select(t.studies.c.name).order_by(t.studies.c.created_ms.desc())).scalars())
-
-
-def spec_difference(old: str, new: str) -> str:
-    """What changed between two canonical specs, one `path: old -> new` a line."""
-
-    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-        if isinstance(value, Mapping) and value:
-            return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}{key}.").items()}
-        return {prefix.rstrip("."): value}
-
-    before, after = flat(json.loads(old)), flat(json.loads(new))
-    return "\n".join(
-        f"  {path}: {before.get(path, '(absent)')!r} -> {after.get(path, '(absent)')!r}"
-        for path in sorted(before.keys() | after.keys())
-        if before.get(path) != after.get(path)
-    )
 
 
 class StudyStore:
@@ -83,12 +69,14 @@ class StudyStore:
                     )
                 )  # fmt: skip
                 return True
-            if found.spec_hash == spec.spec_hash():
+            # An older version may have stored it without fields that exist by now.
+            before = load_canonical(found.spec).canonical()
+            if before == spec.canonical():
                 return False
             row = t.studies.c.name == self.name
             begun = connection.execute(sa.select(t.trials.c.number).where(t.trials.c.study == self.name)).first()
-            if begun is not None or (found.lease_expires or 0) > clock:
-                difference = spec_difference(found.spec, spec.canonical())
+            if begun is not None or is_driven(found, clock):
+                difference = spec_difference(before, spec.canonical())
                 more = ""
                 if "budget." in difference:
                     more = f"\nA budget is raised with: agft extend {self.name} --trials MORE"
@@ -97,8 +85,10 @@ class StudyStore:
                     + difference + more
                 )  # fmt: skip
             changed = {"spec": spec.canonical(), "spec_hash": spec.spec_hash(), "baseline": None, "budget": None}
-            # The warm starts of the old spec wait in the old generation's Optuna study.
-            connection.execute(sa.update(t.studies).where(row).values(**changed, generation=found.generation + 1))
+            # The warm starts of the old spec wait in the old generation's Optuna study; and a driver that was cut off
+            # while it measured for the old spec comes back with a token of the past.
+            after = {"generation": found.generation + 1, "token": found.token + 1}
+            connection.execute(sa.update(t.studies).where(row).values(**changed, **after))
             return True
 
     def load(self) -> StudyRow:
@@ -116,29 +106,15 @@ class StudyStore:
         spec = load_canonical(row.spec)
         if budget:
             spec = spec.model_copy(update={"budget": type(spec.budget).model_validate(budget)})
-        return StudyRow(**{**fields, "spec": spec}, lease_seconds=(expires - clock) if expires else 0.0)
+        left = (expires - clock) if expires else 0.0
+        if left > 0 and not is_driven(row, clock):
+            left = 0.0
+        return StudyRow(**{**fields, "spec": spec}, lease_seconds=left)
 
     def desire(self, state: str) -> None:
         """Ask the driver, wherever it runs, for `run`, `pause` or `stop`."""
         with transaction(self.engine) as connection:
             connection.execute(sa.update(t.studies).where(t.studies.c.name == self.name).values(desired=state))
-
-    def extend(self, *, trials: int = 0, hours: float = 0.0, gpu_hours: float = 0.0) -> StudyRow:
-        """Raise the budget by so much; a budget of hours that the study never had stays unlimited."""
-        study = self.load()
-        budget = study.spec.budget
-        raised = budget.model_copy(
-            update={
-                "trials": budget.trials + trials,
-                "hours": None if budget.hours is None else budget.hours + hours,
-                "gpu_hours": None if budget.gpu_hours is None else budget.gpu_hours + gpu_hours,
-            }
-        )
-        finished = sum(row.finished for row in self.trials())
-        values = {"budget": raised.model_dump(mode="json"), "extended_at": finished}
-        with transaction(self.engine) as connection:
-            connection.execute(sa.update(t.studies).where(t.studies.c.name == self.name).values(**values))
-        return self.load()
 
     def delete(self) -> None:
         """Forget the study and everything of it in our tables; `LeaseHeld` while somebody drives it."""
@@ -151,15 +127,27 @@ class StudyStore:
     def _refuse_if_driven(self, connection: sa.Connection) -> tuple[Any, float]:
         row = connection.execute(sa.select(t.studies).where(t.studies.c.name == self.name).with_for_update()).one()
         clock = now(connection)
-        left = (row.lease_expires or 0) - clock
-        if row.lease_owner and left > 0 and not owner_is_gone(row.lease_owner):
+        if is_driven(row, clock):
+            left = row.lease_expires - clock
             raise LeaseHeld(self.name, row.lease_owner, left, local=is_local(row.lease_owner))
         return row, clock
 
+    def refuse_if_driven_here(self) -> None:
+        """`LeaseHeld` if a living process of this machine drives; the lease of another machine may be waited out."""
+        study = self.load()
+        owner = study.lease_owner
+        if owner is not None and study.lease_seconds > 0 and is_local(owner):
+            raise LeaseHeld(self.name, owner, study.lease_seconds, local=True)
+
     def acquire(self, owner: str, *, seconds: float = LEASE_SECONDS, state: str = "running") -> int:
-        """Become the driver: a new token. `LeaseHeld` while another driver's lease runs and it may be alive."""
+        """Become the driver: a new token. `LeaseHeld` while another driver's lease runs and it may be alive.
+
+        A study that was deleted in part can only be deleted (`state`): its checkpoints may be gone.
+        """
         with transaction(self.engine) as connection:
             row, clock = self._refuse_if_driven(connection)
+            if row.state == DELETING != state:
+                raise UserError(f"study {self.name!r} is half deleted; go on with: agft delete {self.name}")
             token: int = row.token + 1
             connection.execute(
                 sa.update(t.studies)

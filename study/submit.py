@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import sqlalchemy as sa
-
 from infra.cluster import SETTINGS, max_concurrent
 from infra.errors import Conflict
 from infra.jobs import Job, Jobs, is_loopback
 from infra.provenance import code_revision
 from infra.services import Services, services_from_environment
 from study.config import StudyConfig
+from study.database import address_of
 from study.errors import StudyFailed, UserError
 from study.prior import check_prior
 from study.store import StudyRow, StudyStore
@@ -63,7 +62,7 @@ def check_shared(environ: Mapping[str, str], database: str, *, here: bool) -> Se
             host = urlsplit(uri).hostname
             if is_loopback(host) and not here:
                 problems.append(f"{name}: {host} is another machine on every node; name the server as the nodes see it")
-    parsed = sa.make_url(database)
+    parsed = address_of(database)
     if not here:
         if parsed.get_backend_name() == "sqlite":
             problems.append("AGFT_STUDY_DB: SQLite is a file of this machine; a cluster needs postgresql+psycopg://...")
@@ -103,6 +102,8 @@ def submit(
     check_prior(database, spec)
     store.create(spec)
     study = store.load()
+    if study.lease_seconds <= 0:
+        store.desire("run")  # a driver that comes obeys what was asked meanwhile
     prefix = f"agft-{study.name}-{study.created_ms}-"
     if job := settled(jobs, store, prefix, say):
         return Submission(store, jobs, job.identity, fresh=False, token=study.token)
@@ -112,6 +113,7 @@ def submit(
             f"study {study.name!r} is being driven {driver_of(study)} already: `agft logs {study.name} -f` shows it. "
             f"If that driver has just died, try again in {study.lease_seconds:.0f} s"
         )
+    store.desire("run")
     identity = f"{prefix}{1 + max((_number(job, prefix) for job in earlier), default=0)}"
     command = shlex.join(["python", "-m", "study.submitted", study.name, str(study.created_ms)])
     try:

@@ -50,12 +50,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         from study.studyfile import load_study
 
         spec = load_study(file)
-        changed = spec.model_dump(mode="json")
-        if name:
-            changed["name"] = name
+        if name is not None:
+            spec = spec.renamed(name)
         if priority is not None:
-            changed["resources"]["priority"] = priority
-        spec = type(spec).model_validate(changed)
+            spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"priority": priority})})
         place = dashboard_address(address, os.environ)
         from study.submit import submit as submit_study
         from study.submit import wait_for_driver
@@ -152,7 +150,8 @@ def print_status(study: str | None, database: str, *, as_json: bool) -> None:
     [(row, trials)], [found] = rows, statuses
     live = found["state"] == "running"
     if row.baseline:
-        console.print(trials_table(row.spec, trials, row.spec.goal.resolve(row.baseline), live=live))
+        goal, token = row.spec.goal.resolve(row.baseline), row.token if live else None
+        console.print(trials_table(row.spec, trials, goal, token=token))
     if any(len(trial.attempts) > 1 for trial in trials):
         console.print(attempts_table(trials, row.token, clock, live=live))
     for text in (found["message"], advice(found)):

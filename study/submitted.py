@@ -43,6 +43,9 @@ def main() -> int:
     name, created_ms = sys.argv[1], int(sys.argv[2])
     try:
         store = check_here(name, created_ms)
+        if (desired := store.load().desired) != "run":
+            print(f"study {name!r}: somebody asked for {desired} before this driver came; `agft submit` starts another")
+            return 0
         connect()
         check_nodes()
         from study.session import resume_here

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 
 from study import database as database_module
 from study.archive import export_study, import_study
+from study.config import StudyConfig
 from study.database import patient
 from study.errors import StudyFailed, UserError
-from study.lifecycle import drop_trial, extend_study, rerun_trial, stop_study
-from study.requests import pending
+from study.lifecycle import delete_study, drop_trial, extend_study, rerun_trial, stop_study
+from study.requests import answer, pending
 from study.searcher import OptunaBook, StudySearcher, delete_optuna_studies
 from study.store import LeaseHeld, StudyStore, owner_identity, study_names
 from study.studyfile import parse_study
@@ -45,7 +49,7 @@ class Hand:
 
     def __init__(self, store: StudyStore) -> None:
         self.store, self.token = store, store.acquire(owner_identity())
-        self.book = OptunaBook(store, SPEC, {"clean_accuracy": 0.5})
+        self.book = OptunaBook(store, store.load().spec, {"clean_accuracy": 0.5})
         self.book.tidy()
         if not self.book.mirrors():
             self.book.rebuild(self.token)
@@ -81,14 +85,26 @@ class Hand:
         self.store.release(self.token, state)
 
 
-@pytest.fixture
-def store(database) -> StudyStore:
-    store = StudyStore(database, SPEC.name)
-    store.create(SPEC)
+GRID = parse_study(
+    FILE.replace("{low: 0.2, high: 1.0}", "{choices: [0.4, 0.8]}").replace("[1/255, 2/255, 4/255]", "[1/255, 2/255]")
+    + "sampler: {name: grid}",
+    source="grid.yaml",
+)
+
+
+def measured(url: str, spec: StudyConfig) -> StudyStore:
+    """A new study whose unmodified model counts as measured."""
+    store = StudyStore(url, spec.name)
+    store.create(spec)
     token = store.acquire(owner_identity())
     store.set_study(token, baseline=BASELINE)
     store.release(token, "paused")
     return store
+
+
+@pytest.fixture
+def store(database) -> StudyStore:
+    return measured(database, SPEC)
 
 
 def in_optuna(store: StudyStore) -> list[optuna.trial.FrozenTrial]:
@@ -98,6 +114,9 @@ def in_optuna(store: StudyStore) -> list[optuna.trial.FrozenTrial]:
 
 def finished(store: StudyStore) -> list[dict]:
     hand = Hand(store)
+    for request in pending(store):
+        hand.book.enqueue_again(request["number"], request["id"])
+        answer(store, hand.token, request["id"], "in line again")
     seen = hand.run_all()
     hand.leave()
     return seen
@@ -119,6 +138,21 @@ def test_an_extended_study_goes_on_where_it_ended(store):
         store.create(bigger)
 
 
+def test_two_terminals_that_extend_at_once_both_do(store):
+    gate = threading.Barrier(4)
+
+    def more() -> None:
+        gate.wait()
+        extend_study(store, trials=1, hours=0, gpu_hours=0)
+
+    threads = [threading.Thread(target=more) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.load().spec.budget.trials == 8
+
+
 def test_a_dropped_trial_counts_nowhere_and_another_takes_its_place(store):
     finished(store)
     assert "is dropped" in drop_trial(store, 2, "wrong machine")
@@ -131,7 +165,7 @@ def test_a_dropped_trial_counts_nowhere_and_another_takes_its_place(store):
         drop_trial(store, 2, "")
     with pytest.raises(UserError, match="has no trial 17"):
         drop_trial(store, 17, "")
-    assert [name for name in optuna.get_all_study_names(store.url) if name.startswith("agft/small")] == ["agft/small.1"]
+    assert [name for name in optuna.get_all_study_names(store.url) if name.startswith("agft/small")] == ["agft/small/1"]
 
 
 def test_dropping_a_trial_keeps_those_that_run_and_those_that_wait(store):
@@ -153,12 +187,12 @@ def test_half_a_drop_is_completed_by_the_next_driver(store):
     finished(store)
     hand = Hand(store)
     hand.store.finish_trial(hand.token, 2, "dropped")  # killed before Optuna's side of it
-    optuna.create_study(study_name="agft/small.1", storage=store.url)  # or in the middle of that
+    optuna.create_study(study_name="agft/small/1", storage=store.url)  # or in the middle of that
     hand.leave()
     [new] = finished(store)
     assert new["number"] == 4
     assert in_optuna(store)[2].state.name == "FAIL"
-    assert optuna.get_all_study_names(store.url) == ["agft/small.1"]
+    assert optuna.get_all_study_names(store.url) == ["agft/small/1"]
 
 
 def test_a_trial_is_run_again_once_beside_the_budget(store):
@@ -262,3 +296,137 @@ def test_patience_has_an_end_that_is_named(monkeypatch):
 
     with pytest.raises(StudyFailed, match="no route"):
         away()
+
+
+def test_a_study_whose_name_looks_like_a_generation_of_another_is_its_own(store):
+    finished(store)
+    drop_trial(store, 0, "")  # Optuna's study of this one has a second generation now
+    other = measured(store.url, SPEC.model_copy(update={"name": "small.1"}))
+    assert len(finished(other)) == 4, "the other study's trials are not taken for its own"
+    finished(store)  # whose driver deletes what is left over of its own
+    assert len(in_optuna(other)) == 4
+    drop_trial(other, 1, "")
+    assert len(in_optuna(store)) == 5
+
+
+def test_a_trial_that_is_dropped_while_it_waits_to_go_on_does_not_go_on(store):
+    hand = Hand(store)
+    cut, gone = hand.start()["number"], hand.start()["number"]
+    hand.leave("paused")
+    hand = Hand(store)  # a driver that has both in line
+    hand.store.finish_trial(hand.token, gone, "dropped")
+    hand.book.rebuild(hand.token)
+    assert hand.start()["number"] == cut
+    assert hand.start()["number"] == gone + 1, "another one takes its place"
+    assert store.trial(gone).state == "dropped"
+    assert len(store.trial(gone).attempts) == 1
+
+
+def points(settings: list[dict]) -> list[tuple]:
+    return sorted(tuple(value for key, value in sorted(each.items()) if key != "number") for each in settings)
+
+
+def test_a_dropped_point_of_a_grid_is_tried_again_and_no_other(database):
+    store = measured(database, GRID)
+    first = finished(store)
+    for number in (1, 4):  # the second one is what took the first one's place
+        drop_trial(store, number, "")
+        [instead] = finished(store)
+        assert points([instead]) == points([first[1]])
+    rerun_trial(store, 2)
+    assert points(finished(store)) == points([first[2]])
+    drop_trial(store, 2, "")
+    assert points(finished(store)) == points([first[2]]), "a repetition is beside the budget"
+    assert finished(store) == []
+
+
+@pytest.mark.parametrize("spec", [SPEC, GRID], ids=["search", "grid"])
+def test_an_archive_of_half_a_study_goes_on_with_the_other_half(tmp_path, spec):
+    spec = spec.model_copy(update={"warm_starts": ({}, {"method.scale_ratio": 0.8})} if spec is SPEC else {})
+    (whole, half), path = (measured(f"sqlite:///{tmp_path}/{name}.db", spec) for name in "ab"), tmp_path / "half.json"
+    expected = finished(whole)
+    hand = Hand(half)
+    hand.finish(hand.start()["number"], 0.1)
+    hand.leave("paused")
+    export_study(half, path)
+    there = StudyStore(f"sqlite:///{tmp_path}/there.db", import_study(f"sqlite:///{tmp_path}/there.db", path))
+    went_on = finished(there)
+    assert [each["number"] for each in went_on] == [1, 2, 3]
+    if spec is GRID:
+        assert points(went_on) == points(expected[1:])
+    else:
+        assert went_on[0]["method.scale_ratio"] == 0.8, "the warm start that had not begun"
+        assert went_on == expected[1:]
+
+
+def test_half_a_study_that_was_restored_can_be_stopped(store, tmp_path):
+    hand = Hand(store)
+    hand.start()
+    hand.leave("paused")
+    path, url = tmp_path / "half.json", f"sqlite:///{tmp_path}/there.db"
+    export_study(store, path)
+    there = StudyStore(url, import_study(url, path))
+    assert "1 unfinished" in stop_study(there)
+    assert [trial.state.name for trial in in_optuna(there)] == ["PRUNED"]
+
+
+def test_a_study_whose_checkpoints_another_one_uses_is_not_deleted(store, tmp_path):
+    hand = Hand(store)
+    number = hand.start()["number"]
+    uri = f"s3://b/studies/{store.load().slug}/trials/{number}/a000002/best.safetensors"
+    store.record(hand.token, number, [record(1, 0.3)], latest=None, best={"uri": uri}, device_seconds=1.0)
+    hand.leave("paused")
+    export_study(store, tmp_path / "a.json")
+    import_study(store.url, tmp_path / "a.json", name="twin")
+    with pytest.raises(UserError, match="checkpoints of twin"):
+        delete_study(store, bucket="b", tracking_uri="http://127.0.0.1:9", say=print)
+    assert store.load().state == "paused"
+
+
+def test_an_archive_remembers_what_was_dropped_and_what_was_run_again(store, tmp_path):
+    finished(store)
+    rerun_trial(store, 0)
+    finished(store)
+    drop_trial(store, 3, "")
+    finished(store)
+    export_study(store, tmp_path / "all.json")
+    there = StudyStore(
+        f"sqlite:///{tmp_path}/there.db", import_study(f"sqlite:///{tmp_path}/there.db", tmp_path / "all.json")
+    )
+    assert finished(there) == [], "a repetition is still beside the budget"
+    assert Hand(there).book.mirrors()
+    assert there.load().generation == store.load().generation + 1, "built once"
+
+
+def test_a_study_of_the_first_schema_keeps_everything_and_goes_on(database):
+    config = Config()
+    config.set_main_option("script_location", str(Path(database_module.__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    engine = sa.create_engine(database)
+    old = {key: value for key, value in SPEC.model_dump(mode="json").items() if key not in ("sampler", "prior")}
+    study = {"name": "small", "spec": json.dumps(old), "spec_hash": "0" * 64, "desired": "run", "state": "paused",
+             "created_ms": 7, "driven_seconds": 9.0, "token": 3, "baseline": json.dumps(BASELINE)}  # fmt: skip
+    of = {"study": "small", "number": 0}
+    trial = {"params": '{"method.scale_ratio": 0.7, "attack.eps": 0.00392156862745098}', "config": "{}"}
+    rows = {
+        "agft_study": study,
+        "agft_trial": {**of, **trial, "state": "complete", "started_ms": 8, "ended_ms": 9},
+        "agft_attempt": {**of, "token": 3, "started_ms": 8, "ended_ms": 9, "device_seconds": 1.5},
+        "agft_epoch": {**of, "epoch": 1, "record": json.dumps(record(1, 0.3))},
+        "agft_verdict": {**of, "epoch": 1, "decision": "continue", "reason": "first"},
+    }
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for table, row in rows.items():
+            names = ", ".join(row)
+            connection.execute(
+                sa.text(f"INSERT INTO {table} ({names}) VALUES ({', '.join(':' + name for name in row)})"), row
+            )
+    store = StudyStore(database, "small")
+    assert store.create(SPEC) is False, "the same file is the same study"
+    [row] = store.trials()
+    assert (row.params["method.scale_ratio"], row.device_seconds, row.verdicts) == (0.7, 1.5, {1: "continue"})
+    assert row.last == record(1, 0.3)
+    assert [settings["number"] for settings in finished(store)] == [1, 2, 3]
+    assert in_optuna(store)[0].value == pytest.approx(0.3)

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from light import create_measured, light_study
 from studies import BASELINE, FAILED, TWICE, synthetic_study
 
-from infra.mlflow_calls import connect, experiment_id
+from infra.mlflow_calls import connect, experiment_id, find_run
 from infra.services import Services
 from infra.tracking import Tracker
+from study.lifecycle import stop_study
 from study.projection import (
+    EXPERIMENT,
     METRICS,
     attempt_tags,
     describe_study,
@@ -26,7 +29,8 @@ from study.projection import (
     trial_key,
 )
 from study.report_live import LiveReport
-from study.store import StudyStore
+from study.store import StudyStore, owner_identity
+from study.tell_mlflow import tell_mlflow
 
 WAIT_SECONDS = 120.0
 
@@ -82,6 +86,21 @@ def test_every_trial_says_where_it_ran_from_what_and_how_it_ended(
     inputs = {each.tags[0].value: each.dataset for each in run(0).inputs.dataset_inputs}
     assert (inputs["train"].name, inputs["train"].digest) == ("tiny-color-shapes", "b" * 36)
     assert inputs["dev"].name in ("tiny-shapes", "tiny-digits")
+
+
+def test_a_dataset_of_any_name_has_its_curve(
+    tracker: Tracker, store: StudyStore, service_environment: Services
+) -> None:
+    study, row = store.load(), store.trial(0)
+    folder = "folder:/data//my pets (2024)~old/"
+    scores = next(iter(row.epochs[0]["datasets"].values()))
+    project_study(tracker, study)
+    project_trial(tracker, study, row)
+    project_epochs(tracker, study, 0, [{**row.epochs[0], "datasets": {folder: scores}}])
+    assert tracker.flush(WAIT_SECONDS) == 0
+    assert tracker.dropped == []
+    run = connect(service_environment.mlflow_uri).get_run(tracker.run_id(trial_key(study, 0)))
+    assert sum("my-pets-2024" in name for name in run.data.metrics) == 1
 
 
 def test_sending_everything_again_adds_nothing(
@@ -172,3 +191,27 @@ def test_the_live_report_is_attached_to_the_study_s_run_and_links_its_trials(
     assert len(set(re.findall(r'href="(http[^"]+/#/[^"]+)"', page))) == 3  # the study's run, and both trials' runs
     identity = experiment_id(client, tracker.experiment)
     assert f"/#/experiments/{identity}/runs/{tracker.run_id(trial_key(study, 1))}" in page
+
+
+def test_what_is_stopped_while_nobody_drives_is_over_in_mlflow_too(
+    service_environment: Services, tmp_path: Path
+) -> None:
+    store = StudyStore(f"sqlite:///{tmp_path}/studies.db", "cut")
+    create_measured(store, light_study("cut"))
+    token = store.acquire(owner_identity())
+    store.start_trial(token, 0, {}, {"train": {"epochs": 2}})
+    study = store.load()
+    driver = Tracker(service_environment.mlflow_uri, EXPERIMENT)
+    project_study(driver, study)
+    project_trial(driver, study, store.trial(0))
+    assert driver.close(WAIT_SECONDS) == 0
+    store.release(token, "paused")
+    stop_study(store)
+    said: list[str] = []
+    for _ in range(2):
+        tell_mlflow(store, tmp_path, said.append)
+    client = connect(service_environment.mlflow_uri)
+    experiment = experiment_id(client, EXPERIMENT)
+    runs = [find_run(client, experiment, key) for key in (study_key(study), trial_key(study, 0))]
+    assert [run.info.status for run in runs if run] == ["KILLED", "KILLED"]
+    assert said == []

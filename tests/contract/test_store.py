@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 import threading
@@ -12,11 +14,12 @@ import pytest
 import sqlalchemy as sa
 
 from study import store as store_module
+from study import tables
 from study.database import engine_for
 from study.errors import LeaseLost, UserError
 from study.samplers import proposals
 from study.searcher import OptunaBook, StudySearcher
-from study.store import LeaseHeld, StudyStore, owner_identity, study_names
+from study.store import DELETING, LeaseHeld, StudyStore, owner_identity, study_names
 from study.studyfile import parse_study
 
 FILE = """\
@@ -68,6 +71,34 @@ def test_creating_twice_is_one_study_and_another_spec_is_refused_with_the_differ
         store.create(other)
 
 
+def test_a_study_of_an_older_version_without_todays_fields_is_the_same_study(store):
+    store.start_trial(store.acquire(owner_identity()), 0, {}, {})
+    old = json.loads(SPEC.canonical())
+    del old["sampler"], old["prior"], old["resources"]["silence"]
+    text = json.dumps(old)
+    stored = {"spec": text, "spec_hash": hashlib.sha256(text.encode()).hexdigest()}
+    with store.engine.begin() as connection:
+        connection.execute(sa.update(tables.studies).values(**stored))
+    assert store.create(SPEC) is False
+    with pytest.raises(UserError) as told:
+        store.create(parse_study(FILE.replace("seed: 3", "seed: 4"), source="study.yaml"))
+    assert str(told.value).splitlines()[1:] == ["  seed: 3 -> 4"]
+
+
+def test_a_driver_that_was_cut_off_cannot_write_under_a_spec_that_was_replaced_meanwhile(store):
+    cut_off = store.acquire(ELSEWHERE, seconds=0.0)
+    assert store.create(parse_study(FILE.replace("seed: 3", "seed: 4"), source="study.yaml")) is True
+    with pytest.raises(LeaseLost):
+        store.set_study(cut_off, baseline={"clean_accuracy": 0.9})
+
+
+def test_a_study_that_is_half_deleted_can_only_be_deleted(store):
+    store.release(store.acquire(owner_identity(), state=DELETING), DELETING, "half deleted")
+    with pytest.raises(UserError, match="agft delete small"):
+        store.acquire(owner_identity())
+    assert store.acquire(owner_identity(), state=DELETING)
+
+
 def test_an_unknown_study_names_the_nearest(store):
     with pytest.raises(UserError, match="did you mean 'small'"):
         StudyStore(store.url, "smal").load()
@@ -83,6 +114,7 @@ def test_the_lease_of_a_dead_process_of_this_machine_is_taken_at_once(store):
     code = "from study.store import owner_identity; print(owner_identity())"
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     first = store.acquire(dead)
+    assert store.load().lease_seconds == 0, "a terminal does not take it for alive"
     assert store.acquire(owner_identity()) == first + 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,3 +93,23 @@ def test_twenty_nested_trials_under_asha_leave_every_cpu_and_placement_group_fre
     assert sum(found.values()) == TRIALS
     assert found["pruned"] >= 1, "ASHA was at work"
     assert (found.get("failed", 0) > 0) == failures
+
+
+@pytest.mark.slow
+def test_no_trial_is_let_in_beside_what_holds_the_cluster_without_a_slot(stack: Services, tmp_path: Path):
+    def hold() -> float:
+        time.sleep(20)
+        return time.time()
+
+    database = f"sqlite:///{tmp_path}/studies.db"
+    with light_cluster(stack, tmp_path / "home") as cluster:
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        others = ray.remote(num_cpus=2)(hold).remote()
+        while ray.available_resources().get("CPU", 0.0) > 0:
+            time.sleep(0.1)
+        outcome = drive(
+            light_study("polite", budget={"trials": 2}), database=database, cluster=cluster, services=stack
+        )  # fmt: skip
+        until = ray.get(others)
+    assert outcome.state == "finished"
+    assert all(row.started_ms / 1000 > until for row in StudyStore(database, "polite").trials())

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from study.admission import RESERVE_SECONDS, SILENCE_SECONDS, WANT_SECONDS, Ledger, Slot, fits
+from study.progress import waiting_line
 
 TWO = [{"CPU": 2.0}]
 ONE, BOTH = Slot({"CPU": 1.0}), Slot({"CPU": 2.0})
@@ -24,6 +25,14 @@ def test_asking_again_for_a_held_slot_is_a_yes_and_costs_nothing():
     ledger = Ledger()
     assert ledger.ask("a", "a/0", BOTH, TWO, 0)
     assert ledger.ask("a", "a/0", BOTH, TWO, 1)
+
+
+def test_what_others_hold_without_a_slot_is_waited_for_and_keeps_its_place_in_line():
+    ledger = Ledger()
+    assert not ledger.ask("a", "a/0", ONE, TWO, 0, is_free=lambda need: False)
+    assert not ledger.ask("a", "a/0", BOTH, TWO, 1, is_free=lambda need: need["CPU"] < 2)
+    assert not ledger.ask("b", "b/0", BOTH, TWO, 2), "a came first"
+    assert ledger.ask("a", "a/0", ONE, TWO, 2, is_free=lambda need: need["CPU"] < 2)
 
 
 def test_a_study_that_holds_less_goes_first():
@@ -247,3 +256,10 @@ def test_every_study_of_one_priority_starts_a_trial_in_every_while_however_large
 @given(slot=SIZES)
 def test_an_idle_cluster_never_refuses_what_fits_it(slot):
     assert Ledger().ask("a", "a/0", slot, NODES, 0.0)
+
+
+def test_a_wait_for_the_cluster_says_what_is_missing():
+    need, total = {"CPU": 4.0, "GPU": 1.0}, {"CPU": 16.0, "GPU": 2.0}
+    assert waiting_line(7, need, total, {"CPU": 3.0}) == (
+        "trial   7  waits for room on the cluster: it needs 4 CPU (3 of 16 are free), 1 GPU (0 of 2 are free)"
+    )

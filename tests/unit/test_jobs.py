@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +18,27 @@ from infra.errors import UserError as InfraUserError
 from infra.jobs import Jobs, dashboard_address
 from infra.node_check import environment_facts
 from infra.processes import free_ports
+from study.database import engine_for
 from study.errors import UserError
+from study.lifecycle import pause_study, stop_study
+from study.store import StudyStore
+from study.studyfile import parse_study
 from study.submit import check_shared
+from study.submitted import main
 
 RAY = importlib.metadata.version("ray")
 SHARED = {
     "AWS_ENDPOINT_URL": "http://s3.lab:9000", "AWS_REGION": "here", "AWS_ACCESS_KEY_ID": "k",
     "AWS_SECRET_ACCESS_KEY": "hush", "AGFT_BUCKET": "agft", "MLFLOW_TRACKING_URI": "http://mlflow.lab:5000",
 }  # fmt: skip
+STUDY = """\
+name: small
+method: {name: agft}
+model: {arch: tiny-clip, pretrained: bundled}
+data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
+search: {method.scale_ratio: {low: 0.2, high: 1.0}}
+budget: {trials: 4}
+"""
 POSTGRES = "postgresql+psycopg://agft:hush@db.lab/agft"
 
 
@@ -171,3 +185,27 @@ def test_a_node_tells_what_it_lacks_and_no_values():
     assert facts["missing"] == ["AWS_REGION or AWS_DEFAULT_REGION"]
     assert "s3.lab" not in json.dumps(facts)
     assert environment_facts(SHARED)["missing"] == []
+
+
+@pytest.mark.parametrize(("ask", "word"), [(stop_study, "stop"), (pause_study, "pause")])
+def test_a_driver_that_comes_after_somebody_said_no_does_not_begin(monkeypatch, tmp_path, capsys, ask, word):
+    for name, value in {**SHARED, "AGFT_HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AGFT_STUDY_DB", raising=False)
+    store = StudyStore(f"sqlite:///{tmp_path}/studies.db", "small")
+    store.create(parse_study(STUDY, source="study.yaml"))
+    ask(store)
+    monkeypatch.setattr(sys, "argv", ["submitted", "small", str(store.load().created_ms)])
+    assert main() == 0
+    assert f"asked for {word}" in capsys.readouterr().out
+    assert store.load().token <= 1, "nobody has driven"
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense", "postgresql+psycopg://u:hush@h:port/d", "postgresql+psycopg://u:hu@sh@h/d"]
+)
+def test_a_database_address_that_is_none_is_refused_without_showing_it(address):
+    for check in (lambda: check_shared(SHARED, address, here=False), lambda: engine_for(address)):
+        with pytest.raises(UserError, match="AGFT_STUDY_DB") as told:
+            check()
+        assert "hu" not in str(told.value)

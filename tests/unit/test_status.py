@@ -18,7 +18,7 @@ from study import tables as t
 from study.config import StudyConfig
 from study.console import wide_console
 from study.rows import Attempt, StudyRow, TrialRow
-from study.status import advice, attempts_table, eta_seconds, live_state, studies_table, study_status
+from study.status import ALL_DONE, advice, attempts_table, eta_seconds, live_state, studies_table, study_status
 from study.store import StudyStore
 
 BASELINE = {"clean_accuracy": 0.7, "robust_accuracy": 0.2}
@@ -89,10 +89,25 @@ def test_counts_are_of_this_driver_and_a_dropped_trial_counts_nowhere():
         "failed": 1,
         "dropped": 1,
     }
+    states = {row["number"]: row["state"] for row in study_status(study(), trials, now=10)["trials"]}
+    assert (states[4], states[5]) == ("running", "unfinished"), "an attempt of an earlier driver does not run"
+    paused = study_status(study(state="paused", lease=0.0), trials, now=10)
+    assert "running" not in [row["state"] for row in paused["trials"]]
+    assert study_status(study(state="stopped", lease=0.0), trials, now=10)["counts"]["queued"] == 0
     silent = study_status(study(lease=-40.0), trials, now=10)
     assert (silent["counts"]["running"], silent["counts"]["queued"]) == (0, 7)
     assert silent["eta_seconds"] is None
     assert silent["silent_seconds"] == 40.0
+
+
+def test_a_repetition_is_beside_the_budget():
+    again = dataclasses.replace(running(4, 0), rerun_of=0)
+    trials = [finished(0, 9), finished(1, 9), again]
+    found = study_status(study(budget=4), trials, now=9)
+    assert (found["budget"], found["wanted"], found["counts"]["queued"]) == (4, 5, 2)
+    assert found["eta_seconds"] == pytest.approx(9 * 3 - 9)
+    dropped = dataclasses.replace(finished(4, 9, "dropped"), rerun_of=0)
+    assert study_status(study(budget=4), [*trials[:2], dropped], now=9)["wanted"] == 4
 
 
 def test_a_silent_driver_is_named_with_what_to_do():
@@ -100,8 +115,19 @@ def test_a_silent_driver_is_named_with_what_to_do():
     assert "node-7 (process 123) has been silent for 40 s" in said
     assert "agft resume s" in said
     assert "agft submit FILE" in said
+    assert "(process 123) is gone" in advice(
+        study_status(study(lease=0.0), [], now=10) | {"driver": {"host": "node-7", "pid": 123}}
+    )
     assert advice(study_status(study(), [], now=10)) == ""
     assert "agft resume s" in advice(study_status(study(state="paused", lease=0.0), [], now=10))
+
+
+def test_a_finished_study_that_is_wanted_more_of_says_so():
+    row = dataclasses.replace(study(budget=2, state="finished", lease=0.0), message=ALL_DONE)
+    assert advice(study_status(row, [finished(0, 9), finished(1, 9)], now=10)) == ""
+    assert "1 more" in advice(study_status(row, [finished(0, 9), finished(1, 9, "dropped")], now=10))
+    spent = dataclasses.replace(row, message="the budget of 1 hours is used up")
+    assert advice(study_status(spent, [finished(0, 9)], now=10)) == ""
 
 
 def test_attempts_say_which_driver_how_long_and_how_it_ended():
