@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from study import tables as t
 from study.config import StudyConfig, load_canonical
 from study.database import engine_for, now, patient, transaction
-from study.difference import spec_difference
+from study.spec_difference import spec_difference
 from study.errors import LeaseLost, UserError
 from study.owner import LeaseHeld, is_driven, is_local, owner_identity
 from study.rows import FINISHED, Attempt, StudyRow, TrialRow
