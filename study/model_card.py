@@ -111,7 +111,7 @@ def _results(manifest: Mapping[str, Any], *, pictured: bool) -> str:
     accesses = manifest.get("final_accesses")
     if accesses is not None:
         times = "once" if accesses == 1 else f"{accesses} times"
-        lines += ["", f"This study has looked at the final sets {times}, this version included; each further look makes "
+        lines += ["", f"This study has looked at the final sets {times}, this one included; each further look makes "
                   "the numbers a little more optimistic."]  # fmt: skip
     return "\n".join(lines)
 
@@ -187,8 +187,8 @@ def _calibration(manifest: Mapping[str, Any]) -> str:
     text = (
         "How far confidence and accuracy are apart (expected calibration error, 15 equal bins, clean images): with the "
         f"logit scale that the model ships with, and with logits divided by one temperature "
-        f"T = {own['temperature']:.3f}, fitted on the dev sets ({', '.join(own['fitted_on'])}). The weights keep CLIP's "
-        "scale; to use T, divide by it."
+        f"T = {own['temperature']:.3f}, fitted on the dev sets ({', '.join(own['fitted_on'])}). The weights keep "
+        "CLIP's scale; to use T, divide by it."
     )
     if clip:
         text += f" The unmodified CLIP's own T is {clip['temperature']:.3f}."

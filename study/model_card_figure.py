@@ -54,7 +54,8 @@ def _rows(own: Mapping[str, Any], clip: Mapping[str, Any] | None) -> list[tuple[
 
 def _accuracies(axes: Any, rows: list[tuple[str, Any, Any]], metric: str, title: str, *, named: bool) -> None:
     places = range(len(rows))
-    own, clip = ([row[which] for row in rows] for which in (1, 2))
+    own: list[Any] = [row[1] for row in rows]
+    clip: list[Any] = [row[2] for row in rows]
     for label, colour, scores, shift, marker in (
         ("this model", OWN, own, -0.12, "o"), ("unmodified CLIP", CLIP, clip, 0.12, "D"),
     ):  # fmt: skip

@@ -65,11 +65,11 @@ def _differences(
     versions: Sequence[Version], rows: Sequence[dict[str, Any]], aliases: dict[str, int | None], known: Registered
 ) -> list[str]:
     found = [f"version {row['version']} is not in MLflow" for row in rows if row["mlflow_version"] is None]
-    by_number = {row["version"]: row["mlflow_version"] for row in rows}
+    by_number: dict[int | None, int | None] = {row["version"]: row["mlflow_version"] for row in rows}
     back = {mlflow: number for number, mlflow in by_number.items() if mlflow is not None}
     for alias, number in aliases.items():
         there = known.aliases.get(alias)
-        if there != (by_number.get(number) if number is not None else None):
+        if (there is None) != (number is None) or there != by_number.get(number):
             says = "nothing" if there is None else f"version {back[there]}" if there in back else f"its version {there}"
             should = "none" if number is None else f"version {number}"
             found.append(f"alias {alias}: MLflow says {says}, HEAD.json says {should}")

@@ -40,7 +40,7 @@ METRICS = ("clean_accuracy", "robust_accuracy")
 
 def save_pyfunc(manifest: Mapping[str, Any], open_clip_config: bytes, folder: Path) -> Path:
     """Write the MLflow model of a version to `folder`, which must not exist: code, configuration, no weights."""
-    mlflow_calls.connect("")  # telemetry off
+    mlflow_calls.settle()
     import mlflow.pyfunc
 
     weights = manifest["weights"]
