@@ -14,6 +14,7 @@ from trainers.errors import nearest
 
 __all__ = [
     "Version",
+    "forced_reason",
     "known_name",
     "model_names",
     "own_result",
@@ -96,6 +97,16 @@ def _number(bucket: str, name: str, which: str, numbers: list[int]) -> int:
 def version_key(prefix: str, manifest: Mapping[str, Any]) -> str:
     """What identifies a version in MLflow's registry: where it is, and its weights."""
     return f"{prefix}#{manifest['weights']['sha256']}"
+
+
+def forced_reason(manifest: Mapping[str, Any]) -> str | None:
+    """Why the version was promoted against its gates; None where it was not."""
+    forced = manifest.get("forced")
+    if not forced:
+        return None
+    if isinstance(forced, Mapping):
+        forced = forced.get("reason") or "; ".join(f"{key}: {value}" for key, value in forced.items())
+    return "no reason was recorded" if forced is True else str(forced)
 
 
 def own_result(manifest: Mapping[str, Any], role: str) -> Mapping[str, Any] | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from study.catalog import own_result, unmodified_result
+from study.catalog import forced_reason, own_result, unmodified_result
 from study.model_card_figure import FIGURE, draw_card
 from study.projection import flat
 from trainers import tiny
@@ -82,15 +82,9 @@ def _head(manifest: Mapping[str, Any]) -> str:
         f"steps) to classify adversarial images zero-shot. The text encoder and the logit scale are the original's. "
         f"Trial {manifest['trial']} of study `{manifest['study']}`{when}."
     )
-    if manifest.get("forced"):
-        text += f"\n\n**Promoted against its gates.** Reason given: {_cell(_plain(manifest['forced']))}"
+    if reason := forced_reason(manifest):
+        text += f"\n\n**Promoted against its gates.** Reason given: {_cell(reason)}"
     return text
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {inner}" for key, inner in value.items())
-    return str(value)
 
 
 def _day(made: Any) -> str:

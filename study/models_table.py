@@ -9,7 +9,7 @@ from rich.table import Table
 
 from infra.errors import ServiceError
 from infra.registry import Registered, registered
-from study.catalog import Version, own_result, version_key, versions_of
+from study.catalog import Version, forced_reason, own_result, version_key, versions_of
 from study.champion import read_head
 from study.console import percent
 
@@ -53,7 +53,7 @@ def _row(version: Version, aliases: dict[str, int | None], known: Registered | N
         "confirm_clean_accuracy": confirm.get("clean_accuracy"),
         "confirm_robust_accuracy": confirm.get("robust_accuracy"),
         "created": manifest.get("created"),
-        "forced": manifest.get("forced") or None,
+        "forced": forced_reason(manifest),
         "failed_gates": None if gates is None else [gate["name"] for gate in gates if not gate.get("passed", True)],
         "sha256": manifest["weights"]["sha256"],
         "uri": f"{version.prefix}/",
@@ -118,8 +118,7 @@ def when(created: Any) -> str:
 
 def _gates(row: dict[str, Any]) -> str:
     if row["forced"]:
-        reason = row["forced"].get("reason", "") if isinstance(row["forced"], dict) else str(row["forced"])
-        return f"forced: {reason}"[:FORCED_CHARACTERS].strip(": ")
+        return f"forced: {row['forced']}"[:FORCED_CHARACTERS]
     if row["failed_gates"] is None:
         return "-"
     return "failed: " + ", ".join(row["failed_gates"]) if row["failed_gates"] else "passed"

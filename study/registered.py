@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 from infra import mlflow_calls, storage
 from infra.errors import ServiceError
 from infra.registry import MeasuredOn, project_aliases, register_version, registered
-from study.catalog import model_names, own_result, unmodified_result, version_key
+from study.catalog import forced_reason, model_names, own_result, unmodified_result, version_key
 from study.champion import model_prefix, read_head, read_manifest
 from study.model_card import card_files
 from study.projection import EXPERIMENT, flat
@@ -179,7 +180,7 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         "agft.weights.uri": manifest["weights"]["uri"],
         "agft.weights.sha256": manifest["weights"]["sha256"],
         "agft.version": manifest["version"],
-        "agft.forced": manifest.get("forced") or "no",
+        "agft.forced": forced_reason(manifest) or "no",
     }
     failed = [gate["name"] for gate in manifest.get("gates") or [] if not gate.get("passed", True)]
     if "gates" in manifest:
@@ -192,14 +193,19 @@ def _study_run(tracking_uri: str, manifest: Mapping[str, Any]) -> str:
     try:
         client = mlflow_calls.connect(tracking_uri)
         experiment = mlflow_calls.experiment_id(client, EXPERIMENT)
-        pattern = f"tags.`{mlflow_calls.KEY_TAG}` LIKE '{manifest['study']}:%'"
-        runs = client.search_runs([experiment], pattern, max_results=1000, order_by=["start_time DESC"])
-        parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        key, start = mlflow_calls.KEY_TAG, f"{manifest['study']}:"
+        runs = client.search_runs(
+            [experiment], f"tags.`{key}` LIKE '{start}%'", max_results=1000, order_by=["start_time DESC"]
+        )
+        parents = [
+            run for run in runs if run.data.tags[key].startswith(start) and "mlflow.parentRunId" not in run.data.tags
+        ]
         if parents:
             return str(parents[0].info.run_id)
+        note = {"agft.note": "stands for a study whose run is gone"}
         return mlflow_calls.ensure_run(
-            client, experiment, f"{manifest['study']}:promoted", name=manifest["study"], parent_run_id=None, params={},
-            tags={"agft.note": "stands for a study whose run is gone"}, start_time_ms=0, reopen=False,
+            client, experiment, f"{start}promoted", name=manifest["study"], parent_run_id=None, params={}, tags=note,
+            start_time_ms=int(time.time() * 1000), reopen=False,
         )  # fmt: skip
     except ServiceError:
         raise

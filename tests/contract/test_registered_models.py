@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+import study.pull
 from infra import storage
 from infra.errors import ChecksumMismatch
 from infra.registry import alias_version, registered
@@ -219,13 +220,16 @@ def test_aliases_follow_head_and_what_mlflow_missed_is_made_up(
 
 
 def test_a_pulled_version_is_whole_and_a_folder_with_something_in_it_is_left_alone(
-    two: list[dict[str, Any]], tmp_path: Path
+    two: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = two[0]["model"]
     target = tmp_path / "here"
     target.mkdir()
-    output = done("pull", f"{name}@previous", target).stdout
-    assert "version 1" in output
+    monkeypatch.setattr(study.pull, "SHOWN_BYTES", 0)
+    monkeypatch.setattr(study.pull, "SHOWN_SECONDS", 0.0)
+    result = done("pull", f"{name}@previous", target)
+    assert "version 1" in result.stdout
+    assert "MB, about 0 s left" in result.stderr
     assert {path.name for path in target.iterdir()} == {
         "README.md", "manifest.json", "open_clip_config.json", "open_clip_model.safetensors", "results.png"
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.metadata as metadata
 import io
 import json
 import os
@@ -92,6 +93,12 @@ def test_a_bare_environment_with_open_clip_computes_the_logits_of_training(
     print("largest difference of logits", max(abs(a - b) for a, b in zip(found, expected, strict=True)))
 
 
+def scripts() -> Path:
+    """Where the programs of the installed packages are: `mlflow models serve` starts uvicorn."""
+    [program] = [file for file in metadata.files("uvicorn") or () if file.name == "uvicorn" and "bin" in file.parts]
+    return Path(str(program.locate())).resolve().parent
+
+
 @contextmanager
 def served(name: str, environment: dict[str, str], log: Path) -> Iterator[str]:
     """`mlflow models serve` on a free port of loopback, ready; its address."""
@@ -152,7 +159,7 @@ def test_over_http_the_classes_are_those_of_open_clip_and_a_changed_byte_is_not_
         logits = model.logit_scale.exp() * features @ model.encode_text(tokens, normalize=True).T
     expected = logits.softmax(1).tolist()
     coded = [base64.b64encode(each).decode() for each in files]
-    environment = {**os.environ, **service_environment.environment()}
+    environment = {**os.environ, **service_environment.environment(), "PATH": f"{scripts()}:{os.environ['PATH']}"}
     with served(shipped["model"], environment, tmp_path / "serve.log") as address:
         bodies = [
             {

@@ -56,7 +56,7 @@ def test_the_card_says_what_a_newer_manifest_knows():
     manifest["config"] = {**manifest["config"], "model": {"arch": "tiny-clip", "pretrained": "bundled"}}
     card = card_files(manifest)["README.md"].decode()
     assert "| clean floor | **failed** | 0.48 | 0.5 | clean \\| confirm |" in card
-    assert "**Promoted against its gates.** Reason given: reason: needed for the \\| talk" in card
+    assert "**Promoted against its gates.** Reason given: needed for the \\| talk" in card
     assert "2025-11-28" in card
     assert f"T = {own['temperature']:.3f}" in card
     assert "| 1 | 0.41 |" in card
