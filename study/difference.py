@@ -34,8 +34,8 @@ def _of_trial(store: StudyStore, number: int) -> dict[str, dict[str, Any]]:
     trial = store.trial(number)
     numbers: dict[str, Any] = {}
     if trial.last:
-        keys = ("best_epoch", "best_clean_accuracy", "best_robust_accuracy", "epoch", "train_loss")
-        numbers = {f"dev.{key}": trial.last[key] for key in keys if key in trial.last}
+        numbers = {"epochs": trial.last["epoch"], "best epoch": trial.last["best_epoch"]}
+        numbers |= {"train_loss": trial.last["train_loss"]}
         best = next((r for r in trial.epochs if r["epoch"] == trial.last["best_epoch"]), trial.last)
         numbers |= _accuracies("dev", best)
     numbers["device_seconds"] = round(trial.device_seconds, 1)
