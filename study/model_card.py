@@ -184,6 +184,8 @@ def _calibration(manifest: Mapping[str, Any]) -> str:
         f"T = {own['temperature']:.3f}, fitted on the dev sets ({', '.join(own['fitted_on'])}). The weights keep "
         "CLIP's scale; to use T, divide by it."
     )
+    if own["calibration_error_at_temperature"] >= own["calibration_error"]:
+        text += " **Here it does not help**: what the dev sets ask for is not what the final sets need."
     if clip:
         text += f" The unmodified CLIP's own T is {clip['temperature']:.3f}."
     return f"## Calibration\n\n{text}\n\n{_table(head, rows)}"

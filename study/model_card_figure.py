@@ -68,7 +68,7 @@ def _accuracies(axes: Any, rows: list[tuple[str, Any, Any]], metric: str, title:
             values, [place for place, _ in found], xerr=spread, fmt=marker, color=colour, markersize=6, capsize=3,
             linewidth=1.6, label=label,
         )  # fmt: skip
-    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), title=title, xlabel="accuracy (%)", yticks=list(places))
+    axes.set(xlim=(-0.01, 1.02), ylim=(len(rows) - 0.5, -0.5), title=title, xlabel="accuracy (%)", yticks=list(places))
     axes.set_yticklabels([name for name, *_ in rows] if named else [""] * len(rows))
     axes.tick_params(axis="y", length=0)
     percent_axis(axes, "x")

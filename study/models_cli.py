@@ -50,7 +50,7 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         services = _services(home())
         from study.catalog import known_name, model_names
         from study.console import wide_console
-        from study.models_table import difference_lines, model_facts, models_table
+        from study.models_table import all_facts, difference_lines, models_table
 
         known = model_names(services.bucket)
         chosen = known if name is None else {known_name(name, known): known[known_name(name, known)]}
@@ -60,7 +60,7 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
             for each in chosen:
                 count = put_right(services.bucket, each, services.mlflow_uri, say)
                 say(f"{each}: {count} versions registered, aliases are those of HEAD.json")
-        found = [model_facts(services.bucket, each, numbers, services.mlflow_uri) for each, numbers in chosen.items()]
+        found = all_facts(services.bucket, chosen, services.mlflow_uri)
         if as_json:
             click.echo(json.dumps(found, indent=2))
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -13,28 +13,43 @@ from study.catalog import Version, forced_reason, own_result, version_key, versi
 from study.champion import read_head
 from study.console import percent
 
-__all__ = ["difference_lines", "model_facts", "models_table"]
+__all__ = ["all_facts", "difference_lines", "models_table"]
 
 FORCED_CHARACTERS = 40
 
 
-def model_facts(bucket: str, name: str, numbers: list[int], tracking_uri: str) -> dict[str, Any]:
-    """One model name for machines: HEAD, its versions, and `differences` from MLflow; keys are only ever added."""
+def all_facts(bucket: str, chosen: Mapping[str, list[int]], tracking_uri: str) -> list[dict[str, Any]]:
+    """`model_facts` of every name; once MLflow does not answer, it is not asked again."""
+    found: list[dict[str, Any]] = []
+    trouble = ""
+    for name, numbers in chosen.items():
+        known = None
+        if not trouble:
+            try:
+                known = registered(tracking_uri, name)
+            except ServiceError as error:
+                trouble = str(error)
+        found.append(model_facts(bucket, name, numbers, known, trouble))
+    return found
+
+
+def model_facts(
+    bucket: str, name: str, numbers: list[int], known: Registered | None, trouble: str = ""
+) -> dict[str, Any]:
+    """One model name for machines: HEAD, its versions, and `differences` from MLflow; keys are only ever added.
+
+    `known`: what MLflow has of it; None where it does not answer, with `trouble` saying why.
+    """
     head, _ = read_head(bucket, name)
     aliases = {"champion": head.champion, "previous": head.previous}
     versions = versions_of(bucket, name, numbers)
-    try:
-        known: Registered | None = registered(tracking_uri, name)
-        trouble = []
-    except ServiceError as error:
-        known, trouble = None, [str(error)]
     rows = [_row(version, aliases, known) for version in versions]
     return {
         "model": name,
         **aliases,
         "generation": head.generation,
         "versions": rows,
-        "differences": trouble if known is None else _differences(versions, rows, aliases, known),
+        "differences": [trouble] if known is None else _differences(versions, rows, aliases, known),
     }
 
 
@@ -97,6 +112,8 @@ def difference_lines(facts: dict[str, Any]) -> list[str]:
     """What MLflow says otherwise, and how to put it right."""
     if not facts["differences"]:
         return []
+    if facts["differences"][0].startswith("MLflow at "):
+        return [f"  not compared: {facts['differences'][0]}"]
     lines = [f"  differs from MLflow: {line}" for line in facts["differences"]]
     return [*lines, f"  put MLflow right with: agft models {facts['model']} --repair"]
 

@@ -219,6 +219,13 @@ def test_aliases_follow_head_and_what_mlflow_missed_is_made_up(
     assert second["weights"]["sha256"] in json.dumps(facts)
 
 
+def test_models_are_shown_while_mlflow_is_away(two: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    said = done("models").stdout
+    assert two[0]["model"] in said
+    assert "not compared: MLflow at http://127.0.0.1:9" in said
+
+
 def test_a_pulled_version_is_whole_and_a_folder_with_something_in_it_is_left_alone(
     two: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
