@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainers.config import EvalConfig, ModelConfig
+from trainers.config import ModelConfig
 from trainers.readings import BINS, calibration_error
 
 __all__ = ["calibration", "fit_temperature", "measure_calibration"]
@@ -102,19 +102,20 @@ def measure_calibration(
     *,
     dev: Sequence[str],
     judged: Sequence[str],
-    config: EvalConfig,
+    samples: int | None,
+    seed: int = 0,
     num_cpus: float = 1,
     num_gpus: float = 0,
 ) -> dict[str, dict[str, Any]]:
     """`calibration` of every model (label -> {uri, sha256} of its weights, or None for the unmodified `model`).
 
-    One Ray task a model, on clean images of the sets called `dev` and `judged`: `config.samples` of each, the same as
-    an evaluation with `config` looks at. Raises what the first failing task raised.
+    One Ray task a model, on clean images of the sets called `dev` and `judged`: `samples` of each (None: all), the ones
+    that an evaluation with these `samples` and this `seed` looks at. Raises what the first failing task raised.
     """
     import ray
 
     task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(_of_model)
-    settings = model.model_dump(mode="json"), list(dev), list(judged), config.model_dump(mode="json")
+    settings = model.model_dump(mode="json"), list(dev), list(judged), samples, seed
     pending = {label: task.remote(dict(weights) if weights else None, *settings) for label, weights in models.items()}
     try:
         return dict(zip(pending, ray.get(list(pending.values())), strict=True))
@@ -123,7 +124,12 @@ def measure_calibration(
 
 
 def _of_model(
-    weights: Mapping[str, Any] | None, model: dict[str, Any], dev: list[str], judged: list[str], config: dict[str, Any]
+    weights: Mapping[str, Any] | None,
+    model: dict[str, Any],
+    dev: list[str],
+    judged: list[str],
+    samples: int | None,
+    seed: int,
 ) -> dict[str, Any]:
     """In a Ray worker."""
     from study.sources import use_s3_data, use_s3_weights
@@ -132,7 +138,7 @@ def _of_model(
     use_s3_data()
     use_s3_weights()
     clip = load_clip(ModelConfig.model_validate(model)) if weights is None else _promised(weights)
-    found = {name: _logits(clip, name, EvalConfig.model_validate(config)) for name in dict.fromkeys([*dev, *judged])}
+    found = {name: _logits(clip, name, samples, seed) for name in dict.fromkeys([*dev, *judged])}
     return calibration({name: found[name] for name in dev}, {name: found[name] for name in judged})
 
 
@@ -146,7 +152,7 @@ def _promised(weights: Mapping[str, Any]) -> torch.nn.Module:
         return load_weights(path)
 
 
-def _logits(clip: torch.nn.Module, name: str, config: EvalConfig) -> Labelled:
+def _logits(clip: torch.nn.Module, name: str, samples: int | None, seed: int) -> Labelled:
     """Of the evaluation's sample of a set, on the CPU."""
     from trainers.data import load_dataset
     from trainers.data.prefetch import prefetched
@@ -157,7 +163,7 @@ def _logits(clip: torch.nn.Module, name: str, config: EvalConfig) -> Labelled:
     device = torch.device("cuda" if torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu")
     images = load_dataset(name, path="data")
     scorer = Scorer(RobustCLIP(clip.to(device)), class_embeddings(clip, images.prompts(), tokenizer_for(clip)))
-    index = stratified_sample(images.labels, config.samples, seed=config.seed)
+    index = stratified_sample(images.labels, samples, seed=seed)
     with torch.no_grad(), exact(scorer.model):
         parts = prefetched(images.images, index.split(scorer.size), device)
         logits = torch.cat([scorer(scorer.pixels(part)).cpu() for part in parts])

@@ -14,7 +14,10 @@ from trainers.errors import nearest
 
 __all__ = [
     "Version",
+    "created",
+    "failed_gates",
     "forced_reason",
+    "gate_verdict",
     "known_name",
     "model_names",
     "own_result",
@@ -107,6 +110,24 @@ def forced_reason(manifest: Mapping[str, Any]) -> str | None:
     if isinstance(forced, Mapping):
         forced = forced.get("reason") or "; ".join(f"{key}: {value}" for key, value in forced.items())
     return "no reason was recorded" if forced is True else str(forced)
+
+
+def failed_gates(manifest: Mapping[str, Any]) -> list[str] | None:
+    """Names of the gates that the version failed; None if the manifest knows none (of the first promotions)."""
+    gates = manifest.get("gates")
+    return None if gates is None else [gate["name"] for gate in gates if gate_verdict(gate) == "failed"]
+
+
+def gate_verdict(gate: Mapping[str, Any]) -> str:
+    """passed, failed or not applicable."""
+    return str(gate.get("verdict") or ("passed" if gate.get("passed", True) else "failed"))
+
+
+def created(manifest: Mapping[str, Any]) -> float | None:
+    """Seconds since 1970 at which the version was promoted, if its manifest says so."""
+    if manifest.get("created_ms"):
+        return float(manifest["created_ms"]) / 1000
+    return float(manifest["created"]) if manifest.get("created") else None
 
 
 def own_result(manifest: Mapping[str, Any], role: str) -> Mapping[str, Any] | None:

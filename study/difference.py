@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from study.catalog import read_version
+from study.catalog import created, forced_reason, gate_verdict, read_version
 from study.projection import flat
 from study.store import StudyStore
 
@@ -54,11 +54,12 @@ def _of_version(named: str, bucket: str) -> dict[str, dict[str, Any]]:
             if own or label == "unmodified CLIP":
                 numbers |= _accuracies(role if own else f"{role}.clip", result)
     for gate in manifest.get("gates") or []:
-        numbers[f"gate.{gate['name']}"] = gate.get("value")
+        numbers[f"gate {gate['name']}"] = f"{gate_verdict(gate)}: {gate.get('found', gate.get('value'))}"
     calibration = (manifest.get("calibration") or {}).get("model") or {}
     keys = ("temperature", "calibration_error", "calibration_error_at_temperature")
     numbers |= {f"final.{key}": calibration[key] for key in keys if key in calibration}
-    what = {key: manifest.get(key) for key in ("model", "version", "study", "trial", "created", "forced")}
+    what = {key: manifest.get(key) for key in ("model", "version", "study", "trial")}
+    what |= {"forced": forced_reason(manifest), "promoted": None if (at := created(manifest)) is None else int(at)}
     what |= {"sha256": manifest["weights"]["sha256"]}
     code = (manifest.get("provenance") or {}).get("code") or {}
     what |= {"code": code.get("revision"), "code.dirty": code.get("dirty")}

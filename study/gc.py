@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from infra import storage
+from study import tables
 from study.catalog import model_names, versions_of
 from study.errors import UserError
 from study.files import study_prefix
@@ -84,8 +87,8 @@ def _pointed(bucket: str, stores: Sequence[StudyStore], studies: dict[str, Study
 
 def _of_study(store: StudyStore, bucket: str, pointed: set[str], top: int | None, found: Findings) -> None:
     study, trials = store.load(), store.trials()
-    if recent := [p for p in store.promotions() if p["state"] == "started" and _age(p["started_ms"] / 1000) < 1]:
-        found.notes.append(f"{study.name}: {len(recent)} promotion has not ended; its checkpoints are left alone")
+    if _being_promoted(store):
+        found.notes.append(f"{study.name}: a promotion has not ended; its checkpoints are left alone")
         return
     objects = [(each.uri, each.size) for each in storage.list_objects(study_prefix(bucket, study.slug))]
     found.study = spent(study, trials, objects, pointed, top=top)
@@ -94,9 +97,12 @@ def _of_study(store: StudyStore, bucket: str, pointed: set[str], top: int | None
         found.notes.append(f"{study.name}: {unfinished} unfinished trials keep everything")
 
 
-def _age(since: float) -> float:
-    """Days."""
-    return (time.time() - since) / 86400
+def _being_promoted(store: StudyStore) -> bool:
+    """Has a promotion begun within a day and not said how it ended? (One that was killed never says.)"""
+    rows, clock = tables.promotions.c, (time.time() - ABANDONED_SECONDS) * 1000
+    begun = sa.select(rows.id).where(rows.study == store.name, rows.state == "started", rows.started_ms > clock)
+    with store.engine.connect() as connection:
+        return connection.execute(begun).first() is not None
 
 
 def _abandoned(bucket: str, pointed: set[str]) -> Iterable[Doomed]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from study.catalog import forced_reason, own_result, unmodified_result
+from study.catalog import created, forced_reason, gate_verdict, own_result, unmodified_result
 from study.model_card_figure import FIGURE, draw_card
 from study.projection import flat
 from trainers import tiny
@@ -17,6 +16,7 @@ __all__ = ["CARD", "card_files"]
 
 CARD = "README.md"
 METHOD_NAMES = {"agft": "AGFT", "tecoa": "TeCoA", "pmg_aft": "PMG-AFT", "tga_zsr": "TGA-ZSR", "fare": "FARE"}
+METRICS = ("clean_accuracy", "robust_accuracy")
 LEFT_OUT = ("data.", "evaluate.", "goal.", "model.")  # told elsewhere in the card
 
 
@@ -73,8 +73,8 @@ def _cell(value: Any) -> str:
 def _head(manifest: Mapping[str, Any]) -> str:
     attack = _config(manifest).get("attack") or {}
     eps = flat({"attack": {"eps": attack["eps"]}})["attack.eps"] if "eps" in attack else "?"
-    made = manifest.get("created")
-    when = "" if made is None else f", promoted {_day(made)}"
+    made = created(manifest)
+    when = "" if made is None else f", promoted {datetime.fromtimestamp(made, UTC):%Y-%m-%d %H:%M} UTC"
     text = (
         f"# {manifest['model']}, version {manifest['version']}\n\n"
         f"The CLIP {_start(manifest)} with an image encoder that was fine-tuned by {_method(manifest)} against "
@@ -85,12 +85,6 @@ def _head(manifest: Mapping[str, Any]) -> str:
     if reason := forced_reason(manifest):
         text += f"\n\n**Promoted against its gates.** Reason given: {_cell(reason)}"
     return text
-
-
-def _day(made: Any) -> str:
-    if isinstance(made, int | float):  # seconds, or milliseconds, since 1970
-        return datetime.fromtimestamp(made / 1000 if made > 1e11 else made, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return str(made)
 
 
 def _results(manifest: Mapping[str, Any], *, pictured: bool) -> str:
@@ -111,16 +105,14 @@ def _results(manifest: Mapping[str, Any], *, pictured: bool) -> str:
 
 
 def _setting(manifest: Mapping[str, Any]) -> str:
-    found = manifest.get("evaluation") or {}
-    attack, protocol = found.get("attack") or {}, found.get("protocol")
-    how = ""
-    if protocol:
-        kind = f", {str(attack.get('name', 'pgd')).upper()}-{attack['steps']}" if attack.get("steps") else ""
-        how = f" Protocol {protocol}{kind}."
+    how = manifest.get("measured_with") or {}
+    attacks = [each.get("attack") or {} for each in how.get("attacks") or ()] or [how.get("attack") or {}]
+    names = [str(a.get("name", "")).upper() + (f"-{a['steps']}" if a.get("steps") else "") for a in attacks]
+    said = f" Protocol {how['protocol']}, {' and '.join(filter(None, names))}." if how.get("protocol") else ""
     return (
         "Zero-shot accuracy on sets that neither the fine-tuning nor the search saw, beside the unmodified CLIP (the "
         "same weights before fine-tuning) on the same images, with Wilson's 95 % intervals for the number of images. "
-        f"Robust: classified right under the attack of the evaluation at radius eps.{how} Means are unweighted."
+        f"Robust: classified right under the attack of the evaluation at radius eps.{said} Means are unweighted."
     )
 
 
@@ -159,12 +151,15 @@ def _gates(manifest: Mapping[str, Any]) -> str:
     gates = manifest.get("gates") or []
     if not gates:
         return ""
-    rows = [
-        [gate.get("name"), "passed" if gate.get("passed") else "**failed**", gate.get("value"), gate.get("limit"),
-         gate.get("rule")]
-        for gate in gates
-    ]  # fmt: skip
-    return "## Gates\n\n" + _table(("gate", "verdict", "value", "limit", "rule"), rows, right=False)
+    rows = []
+    for gate in gates:
+        verdict = gate_verdict(gate)
+        shown = f"**{verdict}**" if verdict == "failed" else verdict
+        found, needed = gate.get("found", gate.get("value")), gate.get("needed", gate.get("rule"))
+        rows.append((gate.get("name"), shown, found, needed))
+    return "## Gates\n\nOn the confirm sets, before the final sets were looked at.\n\n" + _table(
+        ("gate", "verdict", "found", "needed"), rows, right=False
+    )
 
 
 def _calibration(manifest: Mapping[str, Any]) -> str:
@@ -197,23 +192,21 @@ def _errors(found: Mapping[str, Any]) -> list[str]:
 
 
 def _seeds(manifest: Mapping[str, Any]) -> str:
-    """Whatever the promotion recorded of retrained seeds: a table of its rows, or its values by path."""
-    seeds = manifest.get("seeds")
-    if not seeds:
+    """What the promotion recorded of retrained seeds: every seed, then mean, deviation and interval by metric."""
+    seeds = manifest.get("seeds") or {}
+    runs = seeds.get("measured") or {}
+    if not runs:
         return ""
-    text = (
-        "## Seeds\n\nThe same recipe, trained again with fresh seeds; what ships is the trial, not the luckiest seed."
-    )
-    rows = seeds.get("runs") if isinstance(seeds, Mapping) else seeds
-    if isinstance(rows, list) and rows and all(isinstance(row, Mapping) for row in rows):
-        names = [key for key in rows[0] if not isinstance(rows[0][key], Mapping | list)]
-        text += "\n\n" + _table(names, [[row.get(name) for name in names] for row in rows])
-    if isinstance(seeds, Mapping):
-        plain = flat({key: value for key, value in seeds.items() if key != "runs"})
-        text += "\n\n" + _table(("of the seeds", "value"), plain.items(), right=False) if plain else ""
-    elif not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        text += f"\n\n{_cell(json.dumps(seeds))}"
-    return text
+    text = "## Seeds\n\nThe same recipe, trained again with fresh seeds, measured on the confirm sets. "
+    text += f"Shipped: {seeds.get('shipped', 'the trial')}."
+    rows = [[seed, *(_percent(run[key]) for key in METRICS)] for seed, run in runs.items()]
+    for title, key in (("mean", "mean"), ("deviation", "deviation")):
+        found = [seeds["summary"][metric].get(key) for metric in METRICS]
+        rows.append([f"**{title}**", *("-" if value is None else _percent(value) for value in found)])
+    ends = [(seeds["summary"][metric].get("low"), seeds["summary"][metric].get("high")) for metric in METRICS]
+    if all(low is not None for low, _ in ends):
+        rows.append(["95 % interval of the mean", *(f"{100 * low:.1f} to {100 * high:.1f}" for low, high in ends)])
+    return f"{text}\n\n{_table(('seed', 'clean', 'robust'), rows)}"
 
 
 def _recipe(manifest: Mapping[str, Any]) -> str:

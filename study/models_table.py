@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.table import Table
 
 from infra.errors import ServiceError
 from infra.registry import Registered, registered
-from study.catalog import Version, forced_reason, own_result, version_key, versions_of
+from study.catalog import Version, created, failed_gates, forced_reason, own_result, version_key, versions_of
 from study.champion import read_head
 from study.console import percent
 
@@ -57,7 +58,6 @@ def _row(version: Version, aliases: dict[str, int | None], known: Registered | N
     manifest = version.manifest
     final, confirm = own_result(manifest, "final") or {}, own_result(manifest, "confirm") or {}
     key = version_key(version.prefix, manifest)
-    gates = manifest.get("gates")
     return {
         "version": version.number,
         "aliases": [alias for alias, number in aliases.items() if number == version.number],
@@ -67,9 +67,9 @@ def _row(version: Version, aliases: dict[str, int | None], known: Registered | N
         "robust_accuracy": final.get("robust_accuracy"),
         "confirm_clean_accuracy": confirm.get("clean_accuracy"),
         "confirm_robust_accuracy": confirm.get("robust_accuracy"),
-        "created": manifest.get("created"),
+        "created": created(manifest),
         "forced": forced_reason(manifest),
-        "failed_gates": None if gates is None else [gate["name"] for gate in gates if not gate.get("passed", True)],
+        "failed_gates": failed_gates(manifest),
         "sha256": manifest["weights"]["sha256"],
         "uri": f"{version.prefix}/",
         "mlflow_version": None if known is None else known.versions.get(key),
@@ -122,15 +122,9 @@ def _named(number: int | None) -> str:
     return "none" if number is None else f"version {number}"
 
 
-def when(created: Any) -> str:
-    """A time stamp of a manifest, seconds or milliseconds since 1970 or text, in local time; a dash without one."""
-    if created is None:
-        return "-"
-    if isinstance(created, int | float):
-        from datetime import datetime
-
-        return datetime.fromtimestamp(created / 1000 if created > 1e11 else created).strftime("%Y-%m-%d %H:%M")
-    return str(created)[:16].replace("T", " ")
+def when(seconds: float | None) -> str:
+    """Local time; a dash without one."""
+    return "-" if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
 def _gates(row: dict[str, Any]) -> str:

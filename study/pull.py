@@ -25,8 +25,9 @@ Say = Callable[[str], None]
 def pull(version: Version, folder: Path, say: Say) -> Path:
     """Download `version` to `folder`, which must not exist or be empty; it appears complete or not at all.
 
-    The weights must have the SHA-256 of the manifest, every other file the one that storage has for it.
-    `ChecksumMismatch` otherwise. A version that was promoted without a card gets one.
+    The weights must have the SHA-256 of the manifest, and every other file the one that the manifest or, where it has
+    none, storage knows: `ChecksumMismatch` otherwise. A version that was promoted without a card gets one. Records of
+    single images, in folders below the version, stay in S3.
     """
     folder = check_empty(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +53,11 @@ def check_empty(folder: Path) -> Path:
 def _fill(version: Version, folder: Path, say: Say) -> None:
     base = f"{version.prefix}/"
     names = [stored.uri.removeprefix(base) for stored in storage.list_objects(base)]
-    weights = version.manifest["weights"]
+    weights, promised = version.manifest["weights"], version.manifest.get("files") or {}
     for name in dict.fromkeys([*NEEDED, *(n for n in names if "/" not in n and n != RESERVED)]):
-        sha256 = weights["sha256"] if name == "open_clip_model.safetensors" else None
-        large = sha256 is not None and (weights.get("bytes") or 0) > SHOWN_BYTES
+        is_weights = name == "open_clip_model.safetensors"
+        sha256 = weights["sha256"] if is_weights else promised.get(name)
+        large = is_weights and (weights.get("bytes") or 0) > SHOWN_BYTES
         progress = _Progress(name, weights["bytes"], say) if large else None
         storage.get_file(f"{base}{name}", folder / name, sha256=sha256, on_bytes=progress)
     for name, content in card_files(version.manifest).items():

@@ -25,7 +25,7 @@ from typing import Any
 from infra import mlflow_calls, storage
 from infra.errors import ServiceError
 from infra.registry import MeasuredOn, project_aliases, register_version, registered
-from study.catalog import forced_reason, model_names, own_result, unmodified_result, version_key
+from study.catalog import failed_gates, forced_reason, model_names, own_result, unmodified_result, version_key
 from study.champion import model_prefix, read_head, read_manifest
 from study.model_card import card_files
 from study.projection import EXPERIMENT, flat
@@ -182,8 +182,8 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         "agft.version": manifest["version"],
         "agft.forced": forced_reason(manifest) or "no",
     }
-    failed = [gate["name"] for gate in manifest.get("gates") or [] if not gate.get("passed", True)]
-    if "gates" in manifest:
+    failed = failed_gates(manifest)
+    if failed is not None:
         tags["agft.gates"] = f"failed: {', '.join(failed)}" if failed else "passed"
     return {name: str(value) for name, value in tags.items()}
 

@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 
 from infra import storage
 from study import gc, tables
-from study.champion import model_prefix, reserve_version
+from study.champion import model_prefix
 from study.cli import main
 from study.files import study_prefix
 from study.store import StudyStore
-from tests.promoted import ship
+from tests.shipped import reserve, ship
 from tests.studies import synthetic_study
 from trainers.disk import cache_folder
 
@@ -125,7 +125,7 @@ def test_a_version_that_was_never_finished_goes_after_a_day_and_its_number_stays
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = ship(bucket, "robust", tmp_path)
-    number = reserve_version(bucket, "robust", "demo")
+    number = reserve(bucket, "robust")
     half = f"{model_prefix(bucket, 'robust', number)}/open_clip_model.safetensors"
     storage.put_bytes(half, b"half")
     assert found()["versions"] == []  # it may be under way
@@ -134,7 +134,7 @@ def test_a_version_that_was_never_finished_goes_after_a_day_and_its_number_stays
     found("--yes")
     assert half not in keys(bucket)
     assert whole["weights"]["uri"] in keys(bucket)
-    assert reserve_version(bucket, "robust", "demo") == number + 1
+    assert reserve(bucket, "robust") == number + 1
 
 
 def test_the_cache_loses_what_nobody_has_read_for_long_and_nothing_else(

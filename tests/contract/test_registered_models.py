@@ -25,7 +25,7 @@ from infra.services import Services
 from study.cli import main
 from study.registered import project_head, register_promoted, repair
 from study.sources import use_s3_weights
-from tests.promoted import corrupt, ship
+from tests.shipped import corrupt, set_head, ship
 from tests.small import small_clip
 from trainers.config import ModelConfig
 from trainers.errors import MissingWeights
@@ -209,7 +209,7 @@ def test_aliases_follow_head_and_what_mlflow_missed_is_made_up(
     for word in ("champion", "previous", "60.0 %", "40.0 %", "forced: the demo is tomorrow"):
         assert word in table
     # somebody moves an alias by hand, and rolls back without MLflow
-    storage.put_json(f"s3://{bucket}/models/{name}/HEAD.json", {"champion": 1, "previous": None, "generation": 3})
+    set_head(bucket, name, 1, None)
     said = done("models", name).stdout
     assert "alias champion: MLflow says version 2, HEAD.json says version 1" in said
     assert "agft models" in said

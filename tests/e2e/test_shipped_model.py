@@ -30,7 +30,7 @@ from infra.services import Services
 from study.cli import main
 from study.registered import project_head, register_promoted
 from tests.bare import bare_environment
-from tests.promoted import corrupt, ship
+from tests.shipped import corrupt, ship
 from trainers.checkpoint import read_metadata
 from trainers.config import ModelConfig
 from trainers.model import fingerprint_inputs

@@ -22,7 +22,7 @@ def test_a_models_calibration_is_of_the_images_that_its_evaluation_looks_at(
     path = save_weights(tmp_path / "w.safetensors", small_clip())
     config = EvalConfig(attack=EvalAttack(eps=("2/255",), steps=1), samples=30)
     model = {"arch": "small-clip", "pretrained": str(path)}
-    found = _of_model(None, model, ["small-dev"], ["small-other", "small-large"], config.model_dump(mode="json"))
+    found = _of_model(None, model, ["small-dev"], ["small-other", "small-large"], 30, config.seed)
     measured = evaluate_sets(small_clip(), ["small-other", "small-large"], config)
     assert list(found["datasets"]) == ["small-other", "small-large"]
     for name, row in found["datasets"].items():

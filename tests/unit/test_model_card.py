@@ -12,8 +12,16 @@ from PIL import Image
 
 from study.calibration import calibration, fit_temperature
 from study.model_card import card_files
-from tests.promoted import manifest_of
+from tests.shipped import manifest_of
 from trainers.records import wilson
+
+SEEDS = {
+    "asked": [11, 12], "shipped": "the search's own checkpoint",
+    "measured": {"11": {"clean_accuracy": 0.6, "robust_accuracy": 0.41},
+                 "12": {"clean_accuracy": 0.6, "robust_accuracy": 0.39}},
+    "summary": {"clean_accuracy": {"mean": 0.6, "deviation": 0.01, "n": 2, "low": 0.58, "high": 0.62},
+                "robust_accuracy": {"mean": 0.4, "deviation": 0.02, "n": 2, "low": 0.36, "high": 0.44}},
+}  # fmt: skip
 
 
 def labelled(n: int, classes: int, gap: float, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,18 +56,18 @@ def test_the_card_has_every_hyperparameter_and_every_interval():
 def test_the_card_says_what_a_newer_manifest_knows():
     own = calibration({"small-dev": labelled(400, 4, 2)}, {"small-a": labelled(400, 4, 2, seed=1)})
     manifest = manifest_of(
-        gates=[{"name": "clean floor", "passed": False, "value": 0.48, "limit": 0.5, "rule": "clean | confirm"}],
-        forced={"reason": "needed for the | talk"}, created=1764300000.0, calibration={"model": own, "unmodified": own},
-        seeds=[{"seed": 1, "robust_accuracy": 0.41}, {"seed": 2, "robust_accuracy": 0.39}],
-        evaluation={"protocol": "strict", "attack": {"name": "pgd", "steps": 10}},
+        gates=[{"name": "clean floor", "verdict": "failed", "found": "48.0 %", "needed": ">= 50 % | all"}],
+        forced="needed for the | talk", created_ms=1764300000000, calibration={"model": own, "unmodified": own},
+        seeds=SEEDS, measured_with={"protocol": "strict", "attack": {"name": "pgd", "steps": 10}, "attacks": []},
     )  # fmt: skip
     manifest["config"] = {**manifest["config"], "model": {"arch": "tiny-clip", "pretrained": "bundled"}}
     card = card_files(manifest)["README.md"].decode()
-    assert "| clean floor | **failed** | 0.48 | 0.5 | clean \\| confirm |" in card
+    assert "| clean floor | **failed** | 48.0 % | >= 50 % \\| all |" in card
     assert "**Promoted against its gates.** Reason given: needed for the \\| talk" in card
     assert "2025-11-28" in card
     assert f"T = {own['temperature']:.3f}" in card
-    assert "| 1 | 0.41 |" in card
+    assert "| 11 | 60.0 % | 41.0 % |" in card
+    assert "| 95 % interval of the mean | 58.0 to 62.0 | 36.0 to 44.0 |" in card
     assert "Protocol strict, PGD-10" in card
     assert "This is a test bed" in card
 

@@ -12,7 +12,7 @@ import pytest
 
 from study.registered import save_pyfunc
 from study.served_model import fetch
-from tests.promoted import manifest_of
+from tests.shipped import manifest_of
 from tests.small import small_clip
 from trainers.checkpoint import export_open_clip, load_state, load_weights, save_weights
 from trainers.config import ModelConfig

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from infra import storage
-from study.champion import model_prefix, read_head, reserve_version, swap_head
+from study.champion import model_prefix, read_head
 from tests.small import small_clip
 from trainers.checkpoint import export_open_clip, save_weights
 from trainers.records import Score
@@ -53,7 +53,7 @@ def ship(
     bucket: str, name: str, folder: Path, *, seed: int = 0, champion: bool = True, **changes: Any
 ) -> dict[str, Any]:
     """Put a small model into S3 as the next version of `name`, and make it the champion; its manifest."""
-    version = reserve_version(bucket, name, "demo")
+    version = reserve(bucket, name)
     prefix = model_prefix(bucket, name, version)
     clip = small_clip(seed)
     with torch.no_grad():
@@ -66,9 +66,24 @@ def ship(
     manifest = manifest_of(version, model=name, weights=own, **changes)
     storage.put_json(f"{prefix}/manifest.json", manifest, if_absent=True)
     if champion:
-        head, etag = read_head(bucket, name)
-        swap_head(bucket, name, version, head, etag)
+        set_head(bucket, name, version, read_head(bucket, name)[0].champion)
     return manifest
+
+
+def reserve(bucket: str, name: str) -> int:
+    """The next number, taken."""
+    base = f"{model_prefix(bucket, name)}/"
+    parts = [stored.uri.removeprefix(base).partition("/")[0] for stored in storage.list_objects(base)]
+    version = max((int(part) for part in parts if part.isdigit()), default=0) + 1
+    storage.put_json(f"{model_prefix(bucket, name, version)}/reserved.json", {"study": "demo"}, if_absent=True)
+    return version
+
+
+def set_head(bucket: str, name: str, champion: int, previous: int | None) -> None:
+    """Whatever HEAD was before."""
+    generation = read_head(bucket, name)[0].generation + 1
+    head = {"champion": champion, "previous": previous, "generation": generation}
+    storage.put_json(f"{model_prefix(bucket, name)}/HEAD.json", head)
 
 
 def corrupt(uri: str) -> None:
