@@ -69,7 +69,7 @@ def test_in_an_export_folder(name: str, tmp_path: Path, bait: bytes, marker: Pat
         assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth", "w.bin", "w.pth.tar"])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth.tar"])
 def test_as_a_file(name: str, tmp_path: Path, bait: bytes, marker: Path) -> None:
     path = tmp_path / name
     path.write_bytes(bait)
