@@ -182,6 +182,8 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
         "agft.version": manifest["version"],
         "agft.forced": forced_reason(manifest) or "no",
     }
+    if manifest.get("promotion"):
+        tags["agft.promotion"] = manifest["promotion"]
     failed = failed_gates(manifest)
     if failed is not None:
         tags["agft.gates"] = f"failed: {', '.join(failed)}" if failed else "passed"
@@ -189,10 +191,13 @@ def _tags(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _study_run(tracking_uri: str, manifest: Mapping[str, Any]) -> str:
-    """The newest run of the study that the version is from, else a run that stands for it."""
+    """The run of the study that the version is from, the newest of its name, or a run that stands for it."""
     try:
         client = mlflow_calls.connect(tracking_uri)
         experiment = mlflow_calls.experiment_id(client, EXPERIMENT)
+        own = manifest.get("study_key")
+        if own and (run := mlflow_calls.find_run(client, experiment, own)) is not None:
+            return str(run.info.run_id)
         key, start = mlflow_calls.KEY_TAG, f"{manifest['study']}:"
         runs = client.search_runs(
             [experiment], f"tags.`{key}` LIKE '{start}%'", max_results=1000, order_by=["start_time DESC"]
