@@ -18,11 +18,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import study.pull
-from infra import storage
+from infra import mlflow_calls, storage
 from infra.errors import ChecksumMismatch
 from infra.registry import alias_version, registered
 from infra.services import Services
 from study.cli import main
+from study.projection import EXPERIMENT
 from study.registered import project_head, register_promoted, repair
 from study.sources import use_s3_weights
 from tests.shipped import corrupt, set_head, ship
@@ -197,13 +198,20 @@ def test_aliases_follow_head_and_what_mlflow_missed_is_made_up(
 ) -> None:
     uri, bucket = service_environment.mlflow_uri, service_environment.bucket
     ship(bucket, name, tmp_path, seed=0)
-    second = ship(bucket, name, tmp_path, seed=1, forced={"reason": "the demo is tomorrow"})
+    key, reason = f"demo:{name}", {"reason": "the demo is tomorrow"}
+    second = ship(bucket, name, tmp_path, seed=1, forced=reason, study_key=key)
+    client = mlflow_calls.connect(uri)
+    run = mlflow_calls.ensure_run(
+        client, mlflow_calls.experiment_id(client, EXPERIMENT), key, name="demo", parent_run_id=None, params={},
+        tags={}, start_time_ms=1, reopen=False,
+    )  # fmt: skip
     facts = json.loads(done("models", name, "--json").stdout)[0]
     assert [row["mlflow_version"] for row in facts["versions"]] == [None, None]
     assert "alias champion: MLflow says nothing, HEAD.json says version 2" in facts["differences"]
     assert project_head(bucket, name, uri) == {"champion": None, "previous": None}
     assert repair(bucket, name, uri, say=lambda _: None) == 2
     assert registered(uri, name).aliases == {"champion": 2, "previous": 1}
+    assert client.get_model_version(name, "2").run_id == run  # the study's own
     assert json.loads(done("models", name, "--json").stdout)[0]["differences"] == []
     table = done("models", name).stdout
     for word in ("champion", "previous", "60.0 %", "40.0 %", "forced: the demo is tomorrow"):
