@@ -27,6 +27,7 @@ __all__ = [
     "outage",
     "send_inputs",
     "send_points",
+    "settle",
 ]
 
 LEGAL_NAME = re.compile(r"[\w.\- :/]{1,250}", re.ASCII)
@@ -56,16 +57,21 @@ def check_name(name: str, what: str) -> None:
 def connect(tracking_uri: str) -> Any:
     """An `MlflowClient` that gives up after one attempt of 10 s; whoever calls does the repeating.
 
-    The limits are process-wide (environment), since MLflow knows no others. Telemetry is switched off.
+    See `settle`: the limits hold for the whole process.
     """
+    settle()
+    from mlflow import MlflowClient  # 2.5 s
+
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+
+def settle() -> None:
+    """Before MLflow is imported: give up early, no telemetry. Process-wide, since MLflow knows no other settings."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # the default blocks for 247 s on a dead server
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(REQUEST_TIMEOUT_SECONDS)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["DO_NOT_TRACK"] = "true"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    from mlflow import MlflowClient  # 2.5 s
-
-    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
 def outage(error: Exception) -> str | None:

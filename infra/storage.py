@@ -12,7 +12,9 @@ import hashlib
 import json
 import tempfile
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,16 @@ SHA256_KEY, WRITE_KEY = "sha256", "write-id"  # object metadata
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What storage says about an object. `sha256` is hex, or None if it was not stored by us (or in a listing)."""
+    """What storage says about an object. `sha256` is hex, or None if it was not stored by us (or in a listing).
+
+    `modified` is storage's own clock; only a listing has it.
+    """
 
     uri: str
     sha256: str | None
     size: int
     etag: str
+    modified: datetime | None = None
 
 
 def hash_file(path: Path) -> str:
@@ -150,8 +156,13 @@ def get_json(uri: str) -> tuple[Any, str] | None:
         raise ServiceError(f"{uri}: not JSON: {error}") from error
 
 
-def get_file(uri: str, path: Path, *, sha256: str | None = None) -> StoredObject:
-    """Download to `path`, which appears only complete and with the right SHA-256 (given, else the stored one)."""
+def get_file(
+    uri: str, path: Path, *, sha256: str | None = None, on_bytes: Callable[[int], None] | None = None
+) -> StoredObject:
+    """Download to `path`, which appears only complete and with the right SHA-256 (given, else the stored one).
+
+    `on_bytes` is told how many bytes have come, from any thread.
+    """
     stored = head(uri)
     if stored is None:
         raise Missing(f"{uri}: no such object")
@@ -161,7 +172,7 @@ def get_file(uri: str, path: Path, *, sha256: str | None = None) -> StoredObject
         temporary = Path(folder) / "part"
         bucket, key = split_uri(uri)
         with s3_errors(uri):
-            client().download_file(bucket, key, str(temporary))
+            client().download_file(bucket, key, str(temporary), Callback=on_bytes)
         digest = hash_file(temporary)
         if expected and digest != expected:
             raise ChecksumMismatch(f"{uri}: has SHA-256 {digest}, expected {expected}")
@@ -204,7 +215,8 @@ def list_objects(prefix_uri: str) -> list[StoredObject]:
         for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", []):
                 if entry["Size"] or not entry["Key"].endswith("/"):
-                    found.append(StoredObject(f"s3://{bucket}/{entry['Key']}", None, entry["Size"], entry["ETag"]))
+                    uri, when = f"s3://{bucket}/{entry['Key']}", entry.get("LastModified")
+                    found.append(StoredObject(uri, None, entry["Size"], entry["ETag"], when))
     return found
 
 

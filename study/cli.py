@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study import compare_cli, data_cli, evaluate_cli, lifecycle_cli, plan_cli, submit_cli, weights_cli
+from study import compare_cli, data_cli, evaluate_cli, lifecycle_cli, models_cli, plan_cli, submit_cli, weights_cli
 from study.errors import SERVICE_ERRORS, USER_ERRORS
 from trainers.presets import PRESETS
 
@@ -173,6 +173,7 @@ data_cli.attach(main, answering, home)
 evaluate_cli.attach(main, answering, home)
 lifecycle_cli.attach(main, answering, home)
 submit_cli.attach(main, answering, home)
+models_cli.attach(main, answering, home)
 
 
 @main.command()

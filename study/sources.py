@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from infra import storage
@@ -21,6 +22,7 @@ from trainers.filelock import locked
 __all__ = ["fetch_data", "fetch_weights", "storage_here", "use_s3_data", "use_s3_weights"]
 
 FOLDER_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")  # of an export: configuration, weights, tokenizer
+WEIGHTS = "open_clip_model.safetensors"
 OWN_STORAGE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 LARGE_BYTES = 50_000_000
 
@@ -90,10 +92,18 @@ def _folder(uri: str, say: Say | None) -> Path:
         found = f"{len(listed)} objects, but no open_clip_config.json" if listed else "nothing"
         raise MissingWeights(f"model.pretrained: {uri}: no export folder: found {found}")
     stored = [each for each in map(storage.head, names) if each is not None]
+    if promised := _promised(prefix):
+        stored = [replace(each, sha256=promised) if each.uri == f"{prefix}{WEIGHTS}" else each for each in stored]
     folder = _entry("\n".join(f"{each.uri.removeprefix(prefix)} {_content(each)}" for each in stored))
     for each in stored:
         _bring(each, folder / each.uri.removeprefix(prefix), say)
     return folder
+
+
+def _promised(prefix: str) -> str | None:
+    """What a promoted version says its weights are; whoever replaced them could not rewrite that."""
+    found = storage.get_json(f"{prefix}manifest.json")
+    return None if found is None else (found[0].get("weights") or {}).get("sha256")
 
 
 def _content(stored: storage.StoredObject) -> str:

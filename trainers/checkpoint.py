@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -33,6 +34,7 @@ __all__ = [
     "restore",
     "save_state",
     "save_weights",
+    "tensors_hash",
 ]
 
 FORMATS = {"weights": 1, "state": 2}  # of what this version writes and reads
@@ -89,6 +91,15 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header = {KEY: json.dumps(metadata, sort_keys=True), "format": "pt"}
     return _write_atomically(path, to_bytes(plain, metadata=header))
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over every tensor's name, type, shape and bytes: of the weights, whatever file they are in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -177,6 +188,7 @@ def save_weights(
         "model_cfg": description.model_cfg,
         "preprocess": description.preprocess,
         "fingerprint": fingerprint(clip),
+        "tensors_sha256": tensors_hash(clip.state_dict()),
         "config": dict(config or {}),
         "epoch": record.epoch if record else None,
         "record": record.model_dump(mode="json") if record else None,
@@ -191,8 +203,11 @@ def is_weights_file(path: Path) -> bool:
 
 
 def load_weights(path: Path) -> nn.Module:
-    """The model in `path`: fp32, eval, CPU. Its fingerprint must come out as when it was saved."""
+    """The model in `path`: fp32, eval, CPU. Bytes and fingerprint must be what they were when it was saved."""
     tensors, metadata = _load(path, "weights")
+    expected_sha256 = metadata.get("tensors_sha256")  # files of earlier versions have none
+    if expected_sha256 and (found_sha256 := tensors_hash(tensors)) != expected_sha256:
+        raise CheckpointError(f"{path}: damaged: its tensors have SHA-256 {found_sha256}, expected {expected_sha256}")
     try:
         clip = build_clip(Description(metadata["arch"], metadata["model_cfg"], metadata["preprocess"]))
         clip.load_state_dict(tensors)

@@ -6,11 +6,11 @@ W(a) = (1 - a) W_CLIP + a W_robust, the image encoder only (the `mix_alpha` of T
 from __future__ import annotations
 
 import copy
-import hashlib
 
 import torch
 from torch import Tensor, nn
 
+from trainers.checkpoint import tensors_hash
 from trainers.definitions import differences
 from trainers.errors import UserError
 from trainers.pretrained import describe
@@ -62,8 +62,4 @@ def interpolate(base: nn.Module, robust: nn.Module, alpha: float) -> nn.Module:
 
 def model_hash(clip: nn.Module) -> str:
     """SHA-256 over every tensor's name, type, shape and bytes: of the model, whatever file it was in."""
-    digest = hashlib.sha256()
-    for name, value in sorted(clip.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return tensors_hash(clip.state_dict())

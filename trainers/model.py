@@ -27,6 +27,7 @@ __all__ = [
     "describe",
     "exact_math",
     "fingerprint",
+    "fingerprint_inputs",
     "load_clip",
     "tokenizer_for",
 ]
@@ -219,21 +220,26 @@ def fingerprint(clip: nn.Module) -> list[float]:
     """
     if next(clip.parameters()).device.type != "cpu":
         clip = copy.deepcopy(clip).cpu()
-    size = _image_size(clip)
-    index = torch.arange(FINGERPRINT_IMAGES)
+    images, tokens = fingerprint_inputs(clip)
+    was_training = clip.training
+    clip.eval()
+    with torch.no_grad(), exact_math():
+        image = clip.encode_image(images, normalize=True)  # type: ignore[operator]
+        text = clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
+        logits = clip.logit_scale.exp() * image.float() @ text.float().T  # type: ignore[operator]
+    clip.train(was_training)
+    return [float(value) for value in logits.flatten()]
+
+
+def fingerprint_inputs(clip: nn.Module) -> tuple[Tensor, Tensor]:
+    """What a fingerprint is computed of: normalised images fp32 [2, 3, S, S], tokens int64 [3, context length]."""
+    size, index = _image_size(clip), torch.arange(FINGERPRINT_IMAGES)
     vocabulary, length = int(clip.vocab_size), int(clip.context_length)  # type: ignore[arg-type]
     tokens = torch.zeros(FINGERPRINT_TEXTS, length, dtype=torch.int64)
     for row in range(FINGERPRINT_TEXTS):
         words = [(97 * (row + 1) * (k + 1)) % max(vocabulary - 2, 1) for k in range(min(3 + row, length - 2))]
         tokens[row, : len(words) + 2] = torch.tensor([vocabulary - 2, *words, vocabulary - 1])
-    was_training = clip.training
-    clip.eval()
-    with torch.no_grad(), exact_math():
-        image = clip.encode_image(noise(0, 0, 0, index, (3, size, size)), normalize=True)  # type: ignore[operator]
-        text = clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
-        logits = clip.logit_scale.exp() * image.float() @ text.float().T  # type: ignore[operator]
-    clip.train(was_training)
-    return [float(value) for value in logits.flatten()]
+    return noise(0, 0, 0, index, (3, size, size)), tokens
 
 
 def _image_size(clip: nn.Module) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trainers import tiny
 from trainers.config import ModelConfig
-from trainers.definitions import check_same_model
+from trainers.definitions import check_promised, check_same_model
 from trainers.errors import MissingWeights, UnknownName, UserError, nearest
 
 __all__ = ["FETCHERS", "Description", "build_clip", "describe", "load_clip", "tokenizer_for"]
@@ -191,6 +191,7 @@ def _load_path(arch: str, path: Path, *, named: str | None = None) -> nn.Module:
     if path.is_dir():
         if not (path / "open_clip_config.json").is_file():
             raise MissingWeights(f"model.pretrained: {source} is no open_clip export: open_clip_config.json is missing")
+        check_promised(path, source)
         clip = _create(f"local-dir:{path}", None, source, arch=arch)
         check_same_model(arch, describe(clip).model_cfg, source)
         return clip

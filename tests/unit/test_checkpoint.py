@@ -120,10 +120,23 @@ def test_a_truncated_file_is_refused_at_any_length(tmp_path: Path) -> None:
 
 def test_changed_weights_do_not_reproduce_the_fingerprint(tmp_path: Path) -> None:
     path = weights(tmp_path)
-    tensors, header = load_file(path), {"agft": json.dumps(read_metadata(path)), "format": "pt"}
+    metadata = read_metadata(path)
+    del metadata["tensors_sha256"]  # as files of earlier versions are
+    tensors, header = load_file(path), {"agft": json.dumps(metadata), "format": "pt"}
     tensors["visual.proj"][0] += 1
     save_file(tensors, path, metadata=header)
     with pytest.raises(CheckpointError, match="does not reproduce its fingerprint"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999999])
+def test_one_changed_bit_is_refused_though_no_logit_would_tell(share: float, tmp_path: Path) -> None:
+    path = save_weights(tmp_path / "weights.safetensors", small_clip())
+    content = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    content[header + 4 * int(share * (len(content) - header) / 4)] ^= 1  # the least bit of a number
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"damaged: its tensors have SHA-256 \w+, expected \w+"):
         load_weights(path)
 
 
