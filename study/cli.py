@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study import compare_cli, data_cli, evaluate_cli, lifecycle_cli, plan_cli, submit_cli, weights_cli
+from study import compare_cli, data_cli, evaluate_cli, lifecycle_cli, plan_cli, promote_cli, submit_cli, weights_cli
 from study.errors import SERVICE_ERRORS, USER_ERRORS
 from trainers.presets import PRESETS
 
@@ -168,16 +168,7 @@ data_cli.attach(main, answering, home)
 evaluate_cli.attach(main, answering, home)
 lifecycle_cli.attach(main, answering, home)
 submit_cli.attach(main, answering, home)
-
-
-@main.command()
-@click.argument("study")
-@answering
-def promote(study: str) -> None:
-    """Re-measure the best trials on unseen data and make the best one the champion."""
-    from study.session import promote_here
-
-    sys.exit(promote_here(store_of(study), home()))
+promote_cli.attach(main, answering, home)
 
 
 @main.group()

@@ -108,18 +108,18 @@ class EvaluationWorker:
         }
         return pack_verdicts(verdicts, facts)
 
-    def check(self, dataset: str, models: Models, entry: AttackAt, seed: int) -> str:
+    def check(self, dataset: str, models: Models, entry: AttackAt, seed: int, samples: int = SANITY_IMAGES) -> str:
         """Findings of the sanity checks at the entry's largest radius, on a sample of the dataset, as JSON."""
         from trainers.sanity import sanity_checks
 
         image_set = self._images(dataset)
-        index = stratified_sample(image_set.labels, SANITY_IMAGES, seed=seed)
+        index = stratified_sample(image_set.labels, samples, seed=seed)
         scorer = self._scorer(models.model, dataset)
         original = None if models.original is None else self._scorer(models.original, dataset)
         images = scorer.pixels(image_set.images[index])
         with exact(*(each.model for each in (scorer, original) if each is not None)):
             found = self._fitting(
-                min(SANITY_IMAGES, fitting_batch(scorer, tuple(images.shape[1:]))),
+                min(samples, fitting_batch(scorer, tuple(images.shape[1:]))),
                 1,
                 lambda batch: sanity_checks(
                     logits=scorer, original=original, images=images,

@@ -184,10 +184,25 @@ def test_attempts_and_their_cost_add_up_over_drivers(store):
 
 
 def test_promotions_are_counted(store):
-    identity = store.start_promotion()
-    store.end_promotion(identity, "promoted", {"final": {"x": 1}})
-    store.start_promotion()
-    assert [row["state"] for row in store.promotions()] == ["promoted", "started"]
+    name = promotion_rows.start(store)
+    promotion_rows.count_access(store, name, model="trial 2", sets=["tiny-letters"])
+    promotion_rows.end(store, name, "promoted", {"trial": 2})
+    promotion_rows.start(store)
+    assert [row["state"] for row in promotion_rows.promotions(store)] == ["promoted", "started"]
+    [access] = promotion_rows.accesses(store)
+    assert (access["promotion"], access["model"], access["sets"]) == (name, "trial 2", ["tiny-letters"])
+
+
+def test_a_promotion_whose_process_is_gone_is_settled_by_what_the_champions_history_says(store):
+    died, moved = promotion_rows.start(store), promotion_rows.start(store)
+    alive = promotion_rows.start(store)
+    gone = f"{socket.gethostname()}|{2**22 + 1}|1.00"
+    with store.engine.begin() as connection:
+        for name in (died, moved):
+            connection.execute(sa.update(t.promotions).where(t.promotions.c.name == name).values(owner=gone))
+    assert promotion_rows.settle(store, lambda: [moved]) == ["broken", "promoted"]
+    states = {row["name"]: row["state"] for row in promotion_rows.promotions(store)}
+    assert states == {died: "broken", moved: "promoted", alive: "started"}
 
 
 def test_a_database_of_a_newer_version_is_refused(store):
