@@ -66,7 +66,7 @@ def decide(
     """Every gate's verdict on the candidate `own`.
 
     `floors`: least accuracies, resolved; `spreads`: metric -> over fresh seeds, if there were any; `findings`: of the
-    sanity checks, None if they were not made; `provenance`: what is not on record; `dirty`: where code was not committed.
+    sanity checks, None if they were not made; `provenance`: what is not on record; `dirty`: whose code is in no commit.
     """
     found = [_floor(metric, floor, own) for metric, floor in floors.items()]
     if gates.better_than_clip:

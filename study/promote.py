@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from infra.cluster import Cluster
@@ -121,7 +122,7 @@ def promote(store: StudyStore, order: Order, site: Site) -> Promotion:
             return work.run()
         finally:
             work.prover.close()
-    promotion_rows.settle(store, lambda: [str(each.facts.get("promotion")) for each in history(site.bucket, work.model)])
+    promotion_rows.settle(store, partial(_moved, site.bucket, work.model))
     name = work.promotion.name = promotion_rows.start(store)
     reach("promotion.started")
     try:
@@ -134,6 +135,11 @@ def promote(store: StudyStore, order: Order, site: Site) -> Promotion:
     _follow(promotion, site)
     promotion_rows.end(store, name, ended, promotion.record())
     return promotion
+
+
+def _moved(bucket: str, model: str) -> set[str]:
+    """Promotions that moved HEAD."""
+    return {str(move.facts.get("promotion")) for move in history(bucket, model)}
 
 
 def _follow(promotion: Promotion, site: Site) -> None:

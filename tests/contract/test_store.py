@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +12,9 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
+from study import promotion_rows
 from study import store as store_module
+from study import tables as t
 from study.database import engine_for
 from study.errors import LeaseLost, UserError
 from study.samplers import proposals
