@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,7 +108,15 @@ class EvaluationWorker:
         }
         return pack_verdicts(verdicts, facts)
 
-    def check(self, dataset: str, models: Models, entry: AttackAt, seed: int, samples: int = SANITY_IMAGES) -> str:
+    def check(
+        self,
+        dataset: str,
+        models: Models,
+        entry: AttackAt,
+        seed: int,
+        samples: int = SANITY_IMAGES,
+        only: Sequence[str] | None = None,
+    ) -> str:
         """Findings of the sanity checks at the entry's largest radius, on a sample of the dataset, as JSON."""
         from trainers.sanity import sanity_checks
 
@@ -125,6 +133,7 @@ class EvaluationWorker:
                     logits=scorer, original=original, images=images,
                     labels=image_set.labels[index].to(torch.int64).to(self.device), index=index.to(self.device),
                     num_classes=scorer.num_classes, eps=max(entry.eps), norm=entry.norm, seed=seed, batch=batch,
+                    only=only,
                 ),
             )  # fmt: skip
         return json.dumps([finding.model_dump(mode="json") for finding in found])

@@ -138,19 +138,19 @@ def _better_than_clip(standard: Standard, own: Measured, clip: Measured) -> Gate
 
 
 def _non_inferior(metric: Metric, margin: float, own: Measured, champion: Measured | None) -> Gate:
-    name, needed = f"non-inferior {_word(metric)}", f"bound < {100 * margin:.1f} points"
+    name, needed = f"non-inferior {_word(metric)}", f"< {100 * margin:.1f} points"
     if champion is None:
         return Gate(name, "not applicable", "there is no champion", needed, {"margin": margin})
     loss = paired(scores_of(champion.rights, metric), scores_of(own.rights, metric))
-    found = f"champion {_points(loss.mean)}, 95 % bound {_points(loss.upper)}"
+    found = f"champion - candidate {_points(loss.mean)}, at most {_points(loss.upper)} (95 %)"
     return Gate(name, _verdict(loss.upper < margin), found, needed, {**asdict(loss), "margin": margin})
 
 
 def _improvement(gates: GatesConfig, standard: Standard, own: Measured, champion: Measured | None) -> Gate:
     rule = gates.improvement
     assert rule is not None
-    what = "95 % bound" if rule.certain else "difference"
-    needed = f"{standard.name}: {what} > {_points(rule.by)}"
+    what = "for certain " if rule.certain else ""
+    needed = f"{what}> {100 * rule.by:.1f} points of {standard.name}"
     if champion is None:
         return Gate(IMPROVEMENT, "not applicable", "there is no champion", needed, {"by": rule.by})
     missed = standard.missing(champion.of)

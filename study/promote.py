@@ -291,9 +291,8 @@ class _Work:
     def _check(self, winner: TrialRow) -> None:
         """The evaluation's checks on itself, on the model that would ship."""
         if self.gates.sanity is not None:
-            samples = self.gates.sanity.samples
-            self.site.say(f"sanity checks of the evaluation on {samples} images ...")
-            self.findings = self.prover.check(trial_label(winner.number), self.weights, samples)
+            self.site.say(f"sanity checks of the evaluation on {self.gates.sanity.samples} images ...")
+            self.findings = self.prover.check(trial_label(winner.number), self.weights, self.gates.sanity)
 
     def _decide(self, winner: TrialRow, head: Head) -> list[Gate]:
         """The gates, against the champion of now, which is measured if it is another one than before."""

@@ -20,6 +20,12 @@ METRICS |= {name: name for name in METRICS.values()}
 TEXT = re.compile(r"^max\s+(\w+)\s+with\s+(\w+)\s*(>=.*)$")
 
 
+CheckName = Literal[
+    "deterministic", "above-chance", "agrees-with-original", "input-range", "zero-gradients", "loss-grows-with-steps",
+    "random-noise-weaker", "pgd-apgd-gap", "black-box-not-better", "huge-budget", "unmodified-near-zero",
+]  # fmt: skip
+
+
 class Preference(Frozen):
     """What of a front is wanted: the largest weighted mean of the metrics among points that reach the floors."""
 
@@ -67,7 +73,8 @@ class ImprovementGate(Frozen):
 class SanityGate(Frozen):
     """The checks of the evaluation on itself (`docs/sanity.md`)."""
 
-    samples: int = Field(200, ge=20, le=2000, description="images; fewer see less")
+    samples: int = Field(200, ge=20, le=2000, description="images; with fewer, a check may fail for want of them")
+    checks: tuple[CheckName, ...] | None = Field(None, min_length=1, description="their names; null: all eleven")
 
 
 class GatesConfig(Frozen):

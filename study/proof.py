@@ -7,8 +7,10 @@ champion, and a champion that was measured by its own promotion is not measured 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +28,12 @@ from study.evaluation_ledger import Ledger
 from study.evaluation_place import Folder, Place, Prefix
 from study.evaluation_plan import Evaluation
 from study.evaluation_pool import Job, Pool, hands_for
-from study.evaluation_progress import Progress
+from study.evaluation_progress import PAUSE_SECONDS, Progress
 from study.evaluation_record import image_rows
 from study.evaluation_suite import SANITY_CLASSES
 from study.evaluation_worker import Models
 from study.gates import Measured
+from study.promote_config import SanityGate
 from study.rights import measurement, rights_of
 from study.sources import use_s3_weights
 from trainers.checkpoint import load_weights, save_weights
@@ -65,14 +68,15 @@ class _Aside:
 
 
 class _Lines(Progress):
-    """An evaluation's progress, said by whoever says everything else."""
+    """An evaluation's progress, said by whoever says everything else: how much is left of what takes long."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__()
         self.say = say
 
     def __call__(self, text: str) -> None:
-        self.say(f"  {text}")
+        if self._finished < self._number and time.monotonic() - self._begun > PAUSE_SECONDS:
+            self.say(f"  {text.partition('  ')[0]}")
 
 
 @dataclass
@@ -84,7 +88,7 @@ class Prover:
     say: Callable[[str], None]
     write: bool = True
     _facts: dict[str, ModelFacts] = field(default_factory=dict)
-    _packed: dict[str, Any] = field(default_factory=dict)
+    _files: dict[str, Path] = field(default_factory=dict)
     _ledgers: dict[tuple[str, str], Ledger] = field(default_factory=dict)
     _pool: Pool | None = None
 
@@ -122,18 +126,19 @@ class Prover:
                 return True
         return False
 
-    def check(self, label: str, weights: Weights, samples: int) -> tuple[Finding, ...]:
+    def check(self, label: str, weights: Weights, how: SanityGate) -> tuple[Finding, ...]:
         """Findings of the sanity checks on the first confirm set with classes enough; for a model measured there."""
         ledger = self._ledger("confirm", label, weights)
         suite, entry = ledger.evaluation.suite, ledger.evaluation.suite.attacks[0]
         enough = [name for name in suite.datasets if dataset_entry(name, "data").num_classes >= SANITY_CLASSES]
         dataset = (enough or suite.datasets)[0]
-        name = f"sanity/{safe_name(dataset)}-{samples}.json"
+        digest = hashlib.sha256(how.model_dump_json().encode()).hexdigest()[:8]
+        name = f"sanity/{safe_name(dataset)}-{digest}.json"
         kept = ledger.place.read(name)
         if kept is None:
             facts = ledger.evaluation
             models = Models(facts.model.weights_sha256, self._model(None).weights_sha256, None)
-            arguments = (dataset, models, entry, suite.seed, samples)
+            arguments = (dataset, models, entry, suite.seed, how.samples, how.checks)
             job = Job(f"{label}: sanity checks on {dataset}", ("check", dataset), FIRST, "check", arguments)
 
             def keep(text: str) -> str:
@@ -182,7 +187,7 @@ class Prover:
     def _finish(self, work: Sequence[Work]) -> None:
         if not work:
             return
-        if self._pool is not None and self._packed.keys() - self._pool.weights.keys():
+        if self._pool is not None and self._files.keys() - self._pool.weights.keys():
             self.rest()  # workers are told of models when they start
         if self._pool is None:
             resources = self.spec.resources
@@ -190,7 +195,9 @@ class Prover:
             hands = hands_for(
                 node_capacities(), jobs, workers=None, cpus=resources.cpus_per_worker, gpus=resources.gpus_per_worker
             )
-            self._pool = Pool(hands, dict(self._packed), self.say)
+            self._pool = Pool(
+                hands, {sha256: ray.put(path.read_bytes()) for sha256, path in self._files.items()}, self.say
+            )
         finish(work, self._pool.run, _Lines(self.say))
 
     def _ledger(self, role: str, label: str, weights: Weights) -> Ledger:
@@ -218,17 +225,15 @@ class Prover:
         """A model's facts, its label made of its weights, so that whoever measures it finds what is kept."""
         key = weights["sha256"] if weights else ""
         if key not in self._facts:
-            with tempfile.TemporaryDirectory(prefix="agft-promote-") as folder:
-                path = Path(folder) / "weights.safetensors"
-                if weights is None:
-                    use_s3_weights()
-                    clip = load_clip(self.spec.model)
-                    save_weights(path, clip)
-                else:
-                    storage.get_file(weights["uri"], path, sha256=weights["sha256"])
-                    clip = load_weights(path)
-                facts = model_facts(clip, RobustCLIP(clip), "model")
-                if facts.weights_sha256 not in self._packed:
-                    self._packed[facts.weights_sha256] = ray.put(path.read_bytes())
+            path = Path(self._scratch.name) / "weights" / f"{key or 'unmodified'}.safetensors"
+            if weights is None:
+                use_s3_weights()
+                clip = load_clip(self.spec.model)
+                save_weights(path, clip)
+            else:
+                storage.get_file(weights["uri"], path, sha256=weights["sha256"])
+                clip = load_weights(path)
+            facts = model_facts(clip, RobustCLIP(clip), "model")
+            self._files.setdefault(facts.weights_sha256, path)
             self._facts[key] = facts.model_copy(update={"label": facts.weights_sha256[:12]})
         return self._facts[key]

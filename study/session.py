@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,10 @@ def services_here(home: Path, clock: Clock) -> Services:
 
 @contextmanager
 def cluster_here(clock: Clock) -> Iterator[Cluster]:
-    """Ray, connected to or started, and let go again."""
+    """Ray, connected to or started, and let go again by whoever was first."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield connect()
+        return
     clock("connecting to Ray ..." if os.environ.get("RAY_ADDRESS") else "starting Ray on this machine ...")
     cluster = connect()
     try:
