@@ -42,11 +42,10 @@ class Standard:
     @property
     def name(self) -> str:
         """Of the value, for people: `robust accuracy`, `0.7 robust + 0.3 clean accuracy`."""
-        words = [name.removesuffix("_accuracy") for name in self.weights]
-        if len(words) == 1:
-            return f"{words[0]} accuracy"
-        parts = (f"{w:.2g} {word}" for word, w in zip(words, self.weights.values(), strict=True))
-        return " + ".join(parts) + " accuracy"
+        shares = sorted(self.weights.items(), key=lambda item: (-item[1], item[0]))
+        if len(shares) == 1:
+            return shares[0][0].replace("_", " ")
+        return " + ".join(f"{share:.2g} {name.removesuffix('_accuracy')}" for name, share in shares) + " accuracy"
 
 
 def preference_of(spec: StudyConfig, given: str | None) -> Preference | None:

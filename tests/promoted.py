@@ -75,9 +75,15 @@ def make_checkpoints(folder: Path) -> dict[float, Path]:
 
 
 def finished_study(
-    url: str, name: str, bucket: str, trials: Mapping[int, tuple[Path | None, float, float]], **changed: Any
+    url: str,
+    name: str,
+    bucket: str,
+    trials: Mapping[int, tuple[Path | dict[str, Any] | None, float, float]],
+    **changed: Any,
 ) -> StudyStore:
-    """A study in the database at `url`; `trials`: number -> weights (None: stopped early), clean, robust on dev.
+    """A study in the database at `url`; `trials`: number -> weights, clean, robust on dev.
+
+    Weights: a file, which is put into S3; what is there already, `{uri, sha256}`; or None, the trial was stopped early.
 
     `changed` replaces whole blocks of STUDY.
     """
@@ -92,8 +98,10 @@ def finished_study(
         params = {"train.optimizer.lr": 1e-3 * (number + 1)}
         store.start_trial(token, number, params, apply_params(spec.base(), params, spec.dimensions()))
         files = {}
-        if path is not None:
+        if isinstance(path, Path):
             files["best"] = keep_file(attempt_prefix(bucket, slug, number, token), path, "best")
+        elif path is not None:
+            files["best"] = path
         epochs = spec.train.epochs if path is not None else 1
         history = [_record(spec.data.dev, epoch, clean, robust, clean >= floor) for epoch in range(1, epochs + 1)]
         store.record(
