@@ -21,6 +21,7 @@ from study.store import StudyStore
 from study.studyfile import parse_study
 from trainers.records import EpochRecord, Score
 
+Trial = tuple[Path | dict[str, Any] | None, float, float]
 RADIUS, CONFIRM = "6/255", "tiny-colors"
 BASELINE = {"clean_accuracy": 0.97, "robust_accuracy": 0.10, "datasets": {}}
 STUDY: dict[str, Any] = yaml.safe_load(f"""\

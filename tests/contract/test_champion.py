@@ -8,8 +8,17 @@ import pytest
 
 from infra import storage
 from infra.errors import ChecksumMismatch, Conflict, ServiceError
-from study import champion as module
-from study.champion import Head, Move, history, model_names, model_prefix, read_head, reserve_version, swap_head
+from study.champion import (
+    Head,
+    Move,
+    history,
+    model_names,
+    model_prefix,
+    read_head,
+    reserve_version,
+    swap_head,
+    versions,
+)
 from study.errors import UserError
 from study.rollback import chosen_name, roll_back
 from study.ship import _put, _put_weights
@@ -110,9 +119,7 @@ def test_versions_are_reserved_once_each(bucket, name):
     for thread in threads:
         thread.join()
     assert sorted(found) == [1, 2, 3]
-    assert {number: files for number, files in module.versions(bucket, name).items()} == {
-        number: {"reserved.json"} for number in (1, 2, 3)
-    }
+    assert versions(bucket, name) == {number: {"reserved.json"} for number in (1, 2, 3)}
 
 
 def test_a_shipped_file_is_read_back_and_never_replaced(prefix, tmp_path):
@@ -134,7 +141,7 @@ def test_a_model_is_named_if_there_are_several_and_must_have_a_champion(bucket, 
     swap_head(bucket, name, 1, Head(), None, MOVE)
     swap_head(bucket, f"{name}-b", 1, Head(), None, MOVE)
     assert chosen_name(bucket, name) == name
-    with pytest.raises(UserError, match="NAME: which model?"):
+    with pytest.raises(UserError, match=r"NAME: which model\?"):
         chosen_name(bucket, None)
     with pytest.raises(UserError, match=f"did you mean '{name}-b'"):
         chosen_name(bucket, f"{name}-bb")
@@ -145,6 +152,6 @@ def test_there_is_no_way_back_from_a_first_champion_nor_to_a_version_that_is_not
     with pytest.raises(UserError, match="version 1 is its first champion"):
         roll_back(bucket, name, to=None, reason="", tracking_uri="http://127.0.0.1:9")
     reserve_version(bucket, name, {"study": "x"})
-    with pytest.raises(UserError, match="--to 1: .* has no complete version 1"):
+    with pytest.raises(UserError, match=r"--to 1: .* has no complete version 1"):
         roll_back(bucket, name, to=1, reason="", tracking_uri="http://127.0.0.1:9")
     assert read_head(bucket, name)[0].generation == 1

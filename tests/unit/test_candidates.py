@@ -23,8 +23,6 @@ FRONT = {"metrics": ["robust_accuracy", "clean_accuracy"]}
 def study(tmp_path: Path, *, stopped: int = 5, **changed: Any) -> StudyStore:
     """Trials with these accuracies on dev (trial 3 below the floor), and one that was stopped early."""
     there = {"uri": "s3://agft/x", "sha256": "0" * 64}
-        "tests.promoted.keep_file", lambda prefix, path, role: {"uri": f"{prefix}/x", "sha256": "0" * 64}
-    )
     rows: dict[int, Any] = {number: (there, *accuracies) for number, accuracies in TRIALS.items()}
     rows[stopped] = (None, 0.99, 0.9)
     return finished_study(f"sqlite:///{tmp_path}/studies.db", "chosen", "agft", rows, **changed)
