@@ -17,7 +17,7 @@ from study.champion import read_head
 from study.console import Clock, wide_console
 from study.projection import EXPERIMENT, project_study, study_key
 from study.promote import Order, Promotion, Site, promote
-from study.promote_registry import follow_head
+from study.promote_registry import RunOf, follow_head
 from study.promote_show import registry_lines, show_promotion
 from study.rollback import chosen_name, roll_back
 from study.session import cluster_here, services_here
@@ -59,27 +59,28 @@ def promote_on(
     store: StudyStore, services: Services, cluster: Cluster, clock: Clock, order: Order | None = None
 ) -> Promotion:
     """Promote on a cluster that is connected."""
-    key = study_key(store.load())
-
-    def run_of(manifest: Mapping[str, Any]) -> str | None:
-        return _run_id(store, services) if manifest.get("study_key", key) == key else None
-
-    site = Site(services.bucket, services.mlflow_uri, cluster, clock, run_of, EXTRA_FILES)
+    site = Site(services.bucket, services.mlflow_uri, cluster, clock, run_of(store, services), EXTRA_FILES)
     return promote(store, order or Order(), site)
 
 
-def _run_id(store: StudyStore, services: Services) -> str:
-    """The study's MLflow run; made if MLflow does not have it."""
+def run_of(store: StudyStore, services: Services) -> RunOf:
+    """From a manifest of this study to the study's MLflow run, which is made if MLflow does not have it."""
     study = store.load()
-    tracker = Tracker(services.mlflow_uri, EXPERIMENT)
-    try:
-        project_study(tracker, study, reopen=False)
-        tracker.flush(CLOSE_SECONDS)
-        found = tracker.run_id(study_key(study))
-    finally:
-        tracker.close(1.0)
-    if found is None:
-        raise ServiceError(f"MLflow at {services.mlflow_uri} does not answer")
+
+    def found(manifest: Mapping[str, Any]) -> str | None:
+        if manifest.get("study_key", study_key(study)) != study_key(study):
+            return None
+        tracker = Tracker(services.mlflow_uri, EXPERIMENT)
+        try:
+            project_study(tracker, study, reopen=False)
+            tracker.flush(CLOSE_SECONDS)
+            run_id = tracker.run_id(study_key(study))
+        finally:
+            tracker.close(1.0)
+        if run_id is None:
+            raise ServiceError(f"MLflow at {services.mlflow_uri} does not answer")
+        return run_id
+
     return found
 
 
@@ -91,11 +92,7 @@ def repair_here(store: StudyStore, home: Path) -> int:
     if read_head(services.bucket, name)[0].champion is None:
         print(f"{name} has no champion yet")
         return 0
-    key = study_key(study)
-    head = follow_head(
-        services.bucket, name, services.mlflow_uri,
-        lambda manifest: _run_id(store, services) if manifest.get("study_key", key) == key else None,
-    )  # fmt: skip
+    head = follow_head(services.bucket, name, services.mlflow_uri, run_of(store, services))
     print(f"MLflow says what HEAD says: {name} champion is version {head.champion}, previous {head.previous or 'none'}")
     return 0
 

@@ -1,0 +1,363 @@
+"""Promotion as a person does it, on real S3, a real MLflow server, Ray and finished tiny-CLIP studies."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from infra import cluster as ray_cluster
+from infra import storage
+from infra.registry import alias_version
+from study import promotion_rows
+from study.champion import history, model_prefix, read_head, read_manifest, versions
+from study.cli import main
+from study.promote import Order, Promotion, Site, promote
+from study.store import StudyStore
+from tests.promoted import CONFIRM, STUDY, Trial, finished_study, make_checkpoints
+
+pytestmark = pytest.mark.timeout(600)
+CHEAP = {"sanity": {"samples": 40, "checks": ["deterministic", "above-chance", "zero-gradients"]}}
+
+
+@dataclass
+class World:
+    """Services and a connected cluster, with studies in one database."""
+
+    home: Path
+    bucket: str
+    mlflow: str
+    checkpoints: Mapping[float, Path]
+    cluster: Any
+
+    def study(
+        self, name: str, trials: Mapping[int, Trial], *, model: str, gates: Any = None, **changed: Any
+    ) -> StudyStore:
+        """A finished study whose champion is called `model`."""
+        block = {**STUDY["promote"], "model_name": model, "gates": gates or {"sanity": None}}
+        url = f"sqlite:///{self.home}/studies.db"
+        return finished_study(url, name, self.bucket, trials, **{"promote": block, **changed})
+
+    def trial(self, alpha: float, clean: float = 0.95, robust: float = 0.5) -> Trial:
+        return self.checkpoints[alpha], clean, robust
+
+    def agft(self, *arguments: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == code, result.output
+        return result
+
+    def promote(self, store: StudyStore, order: Order | None = None, **site: Any) -> Promotion:
+        where = Site(self.bucket, self.mlflow, self.cluster, lambda _: None, **site)
+        return promote(store, order or Order(), where)
+
+    def aliases(self, model: str) -> tuple[int | None, int | None]:
+        """MLflow's champion and previous, as numbers of ours."""
+        from infra.mlflow_calls import connect
+
+        found = []
+        for alias in ("champion", "previous"):
+            number = alias_version(self.mlflow, model, alias)
+            tags = None if number is None else connect(self.mlflow).get_model_version(model, str(number)).tags
+            found.append(None if tags is None else int(tags["agft.version"]))
+        return found[0], found[1]
+
+
+@pytest.fixture(scope="module")
+def world(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    home = tmp_path_factory.mktemp("promotion")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "AGFT_", "RAY_ADDRESS"))]:
+            patch.delenv(name)
+        for name, value in {**stack.environment(), "AGFT_HOME": str(home)}.items():
+            patch.setenv(name, value)
+        cluster = ray_cluster.connect(num_cpus=2)
+        try:
+            yield World(home, stack.bucket, stack.mlflow_uri, make_checkpoints(home), cluster)
+        finally:
+            ray_cluster.disconnect()
+
+
+def test_a_proved_winner_is_shipped_whole_and_a_failed_gate_moves_nothing(world: World, tmp_path: Path) -> None:
+    store = world.study(
+        "whole", {0: world.trial(0.2, robust=0.3), 1: world.trial(0.6), 2: (None, 0.9, 0.9)}, model="whole-clip", gates=CHEAP
+    )  # fmt: skip
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(yaml.safe_dump({"floors": {"robust_accuracy": ">= 0.99"}, "sanity": None}))
+    dry = world.agft("promote", "whole", "--dry-run").output
+    assert "promotion: would promote" in dry
+    assert "nothing was written, registered or moved; the final sets were not looked at" in dry
+    assert read_head(world.bucket, "whole-clip")[0].champion is None
+    assert not storage.list_objects(f"s3://{world.bucket}/models/whole-clip")
+    assert (promotion_rows.promotions(store), promotion_rows.accesses(store)) == ([], [])
+
+    refused = world.agft("promote", "whole", "--policy", str(policy), code=1).output
+    assert "promotion: refused: floor robust" in refused
+    assert "agft promote whole --force --reason TEXT" in refused
+    assert promotion_rows.accesses(store) == [], "what is refused does not see the final sets"
+    assert not storage.list_objects(f"s3://{world.bucket}/models/whole-clip")
+
+    shown = world.agft("promote", "whole").output
+    assert "gates of trial 1 on the confirm sets (no champion yet)" in shown
+    assert "the study's final sets were looked at once" in shown
+    assert "champion: whole-clip version 1" in shown
+    manifest = read_manifest(world.bucket, "whole-clip", 1)
+    assert (manifest["trial"], manifest["forced"], manifest["final_accesses"]) == (1, None, 1)
+    assert {gate["name"]: gate["verdict"] for gate in manifest["gates"]}["sanity"] == "passed"
+    prefix = model_prefix(world.bucket, "whole-clip", 1)
+    assert versions(world.bucket, "whole-clip") == {1: {*manifest["files"], "reserved.json", "manifest.json",
+                                                        "open_clip_model.safetensors"}}  # fmt: skip
+    table = storage.get_bytes(f"{prefix}/evaluation/confirm/{CONFIRM}/pgd-4.csv.gz")[0]
+    rows = gzip.decompress(table).decode().splitlines()[1:]
+    [score] = manifest["confirm"]["trial 1"]["datasets"][CONFIRM].values()
+    assert len(rows) == score["total"] == 96
+    [access] = promotion_rows.accesses(store)
+    states = [(row["state"], row["record"]["trial"]) for row in promotion_rows.promotions(store)]
+    assert states == [("refused", 1), ("promoted", 1)]
+    assert access["promotion"] == promotion_rows.promotions(store)[1]["name"] == manifest["promotion"]
+    assert all(row["record"]["gates"] for row in promotion_rows.promotions(store))
+    [move] = history(world.bucket, "whole-clip")
+    assert (move.action, move.champion, move.facts["promotion"]) == ("promotion", 1, manifest["promotion"])
+    assert world.aliases("whole-clip") == (1, None)
+
+    again = json.loads(world.agft("promote", "whole", "--json").stdout)
+    assert (again["state"], again["version"], again["champion"]) == ("kept", None, 1)
+    assert len(history(world.bucket, "whole-clip")) == 1
+    assert "first champion" in world.agft("rollback", "whole-clip", code=2).output
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_decides_again(world: World) -> None:
+    """Both have shipped and stand before HEAD when either may move it."""
+    trials = {"race-a": {0: world.trial(0.6)}, "race-b": {0: world.trial(0.6)}}
+    stores = {name: world.study(name, rows, model="race-clip") for name, rows in trials.items()}
+    outcomes = race(world, list(stores.values()))
+    assert sorted(each.state for each in outcomes) == ["promoted", "superseded"]
+    check_chain(world, "race-clip", 1)
+    superseded = next(each for each in outcomes if each.state == "superseded")
+    assert "improvement" in superseded.reason
+    assert superseded.champion == read_head(world.bucket, "race-clip")[0].champion
+    assert sorted(
+        row["state"] for store in stores.values() for row in promotion_rows.promotions(store)
+    ) == ["promoted", "superseded"]  # fmt: skip
+
+
+def race(world: World, stores: list[StudyStore]) -> list[Promotion]:
+    """All of them together, held up until every one is about to write its manifest."""
+    barrier, outcomes, errors = threading.Barrier(len(stores)), [], []
+
+    def hold(_: Mapping[str, Any]) -> Mapping[str, bytes]:
+        barrier.wait(timeout=300)
+        return {}
+
+    def run(store: StudyStore) -> None:
+        try:
+            outcomes.append(world.promote(store, extra_files=hold))
+        except BaseException as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+    return outcomes
+
+
+def check_chain(world: World, model: str, moves: int) -> None:
+    """HEAD's generations form one chain, every version that was ever champion is whole, MLflow follows."""
+    head, _ = read_head(world.bucket, model)
+    found = history(world.bucket, model)
+    assert [move.generation for move in found] == list(range(moves, 0, -1))
+    assert head.generation == moves
+    for newer, older in zip(found, found[1:], strict=False):
+        assert (newer.before, newer.previous) == (older.name, older.champion)
+    assert found[-1].previous is None
+    assert found[0].champion == head.champion
+    for move in found:
+        manifest = read_manifest(world.bucket, model, move.champion)
+        stored = storage.head(manifest["weights"]["uri"])
+        assert stored is not None
+        assert stored.sha256 == manifest["weights"]["sha256"]
+        for file in manifest["files"]:
+            assert storage.head(f"{model_prefix(world.bucket, model, move.champion)}/{file}") is not None
+    assert world.aliases(model) == (head.champion, head.previous)
+
+
+@pytest.mark.slow
+def test_a_loser_that_is_better_than_the_new_champion_is_promoted_after_it(world: World) -> None:
+    """The better one is held up until the other has moved HEAD."""
+    worse = world.study("late-a", {0: world.trial(0.2)}, model="late-clip")
+    better = world.study("late-b", {0: world.trial(1.0)}, model="late-clip")
+    said: list[str] = []
+
+    def first_the_other(_: Mapping[str, Any]) -> Mapping[str, bytes]:
+        assert world.promote(worse).state == "promoted"
+        return {}
+
+    site = Site(world.bucket, world.mlflow, world.cluster, said.append, extra_files=first_the_other)
+    found = promote(better, Order(), site)
+    assert found.state == "promoted"
+    check_chain(world, "late-clip", 2)
+    assert [line for line in said if "measuring" in line][-1].endswith("measuring champion ..."), "no candidate again"
+    assert sum("another promotion was faster" in line for line in said) == 1
+    moves = history(world.bucket, "late-clip")
+    improvement = next(gate for gate in moves[0].facts["gates"] if gate["name"] == "improvement")
+    assert improvement["verdict"] == "passed", "the record of the move has the gates of the last decision"
+
+
+@pytest.mark.slow
+def test_five_promotions_at_once_leave_one_chain(world: World) -> None:
+    stores = [
+        world.study(f"five-{number}", {0: world.trial(alpha)}, model="five-clip")
+        for number, alpha in enumerate((0.2, 0.6, 1.0, 0.6, 0.2))
+    ]
+    outcomes = race(world, stores)
+    promoted = [each for each in outcomes if each.state == "promoted"]
+    assert {each.state for each in outcomes} == {"promoted", "superseded"}
+    check_chain(world, "five-clip", len(promoted))
+
+
+@pytest.mark.slow
+def test_the_story_promote_fail_force_promote_a_better_one_and_roll_back(world: World, tmp_path: Path) -> None:
+    model, policy = "story-clip", tmp_path / "policy.yaml"
+    world.study("story-one", {0: world.trial(0.2)}, model=model)
+    world.study("story-two", {0: world.trial(0.6)}, model=model)
+    world.study("story-three", {0: world.trial(1.0)}, model=model)
+    world.agft("promote", "story-one")
+    check_chain(world, model, 1)
+
+    policy.write_text("floors: {clean_accuracy: '>= 0.5', robust_accuracy: '>= 0.99'}\nsanity: null\n")
+    world.agft("promote", "story-two", "--policy", str(policy), code=1)
+    check_chain(world, model, 1)
+    assert "--reason TEXT" in world.agft("promote", "story-two", "--policy", str(policy), "--force", code=2).output
+
+    reason = "the floor is of another data set; see the minutes of Monday"
+    forced = world.agft("promote", "story-two", "--policy", str(policy), "--force", "--reason", reason).output
+    assert reason in " ".join(forced.split())
+    check_chain(world, model, 2)
+    manifest = read_manifest(world.bucket, model, 2)
+    assert manifest["forced"] == reason
+    assert [gate["name"] for gate in manifest["gates"] if gate["verdict"] == "failed"] == ["floor robust"]
+    assert history(world.bucket, model)[0].facts["forced"] == reason
+
+    world.agft("promote", "story-three")
+    check_chain(world, model, 3)
+    assert world.aliases(model) == (3, 2)
+
+    back = world.agft("rollback", model, "--reason", "users complain").output
+    assert "version 2 is the champion again, generation 4" in back
+    check_chain(world, model, 4)
+    move = history(world.bucket, model)[0]
+    assert (move.action, move.why, move.facts["from"]) == ("rollback", "users complain", 3)
+    world.agft("rollback", model, "--to", "1")
+    check_chain(world, model, 5)
+    assert "is the champion already" in world.agft("rollback", model, "--to", "1").output
+    check_chain(world, model, 5)
+    assert "no complete version 9; versions: 1, 2, 3" in world.agft("rollback", model, "--to", "9", code=2).output
+
+
+@pytest.mark.slow
+def test_a_version_whose_weights_were_changed_is_not_rolled_back_to(world: World) -> None:
+    world.study("rot-one", {0: world.trial(0.2)}, model="rot-clip")
+    world.study("rot-two", {0: world.trial(1.0)}, model="rot-clip")
+    for name in ("rot-one", "rot-two"):
+        world.agft("promote", name)
+    uri = read_manifest(world.bucket, "rot-clip", 1)["weights"]["uri"]
+    data = bytearray(storage.get_bytes(uri)[0])
+    data[len(data) // 2] ^= 1
+    storage.put_bytes(uri, bytes(data))
+    assert "has SHA-256" in world.agft("rollback", "rot-clip", code=1).output
+    check_head(world, "rot-clip", champion=2, generation=2)
+
+
+def check_head(world: World, model: str, *, champion: int, generation: int) -> None:
+    head, _ = read_head(world.bucket, model)
+    assert (head.champion, head.generation) == (champion, generation)
+
+
+@pytest.mark.slow
+def test_the_promotion_stands_when_mlflow_is_away_and_the_aliases_follow_later(world: World) -> None:
+    first = world.study("away-one", {0: world.trial(0.2)}, model="away-clip")
+    second = world.study("away-two", {0: world.trial(1.0)}, model="away-clip")
+    dead = Site(world.bucket, "http://127.0.0.1:9", world.cluster, lambda _: None)
+    for store in (first, second):
+        found = promote(store, Order(), dead)
+        assert (found.state, found.exit_code) == ("promoted", 1)
+        assert "127.0.0.1:9" in found.registry
+    check_head(world, "away-clip", champion=2, generation=2)
+    assert world.aliases("away-clip") == (None, None)
+    world.agft("promote", "away-one", "--repair", code=1)  # the other study's run is not in MLflow either
+    world.agft("promote", "away-two", "--repair", code=1)
+    for name in ("away-one", "away-two"):
+        project(world, name)
+    shown = world.agft("promote", "away-two", "--repair").output
+    assert "away-clip champion is version 2, previous 1" in shown
+    check_chain(world, "away-clip", 2)
+
+
+def project(world: World, name: str) -> None:
+    """The study's run in MLflow, as its driver would have made it."""
+    from infra.tracking import Tracker
+    from study.projection import EXPERIMENT, project_study
+
+    tracker = Tracker(world.mlflow, EXPERIMENT)
+    project_study(tracker, StudyStore(f"sqlite:///{world.home}/studies.db", name).load(), reopen=False)
+    assert tracker.flush(60) == 0
+    tracker.close(1.0)
+
+
+@pytest.mark.slow
+def test_several_final_attacks_are_one_number_and_each_its_own(world: World) -> None:
+    attacks = [
+        {"attack": {"name": "pgd", "steps": 4}, "eps": ["6/255"], "samples": 60},
+        {"attack": {"name": "apgd-ce", "steps": 5}, "eps": ["6/255"], "samples": 48},
+    ]
+    evaluate = {"select": STUDY["evaluate"]["select"], "final": {"attacks": attacks}}
+    store = world.study("strong", {0: world.trial(0.6)}, model="strong-clip", evaluate=evaluate)
+    found = world.promote(store)
+    assert found.state == "promoted"
+    for role in (found.confirm, found.final):
+        whole = role["trial 0"]
+        assert set(whole["attacks"]) == {"pgd-4", "apgd-ce-5"}
+        [score] = next(iter(whole["datasets"].values())).values()
+        assert score["total"] == 48, "images that both were run on"
+        for attack, samples in (("pgd-4", 60), ("apgd-ce-5", 48)):
+            [alone] = next(iter(whole["attacks"][attack]["datasets"].values())).values()
+            assert alone["total"] == samples
+        [strongest] = next(iter(whole["attacks"]["apgd-ce-5"]["datasets"].values())).values()
+        assert score["robust"] <= strongest["robust"], "an image must survive both"
+
+
+@pytest.mark.slow
+@pytest.mark.nested
+def test_fresh_seeds_are_trained_measured_and_gate(world: World) -> None:
+    promote_block = {
+        "model_name": "seeds-clip", "seeds": 3, "ship": "median",
+        "gates": {"sanity": None, "max_seed_spread": {"robust_accuracy": 0.3}},
+    }  # fmt: skip
+    store = world.study("seeds", {0: world.trial(0.6)}, model="seeds-clip", promote=promote_block)
+    found = world.promote(store)
+    assert found.state in ("promoted", "refused"), found.reason
+    assert found.seeds is not None
+    measured = found.seeds["measured"]
+    assert len(measured) == 3
+    assert {row["name"]: row["verdict"] for row in found.gates}["seed spread robust"] == "passed"
+    values = sorted(each["robust_accuracy"] for each in measured.values())
+    assert found.confirm["trial 0"]["robust_accuracy"] == values[1], "the median one is who is judged"
+    assert "trial 0, as searched" in found.confirm
+    summary = found.seeds["summary"]["robust_accuracy"]
+    assert summary["low"] < summary["mean"] == pytest.approx(sum(values) / 3) < summary["high"]
+    again = StudyStore(store.url, "seeds-seeds-0x3")
+    assert [trial.state for trial in again.trials()] == ["complete"] * 3
+    assert world.promote(store).state == {"promoted": "kept", "refused": "refused"}[found.state]
+    assert len(again.trials()) == 3, "nothing is trained twice"
