@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import threading
@@ -22,6 +23,7 @@ from study import promotion_rows
 from study.champion import history, model_prefix, read_head, read_manifest, versions
 from study.cli import main
 from study.promote import Order, Promotion, Site, promote
+from study.promote_session import run_of
 from study.store import StudyStore
 from tests.promoted import CONFIRM, STUDY, Trial, finished_study, make_checkpoints
 
@@ -34,10 +36,17 @@ class World:
     """Services and a connected cluster, with studies in one database."""
 
     home: Path
-    bucket: str
-    mlflow: str
+    services: Any
     checkpoints: Mapping[float, Path]
     cluster: Any
+
+    @property
+    def bucket(self) -> str:
+        return str(self.services.bucket)
+
+    @property
+    def mlflow(self) -> str:
+        return str(self.services.mlflow_uri)
 
     def study(
         self, name: str, trials: Mapping[int, Trial], *, model: str, gates: Any = None, **changed: Any
@@ -56,8 +65,11 @@ class World:
         return result
 
     def promote(self, store: StudyStore, order: Order | None = None, **site: Any) -> Promotion:
-        where = Site(self.bucket, self.mlflow, self.cluster, lambda _: None, **site)
-        return promote(store, order or Order(), where)
+        return promote(store, order or Order(), self.site(store, **site))
+
+    def site(self, store: StudyStore, *, said: list[str] | None = None, extra_files: Any = None) -> Site:
+        say = (said if said is not None else []).append
+        return Site(self.bucket, self.mlflow, self.cluster, say, run_of(store, self.services), extra_files)
 
     def aliases(self, model: str) -> tuple[int | None, int | None]:
         """MLflow's champion and previous, as numbers of ours."""
@@ -81,15 +93,14 @@ def world(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worl
             patch.setenv(name, value)
         cluster = ray_cluster.connect(num_cpus=2)
         try:
-            yield World(home, stack.bucket, stack.mlflow_uri, make_checkpoints(home), cluster)
+            yield World(home, stack, make_checkpoints(home), cluster)
         finally:
             ray_cluster.disconnect()
 
 
 def test_a_proved_winner_is_shipped_whole_and_a_failed_gate_moves_nothing(world: World, tmp_path: Path) -> None:
-    store = world.study(
-        "whole", {0: world.trial(0.2, robust=0.3), 1: world.trial(0.6), 2: (None, 0.9, 0.9)}, model="whole-clip", gates=CHEAP
-    )  # fmt: skip
+    trials = {0: world.trial(0.2, robust=0.3), 1: world.trial(0.6), 2: (None, 0.9, 0.9)}
+    store = world.study("whole", trials, model="whole-clip", gates=CHEAP)
     policy = tmp_path / "policy.yaml"
     policy.write_text(yaml.safe_dump({"floors": {"robust_accuracy": ">= 0.99"}, "sanity": None}))
     dry = world.agft("promote", "whole", "--dry-run").output
@@ -179,7 +190,7 @@ def check_chain(world: World, model: str, moves: int) -> None:
     found = history(world.bucket, model)
     assert [move.generation for move in found] == list(range(moves, 0, -1))
     assert head.generation == moves
-    for newer, older in zip(found, found[1:], strict=False):
+    for newer, older in itertools.pairwise(found):
         assert (newer.before, newer.previous) == (older.name, older.champion)
     assert found[-1].previous is None
     assert found[0].champion == head.champion
@@ -204,8 +215,7 @@ def test_a_loser_that_is_better_than_the_new_champion_is_promoted_after_it(world
         assert world.promote(worse).state == "promoted"
         return {}
 
-    site = Site(world.bucket, world.mlflow, world.cluster, said.append, extra_files=first_the_other)
-    found = promote(better, Order(), site)
+    found = promote(better, Order(), world.site(better, said=said, extra_files=first_the_other))
     assert found.state == "promoted"
     check_chain(world, "late-clip", 2)
     assert [line for line in said if "measuring" in line][-1].endswith("measuring champion ..."), "no candidate again"
