@@ -62,11 +62,13 @@ def decide(
     findings: Sequence[Finding] | None,
     provenance: Sequence[str],
     dirty: Sequence[str],
+    taken_back: str | None = None,
 ) -> list[Gate]:
     """Every gate's verdict on the candidate `own`.
 
     `floors`: least accuracies, resolved; `spreads`: metric -> over fresh seeds, if there were any; `findings`: of the
-    sanity checks, None if they were not made; `provenance`: what is not on record; `dirty`: whose code is in no commit.
+    sanity checks, None if they were not made; `provenance`: what is not on record; `dirty`: whose code is in no commit;
+    `taken_back`: when and why this very checkpoint was rolled back from.
     """
     found = [_floor(metric, floor, own) for metric, floor in floors.items()]
     if gates.better_than_clip:
@@ -83,6 +85,8 @@ def decide(
         found.append(_of_list("clean tree", dirty, "committed code only", "clean"))
     if gates.sanity is not None:
         found.append(_sanity(findings))
+    if taken_back is not None:
+        found.append(Gate("not taken back", "failed", taken_back, "a checkpoint that nobody rolled back from"))
     return found
 
 

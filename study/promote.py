@@ -14,12 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from infra.cluster import Cluster
 from infra.errors import Conflict, ServiceError
 from infra.failpoint import reach
 from infra.provenance import provenance
@@ -29,86 +27,19 @@ from study.champion import Head, Move, history, model_prefix, read_head, read_ma
 from study.errors import StudyFailed
 from study.gates import Gate, Measured, decide, outcome_of, resolved_floors
 from study.projection import study_key
-from study.promote_config import GatesConfig
 from study.promote_provenance import lacking, uncommitted
-from study.promote_registry import RunOf, follow_head
+from study.promote_registry import follow_head
+from study.promotion import GOOD, Order, Promotion, Site
 from study.proof import Prover
 from study.proof_names import CHAMPION, UNMODIFIED, trial_label
 from study.results import Measurement
 from study.retrain import fresh_seeds, intervals, median, retrain, spreads
-from study.ship import ExtraFiles, ship
+from study.rollback import taken_back
+from study.ship import ship
 from study.store import StudyStore, TrialRow
 from trainers.result import Finding
 
-__all__ = ["Order", "Promotion", "Site", "promote"]
-
-GOOD = ("promoted", "kept", "superseded")
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a person asks of a promotion, beyond what the study file says. None: as the study says."""
-
-    trial: int | None = None
-    candidates: int | None = None
-    preference: str | None = None
-    gates: GatesConfig | None = None
-    seeds: int | None = None
-    dry_run: bool = False
-    final: bool = False  # in a dry run: look at the final sets all the same
-    force: str | None = None  # the reason
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where everything is. `run_of`: from a manifest to its study's MLflow run; `extra_files`: see `ship`."""
-
-    bucket: str
-    tracking_uri: str
-    cluster: Cluster
-    say: Callable[[str], None]
-    run_of: RunOf | None = None
-    extra_files: ExtraFiles | None = None
-
-
-@dataclass
-class Promotion:
-    """What a promotion saw and did.
-
-    `state`: promoted; kept (the champion is as good); refused (a gate failed); superseded (another promotion was
-    faster, and this candidate is no improvement on it); of a dry run, what would have been: `would promote`, `would
-    keep`, `would refuse`. `registry`: what is wrong with MLflow's view of it, empty if nothing is.
-    """
-
-    model: str
-    study: str
-    name: str | None = None
-    state: str = "started"
-    trial: int | None = None
-    reason: str = ""
-    candidates: list[int] = field(default_factory=list)
-    standard: str = ""
-    gates: list[dict[str, Any]] = field(default_factory=list)
-    confirm: dict[str, Measurement] = field(default_factory=dict)
-    final: dict[str, Measurement] = field(default_factory=dict)
-    seeds: dict[str, Any] | None = None
-    forced: str | None = None
-    version: int | None = None
-    champion: int | None = None  # the one that was compared with
-    generation: int | None = None
-    uri: str = ""
-    sha256: str = ""
-    final_accesses: int = 0
-    registry: str = ""
-
-    def record(self) -> dict[str, Any]:
-        """As JSON values."""
-        return dict(self.__dict__)
-
-    @property
-    def exit_code(self) -> int:
-        """0: decided; 1: refused, or MLflow does not know yet."""
-        return int(self.state in ("refused", "would refuse") or bool(self.registry))
+__all__ = ["promote"]
 
 
 def promote(store: StudyStore, order: Order, site: Site) -> Promotion:
@@ -306,6 +237,7 @@ class _Work:
             self.gates, standard, self.measured[trial_label(winner.number)], clip, self.measured.get(CHAMPION),
             floors=resolved_floors(self.gates, standard, clip.result), spreads=getattr(self, "spreads", None),
             findings=self.findings, provenance=lacking(winner), dirty=uncommitted(winner, provenance()),
+            taken_back=taken_back(self.site.bucket, self.model, self.weights["sha256"]),
         )  # fmt: skip
         self.promotion.champion = head.champion
         self.promotion.gates = [gate.record() for gate in gates]
@@ -352,6 +284,7 @@ class _Work:
             "confirm": promotion.confirm,
             "final": promotion.final,
             "final_accesses": promotion.final_accesses,
+            "measured_with": self.spec.evaluate.final.model_dump(mode="json"),
             "evaluation": evaluation,
             "gates": promotion.gates,
             "forced": promotion.forced,
@@ -365,6 +298,9 @@ class _Work:
             ],
             "provenance": provenance(),
         }
+        if self.site.extra_facts is not None:
+            self.prover.rest()  # whoever measures more needs the workers' cores
+            manifest |= self.site.extra_facts(manifest, self.weights)
         self.site.say(f"shipping trial {winner.number}: copying and reading back ...")
         whole = ship(
             self.site.bucket, self.model, purpose=purpose, weights=self.weights, files=files, manifest=manifest,

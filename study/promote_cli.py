@@ -67,7 +67,7 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
 
         if repair:
             sys.exit(repair_here(store, home()))
-        from study.promote import Order
+        from study.promotion import Order
 
         order = Order(
             trial=trial, candidates=candidates, preference=preference, gates=gates, seeds=seeds, dry_run=dry_run,

@@ -16,9 +16,10 @@ from infra.tracking import Tracker
 from study.champion import read_head
 from study.console import Clock, wide_console
 from study.projection import EXPERIMENT, project_study, study_key
-from study.promote import Order, Promotion, Site, promote
+from study.promote import promote
 from study.promote_registry import RunOf, follow_head
 from study.promote_show import registry_lines, show_promotion
+from study.promotion import Order, Promotion, Site
 from study.rollback import chosen_name, roll_back
 from study.session import cluster_here, services_here
 from study.ship import ExtraFiles

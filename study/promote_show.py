@@ -12,7 +12,7 @@ from rich.table import Table
 from infra.services import Services
 from study.champion import model_prefix
 from study.console import accuracy_table, percent
-from study.promote import Promotion
+from study.promotion import Promotion
 from study.proof_names import UNMODIFIED, trial_label
 
 __all__ = ["gates_table", "show_promotion"]

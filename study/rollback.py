@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from infra.errors import Conflict, ServiceError
-from study.champion import Move, model_names, model_prefix, read_head, read_manifest, swap_head, versions
+from study.champion import Move, history, model_names, model_prefix, read_head, read_manifest, swap_head, versions
 from study.errors import UserError
 from study.promote_registry import RunOf, follow_head
 from study.ship import verify
 from trainers.errors import nearest
 
-__all__ = ["Rollback", "chosen_name", "roll_back"]
+__all__ = ["Rollback", "chosen_name", "roll_back", "taken_back"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def roll_back(
     generation = head.generation
     if target != head.champion:
         verify(read_manifest(bucket, name, target))
-        move = Move("rollback", reason or "no reason given", {"from": head.champion})
+        left = read_manifest(bucket, name, head.champion)["weights"]["sha256"]
+        move = Move("rollback", reason or "no reason given", {"from": head.champion, "from_sha256": left})
         try:
             generation = swap_head(bucket, name, target, head, etag, move).generation
         except Conflict:
@@ -82,3 +84,14 @@ def roll_back(
     except ServiceError as error:
         registry = " ".join(str(error).split())
     return Rollback(name, target, head.champion, generation, model_prefix(bucket, name, target), registry)
+
+
+def taken_back(bucket: str, name: str, sha256: str) -> str | None:
+    """When and why a champion with these weights was last rolled back from, if it was not made champion again since."""
+    for move in history(bucket, name):
+        if move.facts.get("weights_sha256") == sha256:
+            return None
+        if move.action == "rollback" and move.facts.get("from_sha256") == sha256:
+            when = datetime.fromtimestamp(move.when_ms / 1000, UTC)
+            return f"generation {move.generation} took it back on {when:%Y-%m-%d}: {move.why}"
+    return None

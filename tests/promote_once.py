@@ -14,8 +14,9 @@ def main() -> None:
     from infra.cluster import connect, disconnect
     from infra.services import default_home, services_from_environment
     from study.database import database_url
-    from study.promote import Order, Site, promote
+    from study.promote import promote
     from study.promote_session import run_of
+    from study.promotion import Order, Site
     from study.store import StudyStore
 
     store = StudyStore(database_url(default_home(os.environ)), sys.argv[1])

@@ -18,8 +18,9 @@ from infra import storage
 from infra.registry import alias_version
 from study.champion import history, model_prefix, read_head, read_manifest
 from study.cli import main
-from study.promote import Order, Promotion, Site, promote
+from study.promote import promote
 from study.promote_session import run_of
+from study.promotion import Order, Promotion, Site
 from study.store import StudyStore
 from tests.promoted import STUDY, Trial, finished_study, make_checkpoints
 

@@ -20,7 +20,7 @@ from study.champion import (
     versions,
 )
 from study.errors import UserError
-from study.rollback import chosen_name, roll_back
+from study.rollback import chosen_name, roll_back, taken_back
 from study.ship import _put, _put_weights
 
 MOVE = Move("promotion", "every gate is passed", {"promotion": "abc", "study": "one"})
@@ -135,6 +135,20 @@ def test_a_shipped_file_is_read_back_and_never_replaced(prefix, tmp_path):
     with pytest.raises(ChecksumMismatch, match="is not what was written there"):
         _put(f"{prefix}/card", b"two")
     assert storage.get_bytes(f"{prefix}/card")[0] == b"one"
+
+
+def test_what_was_rolled_back_from_is_known_until_it_is_the_champion_again(bucket, name):
+    def move(champion: int, action: str, **facts: object) -> None:
+        head, etag = read_head(bucket, name)
+        swap_head(bucket, name, champion, head, etag, Move(action, "complaints", facts))
+
+    move(1, "promotion", weights_sha256="a" * 64)
+    move(2, "promotion", weights_sha256="b" * 64)
+    move(1, "rollback", **{"from": 2, "from_sha256": "b" * 64})
+    assert "generation 3 took it back on" in (taken_back(bucket, name, "b" * 64) or "")
+    assert taken_back(bucket, name, "a" * 64) is None
+    move(2, "promotion", weights_sha256="b" * 64)
+    assert taken_back(bucket, name, "b" * 64) is None
 
 
 def test_a_model_is_named_if_there_are_several_and_must_have_a_champion(bucket, name):

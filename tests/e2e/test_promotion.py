@@ -15,7 +15,8 @@ import yaml
 from infra import storage
 from study import promotion_rows
 from study.champion import history, model_prefix, read_head, read_manifest, versions
-from study.promote import Order, Promotion, Site, promote
+from study.promote import promote
+from study.promotion import Order, Promotion, Site
 from study.store import StudyStore
 from tests.promoted import CONFIRM, STUDY
 from tests.promotions import World, check_chain, promotions

@@ -156,3 +156,9 @@ def test_the_value_of_several_metrics_is_compared_image_by_image():
     )
     assert gate.name == "improvement"
     assert gate.numbers["mean"] == pytest.approx(0.75 * 0.05 - 0.25 * 0.05)
+
+
+def test_a_checkpoint_that_was_rolled_back_from_is_refused_with_the_reason():
+    found = verdicts({}, model("trial 1", 350, 200), taken_back="generation 3 took it back on 2026-11-28: complaints")
+    assert "complaints" in found["not taken back"].found
+    assert outcome(found) == "refuse"
