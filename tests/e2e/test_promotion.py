@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from infra import storage
 from study import promotion_rows
@@ -31,24 +30,9 @@ def world(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worl
         yield world
 
 
-def test_a_proved_winner_is_shipped_whole_and_a_failed_gate_moves_nothing(world: World, tmp_path: Path) -> None:
+def test_a_proved_winner_is_shipped_whole_and_what_comes_after_moves_nothing(world: World, tmp_path: Path) -> None:
     trials = {0: world.trial(0.2, robust=0.3), 1: world.trial(0.6), 2: (None, 0.9, 0.9)}
     store = world.study("whole", trials, model="whole-clip", gates=CHEAP)
-    policy = tmp_path / "policy.yaml"
-    policy.write_text(yaml.safe_dump({"floors": {"robust_accuracy": ">= 0.99"}, "sanity": None}))
-    dry = world.agft("promote", "whole", "--dry-run").output
-    assert "promotion: would promote" in dry
-    assert "nothing was written, registered or moved; the final sets were not looked at" in dry
-    assert read_head(world.bucket, "whole-clip")[0].champion is None
-    assert not storage.list_objects(f"s3://{world.bucket}/models/whole-clip")
-    assert (promotion_rows.promotions(store), promotion_rows.accesses(store)) == ([], [])
-
-    refused = world.agft("promote", "whole", "--policy", str(policy), code=1).output
-    assert "promotion: refused: floor robust" in refused
-    assert "agft promote whole --force --reason TEXT" in refused
-    assert promotion_rows.accesses(store) == [], "what is refused does not see the final sets"
-    assert not storage.list_objects(f"s3://{world.bucket}/models/whole-clip")
-
     shown = world.agft("promote", "whole").output
     assert "gates of trial 1 on the confirm sets (no champion yet)" in shown
     assert "the study's final sets were looked at once" in shown
@@ -63,19 +47,48 @@ def test_a_proved_winner_is_shipped_whole_and_a_failed_gate_moves_nothing(world:
     rows = gzip.decompress(table).decode().splitlines()[1:]
     [score] = manifest["confirm"]["trial 1"]["datasets"][CONFIRM].values()
     assert len(rows) == score["total"] == 96
-    [access] = promotion_rows.accesses(store)
-    states = [(row["state"], row["record"]["trial"]) for row in promotion_rows.promotions(store)]
-    assert states == [("refused", 1), ("promoted", 1)]
-    assert access["promotion"] == promotion_rows.promotions(store)[1]["name"] == manifest["promotion"]
-    assert all(row["record"]["gates"] for row in promotion_rows.promotions(store))
+    [row], [access] = promotion_rows.promotions(store), promotion_rows.accesses(store)
+    assert (row["state"], row["record"]["trial"], row["record"]["gates"]) == ("promoted", 1, manifest["gates"])
+    assert access["promotion"] == row["name"] == manifest["promotion"]
     [move] = history(world.bucket, "whole-clip")
     assert (move.action, move.champion, move.facts["promotion"]) == ("promotion", 1, manifest["promotion"])
-    assert world.aliases("whole-clip") == (1, None)
+    check_chain(world, "whole-clip", 1)
 
-    again = json.loads(world.agft("promote", "whole", "--json").stdout)
-    assert (again["state"], again["version"], again["champion"]) == ("kept", None, 1)
-    assert len(history(world.bucket, "whole-clip")) == 1
+    before = everything(world)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("floors: {robust_accuracy: '>= 0.99'}\nsanity: null\n")
+    refused = world.agft("promote", "whole", "--trial", "0", "--policy", str(policy), code=1).output
+    assert "promotion: refused: floor robust" in refused
+    assert "agft promote whole --force --reason TEXT" in refused
+    kept = json.loads(world.agft("promote", "whole", "--json").stdout)
+    assert (kept["state"], kept["version"], kept["champion"]) == ("kept", None, 1)
+    assert [each["state"] for each in promotion_rows.promotions(store)] == ["promoted", "refused", "kept"]
+    assert all(each["record"]["gates"] for each in promotion_rows.promotions(store))
+    assert len(promotion_rows.accesses(store)) == 1, "what is refused or kept does not see the final sets"
+    dry = world.agft("promote", "whole", "--dry-run").output
+    assert "promotion: would keep" in dry
+    assert "nothing was written, registered or moved; the final sets were not looked at" in dry
+    assert len(promotion_rows.promotions(store)) == 3, "a dry run leaves no row"
+    assert everything(world) == before
     assert "first champion" in world.agft("rollback", "whole-clip", code=2).output
+
+
+def everything(world: World) -> dict[str, str]:
+    """Every object in the bucket, with its content's tag."""
+    return {each.uri: each.etag for each in storage.list_objects(f"s3://{world.bucket}/")}
+
+
+@pytest.mark.slow
+def test_a_dry_run_measures_what_nobody_has_and_keeps_nothing(world: World) -> None:
+    evaluate = {**STUDY["evaluate"], "final": {**STUDY["evaluate"]["final"], "seed": 3}}
+    store = world.study("dry", {0: world.trial(0.6)}, model="dry-clip", evaluate=evaluate)
+    before = everything(world)
+    assert "promotion: would promote" in world.agft("promote", "dry", "--dry-run").output
+    assert (promotion_rows.promotions(store), promotion_rows.accesses(store)) == ([], [])
+    shown = world.agft("promote", "dry", "--dry-run", "--final").output
+    assert "the study's final sets were looked at once" in shown
+    assert len(promotion_rows.accesses(store)) == 1, "who asks for it is counted"
+    assert everything(world) == before
 
 
 def test_of_two_promotions_at_once_one_wins_and_the_other_decides_again(world: World) -> None:
