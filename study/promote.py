@@ -15,6 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from infra.provenance import provenance
 from study import promotion_rows
 from study.candidates import Standard, candidates, preference_of, standard_of
 from study.champion import Head, Move, history, model_prefix, read_head, read_manifest, swap_head
+from study.compare_stats import Spread
 from study.errors import StudyFailed
 from study.gates import Gate, Measured, decide, outcome_of, resolved_floors
 from study.projection import study_key
@@ -58,6 +60,9 @@ def promote(store: StudyStore, order: Order, site: Site) -> Promotion:
     reach("promotion.started")
     try:
         promotion = work.run()
+    except BaseException as error:
+        work.promotion.reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise
     finally:
         work.prover.close()
         state = work.promotion.state
@@ -100,6 +105,8 @@ class _Work:
         )
         self.prover = Prover(self.spec, site.bucket, site.say, write=not order.dry_run)
         self.measured: dict[str, Measured] = {}
+        self.compared_with: int | None = None
+        self.spreads: dict[str, Spread] | None = None
         self.findings: tuple[Finding, ...] | None = None
         self.weights: Mapping[str, Any] = {}
 
@@ -152,7 +159,8 @@ class _Work:
 
     def _measure(self, role: str, models: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Measured]:
         sets = ", ".join(self.spec.data_sets()[role])
-        self.site.say(f"{role} sets {sets}: measuring {', '.join(models)} ...")
+        what = "measuring" if self.prover.missing(role, models) else "measured before:"
+        self.site.say(f"{role} sets {sets}: {what} {', '.join(models)}" + (" ..." if what == "measuring" else ""))
         found = self.prover.measure(role, models)
         width = max(16, *map(len, found))
         for label, each in found.items():
@@ -235,10 +243,12 @@ class _Work:
         clip, standard = self.measured[UNMODIFIED], self._standard()
         gates = decide(
             self.gates, standard, self.measured[trial_label(winner.number)], clip, self.measured.get(CHAMPION),
-            floors=resolved_floors(self.gates, standard, clip.result), spreads=getattr(self, "spreads", None),
+            floors=resolved_floors(self.gates, standard, clip.result), spreads=self.spreads,
             findings=self.findings, provenance=lacking(winner), dirty=uncommitted(winner, provenance()),
             taken_back=taken_back(self.site.bucket, self.model, self.weights["sha256"]),
         )  # fmt: skip
+        if self.order.dry_run:
+            gates = [_left_open(gate) for gate in gates]
         self.promotion.champion = head.champion
         self.promotion.gates = [gate.record() for gate in gates]
         self.promotion.confirm = {label: each.result for label, each in self.measured.items()}
@@ -320,6 +330,13 @@ class _Work:
             "forced": self.promotion.forced,
             "gates": [gate.record() for gate in gates],
         }
+
+
+def _left_open(gate: Gate) -> Gate:
+    """What a dry run cannot decide."""
+    if not gate.name.startswith("seed spread"):
+        return gate
+    return replace(gate, verdict="not applicable", found="a dry run trains nothing")
 
 
 def _plain(result: Measurement) -> dict[str, float]:

@@ -58,6 +58,8 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         count = spec.promote.seeds if seeds is None else seeds
         if gates.max_seed_spread and count < 2 and not dry_run:
             raise UserError(f"max_seed_spread: a spread needs --seeds 2 or more; {count} asked for")
+        if spec.promote.ship == "median" and count < 3:
+            raise UserError(f"--seeds: promote.ship: median needs 3 or more; {count} asked for")
         if not repair:
             check_candidates(
                 store.load(), store.trials(), count=candidates or spec.promote.candidates, number=trial,
