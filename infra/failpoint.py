@@ -37,6 +37,18 @@ FAILPOINTS = {
     "generation.stored": "the store names the new Optuna study; the old one is there",
     "study.finished": "every trial is finished; the study says running, scratch files are there",
     "study.released": "the study says finished; MLflow's run may be open",
+    "promotion.started": "the store has the promotion; nothing is measured",
+    "promotion.decided": "the gates are passed; the final sets are untouched, nothing is shipped",
+    "promotion.access-counted": "the look at the final sets is counted and has not happened",
+    "promotion.proved": "the final sets are measured; no version is reserved",
+    "promotion.reserved": "a version's number is taken; its folder is empty",
+    "promotion.weights-shipped": "weights and configuration are in the version; the rest is not",
+    "promotion.described": "everything of the version is there but its manifest",
+    "promotion.complete": "the version is complete; no record of a move, HEAD names the old champion",
+    "head.recorded": "the record of the move is there; HEAD names the old champion",
+    "head.moved": "HEAD names the new champion; neither MLflow nor the store know",
+    "promotion.registered": "MLflow has the version; the alias names another one",
+    "promotion.aliased": "MLflow's aliases are right; the store says what was before",
 }
 _passed: Counter[str] = Counter()
 

@@ -22,7 +22,7 @@ from study.store import StudyStore, study_names
 __all__ = ["FORMAT", "export_study", "import_study"]
 
 FORMAT = "agft-study/2"
-TABLES = (t.trials, t.attempts, t.epochs, t.verdicts, t.promotions, t.requests)
+TABLES = (t.trials, t.attempts, t.epochs, t.verdicts, t.promotions, t.final_accesses, t.requests)
 
 
 def export_study(store: StudyStore, path: Path) -> dict[str, int]:

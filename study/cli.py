@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study import compare_cli, data_cli, evaluate_cli, lifecycle_cli, models_cli, plan_cli, submit_cli, weights_cli
+from study import (
+    compare_cli, data_cli, evaluate_cli, lifecycle_cli, models_cli, plan_cli, promote_cli, submit_cli, weights_cli,
+)  # fmt: skip
 from study.errors import SERVICE_ERRORS, USER_ERRORS
 from trainers.presets import PRESETS
 
@@ -174,16 +176,7 @@ evaluate_cli.attach(main, answering, home)
 lifecycle_cli.attach(main, answering, home)
 submit_cli.attach(main, answering, home)
 models_cli.attach(main, answering, home)
-
-
-@main.command()
-@click.argument("study")
-@answering
-def promote(study: str) -> None:
-    """Re-measure the best trials on unseen data and make the best one the champion."""
-    from study.session import promote_here
-
-    sys.exit(promote_here(store_of(study), home()))
+promote_cli.attach(main, answering, home)
 
 
 @main.group()

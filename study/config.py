@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from study.errors import UserError
+from study.evaluation_final import FinalEvaluation
+from study.floors import Floor, FloorText, parse_floor
+from study.promote_config import PromoteConfig
 from study.space import Dimension, parse_space
 from trainers.config import AttackConfig, DataConfig, EvalConfig, Goal, Metric, ModelConfig, TrainConfig
 from trainers.errors import nearest
@@ -19,42 +21,6 @@ from trainers.presets import PRESETS
 from trainers.units import Frozen
 
 __all__ = ["Floor", "StudyConfig", "load_canonical", "parse_floor"]
-
-FLOOR = re.compile(r"^>=\s*(?:(clip)\s*(?:([-+*])\s*)?)?(\d*\.?\d+(?:e-?\d+)?)?$")
-
-
-class Floor(Frozen):
-    """`>= 0.55`, `>= clip - 0.06` or `>= clip * 0.8`, where clip is the unmodified model's accuracy."""
-
-    of_clip: float = 0.0
-    offset: float = 0.0
-
-    def resolve(self, clip: float) -> float:
-        """The number, in [0, 1] when reachable."""
-        return self.of_clip * clip + self.offset
-
-
-def parse_floor(text: str) -> Floor:
-    """Read a constraint; `ValueError` names the rule."""
-    match = FLOOR.match(text.strip()) if isinstance(text, str) else None
-    clip, sign, number = match.groups() if match else (None, None, None)
-    if match is None or (clip and bool(sign) != bool(number)) or (not clip and number is None):
-        raise ValueError(f"{text!r} is not a floor; write '>= 0.55', '>= clip - 0.06' or '>= clip * 0.8'")
-    value = float(number or 0)
-    if not clip:
-        floor = Floor(offset=value)
-    elif sign == "*":
-        floor = Floor(of_clip=value)
-    else:
-        floor = Floor(of_clip=1.0, offset=-value if sign == "-" else value)
-    if floor.resolve(0.0) > 1 or (not clip and value > 1):
-        raise ValueError(f"{text!r} can never be reached: accuracy is at most 1")
-    return floor
-
-
-def _check_floor(text: str) -> str:
-    parse_floor(text)
-    return text
 
 
 def _check_preset(name: str) -> str:
@@ -66,7 +32,6 @@ def _check_preset(name: str) -> str:
 
 
 PresetName = Annotated[str, AfterValidator(_check_preset)]
-FloorText = Annotated[str, AfterValidator(_check_floor)]
 
 
 class StudyData(Frozen):
@@ -82,7 +47,9 @@ class StudyEvaluation(Frozen):
     """Evaluations that are the same for every trial, whatever it trains with."""
 
     select: EvalConfig = Field(default_factory=EvalConfig, description="after every epoch, on the dev sets")
-    final: EvalConfig = Field(default_factory=EvalConfig, description="at promotion, on confirm and final sets")
+    final: FinalEvaluation = Field(
+        default_factory=FinalEvaluation, description="at promotion, on confirm and final sets"
+    )
 
 
 class GoalConfig(Frozen):
@@ -179,13 +146,6 @@ class PriorConfig(Frozen):
     top: int = Field(3, ge=1, description="so many trials of each: its best feasible full-length ones")
 
 
-class PromoteConfig(Frozen):
-    """How the champion is chosen."""
-
-    candidates: int = Field(2, ge=1, description="top trials that are compared on the confirm sets")
-    model_name: str = Field("robust-clip", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="registered model")
-
-
 class StudyConfig(Frozen):
     """One study. Service addresses and secrets come from the environment, never from here."""
 
@@ -218,6 +178,12 @@ class StudyConfig(Frozen):
         if isinstance(goal, Mapping) and goal.get("metrics") and "scheduler" not in given:
             return {**given, "scheduler": {"name": "none"}}
         return given
+
+    @model_validator(mode="after")
+    def _preferences_are_for_fronts(self) -> StudyConfig:
+        if self.promote.preference is not None and not self.goal.metrics:
+            raise ValueError("promote.preference: chooses on a front; goal.metrics names no several metrics")
+        return self
 
     def dimensions(self) -> list[Dimension]:
         """The search space; an entry that is wrong never gets this far."""

@@ -12,8 +12,8 @@ from typing import Any
 from study.compare_stats import passes as update_passes
 from study.config import StudyConfig
 from study.cost_rate import Rate
+from study.evaluation_final import entries
 from study.evaluation_plan import units
-from trainers.attack_parameters import PGD
 from trainers.config import EvalConfig
 from trainers.data import dataset_entry
 from trainers.suite import AttackAt, Protocol, Suite
@@ -114,7 +114,5 @@ def study_passes(spec: StudyConfig) -> dict[str, int]:
 
 def _evaluation(datasets: Sequence[str], config: EvalConfig) -> int:
     """Of one model on these sets, at most."""
-    attack = PGD(steps=config.attack.steps, step_size=config.attack.step_size)
-    entry = AttackAt(attack=attack, eps=tuple(dict.fromkeys(config.attack.eps)), samples=config.samples)
-    suite = Suite(name="study", datasets=tuple(datasets), attacks=(entry,), protocol=config.protocol)
+    suite = Suite(name="study", datasets=tuple(datasets), attacks=entries(config), protocol=config.protocol)
     return sum(cost_of(suite, Assumed(), None)["total"]["at_most"].values())

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,23 +108,32 @@ class EvaluationWorker:
         }
         return pack_verdicts(verdicts, facts)
 
-    def check(self, dataset: str, models: Models, entry: AttackAt, seed: int) -> str:
+    def check(
+        self,
+        dataset: str,
+        models: Models,
+        entry: AttackAt,
+        seed: int,
+        samples: int = SANITY_IMAGES,
+        only: Sequence[str] | None = None,
+    ) -> str:
         """Findings of the sanity checks at the entry's largest radius, on a sample of the dataset, as JSON."""
         from trainers.sanity import sanity_checks
 
         image_set = self._images(dataset)
-        index = stratified_sample(image_set.labels, SANITY_IMAGES, seed=seed)
+        index = stratified_sample(image_set.labels, samples, seed=seed)
         scorer = self._scorer(models.model, dataset)
         original = None if models.original is None else self._scorer(models.original, dataset)
         images = scorer.pixels(image_set.images[index])
         with exact(*(each.model for each in (scorer, original) if each is not None)):
             found = self._fitting(
-                min(SANITY_IMAGES, fitting_batch(scorer, tuple(images.shape[1:]))),
+                min(samples, fitting_batch(scorer, tuple(images.shape[1:]))),
                 1,
                 lambda batch: sanity_checks(
                     logits=scorer, original=original, images=images,
                     labels=image_set.labels[index].to(torch.int64).to(self.device), index=index.to(self.device),
                     num_classes=scorer.num_classes, eps=max(entry.eps), norm=entry.norm, seed=seed, batch=batch,
+                    only=only,
                 ),
             )  # fmt: skip
         return json.dumps([finding.model_dump(mode="json") for finding in found])

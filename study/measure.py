@@ -14,7 +14,9 @@ import ray
 from infra import storage
 from study.config import ResourcesConfig, StudyConfig
 from study.errors import UserError
+from study.evaluation_final import FinalEvaluation, entries
 from study.results import Measurement, summary
+from study.rights import rights_of
 from study.sources import use_s3_data, use_s3_weights
 from trainers.config import EvalConfig, ModelConfig
 
@@ -40,14 +42,23 @@ def _measure_set(
     """One dataset, in a Ray worker: scores by radius, as JSON values."""
     import torch
 
-    from trainers.evaluate import evaluate_sets
+    from trainers.data import load_dataset
+    from trainers.evaluate import measure as verdicts_on
+    from trainers.model import RobustCLIP, class_embeddings, tokenizer_for
+    from trainers.scorer import Scorer
+    from trainers.verdicts import stratified_sample
 
     use_s3_data()
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu"
-    clip = _load(ModelConfig.model_validate(model), weights)
-    result = evaluate_sets(clip, [name], EvalConfig.model_validate(config), device=device)[name]
-    return {eps: score.model_dump(mode="json") for eps, score in result.scores().items()}
+    clip = _load(ModelConfig.model_validate(model), weights).to(device)
+    how, images = FinalEvaluation.model_validate(config), load_dataset(name, path="data")
+    scorer = Scorer(RobustCLIP(clip), class_embeddings(clip, images.prompts(), tokenizer_for(clip)))
+    found = []
+    for entry in entries(how):
+        sample = stratified_sample(images.labels, entry.samples, seed=how.seed)
+        found.append((entry, verdicts_on(scorer, images, sample, entry, protocol=how.protocol, seed=how.seed)))
+    return rights_of(found).scores()
 
 
 def _hashes(names: Sequence[str]) -> dict[str, list[str]]:
@@ -66,7 +77,8 @@ def measure(
 ) -> dict[str, Measurement]:
     """Every model (label -> `{uri, sha256}` of its weights, or None for the unmodified `model`) on every set.
 
-    Means over sets and radii are unweighted. Raises what the first failing task raised.
+    Means over sets and radii are unweighted; under several attacks an image must survive all of them. Raises what the
+    first failing task raised.
     """
     threads = max(1, int(resources.cpus_per_worker))
     task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)(_measure_set)

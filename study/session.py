@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,22 +11,17 @@ from pathlib import Path
 from infra import stack
 from infra.cluster import Cluster, connect, disconnect
 from infra.services import Services, services_from_environment
-from infra.tracking import Tracker
-from study.champion import model_prefix
 from study.config import StudyConfig
-from study.console import Clock, accuracy_table, percent, trials_table, wide_console
+from study.console import Clock, percent, trials_table, wide_console
 from study.database import database_url
-from study.errors import StudyFailed
 from study.log_copy import copied_output
 from study.notify import Notifier
 from study.prior import check_prior
-from study.projection import EXPERIMENT, project_study, study_key
-from study.promote import UNMODIFIED, Promotion, promote
 from study.results import best_trial
 from study.runner import Outcome, run_study
 from study.store import StudyStore
 
-__all__ = ["promote_here", "resume_here", "run_here", "services_here"]
+__all__ = ["cluster_here", "resume_here", "run_here", "services_here"]
 
 CLOSE_SECONDS = 60.0
 
@@ -43,7 +39,10 @@ def services_here(home: Path, clock: Clock) -> Services:
 
 @contextmanager
 def cluster_here(clock: Clock) -> Iterator[Cluster]:
-    """Ray, connected to or started, and let go again."""
+    """Ray, connected to or started, and let go again by whoever was first."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield connect()
+        return
     clock("connecting to Ray ..." if os.environ.get("RAY_ADDRESS") else "starting Ray on this machine ...")
     cluster = connect()
     try:
@@ -80,45 +79,18 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
             clock(f"paused; nothing is lost. Go on with: agft resume {spec.name}")
             return 1
         if then_promote:
-            promotion = _promote(store, services, clock)
+            from study.promote_session import promote_on  # it measures, so it imports torch
+
+            promotion = promote_on(store, services, cluster, clock)
     if promotion:
-        _show_promotion(promotion, services)
+        from study.promote_show import show_promotion
+
+        show_promotion(wide_console(), promotion, services)
     print(f"\nMLflow UI: {outcome.mlflow_page}")
     if services.home:
         print(f"           user {services.mlflow_username}, password: mlflow_password in {services.home}/secrets.json")
         print("           `agft stack down` stops the services; data stays")
     return 0
-
-
-def promote_here(store: StudyStore, home: Path) -> int:
-    """`agft promote`: decide about the champion; exit code 0 when it is decided, 1 when a gate refused."""
-    clock = Clock()
-    store.load()  # an unknown name is answered before anything is started
-    services = services_here(home, clock)
-    with cluster_here(clock):
-        promotion = _promote(store, services, clock)
-    _show_promotion(promotion, services)
-    return 0 if promotion.state in ("promoted", "kept") else 1
-
-
-def _promote(store: StudyStore, services: Services, clock: Clock) -> Promotion:
-    run_id = _run_id(store, services)
-    return promote(store, bucket=services.bucket, tracking_uri=services.mlflow_uri, run_id=run_id, say=clock)
-
-
-def _run_id(store: StudyStore, services: Services) -> str:
-    """The study's MLflow run; the registry needs it."""
-    study = store.load()
-    tracker = Tracker(services.mlflow_uri, EXPERIMENT)
-    try:
-        project_study(tracker, study, reopen=False)
-        tracker.flush(CLOSE_SECONDS)
-        found = tracker.run_id(study_key(study))
-    finally:
-        tracker.close(1.0)
-    if found is None:
-        raise StudyFailed(f"MLflow at {services.mlflow_uri} does not answer; a promotion needs its registry")
-    return found
 
 
 def _show(store: StudyStore, home: Path, outcome: Outcome) -> None:
@@ -139,19 +111,3 @@ def _show(store: StudyStore, home: Path, outcome: Outcome) -> None:
             f"(unmodified CLIP {percent(clip['robust_accuracy'])})"
         )
     console.print(f"report: {home / 'reports' / study.name / 'report.html'}")
-
-
-def _show_promotion(promotion: Promotion, services: Services) -> None:
-    console = wide_console()
-    console.print()
-    if promotion.final:
-        rows = {UNMODIFIED: promotion.final[UNMODIFIED], f"trial {promotion.trial}": promotion.final[
-            f"trial {promotion.trial}"]}  # fmt: skip
-        console.print(accuracy_table("final sets (seen by neither fine-tuning nor search)", rows))
-    console.print(f"promotion: {promotion.state}: {promotion.reason}")
-    if promotion.state == "promoted":
-        console.print(f"champion: {promotion.model} version {promotion.version}, {promotion.uri}/")
-        console.print(f"sha256:   {promotion.sha256}")
-        console.print(f"MLflow:   {services.mlflow_uri}/#/models/{promotion.model}")
-    elif promotion.champion is not None:
-        console.print(f"champion stays: {model_prefix(services.bucket, promotion.model, promotion.champion)}/")

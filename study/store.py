@@ -364,29 +364,3 @@ class StudyStore:
             for rows in trials.values()
             for row in rows
         ]
-
-    # --- promotions ----------------------------------------------------------------------------------------------
-
-    def start_promotion(self) -> int:
-        """Count one access to the confirm and final sets; returns its id."""
-        with transaction(self.engine) as connection:
-            clock = int(now(connection) * 1000)
-            result = connection.execute(
-                sa.insert(t.promotions).values(study=self.name, started_ms=clock, state="started")
-            )
-            return int(result.inserted_primary_key[0])  # type: ignore[index]
-
-    def end_promotion(self, identity: int, state: str, record: Mapping[str, Any]) -> None:
-        """Keep a promotion's outcome (promoted, kept, refused) with its numbers."""
-        with transaction(self.engine) as connection:
-            connection.execute(
-                sa.update(t.promotions).where(t.promotions.c.id == identity).values(state=state, record=dict(record))
-            )
-
-    def promotions(self) -> list[dict[str, Any]]:
-        """All promotions of this study, oldest first."""
-        with self.engine.connect() as connection:
-            rows = connection.execute(
-                sa.select(t.promotions).where(t.promotions.c.study == self.name).order_by(t.promotions.c.id)
-            )
-            return [row._asdict() for row in rows]

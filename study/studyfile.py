@@ -12,11 +12,13 @@ from pydantic import BaseModel, ValidationError
 
 from study.config import StudyConfig
 from study.errors import Problem, StudyFileError, UserError
+from study.evaluation_final import suite_problems
 from study.lines import Keys, dotted, line_of, shown_value
 from study.search_checks import alone_problems, together_problems
 from study.space import models_of
 from trainers import tiny
 from trainers.architectures import known_architectures
+from trainers.attack_parameters import EVAL_ATTACK_PARAMETERS
 from trainers.config import ModelConfig
 from trainers.data import DATASETS
 from trainers.errors import nearest
@@ -91,7 +93,19 @@ def check_study(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[StudyCo
     problems += unknown_preset + searched + _model(raw, lines) + _datasets(raw, lines)
     if study is not None and not searched:
         problems += together_problems(study, lines)
+    if study is not None and study.evaluate.final.attacks:
+        problems += _final_attacks(study, lines)
     return study, problems
+
+
+def _final_attacks(study: StudyConfig, lines: Mapping[Keys, int]) -> list[Problem]:
+    """Attacks that are not defined on a confirm or final set."""
+    problems = []
+    for text in suite_problems(study.evaluate.final, (*study.data.confirm, *study.data.final)):
+        path, _, rule = text.partition(": ")
+        keys: Keys = ("evaluate", "final", *(int(key) if key.isdigit() else key for key in path.split(".")))
+        problems.append(Problem(line_of(lines, keys), dotted(keys), "", rule))
+    return problems
 
 
 def _resolved(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[dict[str, Any], list[Problem]]:
@@ -188,9 +202,10 @@ def _schema(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[StudyConfig
             rule, present = "is required", False
         elif detail["type"].startswith("union_tag"):
             path, (value, present) = (*path, "name"), _at(raw, (*path, "name"))
-            close = nearest(str(value), METHODS)
+            kind, known = ("attack", EVAL_ATTACK_PARAMETERS) if path[0] == "evaluate" else ("method", METHODS)
+            close = nearest(str(value), known)
             hint = f"did you mean {close[0]!r}? " if present and close else ""
-            rule = f"{'no such method' if present else 'is required'}; {hint}known: {', '.join(METHODS)}"
+            rule = f"{f'no such {kind}' if present else 'is required'}; {hint}known: {', '.join(known)}"
         problem = Problem(line_of(lines, path), dotted(path), shown_value(value) if present else "", rule)
         grouped.setdefault(path, []).append(problem)
     return None, [_joined(problems) for problems in grouped.values()]

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Integer, MetaData, String, Table, Text
 
-__all__ = ["attempts", "epochs", "metadata", "promotions", "requests", "studies", "trials", "verdicts"]
+__all__ = [
+    "attempts",
+    "epochs",
+    "final_accesses",
+    "metadata",
+    "promotions",
+    "requests",
+    "studies",
+    "trials",
+    "verdicts",
+]
 
 metadata = MetaData()
 NAME = String(64)
@@ -87,15 +97,31 @@ verdicts = Table(
     ForeignKeyConstraint(["study", "number"], ["agft_trial.study", "agft_trial.number"], ondelete="CASCADE"),
 )
 
-# One row for every promotion that looked at confirm or final sets: the accesses are counted.
+# One row for every promotion: `name` is a random one of its own, `owner` the process that made it.
 promotions = Table(
     "agft_promotion",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("study", NAME, nullable=False),
     Column("started_ms", BigInteger, nullable=False),
-    Column("state", String(16), nullable=False),  # started, promoted, kept, refused
+    Column("state", String(16), nullable=False),  # started, promoted, kept, refused, superseded, broken
     Column("record", JSON),
+    Column("name", String(32)),
+    Column("owner", String(255)),
+    Column("ended_ms", BigInteger),
+    ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE"),
+)
+
+# One row for every look at the final sets, written before it happens.
+final_accesses = Table(
+    "agft_final_access",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("study", NAME, nullable=False),
+    Column("promotion", String(32)),  # its name
+    Column("at_ms", BigInteger, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("sets", JSON, nullable=False),
     ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE"),
 )
 

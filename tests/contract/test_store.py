@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -13,8 +14,9 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
+from study import promotion_rows
 from study import store as store_module
-from study import tables
+from study import tables as t
 from study.database import engine_for
 from study.errors import LeaseLost, UserError
 from study.samplers import proposals
@@ -78,7 +80,7 @@ def test_a_study_of_an_older_version_without_todays_fields_is_the_same_study(sto
     text = json.dumps(old)
     stored = {"spec": text, "spec_hash": hashlib.sha256(text.encode()).hexdigest()}
     with store.engine.begin() as connection:
-        connection.execute(sa.update(tables.studies).values(**stored))
+        connection.execute(sa.update(t.studies).values(**stored))
     assert store.create(SPEC) is False
     with pytest.raises(UserError) as told:
         store.create(parse_study(FILE.replace("seed: 3", "seed: 4"), source="study.yaml"))
@@ -216,10 +218,25 @@ def test_attempts_and_their_cost_add_up_over_drivers(store):
 
 
 def test_promotions_are_counted(store):
-    identity = store.start_promotion()
-    store.end_promotion(identity, "promoted", {"final": {"x": 1}})
-    store.start_promotion()
-    assert [row["state"] for row in store.promotions()] == ["promoted", "started"]
+    name = promotion_rows.start(store)
+    promotion_rows.count_access(store, name, model="trial 2", sets=["tiny-letters"])
+    promotion_rows.end(store, name, "promoted", {"trial": 2})
+    promotion_rows.start(store)
+    assert [row["state"] for row in promotion_rows.promotions(store)] == ["promoted", "started"]
+    [access] = promotion_rows.accesses(store)
+    assert (access["promotion"], access["model"], access["sets"]) == (name, "trial 2", ["tiny-letters"])
+
+
+def test_a_promotion_whose_process_is_gone_is_settled_by_what_the_champions_history_says(store):
+    died, moved = promotion_rows.start(store), promotion_rows.start(store)
+    alive = promotion_rows.start(store)
+    gone = f"{socket.gethostname()}|{2**22 + 1}|1.00"
+    with store.engine.begin() as connection:
+        for name in (died, moved):
+            connection.execute(sa.update(t.promotions).where(t.promotions.c.name == name).values(owner=gone))
+    assert promotion_rows.settle(store, lambda: [moved]) == ["broken", "promoted"]
+    states = {row["name"]: row["state"] for row in promotion_rows.promotions(store)}
+    assert states == {died: "broken", moved: "promoted", alive: "started"}
 
 
 def test_a_database_of_a_newer_version_is_refused(store):

@@ -28,7 +28,10 @@ search:
 scheduler: {name: asha, grace_fraction: 0.3, reduction_factor: 2}
 goal: {metric: robust_accuracy, subject_to: {clean_accuracy: ">= clip * 0.3"}}
 budget: {trials: 4}
-promote: {candidates: 1, model_name: thread-clip}
+promote:
+  candidates: 1
+  model_name: thread-clip
+  gates: {sanity: {checks: [deterministic, above-chance, agrees-with-original, zero-gradients]}}
 seed: 1
 """
 SERVICES = ("mlflow", "weed")  # they outlive the command; Ray's processes must go with their driver

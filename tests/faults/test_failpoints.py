@@ -49,7 +49,8 @@ budget: {{trials: {TRIALS}}}
 LIGHT = str(Path(__file__).parents[1] / "light.py")
 EARLY = ("trial.proposed", "report.stored", "outcome.stored", "mlflow.after-create")  # in the default tier
 AFTER_REQUESTS = ("request.obeyed", "generation.built", "generation.stored")  # reached only when somebody asks
-DURING = [name for name in FAILPOINTS if name not in AFTER_REQUESTS]
+ELSEWHERE = ("promotion.", "head.")  # of promotions: tests/faults/test_promotion_faults.py
+DURING = [name for name in FAILPOINTS if name not in AFTER_REQUESTS and not name.startswith(ELSEWHERE)]
 # The passage at which the process dies: in the middle of the study where there are several.
 PASSAGE = {"trial": 3, "report": 5, "verdict": 2, "outcome": 2, "mlflow": 2}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import Tensor
 
@@ -26,9 +26,10 @@ def sanity_checks(
     norm: Norm = "linf",
     seed: int = 0,
     batch: int = 200,
+    only: Collection[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Finding, ...]:
-    """One finding of every check, in the order of CHECKS.
+    """One finding of every check, in the order of CHECKS; of those named in `only`, if it is given.
 
     For the arguments see `Subject`; call it in the arithmetic of the evaluation (`trainers.scorer.exact`). All images
     are attacked in full; 200 are enough for the thresholds to mean what docs/sanity.md says. `progress` is told each
@@ -38,9 +39,10 @@ def sanity_checks(
         raise ValueError(f"eps {eps}: sanity checks are of an attack, whose radius is greater than 0")
     subject = Subject(logits, original, images, labels, index, num_classes, eps, norm, seed, batch)
     found = []
-    for done, (name, check) in enumerate(CHECKS.items()):
+    wanted = {name: check for name, check in CHECKS.items() if only is None or name in only}
+    for done, (name, check) in enumerate(wanted.items()):
         if progress is not None:
-            progress(name, done, len(CHECKS))
+            progress(name, done, len(wanted))
         try:
             failed, value, threshold, message = check(subject)
         except NotApplicable as reason:

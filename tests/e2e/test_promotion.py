@@ -1,0 +1,300 @@
+"""Promotion as a person does it, on real S3, a real MLflow server, Ray and finished tiny-CLIP studies."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra import storage
+from study import promotion_rows
+from study.champion import history, model_prefix, read_head, read_manifest, versions
+from study.promote import promote
+from study.promotion import Order, Promotion, Site
+from study.store import StudyStore
+from tests.promoted import CONFIRM, STUDY
+from tests.promotions import World, check_chain, promotions
+
+pytestmark = pytest.mark.timeout(600)
+CHEAP = {"sanity": {"samples": 40, "checks": ["deterministic", "above-chance", "zero-gradients"]}}
+
+
+@pytest.fixture(scope="module")
+def world(stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with promotions(stack, tmp_path_factory.mktemp("promotion"), cpus=2) as world:
+        yield world
+
+
+def test_a_proved_winner_is_shipped_whole_and_what_comes_after_moves_nothing(world: World, tmp_path: Path) -> None:
+    trials = {0: world.trial(0.2, robust=0.3), 1: world.trial(0.6), 2: (None, 0.9, 0.9)}
+    store = world.study("whole", trials, model="whole-clip", gates=CHEAP)
+    shown = world.agft("promote", "whole").output
+    assert "gates of trial 1 on the confirm sets (no champion yet)" in shown
+    assert "the study's final sets were looked at once" in shown
+    assert "champion: whole-clip version 1" in shown
+    manifest = read_manifest(world.bucket, "whole-clip", 1)
+    assert (manifest["trial"], manifest["forced"], manifest["final_accesses"]) == (1, None, 1)
+    assert {gate["name"]: gate["verdict"] for gate in manifest["gates"]}["sanity"] == "passed"
+    prefix = model_prefix(world.bucket, "whole-clip", 1)
+    assert versions(world.bucket, "whole-clip") == {1: {*manifest["files"], "reserved.json", "manifest.json",
+                                                        "open_clip_model.safetensors"}}  # fmt: skip
+    table = storage.get_bytes(f"{prefix}/evaluation/confirm/{CONFIRM}/pgd-4.csv.gz")[0]
+    rows = gzip.decompress(table).decode().splitlines()[1:]
+    [score] = manifest["confirm"]["trial 1"]["datasets"][CONFIRM].values()
+    assert len(rows) == score["total"] == 96
+    [row], [access] = promotion_rows.promotions(store), promotion_rows.accesses(store)
+    assert (row["state"], row["record"]["trial"], row["record"]["gates"]) == ("promoted", 1, manifest["gates"])
+    assert access["promotion"] == row["name"] == manifest["promotion"]
+    [move] = history(world.bucket, "whole-clip")
+    assert (move.action, move.champion, move.facts["promotion"]) == ("promotion", 1, manifest["promotion"])
+    check_chain(world, "whole-clip", 1)
+
+    before = everything(world)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("floors: {robust_accuracy: '>= 0.99'}\nsanity: null\n")
+    refused = world.agft("promote", "whole", "--trial", "0", "--policy", str(policy), code=1).output
+    assert "promotion: refused: floor robust" in refused
+    assert "agft promote whole --force --reason TEXT" in refused
+    kept = json.loads(world.agft("promote", "whole", "--json").stdout)
+    assert (kept["state"], kept["version"], kept["champion"]) == ("kept", None, 1)
+    assert [each["state"] for each in promotion_rows.promotions(store)] == ["promoted", "refused", "kept"]
+    assert all(each["record"]["gates"] for each in promotion_rows.promotions(store))
+    assert len(promotion_rows.accesses(store)) == 1, "what is refused or kept does not see the final sets"
+    dry = world.agft("promote", "whole", "--dry-run").output
+    assert "promotion: would keep" in dry
+    assert "nothing was written, registered or moved; the final sets were not looked at" in dry
+    assert len(promotion_rows.promotions(store)) == 3, "a dry run leaves no row"
+    assert everything(world) == before
+    assert "first champion" in world.agft("rollback", "whole-clip", code=2).output
+
+
+def everything(world: World) -> dict[str, str]:
+    """Every object in the bucket, with its content's tag."""
+    return {each.uri: each.etag for each in storage.list_objects(f"s3://{world.bucket}/")}
+
+
+@pytest.mark.slow
+def test_a_dry_run_measures_what_nobody_has_and_keeps_nothing(world: World) -> None:
+    evaluate = {**STUDY["evaluate"], "final": {**STUDY["evaluate"]["final"], "seed": 3}}
+    store = world.study("dry", {0: world.trial(0.6)}, model="dry-clip", evaluate=evaluate)
+    before = everything(world)
+    assert "promotion: would promote" in world.agft("promote", "dry", "--dry-run").output
+    assert (promotion_rows.promotions(store), promotion_rows.accesses(store)) == ([], [])
+    shown = world.agft("promote", "dry", "--dry-run", "--final").output
+    assert "the study's final sets were looked at once" in shown
+    assert len(promotion_rows.accesses(store)) == 1, "who asks for it is counted"
+    assert everything(world) == before
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_decides_again(world: World) -> None:
+    """Both have shipped and stand before HEAD when either may move it."""
+    trials = {"race-a": {0: world.trial(0.6)}, "race-b": {0: world.trial(0.6)}}
+    stores = {name: world.study(name, rows, model="race-clip") for name, rows in trials.items()}
+    outcomes = race(world, list(stores.values()))
+    assert sorted(each.state for each in outcomes) == ["promoted", "superseded"]
+    check_chain(world, "race-clip", 1)
+    superseded = next(each for each in outcomes if each.state == "superseded")
+    assert "improvement" in superseded.reason
+    assert superseded.champion == read_head(world.bucket, "race-clip")[0].champion
+    assert sorted(
+        row["state"] for store in stores.values() for row in promotion_rows.promotions(store)
+    ) == ["promoted", "superseded"]  # fmt: skip
+
+
+def race(world: World, stores: list[StudyStore]) -> list[Promotion]:
+    """All of them together, held up until every one is about to write its manifest."""
+    barrier, outcomes, errors = threading.Barrier(len(stores)), [], []
+
+    def hold(_: Mapping[str, Any]) -> Mapping[str, bytes]:
+        barrier.wait(timeout=300)
+        return {}
+
+    def run(store: StudyStore) -> None:
+        try:
+            outcomes.append(world.promote(store, extra_files=hold))
+        except BaseException as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+    return outcomes
+
+
+@pytest.mark.slow
+def test_a_loser_that_is_better_than_the_new_champion_is_promoted_after_it(world: World) -> None:
+    """The better one is held up until the other has moved HEAD."""
+    worse = world.study("late-a", {0: world.trial(0.2)}, model="late-clip")
+    better = world.study("late-b", {0: world.trial(1.0)}, model="late-clip")
+    said: list[str] = []
+
+    def first_the_other(_: Mapping[str, Any]) -> Mapping[str, bytes]:
+        assert world.promote(worse).state == "promoted"
+        return {}
+
+    found = promote(better, Order(), world.site(better, said=said, extra_files=first_the_other))
+    assert found.state == "promoted"
+    check_chain(world, "late-clip", 2)
+    looks = [line.rpartition(":" if "before" in line else "measuring")[2] for line in said if "confirm sets" in line]
+    assert [look.strip(" .") for look in looks] == ["unmodified CLIP, trial 0", "champion"], "no candidate again"
+    assert sum("another promotion was faster" in line for line in said) == 1
+    moves = history(world.bucket, "late-clip")
+    improvement = next(gate for gate in moves[0].facts["gates"] if gate["name"] == "improvement")
+    assert improvement["verdict"] == "passed", "the record of the move has the gates of the last decision"
+
+
+@pytest.mark.slow
+def test_five_promotions_at_once_leave_one_chain(world: World) -> None:
+    stores = [
+        world.study(f"five-{number}", {0: world.trial(alpha)}, model="five-clip")
+        for number, alpha in enumerate((0.2, 0.6, 1.0, 0.6, 0.2))
+    ]
+    outcomes = race(world, stores)
+    promoted = [each for each in outcomes if each.state == "promoted"]
+    assert {each.state for each in outcomes} == {"promoted", "superseded"}
+    check_chain(world, "five-clip", len(promoted))
+
+
+@pytest.mark.slow
+def test_the_story_promote_fail_force_promote_a_better_one_and_roll_back(world: World, tmp_path: Path) -> None:
+    model, policy = "story-clip", tmp_path / "policy.yaml"
+    world.study("story-one", {0: world.trial(0.2)}, model=model)
+    world.study("story-two", {0: world.trial(0.6)}, model=model)
+    world.study("story-three", {0: world.trial(1.0)}, model=model)
+    world.agft("promote", "story-one")
+    check_chain(world, model, 1)
+
+    policy.write_text("floors: {clean_accuracy: '>= 0.5', robust_accuracy: '>= 0.99'}\nsanity: null\n")
+    world.agft("promote", "story-two", "--policy", str(policy), code=1)
+    check_chain(world, model, 1)
+    assert "--reason TEXT" in world.agft("promote", "story-two", "--policy", str(policy), "--force", code=2).output
+
+    reason = "the floor is of another data set; see the minutes of Monday"
+    forced = world.agft("promote", "story-two", "--policy", str(policy), "--force", "--reason", reason).output
+    assert reason in " ".join(forced.split())
+    check_chain(world, model, 2)
+    manifest = read_manifest(world.bucket, model, 2)
+    assert manifest["forced"] == reason
+    assert [gate["name"] for gate in manifest["gates"] if gate["verdict"] == "failed"] == ["floor robust"]
+    assert history(world.bucket, model)[0].facts["forced"] == reason
+
+    world.agft("promote", "story-three")
+    check_chain(world, model, 3)
+    assert world.aliases(model) == (3, 2)
+
+    back = world.agft("rollback", model, "--reason", "users complain").output
+    assert "version 2 is the champion again, generation 4" in back
+    check_chain(world, model, 4)
+    move = history(world.bucket, model)[0]
+    assert (move.action, move.why, move.facts["from"]) == ("rollback", "users complain", 3)
+    world.agft("rollback", model, "--to", "1")
+    check_chain(world, model, 5)
+    assert "is the champion already" in world.agft("rollback", model, "--to", "1").output
+    check_chain(world, model, 5)
+    assert "no complete version 9; versions: 1, 2, 3" in world.agft("rollback", model, "--to", "9", code=2).output
+
+
+@pytest.mark.slow
+def test_a_version_whose_weights_were_changed_is_not_rolled_back_to(world: World) -> None:
+    world.study("rot-one", {0: world.trial(0.2)}, model="rot-clip")
+    world.study("rot-two", {0: world.trial(1.0)}, model="rot-clip")
+    for name in ("rot-one", "rot-two"):
+        world.agft("promote", name)
+    uri = read_manifest(world.bucket, "rot-clip", 1)["weights"]["uri"]
+    data = bytearray(storage.get_bytes(uri)[0])
+    data[len(data) // 2] ^= 1
+    storage.put_bytes(uri, bytes(data))
+    assert "has SHA-256" in world.agft("rollback", "rot-clip", code=1).output
+    check_head(world, "rot-clip", champion=2, generation=2)
+
+
+def check_head(world: World, model: str, *, champion: int, generation: int) -> None:
+    head, _ = read_head(world.bucket, model)
+    assert (head.champion, head.generation) == (champion, generation)
+
+
+@pytest.mark.slow
+def test_the_promotion_stands_when_mlflow_is_away_and_the_aliases_follow_later(world: World) -> None:
+    first = world.study("away-one", {0: world.trial(0.2)}, model="away-clip")
+    second = world.study("away-two", {0: world.trial(1.0)}, model="away-clip")
+    dead = Site(world.bucket, "http://127.0.0.1:9", world.cluster, lambda _: None)
+    for store in (first, second):
+        found = promote(store, Order(), dead)
+        assert (found.state, found.exit_code) == ("promoted", 1)
+        assert "127.0.0.1:9" in found.registry
+    check_head(world, "away-clip", champion=2, generation=2)
+    assert world.aliases("away-clip") == (None, None)
+    world.agft("promote", "away-one", "--repair", code=1)  # the other study's run is not in MLflow either
+    world.agft("promote", "away-two", "--repair", code=1)
+    for name in ("away-one", "away-two"):
+        project(world, name)
+    shown = world.agft("promote", "away-two", "--repair").output
+    assert "away-clip champion is version 2, previous 1" in shown
+    check_chain(world, "away-clip", 2)
+
+
+def project(world: World, name: str) -> None:
+    """The study's run in MLflow, as its driver would have made it."""
+    from infra.tracking import Tracker
+    from study.projection import EXPERIMENT, project_study
+
+    tracker = Tracker(world.mlflow, EXPERIMENT)
+    project_study(tracker, StudyStore(f"sqlite:///{world.home}/studies.db", name).load(), reopen=False)
+    assert tracker.flush(60) == 0
+    tracker.close(1.0)
+
+
+@pytest.mark.slow
+def test_several_final_attacks_are_one_number_and_each_its_own(world: World) -> None:
+    attacks = [
+        {"attack": {"name": "pgd", "steps": 4}, "eps": ["6/255"], "samples": 60},
+        {"attack": {"name": "apgd-ce", "steps": 5}, "eps": ["6/255"], "samples": 48},
+    ]
+    evaluate = {"select": STUDY["evaluate"]["select"], "final": {"attacks": attacks}}
+    store = world.study("strong", {0: world.trial(0.6)}, model="strong-clip", evaluate=evaluate)
+    found = world.promote(store)
+    assert found.state == "promoted"
+    for role in (found.confirm, found.final):
+        whole = role["trial 0"]
+        assert set(whole["attacks"]) == {"pgd-4", "apgd-ce-5"}
+        [score] = next(iter(whole["datasets"].values())).values()
+        assert score["total"] == 48, "images that both were run on"
+        for attack, samples in (("pgd-4", 60), ("apgd-ce-5", 48)):
+            [alone] = next(iter(whole["attacks"][attack]["datasets"].values())).values()
+            assert alone["total"] == samples
+        [strongest] = next(iter(whole["attacks"]["apgd-ce-5"]["datasets"].values())).values()
+        assert score["robust"] <= strongest["robust"], "an image must survive both"
+
+
+@pytest.mark.slow
+@pytest.mark.nested
+def test_fresh_seeds_are_trained_measured_and_gate(world: World) -> None:
+    promote_block = {
+        "model_name": "seeds-clip", "seeds": 3, "ship": "median",
+        "gates": {"sanity": None, "max_seed_spread": {"robust_accuracy": 0.3}},
+    }  # fmt: skip
+    store = world.study("seeds", {0: world.trial(0.6)}, model="seeds-clip", promote=promote_block)
+    found = world.promote(store)
+    assert found.state in ("promoted", "refused"), found.reason
+    assert found.seeds is not None
+    measured = found.seeds["measured"]
+    assert len(measured) == 3
+    assert {row["name"]: row["verdict"] for row in found.gates}["seed spread robust"] == "passed"
+    values = sorted(each["robust_accuracy"] for each in measured.values())
+    assert found.confirm["trial 0"]["robust_accuracy"] == values[1], "the median one is who is judged"
+    assert "trial 0, as searched" in found.confirm
+    summary = found.seeds["summary"]["robust_accuracy"]
+    assert summary["low"] < summary["mean"] == pytest.approx(sum(values) / 3) < summary["high"]
+    again = StudyStore(store.url, "seeds-seeds-0x3")
+    assert [trial.state for trial in again.trials()] == ["complete"] * 3
+    assert world.promote(store).state == {"promoted": "kept", "refused": "refused"}[found.state]
+    assert len(again.trials()) == 3, "nothing is trained twice"
