@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from study import (
-    compare_cli, data_cli, evaluate_cli, lifecycle_cli, models_cli, plan_cli, promote_cli, submit_cli, weights_cli,
-)  # fmt: skip
+    compare_cli,
+    data_cli,
+    evaluate_cli,
+    lifecycle_cli,
+    models_cli,
+    plan_cli,
+    promote_cli,
+    submit_cli,
+    weights_cli,
+)
 from study.errors import SERVICE_ERRORS, USER_ERRORS
 from trainers.presets import PRESETS
 

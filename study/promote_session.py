@@ -15,6 +15,7 @@ from infra.services import Services
 from infra.tracking import Tracker
 from study.champion import read_head
 from study.console import Clock, wide_console
+from study.model_card import card_files
 from study.projection import EXPERIMENT, project_study, study_key
 from study.promote import promote
 from study.promote_registry import RunOf, follow_head
@@ -22,13 +23,12 @@ from study.promote_show import registry_lines, show_promotion
 from study.promotion import Order, Promotion, Site
 from study.rollback import chosen_name, roll_back
 from study.session import cluster_here, services_here
-from study.ship import ExtraFiles
 from study.store import StudyStore
+from study.version_facts import version_facts
 
 __all__ = ["promote_here", "promote_on", "repair_here", "rollback_here"]
 
 CLOSE_SECONDS = 60.0
-EXTRA_FILES: ExtraFiles | None = None  # the model card joins a version here
 
 
 class _Aside(Clock):
@@ -60,7 +60,9 @@ def promote_on(
     store: StudyStore, services: Services, cluster: Cluster, clock: Clock, order: Order | None = None
 ) -> Promotion:
     """Promote on a cluster that is connected."""
-    site = Site(services.bucket, services.mlflow_uri, cluster, clock, run_of(store, services), EXTRA_FILES)
+    site = Site(
+        services.bucket, services.mlflow_uri, cluster, clock, run_of(store, services), card_files, version_facts
+    )
     return promote(store, order or Order(), site)
 
 

@@ -17,10 +17,10 @@ import sqlalchemy as sa
 from study import tables as t
 from study.config import StudyConfig, load_canonical
 from study.database import engine_for, now, patient, transaction
-from study.spec_difference import spec_difference
 from study.errors import LeaseLost, UserError
 from study.owner import LeaseHeld, is_driven, is_local, owner_identity
 from study.rows import FINISHED, Attempt, StudyRow, TrialRow
+from study.spec_difference import spec_difference
 
 __all__ = [
     "DELETING",
