@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study import compare_cli, data_cli, evaluate_cli, lifecycle_cli, plan_cli, submit_cli, weights_cli
+from study import compare_cli, data_cli, evaluate_cli, lifecycle_cli, plan_cli, stack_cli, submit_cli, weights_cli
 from study.errors import SERVICE_ERRORS, USER_ERRORS
 from trainers.presets import PRESETS
 
@@ -168,6 +168,7 @@ data_cli.attach(main, answering, home)
 evaluate_cli.attach(main, answering, home)
 lifecycle_cli.attach(main, answering, home)
 submit_cli.attach(main, answering, home)
+stack_cli.attach(main, answering, home)
 
 
 @main.command()
@@ -178,50 +179,3 @@ def promote(study: str) -> None:
     from study.session import promote_here
 
     sys.exit(promote_here(store_of(study), home()))
-
-
-@main.group()
-def stack() -> None:
-    """The embedded services: S3 storage (SeaweedFS) and the MLflow server, on loopback."""
-
-
-@stack.command("up")
-@answering
-def stack_up() -> None:
-    """Start what is not running; safe to repeat."""
-    from infra.stack import up
-
-    services = up(home())
-    click.echo(f"S3      {services.s3_endpoint}  bucket {services.bucket}")
-    click.echo(f"MLflow  {services.mlflow_uri}  user {services.mlflow_username}")
-    click.echo(f"credentials: {home() / 'secrets.json'}")
-
-
-@stack.command("status")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-@answering
-def stack_status(as_json: bool) -> None:
-    """Show which services run."""
-    from infra.stack import status as services_status
-
-    found = services_status(home())
-    if as_json:
-        click.echo(json.dumps([{**vars(service), "log": str(service.log)} for service in found], indent=2))
-        return
-    for service in found:
-        detail = f"  {service.detail}" if service.detail else ""
-        click.echo(
-            f"{service.name:<10} {service.state:<8} {service.url}  pid {service.pid or '-'}  "
-            f"{service.memory_bytes / 1e6:.0f} MB  log {service.log}{detail}"
-        )
-    if not found:
-        click.echo(f"nothing was ever started under {home()}")
-
-
-@stack.command("down")
-@answering
-def stack_down() -> None:
-    """Stop the services; data stays."""
-    from infra.stack import down
-
-    click.echo(f"stopped {down(home())} processes; data stays in {home()}")
