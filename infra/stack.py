@@ -26,7 +26,7 @@ from infra.embedded import (
 from infra.errors import ServiceError
 from infra.services import Services
 
-__all__ = ["ServiceStatus", "down", "kept_up", "status", "up"]
+__all__ = ["ServiceStatus", "down", "kept_up", "ports_of", "status", "up"]
 
 READY_TIMEOUT_SECONDS = 180.0  # some 10 s on an idle machine; MLflow's start is 9 s of pure CPU
 PATIENCE_SECONDS = 30.0  # a live process that does not answer for so long is replaced
@@ -133,6 +133,11 @@ def down(home: Path) -> int:
 def kept_up(home: Path) -> bool:
     """Whether a process starts again what dies."""
     return bool(processes.members(_mark(home.expanduser().resolve(), KEEPER)))
+
+
+def ports_of(home: Path) -> dict[str, dict[str, int]]:
+    """The ports that the services have, or had; 0 where none was ever chosen."""
+    return _ports(home, settings_of(home), choose=False)
 
 
 def _keep_up(home: Path) -> None:

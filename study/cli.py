@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study import compare_cli, data_cli, evaluate_cli, lifecycle_cli, plan_cli, stack_cli, submit_cli, weights_cli
+from study import (
+    compare_cli, data_cli, doctor_cli, evaluate_cli, lifecycle_cli, plan_cli, stack_cli, submit_cli, weights_cli,
+)  # fmt: skip
 from study.errors import SERVICE_ERRORS, USER_ERRORS
 from trainers.presets import PRESETS
 
@@ -169,6 +171,7 @@ evaluate_cli.attach(main, answering, home)
 lifecycle_cli.attach(main, answering, home)
 submit_cli.attach(main, answering, home)
 stack_cli.attach(main, answering, home)
+doctor_cli.attach(main, answering, home)
 
 
 @main.command()

@@ -1,0 +1,101 @@
+"""`agft doctor`: everything that a study leans on, looked at from here and from every node, in seconds.
+
+Nothing is started, migrated or kept: objects and models of the checks are deleted, and a dead service costs its own
+time limit, beside the others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra.check_machine import versions
+from infra.errors import ServiceError
+from infra.errors import UserError as InfraUserError
+from infra.finding import Check, Finding, failed, ok, side_by_side, warning
+from infra.services import services_from_environment
+from study.database import database_url
+from study.doctor_cluster import CLUSTER_SECONDS, check_cluster, demands_token
+from study.doctor_database import DATABASE, check_database
+from study.doctor_node import machine_checks, service_checks
+from study.doctor_study import StudyNeeds
+
+__all__ = ["examine", "exit_code"]
+
+SERVICES = "services"
+DATABASE_SECONDS = 25.0
+
+
+def examine(home: Path, needs: StudyNeeds | None) -> list[Finding]:
+    """All findings, the driver's machine first. Reads and, for embedded services, completes this process's environment."""
+    found: list[Finding] = []
+    cluster = bool(os.environ.get("RAY_ADDRESS")) and os.environ["RAY_ADDRESS"] != "local"
+    marks: tuple[str, ...] = ()
+    try:
+        services = services_from_environment(os.environ)
+        if services is None:
+            rows, up = _embedded(home)
+            found += rows
+            marks = tuple(f"{home}:{name}" for name in ("seaweedfs", "mlflow", "postgres"))
+        else:
+            up = True
+            found.append(ok(SERVICES, "named by the environment"))
+    except (InfraUserError, ServiceError) as error:
+        found.append(failed(SERVICES, str(error), "complete the environment"))
+        up = False
+    token = demands_token() or not cluster
+    checks = machine_checks(needs, gpus_here=not cluster, token=token, marks=marks)
+    if up:
+        checks |= service_checks(os.environ["AGFT_BUCKET"])
+    checks["database"] = (DATABASE_SECONDS, _database(home))
+    if cluster:
+        checks["cluster"] = (CLUSTER_SECONDS, lambda: check_cluster(needs, versions()))
+    rows = side_by_side(checks)
+    if not cluster:
+        rows.append(ok("Ray", "no cluster named (RAY_ADDRESS): a study starts Ray here, on loopback, with a token"))
+    return found + rows
+
+
+def _database(home: Path) -> Check:
+    def check() -> list[Finding]:
+        try:
+            return check_database(database_url(home))
+        except ServiceError as error:
+            return [failed(DATABASE, str(error).partition(": ")[0], str(error).partition(": ")[2] or "agft stack up")]
+
+    return check
+
+
+def _embedded(home: Path) -> tuple[list[Finding], bool]:
+    """The embedded services as they are; with addresses put into this process's environment if both answer."""
+    from infra import seaweed
+    from infra.embedded import addresses, credentials, definitions, settings_of
+    from infra.stack import ports_of, status
+
+    try:
+        seaweed.executable()
+    except InfraUserError as error:
+        return [failed(SERVICES, "the environment names no services, and the embedded ones are not installed",
+                       str(error).partition(": ")[2])], False  # fmt: skip
+    lines = status(home)
+    if all(line.state == "stopped" for line in lines):
+        word = "do not run" if lines else "were never started"
+        return [ok(SERVICES, f"the environment names none; the embedded ones {word} yet: `agft run` starts them")], False
+    rows = [
+        failed(SERVICES, f"embedded {line.name} is {line.state}{f': {line.detail}' if line.detail else ''}",
+               f"agft stack up; its log: {line.log}")
+        for line in lines if line.state != "running"
+    ]  # fmt: skip
+    settings, kept = settings_of(home), credentials(home)
+    services = addresses(home, kept, definitions(home, kept, ports_of(home), settings))
+    os.environ.update(services.environment())
+    if settings.bind != "127.0.0.1":
+        rows.append(warning(SERVICES, f"the embedded ones listen on {settings.bind}, not encrypted", "agft stack up --bind "
+                            "127.0.0.1, unless that network is trusted"))  # fmt: skip
+    return rows or [ok(SERVICES, f"embedded: {', '.join(f'{line.name} {line.version}' for line in lines)}")], True
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """1 if anything failed; warnings are allowed."""
+    return int(any(finding.state == "failed" for finding in findings))
