@@ -60,8 +60,13 @@ def check_packages() -> list[Finding]:
     rows = [ok("versions", shown)]
     lacking = [name for name in DASHBOARD_MODULES if importlib.util.find_spec(name) is None]
     if importlib.util.find_spec("aiohttp_cors") is None:
-        rows.append(failed("Ray dashboard", f"cannot start: {', '.join(lacking)} missing; without it trials that are "
-                           "stopped early keep their GPUs", "pip install 'ray[default]'"))  # fmt: skip
+        rows.append(
+            failed(
+                "Ray dashboard",
+                f"cannot start: {', '.join(lacking)} missing; without it trials that are stopped early keep their GPUs",
+                "pip install 'ray[default]'",
+            )
+        )
     else:
         rows.append(ok("Ray dashboard", "installed (ray[default])"))
     return rows
@@ -75,7 +80,9 @@ def check_gpus(wanted: float = 0.0) -> list[Finding]:
         return [ok("GPUs", f"{problem}; studies without gpus_per_worker run on the CPU")]
     told = _torch()
     if not cards or not told.get("available"):
-        cause = problem or f"{len(cards)} GPUs, and torch cannot use them: {told.get('problem') or 'CUDA is not available'}"
+        cause = (
+            problem or f"{len(cards)} GPUs, and torch cannot use them: {told.get('problem') or 'CUDA is not available'}"
+        )
         if hidden is not None and not hidden.strip("-1 "):
             cause += " (CUDA_VISIBLE_DEVICES hides all)"
         remedy = f"install an NVIDIA driver for CUDA {told.get('cuda') or '(torch here is built without)'}, give the "
@@ -86,8 +93,13 @@ def check_gpus(wanted: float = 0.0) -> list[Finding]:
     names = ", ".join(f"{card['name']} {card['total'] / 1024:.0f} GiB" for card in cards)
     if busy:
         which = ", ".join(f"GPU {card['index']} has {card['used'] / 1024:.1f} GiB in use" for card in busy)
-        return [warning("GPUs", f"{names}: {which}", "end what uses them (nvidia-smi shows it), or hide them from Ray by "
-                        "CUDA_VISIBLE_DEVICES")]  # fmt: skip
+        return [
+            warning(
+                "GPUs",
+                f"{names}: {which}",
+                "end what uses them (nvidia-smi shows it), or hide them from Ray by CUDA_VISIBLE_DEVICES",
+            )
+        ]
     return [ok("GPUs", f"{names}: free, visible to torch")]
 
 
@@ -105,9 +117,9 @@ def _cards() -> tuple[list[dict[str, Any]], str]:
         return [], f"nvidia-smi: {' '.join((done.stdout + done.stderr).split())[:200]}"
     rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
     try:
-        return [
-            {"index": row[0], "name": row[1], "total": float(row[2]), "used": float(row[3])} for row in rows
-        ], ("" if rows else "no GPU")
+        return [{"index": row[0], "name": row[1], "total": float(row[2]), "used": float(row[3])} for row in rows], (
+            "" if rows else "no GPU"
+        )
     except (ValueError, IndexError):
         return [], f"nvidia-smi: not understood: {done.stdout[:200]}"
 
@@ -153,7 +165,9 @@ def check_disk(places: Iterable[tuple[str, Path]]) -> list[Finding]:
         text = f"{_size(usage.free)} free of {_size(usage.total)} for {', '.join(names)}"
         remedy = "free space, or name a folder on another disk (AGFT_HOME, AGFT_CACHE, AGFT_PREPARED, TMPDIR)"
         if not os.access(there, os.W_OK):
-            rows.append(failed("disk", f"{there} cannot be written, for {', '.join(names)}", "change its owner or rights"))
+            rows.append(
+                failed("disk", f"{there} cannot be written, for {', '.join(names)}", "change its owner or rights")
+            )
         elif usage.free < LITTLE_DISK:
             rows.append(failed("disk", f"no space: {text}", remedy))
         elif usage.free < SOME_DISK or usage.used > RAY_FULL * usage.total:
@@ -169,7 +183,7 @@ def temporary_folder() -> Path:
 
 
 def open_ports(marks: Iterable[str] = ()) -> dict[str, set[str]]:
-    """`{program: addresses}` of listening ports that other machines can reach, of Ray and of `marks` (as `processes`)."""
+    """`{program: addresses}` of ports that other machines can reach: Ray's, and of processes under `marks`."""
     wanted = set(marks)
     found: dict[str, set[str]] = {}
     for process in psutil.process_iter():
@@ -197,10 +211,20 @@ def check_ports(marks: Iterable[str] = (), *, token: bool) -> list[Finding]:
     shown = "; ".join(f"{name} {', '.join(sorted(each)[:3])}{' ...' if len(each) > 3 else ''}"
                       for name, each in sorted(found.items()))  # fmt: skip
     if not token and any(name not in ("seaweedfs", "mlflow", "postgres") for name in found):
-        return [failed("ports", f"open to the network, without a token: {shown}", "whoever reaches them runs code here: "
-                       "start Ray with RAY_AUTH_MODE=token")]  # fmt: skip
-    return [warning("ports", f"open to the network, credentials demanded, not encrypted: {shown}", "keep the network "
-                    "private (firewall, VPN)")]  # fmt: skip
+        return [
+            failed(
+                "ports",
+                f"open to the network, without a token: {shown}",
+                "whoever reaches them runs code here: start Ray with RAY_AUTH_MODE=token",
+            )
+        ]
+    return [
+        warning(
+            "ports",
+            f"open to the network, credentials demanded, not encrypted: {shown}",
+            "keep the network private (firewall, VPN)",
+        )
+    ]
 
 
 def _size(amount: float) -> str:

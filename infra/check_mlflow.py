@@ -61,15 +61,25 @@ def check_mlflow() -> list[Finding]:
         return [failed(MLFLOW, f"{uri} answers, but not as MLflow does ({error})", "set MLFLOW_TRACKING_URI")]
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
-        return [failed(MLFLOW, f"{uri} does not answer: {reason}", "start the server, or set MLFLOW_TRACKING_URI; for "
-                       "embedded services: agft stack up")]  # fmt: skip
+        return [
+            failed(
+                MLFLOW,
+                f"{uri} does not answer: {reason}",
+                "start the server, or set MLFLOW_TRACKING_URI; for embedded services: agft stack up",
+            )
+        ]
     try:
         refused = _authorised(uri)
         found = refused or [ok(MLFLOW, f"{uri}: reads and writes are allowed"), *_version()]
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
-        return [failed(MLFLOW, f"{uri} is alive, and does not answer requests: {reason}", "look at the server's log and "
-                       "its database")]  # fmt: skip
+        return [
+            failed(
+                MLFLOW,
+                f"{uri} is alive, and does not answer requests: {reason}",
+                "look at the server's log and its database",
+            )
+        ]
     if date := headers.get("date"):
         found.append(clock_finding("MLflow", parsedate_to_datetime(date).timestamp() + 0.5 - heard, precision=1.0))
     return found
@@ -86,21 +96,36 @@ def _authorised(uri: str) -> list[Finding]:
             who = f"refuses the password of user {user!r}" if user else "demands a user"
             return [failed(MLFLOW, f"{uri} {who} (401)", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")]
         if error.code == 403 and "host" in error.body.lower():
-            return [failed(MLFLOW, f"{uri} refuses to be called by this name (403)", "start the server with this name in "
-                           "MLFLOW_SERVER_ALLOWED_HOSTS")]  # fmt: skip
+            return [
+                failed(
+                    MLFLOW,
+                    f"{uri} refuses to be called by this name (403)",
+                    "start the server with this name in MLFLOW_SERVER_ALLOWED_HOSTS",
+                )
+            ]
         return [failed(MLFLOW, f"{uri}: reading: {error}", "look at the server's log")]
     try:  # a registered model, unlike a run or an experiment, is really gone once it is deleted
         _ask(f"{API}registered-models/create", {"name": name}, method="POST")
         _ask(f"{API}registered-models/delete", {"name": name}, method="DELETE")
     except _Refused as error:
-        return [failed(MLFLOW, f"{uri}: user {user!r} may read and not write ({error.code})", "give the user the right to "
-                       "create experiments, runs and registered models")]  # fmt: skip
+        return [
+            failed(
+                MLFLOW,
+                f"{uri}: user {user!r} may read and not write ({error.code})",
+                "give the user the right to create experiments, runs and registered models",
+            )
+        ]
     try:
         _ask(f"{API}experiments/search?max_results=1", known=False)
     except _Refused:
         return []
-    return [warning(MLFLOW, f"{uri}: reads and writes are allowed, to anybody who reaches it", "start the server with "
-                    "--app-name basic-auth")]  # fmt: skip
+    return [
+        warning(
+            MLFLOW,
+            f"{uri}: reads and writes are allowed, to anybody who reaches it",
+            "start the server with --app-name basic-auth",
+        )
+    ]
 
 
 def _version() -> list[Finding]:

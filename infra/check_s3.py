@@ -28,11 +28,17 @@ PROMOTION = "promotion is refused on this store: two at once could both become c
 NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 REMEDIES = {
     "InvalidAccessKeyId": ("the store does not know the access key", "set AWS_ACCESS_KEY_ID to a key of this store"),
-    "SignatureDoesNotMatch": ("the secret key is wrong", "set AWS_SECRET_ACCESS_KEY to the one that belongs to the key"),
+    "SignatureDoesNotMatch": (
+        "the secret key is wrong",
+        "set AWS_SECRET_ACCESS_KEY to the one that belongs to the key",
+    ),
     "RequestTimeTooSkewed": ("the clock here is wrong", "set this machine's clock (chrony or systemd-timesyncd)"),
     "AuthorizationHeaderMalformed": ("the region is wrong", "set AWS_REGION to the bucket's region"),
     "PermanentRedirect": ("the bucket is in another region", "set AWS_REGION and AWS_ENDPOINT_URL to the bucket's"),
-    "AccessDenied": ("the key may not do this", "grant s3:GetObject, PutObject, DeleteObject and ListBucket on the bucket"),
+    "AccessDenied": (
+        "the key may not do this",
+        "grant s3:GetObject, PutObject, DeleteObject and ListBucket on the bucket",
+    ),
     "QuotaExceeded": ("the quota is used up", "raise the quota, or delete studies (`agft delete`)"),
     "XMinioStorageFull": ("the store's disk is full", "free space on the store"),
     "InternalError": ("the store fails", "look at its log; a full disk does this"),
@@ -61,17 +67,27 @@ def check_s3(bucket: str) -> list[Finding]:
         step = "list"
         listed = client.list_objects_v2(Bucket=bucket, Prefix=f"{base}/").get("Contents", [])
         if [entry["Key"] for entry in listed] != [key]:
-            return [failed(S3, f"{endpoint}: a listing lacks what was just put", "use a store with consistent listings")]
+            return [
+                failed(S3, f"{endpoint}: a listing lacks what was just put", "use a store with consistent listings")
+            ]
         conditions = conditional_puts(client, bucket, f"{base}/race")
         step = "delete"
         client.delete_object(Bucket=bucket, Key=key)
         if client.list_objects_v2(Bucket=bucket, Prefix=key).get("Contents"):
-            return [failed(S3, f"{endpoint}: a deleted object is still listed", "switch object locks off for the bucket")]
+            return [
+                failed(S3, f"{endpoint}: a deleted object is still listed", "switch object locks off for the bucket")
+            ]
     except ClientError as error:
         return [_refused(error, step, endpoint, bucket)]
     except BotoCoreError as error:
-        return [failed(S3, f"{endpoint} does not answer: {_short(error)}", "start the store, or set AWS_ENDPOINT_URL; "
-                       "for embedded services: agft stack up")]  # fmt: skip
+        reason = _short(error).partition(': "http')[0]
+        return [
+            failed(
+                S3,
+                f"{endpoint} does not answer: {reason}",
+                "start the store, or set AWS_ENDPOINT_URL; for embedded services: agft stack up",
+            )
+        ]
     finally:
         _clean(client, bucket, base)
     found = [ok(S3, f"{endpoint}, bucket {bucket}: put, get, list, delete"), *conditions]
@@ -82,8 +98,14 @@ def check_s3(bucket: str) -> list[Finding]:
 
 def _refused(error: ClientError, step: str, endpoint: str, bucket: str) -> Finding:
     code = error.response.get("Error", {}).get("Code", "")
-    if code in ("NoSuchBucket", "404"):
-        return failed(S3, f"{endpoint}: there is no bucket {bucket!r}", "create it, or set AGFT_BUCKET to one that is there")
+    if not error.response.get("Error", {}).get("Message") and code.isdigit():
+        return failed(
+            S3, f"{endpoint} answers ({code}), but not as S3 does", "set AWS_ENDPOINT_URL to the store's address"
+        )
+    if code == "NoSuchBucket":
+        return failed(
+            S3, f"{endpoint}: there is no bucket {bucket!r}", "create it, or set AGFT_BUCKET to one that is there"
+        )
     cause, remedy = REMEDIES.get(code, (_short(error), "see the store's documentation of this code"))
     return failed(S3, f"{endpoint}: {step} in bucket {bucket!r}: {cause} ({code})", remedy)
 

@@ -1,4 +1,4 @@
-"""What the embedded services are made of: their settings and credentials, and how each is configured, started, asked."""
+"""What the embedded services are made of: settings, credentials, and how each is set up, started and asked."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def settings_of(home: Path) -> Settings:
     except FileNotFoundError:
         return Settings()
     except (ValueError, TypeError, KeyError) as error:
-        raise ServiceError(f"{path} is damaged ({error}): remove it and say again what `agft stack up` should do") from None
+        raise ServiceError(
+            f"{path} is damaged ({error}): remove it and say again what `agft stack up` should do"
+        ) from None
 
 
 def with_settings(home: Path, *, bind: str | None, use_postgres: bool | None) -> Settings:

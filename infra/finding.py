@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-__all__ = ["Check", "Finding", "failed", "ok", "skipped", "side_by_side", "warning"]
+__all__ = ["Check", "Finding", "failed", "ok", "side_by_side", "skipped", "warning"]
 
 State = Literal["ok", "warning", "failed", "skipped"]
 
@@ -76,7 +76,12 @@ def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = "thi
     found: list[Finding] = []
     for name, (seconds, _check) in checks.items():
         threads[name].join(max(0.0, started + seconds - time.monotonic()))
-        late = [failed(name, f"no answer within {seconds:.0f} s", "something hangs: a firewall that drops packets, a "
-                       "machine that is overloaded, or a dead disk")]  # fmt: skip
+        late = [
+            failed(
+                name,
+                f"no answer within {seconds:.0f} s",
+                "something hangs: a firewall that drops packets, a machine that is overloaded, or a dead disk",
+            )
+        ]
         found += answers.get(name, late)
     return [replace(finding, where=where) for finding in found]

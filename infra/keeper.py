@@ -24,9 +24,7 @@ def dead(home: Path) -> list[str]:
     """Services that were started and whose process is gone."""
     try:
         state = json.loads((home / "state.json").read_text())
-        return [
-            name for name, entry in state.items() if "pid" in entry and not alive((entry["pid"], entry["started"]))
-        ]
+        return [name for name, entry in state.items() if "pid" in entry and not alive((entry["pid"], entry["started"]))]
     except (OSError, ValueError, TypeError):
         return []  # being replaced, or nothing is known: `agft stack up` looks harder
 

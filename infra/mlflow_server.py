@@ -95,7 +95,8 @@ def probe(port: int, secrets: Mapping[str, str], bind: str = "127.0.0.1") -> Non
     """One authorised request that reads the database; `ServiceError` with the reason when it fails."""
     token = base64.b64encode(f"{USERNAME}:{secrets['mlflow_password']}".encode()).decode()
     request = urllib.request.Request(
-        f"{address(port, bind)}/api/2.0/mlflow/experiments/search?max_results=1", headers={"Authorization": f"Basic {token}"}
+        f"{address(port, bind)}/api/2.0/mlflow/experiments/search?max_results=1",
+        headers={"Authorization": f"Basic {token}"},
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -104,8 +105,8 @@ def probe(port: int, secrets: Mapping[str, str], bind: str = "127.0.0.1") -> Non
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise ServiceError(
-                f"MLflow at {address(port, bind)} refuses the kept credentials (HTTP {error.code}): its user database is "
-                "not the one that belongs to secrets.json"
+                f"MLflow at {address(port, bind)} refuses the kept credentials (HTTP {error.code}): its user database "
+                "is not the one that belongs to secrets.json"
             ) from error
         raise ServiceError(f"MLflow at {address(port, bind)}: HTTP {error.code}") from error
     except (OSError, ValueError) as error:

@@ -75,7 +75,7 @@ def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
 
 
 def ports_free(ports: Sequence[int], *, patience_seconds: float = 0.0, host: str = "127.0.0.1") -> bool:
-    """Whether each of `ports` could be listened on at 127.0.0.1 and `host` now, or within the patience (after a kill)."""
+    """Whether each of `ports` is free at 127.0.0.1 and `host`, now or within the patience (after a kill)."""
     deadline = time.monotonic() + patience_seconds
     while not all(_port_free(port, each) for port in ports for each in {"127.0.0.1", host}):
         if time.monotonic() >= deadline:

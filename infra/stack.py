@@ -21,9 +21,17 @@ from typing import Any
 
 from infra import processes, seaweed
 from infra.embedded import (
-    NAMES, PORT_NAMES, Service, Settings, addresses, credentials, definitions, settings_of, with_settings,
+    NAMES,
+    PORT_NAMES,
+    Service,
+    Settings,
+    addresses,
+    credentials,
+    definitions,
+    settings_of,
+    with_settings,
 )  # fmt: skip
-from infra.errors import ServiceError
+from infra.errors import ServiceError, UserError
 from infra.services import Services
 
 __all__ = ["ServiceStatus", "down", "kept_up", "ports_of", "status", "up"]

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from study import (
-    compare_cli, data_cli, doctor_cli, evaluate_cli, lifecycle_cli, plan_cli, stack_cli, submit_cli, weights_cli,
+    compare_cli,
+    data_cli,
+    doctor_cli,
+    evaluate_cli,
+    lifecycle_cli,
+    plan_cli,
+    stack_cli,
+    submit_cli,
+    weights_cli,
 )  # fmt: skip
 from study.errors import SERVICE_ERRORS, USER_ERRORS
 from trainers.presets import PRESETS

@@ -28,7 +28,7 @@ DATABASE_SECONDS = 25.0
 
 
 def examine(home: Path, needs: StudyNeeds | None) -> list[Finding]:
-    """All findings, the driver's machine first. Reads and, for embedded services, completes this process's environment."""
+    """All findings, this machine's first. Puts the embedded services' addresses into this process's environment."""
     found: list[Finding] = []
     cluster = bool(os.environ.get("RAY_ADDRESS")) and os.environ["RAY_ADDRESS"] != "local"
     marks: tuple[str, ...] = ()
@@ -81,18 +81,29 @@ def _embedded(home: Path) -> tuple[list[Finding], bool]:
     lines = status(home)
     if all(line.state == "stopped" for line in lines):
         word = "do not run" if lines else "were never started"
-        return [ok(SERVICES, f"the environment names none; the embedded ones {word} yet: `agft run` starts them")], False
+        return [
+            ok(SERVICES, f"the environment names none; the embedded ones {word} yet: `agft run` starts them")
+        ], False
     rows = [
-        failed(SERVICES, f"embedded {line.name} is {line.state}{f': {line.detail}' if line.detail else ''}",
-               f"agft stack up; its log: {line.log}")
-        for line in lines if line.state != "running"
-    ]  # fmt: skip
+        failed(
+            SERVICES,
+            f"embedded {line.name} is {line.state}{f': {line.detail}' if line.detail else ''}",
+            f"agft stack up; its log: {line.log}",
+        )
+        for line in lines
+        if line.state != "running"
+    ]
     settings, kept = settings_of(home), credentials(home)
     services = addresses(home, kept, definitions(home, kept, ports_of(home), settings))
     os.environ.update(services.environment())
     if settings.bind != "127.0.0.1":
-        rows.append(warning(SERVICES, f"the embedded ones listen on {settings.bind}, not encrypted", "agft stack up --bind "
-                            "127.0.0.1, unless that network is trusted"))  # fmt: skip
+        rows.append(
+            warning(
+                SERVICES,
+                f"the embedded ones listen on {settings.bind}, not encrypted",
+                "agft stack up --bind 127.0.0.1, unless that network is trusted",
+            )
+        )
     return rows or [ok(SERVICES, f"embedded: {', '.join(f'{line.name} {line.version}' for line in lines)}")], True
 
 

@@ -7,7 +7,6 @@ import time
 import urllib.error
 import urllib.request
 from http.client import HTTPException
-from typing import Any
 
 from infra.check_s3 import clock_finding
 from infra.errors import ServiceError
@@ -20,7 +19,9 @@ __all__ = ["CLUSTER_SECONDS", "check_cluster", "demands_token"]
 RAY, TOKEN, DASHBOARD = "Ray", "Ray token", "Ray dashboard"
 CLUSTER_SECONDS = NODE_SECONDS + 40.0
 TIMEOUT_SECONDS = 5.0
-REMEDY_TOKEN = "start every node with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH: whoever reaches Ray's ports runs code"
+REMEDY_TOKEN = (
+    "start every node with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH: whoever reaches Ray's ports runs code"
+)
 
 
 def demands_token() -> bool:
@@ -41,9 +42,14 @@ def check_cluster(needs: StudyNeeds | None, here: dict[str, str]) -> list[Findin
         found = [ok(RAY, f"{address}: {len(cluster.nodes)} nodes, {_resources(cluster.total)}")]
         found += _room(needs, cluster.total)
         if cluster.dashboard_url is None:
-            found.append(failed(DASHBOARD, "does not run: trials that are stopped early would keep their GPUs, and "
-                                "`agft submit` has no Jobs API", "pip install 'ray[default]' on the head and start it "
-                                "with --include-dashboard=true"))  # fmt: skip
+            found.append(
+                failed(
+                    DASHBOARD,
+                    "does not run: trials that are stopped early would keep their GPUs, and "
+                    "`agft submit` has no Jobs API",
+                    "pip install 'ray[default]' on the head and start it with --include-dashboard=true",
+                )
+            )
         else:
             found += _stranger(cluster.dashboard_url)
         return found + _nodes(needs, here)
@@ -60,17 +66,22 @@ def _no_connection(address: str, text: str) -> Finding:
     if "version mismatch" in lowered or "same version" in lowered:
         return failed(RAY, f"{address}: {text}", "install the cluster's versions of Python and Ray here")
     if any(word in lowered for word in ("token", "auth", "unauthenticated", "credential")):
-        return failed(RAY, f"{address} refuses the token: {text[:200]}", "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to "
-                      "the file that its nodes were started with")  # fmt: skip
+        remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that its nodes were started with"
+        return failed(RAY, f"{address} refuses the token: {text[:200]}", remedy)
     return failed(RAY, f"{address}: {text[:250]}", "start the cluster, or correct RAY_ADDRESS (HEAD:6379)")
 
 
 def _room(needs: StudyNeeds | None, total: dict[str, float]) -> list[Finding]:
     if needs is None or needs.gpus_per_worker <= total.get("GPU", 0.0):
         return []
-    return [failed("GPUs", f"the study asks for {needs.gpus_per_worker:g} GPU a worker, the whole cluster has "
-                   f"{total.get('GPU', 0.0):g}", "add a node with GPUs (is its driver installed? `nvidia-smi` there), or set "
-                   "resources.gpus_per_worker: 0")]  # fmt: skip
+    return [
+        failed(
+            "GPUs",
+            f"the study asks for {needs.gpus_per_worker:g} GPU a worker, the whole cluster has "
+            f"{total.get('GPU', 0.0):g}",
+            "add a node with GPUs (is its driver installed? `nvidia-smi` there), or set resources.gpus_per_worker: 0",
+        )
+    ]
 
 
 def _stranger(url: str) -> list[Finding]:
@@ -84,8 +95,14 @@ def _stranger(url: str) -> list[Finding]:
         return [failed(DASHBOARD, f"{url}: HTTP {error.code}", "look at dashboard.log on the head")]
     except (OSError, HTTPException) as error:
         row = ok(TOKEN, "demanded") if demands_token() else failed(TOKEN, "not demanded", REMEDY_TOKEN)
-        return [row, warning(DASHBOARD, f"{url} is not reachable from here ({error})", "fine if it listens on the head's "
-                             "loopback only; `agft submit` then needs a tunnel")]  # fmt: skip
+        return [
+            row,
+            warning(
+                DASHBOARD,
+                f"{url} is not reachable from here ({error})",
+                "fine if it listens on the head's loopback only; `agft submit` then needs a tunnel",
+            ),
+        ]
 
 
 def _nodes(needs: StudyNeeds | None, here: dict[str, str]) -> list[Finding]:
@@ -131,7 +148,9 @@ def _versions(theirs: dict[str, str], here: dict[str, str]) -> list[Finding]:
     differing = [name for name in here if theirs.get(name) != here[name]]
     if not differing:
         return [ok("versions", "as on the driver")]
-    shown = ", ".join(f"{name} is {theirs.get(name, 'missing')[:40]}, on the driver {here[name][:40]}" for name in differing)
+    shown = ", ".join(
+        f"{name} is {theirs.get(name, 'missing')[:40]}, on the driver {here[name][:40]}" for name in differing
+    )
     return [failed("versions", shown, "install the same environment on every node (constraints.txt, one image)")]
 
 

@@ -19,9 +19,17 @@ DATABASE, SCHEMA = "study database", "database schema"
 TIMEOUT_SECONDS = 5
 # What the driver's text says, the cause in our words, and the remedy
 CAUSES = (
-    ("password authentication failed", "refuses the user or password", "correct the user and password in AGFT_STUDY_DB"),
+    (
+        "password authentication failed",
+        "refuses the user or password",
+        "correct the user and password in AGFT_STUDY_DB",
+    ),
     ("does not exist", "has no such database or user", "create it (createdb), or correct AGFT_STUDY_DB"),
-    ("refused", "is not reachable: nothing listens there", "start PostgreSQL, or correct host and port in AGFT_STUDY_DB"),
+    (
+        "refused",
+        "is not reachable: nothing listens there",
+        "start PostgreSQL, or correct host and port in AGFT_STUDY_DB",
+    ),
     ("timeout", "is not reachable: no answer", "open the firewall to it, or correct the host in AGFT_STUDY_DB"),
     ("resolve", "is not reachable: its name is not known", "correct the host in AGFT_STUDY_DB"),
     ("no pg_hba.conf entry", "does not let this machine in", "add a `host` line with scram-sha-256 to its pg_hba.conf"),
@@ -38,7 +46,9 @@ def check_database(url: str) -> list[Finding]:
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-            return [failed(DATABASE, f"{parsed.get_backend_name()!r} is not supported", "use sqlite or postgresql+psycopg")]
+            return [
+                failed(DATABASE, f"{parsed.get_backend_name()!r} is not supported", "use sqlite or postgresql+psycopg")
+            ]
         shown = parsed.render_as_string(hide_password=True)
         if parsed.get_backend_name() == "sqlite":
             path = Path(parsed.database or "")
@@ -49,8 +59,13 @@ def check_database(url: str) -> list[Finding]:
             options = {"connect_timeout": TIMEOUT_SECONDS}
         engine = sa.create_engine(parsed, connect_args=options, poolclass=sa.pool.NullPool)
     except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
-        return [failed(DATABASE, f"AGFT_STUDY_DB is not a usable address: {error}",
-                       "like postgresql+psycopg://USER:PASSWORD@HOST/DATABASE")]  # fmt: skip
+        return [
+            failed(
+                DATABASE,
+                f"AGFT_STUDY_DB is not a usable address: {error}",
+                "like postgresql+psycopg://USER:PASSWORD@HOST/DATABASE",
+            )
+        ]
     try:
         with engine.connect() as connection:
             return _ask(connection, shown)
@@ -97,7 +112,9 @@ def _compare(name: str, connection: sa.Connection, table: str, scripts: ScriptDi
         return None
     known = {script.revision for script in scripts.walk_revisions()}
     if there in known:
-        migrate = "`agft backup FILE`, then `agft status` migrates it" if name == "agft" else "run `optuna storage upgrade`"
+        migrate = (
+            "`agft backup FILE`, then `agft status` migrates it" if name == "agft" else "run `optuna storage upgrade`"
+        )
         return failed(SCHEMA, f"old: {name}'s is {there}, this version needs {head}",
                       f"{migrate}; drivers of the older version must have ended")  # fmt: skip
     return failed(SCHEMA, f"newer than this version of {name}: {there}, known up to {head}",

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from infra.check_machine import (
-    check_disk, check_gpus, check_packages, check_ports, check_shared_memory, temporary_folder, versions,
+    check_disk,
+    check_gpus,
+    check_packages,
+    check_ports,
+    check_shared_memory,
+    temporary_folder,
+    versions,
 )  # fmt: skip
 from infra.finding import Check, Finding, failed, side_by_side
 from infra.services import REQUIRED, default_home

@@ -80,8 +80,13 @@ def check_weights(needs: StudyNeeds) -> list[Finding]:
         path = Path(pretrained.removeprefix("local-dir:")).expanduser()
         if path.exists():
             return [ok(WEIGHTS, f"{path}")]
-        return [failed(WEIGHTS, f"model.pretrained: no such file or folder: {path}", "put it there, on every node, or name "
-                       "an s3:// address")]  # fmt: skip
+        return [
+            failed(
+                WEIGHTS,
+                f"model.pretrained: no such file or folder: {path}",
+                "put it there, on every node, or name an s3:// address",
+            )
+        ]
     return _tag(needs.arch, pretrained)
 
 
@@ -105,8 +110,13 @@ def _tag(arch: str, tag: str) -> list[Finding]:
     repository, _, name = str(found.get("hf_hub", "")).rpartition("/")
     if repository:
         return _on_hub(repository, name, f"{arch} {tag}")
-    return [warning(WEIGHTS, f"{arch} {tag}: fetched from {urlsplit(found.get('url', '')).hostname} at first use", "load it "
-                    "once with network")]  # fmt: skip
+    return [
+        warning(
+            WEIGHTS,
+            f"{arch} {tag}: fetched from {urlsplit(found.get('url', '')).hostname} at first use",
+            "load it once with network",
+        )
+    ]
 
 
 def _on_hub(repository: str, name: str, shown: str) -> list[Finding]:
@@ -118,7 +128,9 @@ def _on_hub(repository: str, name: str, shown: str) -> list[Finding]:
         return [ok(WEIGHTS, f"{shown}: in the hub's cache ({constants.HF_HUB_CACHE})")]
     endpoint = urlsplit(constants.ENDPOINT)
     where = f"{shown}: not here, and"
-    remedy = f"download https://huggingface.co/{repository} elsewhere and give the path, or fill {constants.HF_HUB_CACHE}"
+    remedy = (
+        f"download https://huggingface.co/{repository} elsewhere and give the path, or fill {constants.HF_HUB_CACHE}"
+    )
     if constants.HF_HUB_OFFLINE:
         return [failed(WEIGHTS, f"{where} HF_HUB_OFFLINE forbids the hub", remedy)]
     if not any(os.environ.get(proxy) for proxy in ("https_proxy", "HTTPS_PROXY")):
@@ -126,5 +138,10 @@ def _on_hub(repository: str, name: str, shown: str) -> list[Finding]:
             socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=HUB_SECONDS).close()
         except OSError as error:
             return [failed(WEIGHTS, f"{where} {endpoint.hostname} is not reachable ({error})", remedy)]
-    return [warning(WEIGHTS, f"{shown}: not here; fetched from {endpoint.hostname} at first use", "load it once before, "
-                    "if the nodes have no network")]  # fmt: skip
+    return [
+        warning(
+            WEIGHTS,
+            f"{shown}: not here; fetched from {endpoint.hostname} at first use",
+            "load it once before, if the nodes have no network",
+        )
+    ]

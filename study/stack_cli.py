@@ -17,7 +17,7 @@ __all__ = ["attach"]
 
 LOOPBACK = "127.0.0.1"
 NOT_ENCRYPTED = (
-    "{bind} is open to its network, to whoever has the credentials. Nothing is encrypted: who can listen on the network "
+    "{bind} is open to its network, to whoever has the credentials. Nothing is encrypted: who can listen on it "
     "can read MLflow's password and everything that is sent. Use a network that you trust, a VPN, or 127.0.0.1 behind "
     "`ssh -L`."
 )
@@ -54,8 +54,8 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
             click.echo(f"SQL     {place.partition('/')[0]}  user {USER}, databases {', '.join(DATABASES)}")
         click.echo(f"credentials: {home() / 'secrets.json'}")
         if settings.postgres != before.postgres:
-            click.echo("studies and MLflow records of before stay where they were, and are not shown here: move studies "
-                       "with `agft archive` and `agft restore`")  # fmt: skip
+            click.echo("studies and MLflow records of before stay where they were, and are not shown here: move "
+                       "studies with `agft archive` and `agft restore`")  # fmt: skip
         if settings.bind != LOOPBACK:
             click.echo(NOT_ENCRYPTED.format(bind=settings.bind), err=True)
 
