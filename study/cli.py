@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from study import (
+    backup_cli,
     compare_cli,
     data_cli,
     doctor_cli,
@@ -180,6 +181,7 @@ lifecycle_cli.attach(main, answering, home)
 submit_cli.attach(main, answering, home)
 stack_cli.attach(main, answering, home)
 doctor_cli.attach(main, answering, home)
+backup_cli.attach(main, answering, home)
 
 
 @main.command()
