@@ -20,6 +20,7 @@ from study import (
     doctor_cli,
     evaluate_cli,
     lifecycle_cli,
+    metrics_cli,
     plan_cli,
     stack_cli,
     submit_cli,
@@ -182,6 +183,7 @@ submit_cli.attach(main, answering, home)
 stack_cli.attach(main, answering, home)
 doctor_cli.attach(main, answering, home)
 backup_cli.attach(main, answering, home)
+metrics_cli.attach(main, answering, home)
 
 
 @main.command()
