@@ -21,7 +21,7 @@ class Finding:
     state: State
     detail: str
     remedy: str = ""
-    where: str = "this machine"
+    where: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, also for the way between nodes."""
@@ -52,7 +52,7 @@ def skipped(check: str, detail: str) -> Finding:
 
 
 def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = "this machine") -> list[Finding]:
-    """Run `{name: (seconds, check)}` at the same time; what they found, in their order.
+    """Run `{name: (seconds, check)}` at the same time; what they found, in their order. `where` is theirs, unless said.
 
     A check that takes longer than its seconds is left alone and counts as failed, as does one that raises. So this
     never takes longer than the slowest limit, whatever hangs.
@@ -84,4 +84,4 @@ def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = "thi
             )
         ]
         found += answers.get(name, late)
-    return [replace(finding, where=where) for finding in found]
+    return [finding if finding.where else replace(finding, where=where) for finding in found]

@@ -6,6 +6,7 @@ time limit, beside the others.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 from infra.check_machine import versions
 from infra.errors import ServiceError
 from infra.errors import UserError as InfraUserError
-from infra.finding import Check, Finding, failed, ok, side_by_side, warning
+from infra.finding import Finding, failed, ok, side_by_side, warning
+from infra.jobs import dashboard_address
 from infra.services import services_from_environment
-from study.database import database_url
 from study.doctor_cluster import CLUSTER_SECONDS, check_cluster, demands_token
-from study.doctor_database import DATABASE, check_database
+from study.doctor_database import database_check
+from study.doctor_job import JOB_SECONDS, check_by_job
 from study.doctor_node import machine_checks, service_checks
 from study.doctor_study import StudyNeeds
 
@@ -27,10 +29,14 @@ SERVICES = "services"
 DATABASE_SECONDS = 25.0
 
 
-def examine(home: Path, needs: StudyNeeds | None) -> list[Finding]:
-    """All findings, this machine's first. Puts the embedded services' addresses into this process's environment."""
+def examine(home: Path, needs: StudyNeeds | None, *, address: str | None = None) -> list[Finding]:
+    """All findings, this machine's first. Puts the embedded services' addresses into this process's environment.
+
+    `address`: of a cluster's dashboard; the cluster is then checked by a job on it.
+    """
     found: list[Finding] = []
-    cluster = bool(os.environ.get("RAY_ADDRESS")) and os.environ["RAY_ADDRESS"] != "local"
+    dashboard = dashboard_named(address)
+    cluster = bool(dashboard) or os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
     marks: tuple[str, ...] = ()
     try:
         services = services_from_environment(os.environ)
@@ -48,23 +54,15 @@ def examine(home: Path, needs: StudyNeeds | None) -> list[Finding]:
     checks = machine_checks(needs, gpus_here=not cluster, token=token, marks=marks)
     if up:
         checks |= service_checks(os.environ["AGFT_BUCKET"])
-    checks["database"] = (DATABASE_SECONDS, _database(home))
-    if cluster:
+    checks["database"] = (DATABASE_SECONDS, database_check(home))
+    if dashboard:
+        checks["cluster"] = (JOB_SECONDS, functools.partial(check_by_job, dashboard, needs))
+    elif cluster:
         checks["cluster"] = (CLUSTER_SECONDS, lambda: check_cluster(needs, versions()))
     rows = side_by_side(checks)
     if not cluster:
         rows.append(ok("Ray", "no cluster named (RAY_ADDRESS): a study starts Ray here, on loopback, with a token"))
     return found + rows
-
-
-def _database(home: Path) -> Check:
-    def check() -> list[Finding]:
-        try:
-            return check_database(database_url(home))
-        except ServiceError as error:
-            return [failed(DATABASE, str(error).partition(": ")[0], str(error).partition(": ")[2] or "agft stack up")]
-
-    return check
 
 
 def _embedded(home: Path) -> tuple[list[Finding], bool]:
@@ -105,6 +103,14 @@ def _embedded(home: Path) -> tuple[list[Finding], bool]:
             )
         )
     return rows or [ok(SERVICES, f"embedded: {', '.join(f'{line.name} {line.version}' for line in lines)}")], True
+
+
+def dashboard_named(address: str | None) -> str | None:
+    """The dashboard through which the cluster is reached, if one is named; `UserError` for what is no such address."""
+    named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
+    if address is None and not named.startswith("http") and not os.environ.get("RAY_API_SERVER_ADDRESS"):
+        return None
+    return dashboard_address(address, os.environ)
 
 
 def exit_code(findings: Sequence[Finding]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["attach"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
+CHECKS = "doctor-"  # names of the threads of checks
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[bold red]FAILED[/]", "skipped": "-"}
 
 
@@ -25,9 +28,11 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
 
     @main.command()
     @click.argument("study_file", metavar="[FILE]", required=False, type=FILE)
+    @click.option("--address", help="A cluster's dashboard, http://HEAD:8265, to be checked by a job on it.  [default: "
+                  "RAY_API_SERVER_ADDRESS; RAY_ADDRESS]")  # fmt: skip
     @click.option("--json", "as_json", is_flag=True, help="For machines.")
     @answering
-    def doctor(study_file: Path | None, as_json: bool) -> None:
+    def doctor(study_file: Path | None, address: str | None, as_json: bool) -> None:
         """Check services, database, machine and every Ray node; with a study FILE, its data, weights and GPUs, too.
 
         Starts and changes nothing. Exit code 1 if something failed; warnings are allowed.
@@ -37,11 +42,14 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
 
         needs = needs_of(study_file) if study_file else None
         began = time.monotonic()
-        found = examine(home(), needs)
+        found = examine(home(), needs, address=address)
         if as_json:
             click.echo(json.dumps([finding.as_json() for finding in found], indent=2))
         else:
             _show(found, time.monotonic() - began)
+        if any(thread.name.startswith(CHECKS) for thread in threading.enumerate()):
+            sys.stdout.flush()
+            os._exit(exit_code(found))  # a check hangs, and so would what Python and Ray do at an ordinary end
         sys.exit(exit_code(found))
 
 

@@ -10,10 +10,11 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from infra.check_s3 import clock_finding
-from infra.finding import Finding, failed, ok
-from study.database import now
+from infra.errors import ServiceError
+from infra.finding import Check, Finding, failed, ok
+from study.database import database_url, now
 
-__all__ = ["DATABASE", "SCHEMA", "check_database"]
+__all__ = ["DATABASE", "SCHEMA", "check_database", "database_check"]
 
 DATABASE, SCHEMA = "study database", "database schema"
 TIMEOUT_SECONDS = 5
@@ -39,6 +40,19 @@ CAUSES = (
     ("locked", "is locked by another process", "end what holds it"),
     ("disk", "has no space left", "free space on its disk"),
 )
+
+
+def database_check(home: Path) -> Check:
+    """The check of the study database that this process's environment, or the home, names."""
+
+    def check() -> list[Finding]:
+        try:
+            return check_database(database_url(home))
+        except ServiceError as error:  # the embedded PostgreSQL does not run
+            text, _, remedy = str(error).partition(": ")
+            return [failed(DATABASE, text, remedy)]
+
+    return check
 
 
 def check_database(url: str) -> list[Finding]:

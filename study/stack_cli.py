@@ -1,4 +1,4 @@
-"""`agft stack up|status|down`: the embedded services. Light to import."""
+"""`agft stack up|status|env|down`: the embedded services. Light to import."""
 
 from __future__ import annotations
 
@@ -81,6 +81,28 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
         running = any(service.pid for service in found)
         word = "is started again" if kept_up(home()) else "stays down until the next `agft stack up`"
         click.echo(f"{free / 1e9:.1f} GB free on the disk of {home()}" + (f"; what dies {word}" if running else ""))
+
+    @stack.command("env")
+    @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+    @answering
+    def stack_env(file: Path) -> None:
+        """Write the variables that other terminals and machines need to FILE (mode 0600): addresses and secrets."""
+        from infra.embedded import database_address
+        from infra.errors import UserError
+        from infra.processes import write_private
+        from infra.stack import up
+
+        variables = up(home(), kept_up=True).environment()
+        if database := database_address(home()):
+            variables["AGFT_STUDY_DB"] = database
+        text = "".join(f"{name}={value}\n" for name, value in sorted(variables.items()))
+        try:
+            write_private(file.absolute(), text)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be written: {error.strerror}") from None
+        click.echo(f"{file}: {', '.join(sorted(variables))}; use it by: set -a; . {file}; set +a")
+        if "127.0.0.1" in variables["AWS_ENDPOINT_URL"]:
+            click.echo("for this machine only: `agft stack up --bind ADDR` makes other machines reach it", err=True)
 
     @stack.command("down")
     @answering
