@@ -68,8 +68,8 @@ def _result(jobs: Jobs, identity: str) -> list[Finding]:
     line = next((line for line in text.splitlines() if line.startswith(MARK)), None)
     if line is None:
         last = (text.strip().splitlines() or ["it printed nothing"])[-1][:250]
-        return [failed("versions", f"the cluster cannot run the doctor: {last}", "where `ray start` ran, `python` must have "
-                       "this agft")]  # fmt: skip
+        remedy = "where `ray start` ran, `python` must have this agft"
+        return [failed("versions", f"the cluster cannot run the doctor: {last}", remedy)]
     return [Finding(**row) for row in json.loads(line.removeprefix(MARK))]
 
 

@@ -24,11 +24,11 @@ name: kept
 model: {arch: tiny-clip, pretrained: bundled}
 method: {name: agft, logit_scale: {of_model: 1.0}}
 data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-train: {epochs: 5}
+train: {epochs: 20}
 search: {method.scale_ratio: {low: 0.5, high: 1.0}}
 scheduler: {name: none}
 resources: {workers: 1, cpus_per_worker: 1, max_concurrent: 2}
-budget: {trials: 6}
+budget: {trials: 4}
 """
 
 
@@ -81,12 +81,14 @@ def test_a_running_stack_is_backed_up_and_an_empty_one_goes_on_from_it(homes: tu
 
     text, _ = drive(new, 0.05).communicate(timeout=400)
     assert "finished" in text, text
-    for number in set(restored) - finished:
+    begun = [number for number in set(restored) - finished if restored[number]["epochs"]]
+    assert begun
+    for number in begun:
         assert f"trial {number:>3}  continues" in text, text
         kept = restored[number]["epochs"]
         for epoch in range(1, kept + 1):
             assert f"trial {number:>3}  epoch {epoch}/" not in text, "no epoch that was kept is trained again"
     after = {trial["number"]: trial for trial in new.trials("kept")}
     assert {trial["state"] for trial in after.values()} == {"complete"}
-    assert len(after) == 6
+    assert len(after) == 4
     assert {number: after[number] for number in finished} == {number: restored[number] for number in finished}

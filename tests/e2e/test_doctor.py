@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from clusters import TwoNodes, two_nodes
+from infra.jobs import Jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -47,6 +48,23 @@ def test_a_sound_cluster_passes_on_every_node(cluster: TwoNodes) -> None:
     said = {row["check"]: row["detail"] for row in rows if row["where"] == "this machine"}
     assert said["Ray token"] == "demanded"
     assert "2 nodes" in said["Ray"]
+
+
+def test_from_outside_a_job_looks_and_is_forgotten(cluster: TwoNodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = cluster.agft("doctor", "--json", "--address", cluster.dashboard, check=False)
+    rows = json.loads(done.stdout)
+    assert failures(rows) == {}
+    assert done.returncode == 0
+    places = {row["where"] for row in rows}
+    assert len(places) == 4, places  # this machine, the cluster's head, two nodes
+    assert {"this machine", "the cluster"} < places
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(cluster.folder / "token"))
+    assert Jobs(cluster.dashboard).of("agft-doctor") == []
+
+    wrong = {"RAY_AUTH_TOKEN_PATH": "/dev/null"}
+    done = cluster.agft("doctor", "--json", "--address", cluster.dashboard, check=False, **wrong)
+    [text] = failures(json.loads(done.stdout))["Ray"]
+    assert "token" in text
 
 
 def test_a_node_of_another_version_or_without_services_is_named(
