@@ -14,9 +14,11 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from infra.errors import ServiceError
 from infra.finding import Finding, failed, ok, warning
+from infra.s3 import s3_errors
 
-__all__ = ["DOCTOR_PREFIX", "S3", "check_s3", "clock_finding", "conditional_puts"]
+__all__ = ["DOCTOR_PREFIX", "S3", "check_s3", "clock_finding", "conditional_puts", "require_conditional_puts"]
 
 DOCTOR_PREFIX = ".agft/doctor"
 S3 = "S3"
@@ -123,6 +125,18 @@ def conditional_puts(client: Any, bucket: str, key: str) -> list[Finding]:
     if problems:
         return [failed(CONDITIONS, "; ".join(problems), f"{PROMOTION}If-None-Match and If-Match on PutObject")]
     return [ok(CONDITIONS, "of two that race, one wins (If-None-Match, If-Match): promotion is safe")]
+
+
+def require_conditional_puts(bucket: str) -> None:
+    """`ServiceError` unless the store lets exactly one of two racing puts win; for what must not happen twice."""
+    client, base = _client(), f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
+    try:
+        with s3_errors(f"s3://{bucket}/{base}"):
+            [row] = conditional_puts(client, bucket, f"{base}/race")
+    finally:
+        _clean(client, bucket, base)
+    if row.state != "ok":
+        raise ServiceError(f"S3 at {client.meta.endpoint_url}: {row.detail}; {row.remedy}")
 
 
 def _race(put: Callable[[], Any]) -> list[int]:

@@ -23,7 +23,8 @@ from infra import processes, storage
 from infra import stack as embedded
 from infra.check_machine import check_disk
 from infra.check_mlflow import check_mlflow
-from infra.check_s3 import check_s3, conditional_puts
+from infra.check_s3 import check_s3, conditional_puts, require_conditional_puts
+from infra.errors import ServiceError
 from infra.finding import Finding, ok, side_by_side
 from infra.services import Services
 from real_run import AGFT
@@ -173,6 +174,8 @@ def test_a_store_that_ignores_conditions_is_usable_but_promotion_is_refused(monk
         assert "If-Match is ignored" in text
         assert "promotion is refused on this store" in text
         assert "S3" in {finding.check for finding in found if finding.state == "ok"}
+        with pytest.raises(ServiceError, match="If-Match is ignored.*promotion is refused"):
+            require_conditional_puts("agft")
         assert objects == {}
 
 
@@ -181,6 +184,8 @@ def test_the_embedded_store_lets_one_of_two_racing_puts_win_every_time(prefix: s
     for number in range(20):
         [row] = conditional_puts(storage.client(), bucket, f"{key}/{number}")
         assert row.state == "ok", row
+    require_conditional_puts(bucket)
+    assert not storage.list_objects(f"s3://{bucket}/.agft/doctor")
 
 
 @contextmanager
