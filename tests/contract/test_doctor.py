@@ -174,7 +174,7 @@ def test_a_store_that_ignores_conditions_is_usable_but_promotion_is_refused(monk
         assert "If-Match is ignored" in text
         assert "promotion is refused on this store" in text
         assert "S3" in {finding.check for finding in found if finding.state == "ok"}
-        with pytest.raises(ServiceError, match="If-Match is ignored.*promotion is refused"):
+        with pytest.raises(ServiceError, match=r"If-Match is ignored.*promotion is refused"):
             require_conditional_puts("agft")
         assert objects == {}
 
