@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from infra.finding import Finding, failed, ok, skipped, warning
+from infra.processes import MARKER
 from infra.provenance import code_revision
 
 __all__ = ["check_disk", "check_gpus", "check_packages", "check_ports", "check_shared_memory", "open_ports", "versions"]
@@ -186,20 +187,22 @@ def open_ports(marks: Iterable[str] = ()) -> dict[str, set[str]]:
     """`{program: addresses}` of ports that other machines can reach: Ray's, and of processes under `marks`."""
     wanted = set(marks)
     found: dict[str, set[str]] = {}
-    for process in psutil.process_iter():
+    for connection in psutil.net_connections(kind="tcp"):  # of those processes that we may look into
+        if connection.status != psutil.CONN_LISTEN or connection.pid is None:
+            continue
+        host = connection.laddr.ip.removeprefix("::ffff:")
+        if host.startswith("127.") or host == "::1":
+            continue
         try:
+            process = psutil.Process(connection.pid)
             line = " ".join(process.cmdline())
-            name = next((part for part in RAY_NAMES if part in line), None)
-            mark = process.environ().get("AGFT_STACK_SERVICE", "") if wanted else ""
-            if name is None and mark not in wanted:
-                continue
-            for connection in process.net_connections(kind="tcp"):
-                host = connection.laddr.ip.removeprefix("::ffff:") if connection.laddr else ""
-                if connection.status == psutil.CONN_LISTEN and not host.startswith("127.") and host != "::1":
-                    program = name.strip(":") if name else mark.rpartition(":")[2]
-                    found.setdefault(program.rpartition("/")[2], set()).add(f"{host}:{connection.laddr.port}")
+            mark = process.environ().get(MARKER, "")
         except (psutil.Error, OSError):
             continue  # gone meanwhile, or another user's
+        name = next((part for part in RAY_NAMES if part in line), None) or (mark if mark in wanted else "")
+        if name:
+            program = name.strip(":").rpartition(":")[2].rpartition("/")[2]
+            found.setdefault(program, set()).add(f"{host}:{connection.laddr.port}")
     return found
 
 

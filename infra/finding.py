@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-__all__ = ["Check", "Finding", "failed", "ok", "side_by_side", "skipped", "warning"]
+__all__ = ["HERE", "Check", "Finding", "failed", "ok", "placed", "side_by_side", "skipped", "warning"]
 
+HERE = "this machine"
 State = Literal["ok", "warning", "failed", "skipped"]
 
 
@@ -51,7 +52,7 @@ def skipped(check: str, detail: str) -> Finding:
     return Finding(check, "skipped", detail)
 
 
-def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = "this machine") -> list[Finding]:
+def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = HERE) -> list[Finding]:
     """Run `{name: (seconds, check)}` at the same time; what they found, in their order. `where` is theirs, unless said.
 
     A check that takes longer than its seconds is left alone and counts as failed, as does one that raises. So this
@@ -84,4 +85,9 @@ def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = "thi
             )
         ]
         found += answers.get(name, late)
-    return [finding if finding.where else replace(finding, where=where) for finding in found]
+    return placed(found, where)
+
+
+def placed(findings: Iterable[Finding], where: str) -> list[Finding]:
+    """With `where` put to those that name no place."""
+    return [finding if finding.where else replace(finding, where=where) for finding in findings]

@@ -14,7 +14,7 @@ from pathlib import Path
 from infra.check_machine import versions
 from infra.errors import ServiceError
 from infra.errors import UserError as InfraUserError
-from infra.finding import Finding, failed, ok, side_by_side, warning
+from infra.finding import HERE, Finding, failed, ok, placed, side_by_side, warning
 from infra.jobs import dashboard_address
 from infra.services import services_from_environment
 from study.doctor_cluster import CLUSTER_SECONDS, check_cluster, demands_token
@@ -62,7 +62,7 @@ def examine(home: Path, needs: StudyNeeds | None, *, address: str | None = None)
     rows = side_by_side(checks)
     if not cluster:
         rows.append(ok("Ray", "no cluster named (RAY_ADDRESS): a study starts Ray here, on loopback, with a token"))
-    return found + rows
+    return placed(found + rows, HERE)
 
 
 def _embedded(home: Path) -> tuple[list[Finding], bool]:

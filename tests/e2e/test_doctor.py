@@ -87,7 +87,7 @@ def test_a_node_of_another_version_or_without_services_is_named(
     assert set(found) == {"versions", "environment"}, found
     [version], [environment] = found["versions"], found["environment"]
     assert "optuna is 4.9.0, on the driver 5.0.0" in version
-    assert version.startswith("node 127.0.0.1 (")
+    assert version.startswith("node ")
     assert "not set where `ray start` ran: MLFLOW_TRACKING_URI, AGFT_BUCKET" in environment
 
 
