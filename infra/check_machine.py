@@ -188,7 +188,7 @@ def open_ports(marks: Iterable[str] = ()) -> dict[str, set[str]]:
     wanted = set(marks)
     found: dict[str, set[str]] = {}
     for connection in psutil.net_connections(kind="tcp"):  # of those processes that we may look into
-        if connection.status != psutil.CONN_LISTEN or connection.pid is None:
+        if connection.status != psutil.CONN_LISTEN or connection.pid is None or not connection.laddr:
             continue
         host = connection.laddr.ip.removeprefix("::ffff:")
         if host.startswith("127.") or host == "::1":
