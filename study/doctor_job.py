@@ -29,6 +29,7 @@ MARK = "agft-doctor-findings "
 JOB_SECONDS = CLUSTER_SECONDS + 60.0
 DATABASE_SECONDS = 25.0
 POLL_SECONDS = 0.5
+FORGET_SECONDS, QUIET_SECONDS = 15.0, 3.0
 RAY = "Ray"
 
 
@@ -64,13 +65,24 @@ def _result(jobs: Jobs, identity: str) -> list[Finding]:
             ]
         time.sleep(POLL_SECONDS)
     text = jobs.output(identity)
-    jobs.forget(identity)
+    _forget(jobs, identity)
     line = next((line for line in text.splitlines() if line.startswith(MARK)), None)
     if line is None:
         last = (text.strip().splitlines() or ["it printed nothing"])[-1][:250]
         remedy = "where `ray start` ran, `python` must have this agft"
         return [failed("versions", f"the cluster cannot run the doctor: {last}", remedy)]
     return [Finding(**row) for row in json.loads(line.removeprefix(MARK))]
+
+
+def _forget(jobs: Jobs, identity: str) -> None:
+    """Take the job out of the list for good: whoever watched its process may write once more that it has ended."""
+    quiet_since = time.monotonic()
+    deadline = quiet_since + FORGET_SECONDS
+    while time.monotonic() < min(deadline, quiet_since + QUIET_SECONDS):
+        if jobs.job(identity) is not None:
+            jobs.forget(identity)
+            quiet_since = time.monotonic()
+        time.sleep(POLL_SECONDS)
 
 
 def main() -> int:
