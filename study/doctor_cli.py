@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -42,7 +43,8 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
 
         needs = needs_of(study_file) if study_file else None
         began = time.monotonic()
-        found = examine(home(), needs, address=address)
+        with contextlib.redirect_stdout(sys.stderr):  # Ray says what it thinks where the findings go
+            found = examine(home(), needs, address=address)
         if as_json:
             click.echo(json.dumps([finding.as_json() for finding in found], indent=2))
         else:

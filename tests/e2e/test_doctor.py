@@ -67,6 +67,26 @@ def test_from_outside_a_job_looks_and_is_forgotten(cluster: TwoNodes, monkeypatc
     assert "token" in text
 
 
+def test_a_cluster_that_is_wrong_for_the_study_or_refuses_us_is_named(cluster: TwoNodes, tmp_path: Path) -> None:
+    recipe = (Path(__file__).parents[2] / "study" / "recipes" / "demo.yaml").read_text()
+    file = tmp_path / "study.yaml"
+    file.write_text(recipe.replace("resources: {", "resources: {gpus_per_worker: 1, "))
+    code, rows = doctor(cluster, str(file))
+    assert code == 1
+    assert "the whole cluster has 0" in failures(rows)["GPUs"][0]
+
+    wrong = tmp_path / "token"
+    wrong.write_text("0" * 64)
+    code, rows = doctor(cluster, RAY_AUTH_TOKEN_PATH=str(wrong))
+    assert code == 1
+    [text] = failures(rows)["Ray"]
+    assert "refuses the token" in text
+
+    done = cluster.agft("doctor", "--json", check=False, RAY_ADDRESS="127.0.0.1:9")
+    [text] = failures(json.loads(done.stdout))["Ray"]
+    assert "start the cluster" in text
+
+
 def test_a_node_of_another_version_or_without_services_is_named(
     cluster: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,26 +109,6 @@ def test_a_node_of_another_version_or_without_services_is_named(
     assert "optuna is 4.9.0, on the driver 5.0.0" in version
     assert version.startswith("node ")
     assert "not set where `ray start` ran: MLFLOW_TRACKING_URI, AGFT_BUCKET" in environment
-
-
-def test_a_cluster_that_is_wrong_for_the_study_or_refuses_us_is_named(cluster: TwoNodes, tmp_path: Path) -> None:
-    recipe = (Path(__file__).parents[2] / "study" / "recipes" / "demo.yaml").read_text()
-    file = tmp_path / "study.yaml"
-    file.write_text(recipe.replace("resources: {", "resources: {gpus_per_worker: 1, "))
-    code, rows = doctor(cluster, str(file))
-    assert code == 1
-    assert "the whole cluster has 0" in failures(rows)["GPUs"][0]
-
-    wrong = tmp_path / "token"
-    wrong.write_text("0" * 64)
-    code, rows = doctor(cluster, RAY_AUTH_TOKEN_PATH=str(wrong))
-    assert code == 1
-    [text] = failures(rows)["Ray"]
-    assert "refuses the token" in text
-
-    done = cluster.agft("doctor", "--json", check=False, RAY_ADDRESS="127.0.0.1:9")
-    [text] = failures(json.loads(done.stdout))["Ray"]
-    assert "start the cluster" in text
 
 
 def test_a_cluster_without_a_token_is_named(stack, monkeypatch: pytest.MonkeyPatch) -> None:
