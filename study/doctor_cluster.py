@@ -65,10 +65,23 @@ def _no_connection(address: str, text: str) -> Finding:
     lowered = text.lower()
     if "version mismatch" in lowered or "same version" in lowered:
         return failed(RAY, f"{address}: {text}", "install the cluster's versions of Python and Ray here")
-    if any(word in lowered for word in ("token", "auth", "unauthenticated", "credential")):
+    if _demands_token_at(address):  # of which Ray's own message says nothing
         remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that its nodes were started with"
-        return failed(RAY, f"{address} refuses the token: {text[:200]}", remedy)
+        return failed(RAY, f"{address} answers, and refuses the token that this terminal has, or has not", remedy)
     return failed(RAY, f"{address}: {text[:250]}", "start the cluster, or correct RAY_ADDRESS (HEAD:6379)")
+
+
+def _demands_token_at(address: str) -> bool:
+    """Whether a GCS at `host:port` turns away a request without a token."""
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
+        try:
+            ask(b"", timeout=TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
+    return False
 
 
 def _room(needs: StudyNeeds | None, total: dict[str, float]) -> list[Finding]:
