@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from databases import postgres_programs
+from infra import postgres
 from real_run import Run, read_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -43,6 +45,7 @@ def homes(tmp_path: Path) -> Iterator[tuple[Run, Run]]:
             run.agft("stack", "down", check=False)
             for process in run.processes():
                 process.kill()
+            shutil.rmtree(postgres.folder_of(run.home.resolve()), ignore_errors=True)  # root's is outside the home
 
 
 def drive(run: Run, scale: float) -> subprocess.Popen[str]:
