@@ -106,8 +106,9 @@ def test_no_port_of_a_running_study_gives_data_or_accepts_a_change(run: Run, tmp
     for process in run.processes():
         for connection in process.net_connections(kind="inet"):
             if connection.status == psutil.CONN_LISTEN:
-                name, host = " ".join(process.cmdline())[:60], connection.laddr.ip.removeprefix("::ffff:")
-                rendezvous = host == "::" and "RayTrainWorker" in name
+                line, host = " ".join(process.cmdline()), connection.laddr.ip.removeprefix("::ffff:")
+                name = next((part for part in (*RAY, "weed", "mlflow") if part in line), line[:60])
+                rendezvous = host == "::" and "RayTrainWorker" in line
                 assert rendezvous or host == "127.0.0.1", (process, connection)
                 ports[connection.laddr.port] = name
     names = " ".join(ports.values())
