@@ -123,8 +123,6 @@ def test_no_port_of_a_running_study_gives_data_or_accepts_a_change(run: Run, tmp
             status, text = ask(port, method, path, b"" if method == "GET" else body)
             if status in range(200, 400) and not (method == "GET" and path in PUBLIC):
                 told.append(f"{port} ({name}) {method} {path} -> {status} {text!r}")
-            elif status == 200 and path != "/favicon.ico":
-                assert len(text) < 200 or b"<html" in text.lower(), (port, path, text)
     refused = set()
     for port, name in ports.items():
         if not any(
