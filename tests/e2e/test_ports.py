@@ -35,6 +35,7 @@ budget: {trials: 1}
 PUBLIC = {
     "/",  # the dashboard's empty page: all it would show is behind the token
     "/favicon.ico",
+    "/api/gcs_healthz",  # the dashboard: the word "success"
     "/status", "/healthz",  # S3: no body
     "/health",  # MLflow: OK
     "/api/3.0/mlflow/server-info",  # MLflow: feature flags
