@@ -155,6 +155,10 @@ class Jobs:
         """Send the job's process the signal that its environment names."""
         self._ask(f"/api/jobs/{identity}/stop", method="POST")
 
+    def forget(self, identity: str) -> None:
+        """Take a job that has ended out of the cluster's list, with what it printed."""
+        self._ask(f"/api/jobs/{identity}", method="DELETE")
+
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 

@@ -1,8 +1,12 @@
-"""The embedded MLflow server: SQLite, one worker, basic authentication, artifacts proxied into the embedded S3."""
+"""The embedded MLflow server: one worker, basic authentication, artifacts proxied into the embedded S3.
+
+Its two databases are SQLite files in its folder, or of the embedded PostgreSQL.
+"""
 
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -16,36 +20,39 @@ from infra.errors import ServiceError, UserError
 from infra.processes import write_private
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
 
-__all__ = ["SECRETS", "USERNAME", "address", "command", "configure", "environment", "probe"]
+__all__ = ["SECRETS", "USERNAME", "address", "command", "configure", "environment", "probe", "version"]
 
 USERNAME = "agft"
 SECRETS = ("mlflow_password", "mlflow_server_key")
 AUTH_CACHE_SECONDS = 300  # without it each request costs a PBKDF2
-DROPPED_PREFIXES = ("MLFLOW_", "_MLFLOW_", "AWS_", "RAY_", "GUNICORN_", "UVICORN_")
+DROPPED_PREFIXES = ("PG", "MLFLOW_", "_MLFLOW_", "AWS_", "RAY_", "GUNICORN_", "UVICORN_")
 
 
-def configure(folder: Path) -> None:
-    """Write the authentication settings (mode 0600); the password itself goes through the environment only."""
+def configure(folder: Path, users: str = "sqlite:///auth.db") -> None:
+    """Write the authentication settings (mode 0600); `users` is the database of users, without a password.
+
+    Passwords go through the environment only.
+    """
     if importlib.util.find_spec("flask_wtf") is None:
         raise UserError("the embedded MLflow server needs its authentication app: pip install 'mlflow[auth]'")
     # the database paths are relative to the server's folder: a home may have any characters in its name
     text = f"""[mlflow]
 default_permission = NO_PERMISSIONS
 grant_default_workspace_access = false
-database_uri = sqlite:///auth.db
+database_uri = {users}
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 auth_cache_ttl_seconds = {AUTH_CACHE_SECONDS}
 """
     write_private(folder / "basic_auth.ini", text)
 
 
-def command(port: int) -> list[str]:
-    """The command line, to be run in the server's folder; it holds no secret."""
+def command(port: int, *, bind: str = "127.0.0.1", runs: str = "sqlite:///mlflow.db") -> list[str]:
+    """The command line, to be run in the server's folder; it holds no secret. `runs`: database, without a password."""
     return [
         *(sys.executable, "-m", "mlflow", "server"),
-        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--app-name", "basic-auth", "--allowed-hosts", "127.0.0.1:*,localhost:*"),
-        *("--backend-store-uri", "sqlite:///mlflow.db"),
+        *("--host", bind, "--port", str(port), "--workers", "1"),
+        *("--app-name", "basic-auth", "--allowed-hosts", f"{bind}:*,127.0.0.1:*,localhost:*"),
+        *("--backend-store-uri", runs),
         *("--artifacts-destination", f"s3://{DEFAULT_BUCKET}/mlflow"),
         *("--uvicorn-opts", "--no-access-log"),
     ]
@@ -68,21 +75,28 @@ def environment(folder: Path, secrets: Mapping[str, str], s3_endpoint: str) -> d
         "AWS_ACCESS_KEY_ID": secrets["access_key"],
         "AWS_SECRET_ACCESS_KEY": secrets["secret_key"],
         "AWS_EC2_METADATA_DISABLED": "true",
-        "NO_PROXY": "127.0.0.1,localhost",
+        "NO_PROXY": "*",
+        "PGPASSWORD": secrets["postgres_password"],  # unused with SQLite
         "PYTHONWARNINGS": "ignore",
     }
 
 
-def address(port: int) -> str:
+def address(port: int, bind: str = "127.0.0.1") -> str:
     """The tracking URI; loopback by number, since `localhost` may resolve to IPv6 first."""
-    return f"http://127.0.0.1:{port}"
+    return f"http://{bind}:{port}"
 
 
-def probe(port: int, secrets: Mapping[str, str]) -> None:
+def version() -> str:
+    """Of the installed MLflow."""
+    return importlib.metadata.version("mlflow")
+
+
+def probe(port: int, secrets: Mapping[str, str], bind: str = "127.0.0.1") -> None:
     """One authorised request that reads the database; `ServiceError` with the reason when it fails."""
     token = base64.b64encode(f"{USERNAME}:{secrets['mlflow_password']}".encode()).decode()
     request = urllib.request.Request(
-        f"{address(port)}/api/2.0/mlflow/experiments/search?max_results=1", headers={"Authorization": f"Basic {token}"}
+        f"{address(port, bind)}/api/2.0/mlflow/experiments/search?max_results=1",
+        headers={"Authorization": f"Basic {token}"},
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -91,9 +105,9 @@ def probe(port: int, secrets: Mapping[str, str]) -> None:
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise ServiceError(
-                f"MLflow at {address(port)} refuses the kept credentials (HTTP {error.code}): its user database is "
-                "not the one that belongs to secrets.json"
+                f"MLflow at {address(port, bind)} refuses the kept credentials (HTTP {error.code}): its user database "
+                "is not the one that belongs to secrets.json"
             ) from error
-        raise ServiceError(f"MLflow at {address(port)}: HTTP {error.code}") from error
+        raise ServiceError(f"MLflow at {address(port, bind)}: HTTP {error.code}") from error
     except (OSError, ValueError) as error:
-        raise ServiceError(f"MLflow at {address(port)}: {error}") from error
+        raise ServiceError(f"MLflow at {address(port, bind)}: {error}") from error

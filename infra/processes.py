@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pwd
 import random
+import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -17,8 +20,8 @@ import psutil
 from infra.errors import ServiceError
 
 __all__ = [
-    "Started", "alive", "exclusive", "free_ports", "members", "memory_bytes", "ports_free", "spawn", "tail",
-    "terminate", "unix_sockets", "wait_gone", "write_private",
+    "Started", "alive", "bound_logs", "exclusive", "free_ports", "members", "memory_bytes", "ports_free", "spawn",
+    "tail", "terminate", "unix_sockets", "wait_gone", "write_private",
 ]  # fmt: skip
 
 # Every process of a service inherits this variable, so they are found even when the state file is lost.
@@ -60,43 +63,67 @@ def exclusive(path: Path, *, timeout_seconds: float = 400.0) -> Iterator[None]:
         yield
 
 
-def free_ports(count: int) -> list[int]:
-    """`count` different loopback ports that nobody listens on now."""
+def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
+    """`count` different ports of `host` that nobody listens on now."""
     found: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
         if len(found) == count:
             return found
-        if ports_free([port]):
+        if ports_free([port], host=host):
             found.append(port)
-    raise ServiceError(f"fewer than {count} free ports between {PORTS.start} and {PORTS.stop} on 127.0.0.1")
+    raise ServiceError(f"fewer than {count} free ports between {PORTS.start} and {PORTS.stop} on {host}")
 
 
-def ports_free(ports: Sequence[int], *, patience_seconds: float = 0.0) -> bool:
-    """Whether each of `ports` could be listened on at 127.0.0.1 now, or within the patience (after a kill)."""
+def ports_free(ports: Sequence[int], *, patience_seconds: float = 0.0, host: str = "127.0.0.1") -> bool:
+    """Whether each of `ports` is free at 127.0.0.1 and `host`, now or within the patience (after a kill)."""
     deadline = time.monotonic() + patience_seconds
-    while not all(_port_free(port) for port in ports):
+    while not all(_port_free(port, each) for port in ports for each in {"127.0.0.1", host}):
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.1)
     return True
 
 
-def _port_free(port: int) -> bool:
+def _port_free(port: int, host: str) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True
 
 
-def spawn(command: Sequence[str], *, mark: str, environment: Mapping[str, str], folder: Path, log: Path) -> Started:
-    """Start `command` in its own session, so that it outlives us, with output appended to `log` (mode 0600)."""
+def bound_logs(folder: Path, *, limit_bytes: int = LOG_LIMIT_BYTES) -> None:
+    """Move the content of every `*.log` in `folder` that is larger than the limit to `*.log.1`, replacing that.
+
+    Whoever writes keeps its file: it appends, so it goes on at the new end. A line that is written between the copy
+    and the cut is lost.
+    """
+    for log in folder.glob("*.log"):
+        if log.stat().st_size > limit_bytes:
+            older = log.with_suffix(".log.1")
+            older.touch(mode=0o600)
+            shutil.copyfile(log, older)
+            os.truncate(log, 0)
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    mark: str,
+    environment: Mapping[str, str],
+    folder: Path,
+    log: Path,
+    user: str | None = None,
+) -> Started:
+    """Start `command` in its own session, so that it outlives us, with output appended to `log` (mode 0600).
+
+    `user`: the system's user that it runs as, if not ours.
+    """
     for directory in (folder, log.parent):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if log.exists() and log.stat().st_size > LOG_LIMIT_BYTES:
-        log.replace(log.with_suffix(log.suffix + ".1"))
+    bound_logs(log.parent)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         process = subprocess.Popen(
@@ -108,6 +135,9 @@ def spawn(command: Sequence[str], *, mark: str, environment: Mapping[str, str], 
             stderr=subprocess.STDOUT,
             start_new_session=True,
             umask=0o077,
+            user=user,
+            group=pwd.getpwnam(user).pw_gid if user else None,
+            extra_groups=[] if user else None,
         )
     finally:
         os.close(descriptor)
@@ -137,19 +167,19 @@ def members(mark: str) -> list[psutil.Process]:
     return found
 
 
-def terminate(mark: str, *, grace_seconds: float) -> int:
-    """End every process of `mark`: TERM, then KILL after the grace period. Returns how many there were.
+def terminate(mark: str, *, grace_seconds: float, first: signal.Signals = signal.SIGTERM) -> int:
+    """End every process of `mark`: by `first`, then KILL after the grace period. Returns how many there were.
 
     Raises `ServiceError` when one survives KILL for 10 s (stuck in the kernel).
     """
     ended = {process.pid for process in members(mark)}
-    _signal_all(members(mark), kill=False)
+    _signal_all(members(mark), first)
     _wait(members(mark), grace_seconds)
     deadline = time.monotonic() + 10
     while left := members(mark):
         if time.monotonic() > deadline:
             raise ServiceError(f"processes survive SIGKILL: {', '.join(str(process.pid) for process in left)}")
-        _signal_all(left, kill=True)
+        _signal_all(left, signal.SIGKILL)
         _wait(left, 2)
     return len(ended)
 
@@ -164,10 +194,10 @@ def wait_gone(mark: str, seconds: float) -> bool:
     return True
 
 
-def _signal_all(processes: Sequence[psutil.Process], *, kill: bool) -> None:
+def _signal_all(processes: Sequence[psutil.Process], what: signal.Signals) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill() if kill else process.terminate()
+            process.send_signal(what)
 
 
 def _wait(processes: Sequence[psutil.Process], seconds: float) -> None:

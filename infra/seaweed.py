@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +30,7 @@ from infra.processes import write_private
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
 from infra.tls import ensure_certificates
 
-__all__ = ["PORT_NAMES", "SECRETS", "command", "configure", "endpoint", "probe", "sockets"]
+__all__ = ["PORT_NAMES", "SECRETS", "command", "configure", "endpoint", "probe", "sockets", "version"]
 
 PORT_NAMES = ("s3", "s3_grpc", "filer", "filer_grpc", "volume", "volume_grpc", "master", "master_grpc")
 SECRETS = ("access_key", "secret_key", "jwt_volume", "jwt_volume_read", "jwt_filer", "jwt_filer_read")
@@ -85,8 +87,8 @@ def executable() -> str:
     return found
 
 
-def command(folder: Path, ports: Mapping[str, int]) -> list[str]:
-    """The command line; it holds paths and ports, never a secret."""
+def command(folder: Path, ports: Mapping[str, int], bind: str = "127.0.0.1") -> list[str]:
+    """The command line; it holds paths and ports, never a secret. Only S3 itself listens on `bind`."""
     options: dict[str, object] = {
         "dir": folder / "data",
         "ip": "127.0.0.1",
@@ -94,6 +96,7 @@ def command(folder: Path, ports: Mapping[str, int]) -> list[str]:
         "filer": "true",
         "filer.localSocket": "filer.sock",  # relative to its folder: socket paths may have only 107 characters
         "s3": "true",
+        "s3.ip.bind": bind,
         "s3.config": folder / "s3.json",
         "s3.localSocket": "s3.sock",
         "s3.iam": "false",
@@ -126,15 +129,22 @@ def environment() -> dict[str, str]:
     """Variables of the process: this one's own, without settings that `weed` or the AWS SDK in it would obey."""
     dropped = ("WEED_", "AWS_", "S3_", "RAY_", "MLFLOW_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    return kept | {"NO_PROXY": "127.0.0.1,localhost"}
+    return kept | {"NO_PROXY": "*"}
 
 
-def endpoint(ports: Mapping[str, int]) -> str:
+def endpoint(ports: Mapping[str, int], bind: str = "127.0.0.1") -> str:
     """The S3 address."""
-    return f"http://127.0.0.1:{ports['s3']}"
+    return f"http://{bind}:{ports['s3']}"
 
 
-def probe(ports: Mapping[str, int], secrets: Mapping[str, str], *, create: bool) -> None:
+def version() -> str:
+    """Of the `weed` binary, like `4.48`."""
+    told = subprocess.run([executable(), "version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\d+\.\d+", told)
+    return found[0] if found else "?"
+
+
+def probe(ports: Mapping[str, int], secrets: Mapping[str, str], *, create: bool, bind: str = "127.0.0.1") -> None:
     """Read one object back with our keys; with `create`, make the bucket and that object first if they are missing.
 
     Raises `ServiceError` with the reason. The store listens before its volumes are readable, so only a read of
@@ -142,7 +152,7 @@ def probe(ports: Mapping[str, int], secrets: Mapping[str, str], *, create: bool)
     """
     client = boto3.client(
         "s3",
-        endpoint_url=endpoint(ports),
+        endpoint_url=endpoint(ports, bind),
         region_name=DEFAULT_REGION,
         aws_access_key_id=secrets["access_key"],
         aws_secret_access_key=secrets["secret_key"],
@@ -159,6 +169,6 @@ def probe(ports: Mapping[str, int], secrets: Mapping[str, str], *, create: bool)
             client.put_object(Bucket=DEFAULT_BUCKET, Key=READY_KEY, Body=b"ready\n")
             client.get_object(Bucket=DEFAULT_BUCKET, Key=READY_KEY)["Body"].read()
     except (ClientError, BotoCoreError) as error:
-        raise ServiceError(f"S3 at {endpoint(ports)}: {error}") from error
+        raise ServiceError(f"S3 at {endpoint(ports, bind)}: {error}") from error
     finally:
         client.close()

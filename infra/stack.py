@@ -1,32 +1,48 @@
-"""The embedded services of a laptop: SeaweedFS S3 and MLflow, brought up, looked at and taken down.
+"""The embedded services of a laptop: SeaweedFS S3, MLflow and on request PostgreSQL: up, looked at and down.
 
-Everything lives under one home (mode 0700): `secrets.json` (made once), `state.json` (process ids and ports),
-`seaweedfs/`, `mlflow/`, `logs/`. Commands on one home exclude each other by a file lock.
+Everything lives under one home (mode 0700): `secrets.json` (made once), `stack.json` (what was chosen), `state.json`
+(process ids and ports), `seaweedfs/`, `mlflow/`, `postgres/`, `logs/`. Commands on one home exclude each other by a
+file lock. What dies is started again by a process of its own (`keeper`), unless `up` is told not to have one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 from infra import processes, seaweed
-from infra.embedded import Service, addresses, credentials, definitions
-from infra.errors import ServiceError
+from infra.embedded import (
+    NAMES,
+    PORT_NAMES,
+    Service,
+    Settings,
+    addresses,
+    credentials,
+    definitions,
+    settings_of,
+    with_settings,
+)  # fmt: skip
+from infra.errors import ServiceError, UserError
 from infra.services import Services
 
-__all__ = ["ServiceStatus", "down", "status", "up"]
+__all__ = ["ServiceStatus", "down", "kept_up", "ports_of", "status", "up"]
 
 READY_TIMEOUT_SECONDS = 180.0  # some 10 s on an idle machine; MLflow's start is 9 s of pure CPU
 PATIENCE_SECONDS = 30.0  # a live process that does not answer for so long is replaced
 PORT_PATIENCE_SECONDS = 5.0  # a killed process may hold its ports a little longer
 POLL_SECONDS = 0.2
 ATTEMPTS = 2
-GRACE_SECONDS = {"mlflow": 10.0, "seaweedfs": 3.0}  # see `seaweed` for why its end may be short
+GRACE_SECONDS = {"mlflow": 10.0, "seaweedfs": 3.0, "postgres": 30.0}  # see `seaweed` for why its end may be short
+KEEPER = "keeper"
 
 
 @dataclass(frozen=True)
@@ -40,27 +56,38 @@ class ServiceStatus:
     memory_bytes: int
     log: Path
     detail: str = ""
+    version: str = ""
+    disk_bytes: int = 0
+    folder: Path = Path()
 
 
-def up(home: Path) -> Services:
-    """Start what is not running, repair what is half dead, and return the addresses once both answer.
+def up(home: Path, *, bind: str | None = None, postgres: bool | None = None, kept_up: bool = False) -> Services:
+    """Start what is not running, repair what is half dead, and return the addresses once all answer.
 
-    Safe to call again and from several processes at once. Raises `UserError` when a program is not installed,
-    `ServiceError` (with the log's end) when a service does not become ready within 180 s.
+    `bind` and `postgres` change what this home's services are, from now on; None leaves it. With `kept_up` a process
+    starts again what dies later. Safe to call again and from several processes at once. Raises `UserError` when a
+    program is not installed, `ServiceError` (with the log's end) when a service does not become ready within 180 s.
     """
     home = _prepare(home)
     with processes.exclusive(home / "stack.lock"):
+        settings = with_settings(home, bind=bind, use_postgres=postgres)
         kept = credentials(home)
+        for name in set(NAMES) - set(settings.names):
+            _stop(home, name)
+            _write_state(home, {name: {}})
         for attempt in range(1, ATTEMPTS + 1):
-            services = definitions(home, kept, _ports(home))
+            services = definitions(home, kept, _ports(home, settings), settings)
             dead = [service for service in services if not _healthy(home, service)]
             try:
                 _start(home, dead)
+                if kept_up:
+                    _keep_up(home)
                 return addresses(home, kept, services)
             except ServiceError:
                 for service in dead:
                     _stop(home, service.name)
-                taken = not processes.ports_free([port for service in dead for port in service.ports.values()])
+                ports = [port for service in dead for port in service.ports.values()]
+                taken = not processes.ports_free(ports, host=settings.bind)
                 if attempt == ATTEMPTS or not taken:
                     raise
                 _write_state(home, {service.name: {} for service in dead})  # choose other ports
@@ -72,9 +99,9 @@ def status(home: Path) -> list[ServiceStatus]:
     home = home.expanduser().resolve()
     if not (home / "secrets.json").exists():
         return []
-    state = _state(home)
+    state, settings = _state(home), settings_of(home)
     found = []
-    for service in definitions(home, credentials(home), _ports(home, choose=False)):
+    for service in definitions(home, credentials(home), _ports(home, settings, choose=False), settings):
         group = processes.members(_mark(home, service.name))
         pid = state.get(service.name, {}).get("pid") if group else None
         problem = ""
@@ -92,6 +119,9 @@ def status(home: Path) -> list[ServiceStatus]:
                 memory_bytes=processes.memory_bytes(group),
                 log=_log(home, service.name),
                 detail=problem,
+                version=_version(service),
+                disk_bytes=_disk_bytes(service.folder),
+                folder=service.folder,
             )
         )
     return found
@@ -102,14 +132,52 @@ def down(home: Path) -> int:
     home = home.expanduser().resolve()
     if not home.exists():
         return 0
+    processes.terminate(_mark(home, KEEPER), grace_seconds=1.0)  # it may be starting something, under the lock
     with processes.exclusive(home / "stack.lock"):
-        return sum(_stop(home, name) for name in GRACE_SECONDS)
+        processes.terminate(_mark(home, KEEPER), grace_seconds=1.0)
+        return sum(_stop(home, name) for name in reversed(NAMES))
+
+
+def kept_up(home: Path) -> bool:
+    """Whether a process starts again what dies."""
+    return bool(processes.members(_mark(home.expanduser().resolve(), KEEPER)))
+
+
+def ports_of(home: Path) -> dict[str, dict[str, int]]:
+    """The ports that the services have, or had; 0 where none was ever chosen."""
+    return _ports(home, settings_of(home), choose=False)
+
+
+def _keep_up(home: Path) -> None:
+    if not processes.members(_mark(home, KEEPER)):
+        command = [sys.executable, "-m", "infra.keeper", str(home)]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        processes.spawn(command, mark=_mark(home, KEEPER), environment=environment, folder=home, log=_log(home, KEEPER))
+
+
+def _version(service: Service) -> str:
+    try:
+        return service.version()
+    except (OSError, UserError, CalledProcessError):
+        return "?"  # not installed any more: `detail` says so once it is to be started
+
+
+def _disk_bytes(folder: Path) -> int:
+    """What the files below `folder` take on the disk; those that come and go meanwhile are left out."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(path, name)).st_blocks * 512
+    return total
 
 
 def _stop(home: Path, name: str) -> int:
     """End the processes of one service; returns how many there were."""
     open_sockets = processes.unix_sockets(processes.members(_mark(home, name)))
-    ended = processes.terminate(_mark(home, name), grace_seconds=GRACE_SECONDS[name])
+    first = signal.SIGINT if name == "postgres" else signal.SIGTERM  # whose TERM waits until every client has gone
+    ended = processes.terminate(_mark(home, name), grace_seconds=GRACE_SECONDS[name], first=first)
     for path in {*open_sockets, *seaweed.sockets(_state(home).get(name, {}).get("ports", {}))}:
         if path.is_socket() and path.stat().st_uid == os.getuid():
             path.unlink(missing_ok=True)
@@ -144,18 +212,21 @@ def _write_state(home: Path, change: Mapping[str, Mapping[str, Any]]) -> None:
     processes.write_private(home / "state.json", json.dumps(_state(home) | dict(change), indent=1))
 
 
-def _ports(home: Path, *, choose: bool = True) -> dict[str, dict[str, int]]:
+def _ports(home: Path, settings: Settings, *, choose: bool = True) -> dict[str, dict[str, int]]:
     """Ports by service: the remembered ones while the service runs or nobody else took them, else new ones."""
     state = _state(home)
     ports: dict[str, dict[str, int]] = {}
-    for name, wanted in (("seaweedfs", seaweed.PORT_NAMES), ("mlflow", ("http",))):
+    for name in settings.names:
+        wanted = PORT_NAMES[name]
         entry = state.get(name, {})
         known = {port: int(number) for port, number in entry.get("ports", {}).items()}
         ours = bool(processes.members(_mark(home, name)))
-        free = ours or processes.ports_free(list(known.values()), patience_seconds=PORT_PATIENCE_SECONDS)
+        free = ours or processes.ports_free(
+            list(known.values()), patience_seconds=PORT_PATIENCE_SECONDS, host=settings.bind
+        )
         usable = free and set(known) == set(wanted)
         if choose and not usable:
-            known = dict(zip(wanted, processes.free_ports(len(wanted)), strict=True))
+            known = dict(zip(wanted, processes.free_ports(len(wanted), host=settings.bind), strict=True))
         ports[name] = known or dict.fromkeys(wanted, 0)
     return ports
 
@@ -186,8 +257,9 @@ def _start(home: Path, services: list[Service]) -> None:
             service.command(),
             mark=_mark(home, service.name),
             environment=service.environment(),
-            folder=home / service.name,
+            folder=service.folder,
             log=_log(home, service.name),
+            user=service.user,
         )
         pid, since = started[service.name]
         entry = {"pid": pid, "started": since, "ports": dict(service.ports), "needs": service.needs}

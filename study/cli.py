@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from study import (
+    backup_cli,
     compare_cli,
     data_cli,
+    doctor_cli,
     evaluate_cli,
     lifecycle_cli,
+    metrics_cli,
     models_cli,
     plan_cli,
     promote_cli,
+    stack_cli,
     submit_cli,
     weights_cli,
 )
@@ -185,50 +189,7 @@ lifecycle_cli.attach(main, answering, home)
 submit_cli.attach(main, answering, home)
 models_cli.attach(main, answering, home)
 promote_cli.attach(main, answering, home)
-
-
-@main.group()
-def stack() -> None:
-    """The embedded services: S3 storage (SeaweedFS) and the MLflow server, on loopback."""
-
-
-@stack.command("up")
-@answering
-def stack_up() -> None:
-    """Start what is not running; safe to repeat."""
-    from infra.stack import up
-
-    services = up(home())
-    click.echo(f"S3      {services.s3_endpoint}  bucket {services.bucket}")
-    click.echo(f"MLflow  {services.mlflow_uri}  user {services.mlflow_username}")
-    click.echo(f"credentials: {home() / 'secrets.json'}")
-
-
-@stack.command("status")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-@answering
-def stack_status(as_json: bool) -> None:
-    """Show which services run."""
-    from infra.stack import status as services_status
-
-    found = services_status(home())
-    if as_json:
-        click.echo(json.dumps([{**vars(service), "log": str(service.log)} for service in found], indent=2))
-        return
-    for service in found:
-        detail = f"  {service.detail}" if service.detail else ""
-        click.echo(
-            f"{service.name:<10} {service.state:<8} {service.url}  pid {service.pid or '-'}  "
-            f"{service.memory_bytes / 1e6:.0f} MB  log {service.log}{detail}"
-        )
-    if not found:
-        click.echo(f"nothing was ever started under {home()}")
-
-
-@stack.command("down")
-@answering
-def stack_down() -> None:
-    """Stop the services; data stays."""
-    from infra.stack import down
-
-    click.echo(f"stopped {down(home())} processes; data stays in {home()}")
+stack_cli.attach(main, answering, home)
+doctor_cli.attach(main, answering, home)
+backup_cli.attach(main, answering, home)
+metrics_cli.attach(main, answering, home)

@@ -33,8 +33,16 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 5.0
 
 
 def database_url(home: Path) -> str:
-    """`AGFT_STUDY_DB` from the environment (it may hold a password), or SQLite in `home`."""
-    return os.environ.get("AGFT_STUDY_DB") or f"sqlite:///{home / 'studies.db'}"
+    """`AGFT_STUDY_DB` from the environment (it may hold a password), the embedded PostgreSQL, or SQLite in `home`."""
+    return os.environ.get("AGFT_STUDY_DB") or _embedded(home) or f"sqlite:///{home / 'studies.db'}"
+
+
+def _embedded(home: Path) -> str | None:
+    if not (home / "stack.json").exists():
+        return None  # never chosen; spares every command the import
+    from infra.embedded import database_address
+
+    return database_address(home)
 
 
 def address_of(url: str) -> sa.URL:

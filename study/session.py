@@ -31,7 +31,7 @@ def services_here(home: Path, clock: Clock) -> Services:
     services = services_from_environment(os.environ)
     if services is None:
         clock("starting the embedded services (S3, MLflow) ...")
-        services = stack.up(home)
+        services = stack.up(home, kept_up=True)
         clock(f"MLflow UI: {services.mlflow_uri}  (user {services.mlflow_username}, password in {home}/secrets.json)")
     os.environ.update(services.environment())  # Ray's processes inherit it; nothing is sent through Ray
     return services

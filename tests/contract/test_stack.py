@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -12,17 +14,22 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import psutil
+import psycopg
 import pytest
+import sqlalchemy as sa
 from botocore.exceptions import ClientError
 
-from infra import processes
+from databases import postgres_programs
+from infra import embedded as parts
+from infra import postgres, processes
 from infra import stack as embedded
+from infra.embedded import NAMES, with_settings
 from infra.errors import ServiceError, UserError
 from infra.services import Services, default_home, services_from_environment
 
@@ -55,7 +62,7 @@ CHANGES = [
 def listening(services: Services) -> dict[int, tuple[str, str]]:
     """Every TCP port that the stack's processes listen on, as {port: (service, address)}."""
     found = {}
-    for name in ("seaweedfs", "mlflow"):
+    for name in ("seaweedfs", "mlflow", "postgres", "keeper"):
         for process in processes.members(f"{services.home}:{name}"):
             for connection in process.net_connections(kind="inet"):
                 if connection.status == psutil.CONN_LISTEN:
@@ -63,14 +70,14 @@ def listening(services: Services) -> dict[int, tuple[str, str]]:
     return found
 
 
-def ask(port: int, method: str, path: str, *, tls: bool) -> tuple[int, bytes]:
+def ask(port: int, method: str, path: str, *, tls: bool, host: str = "127.0.0.1") -> tuple[int, bytes]:
     """(status, start of the body) of a request without credentials; status 0 when the connection is refused or cut."""
     connection: http.client.HTTPConnection
     if tls:
         trusting = ssl._create_unverified_context()
-        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=trusting)
+        connection = http.client.HTTPSConnection(host, port, timeout=5, context=trusting)
     else:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
         connection.request(method, path, body=b"{}" if method in ("PUT", "POST") else None)
         answer = connection.getresponse()
@@ -79,6 +86,18 @@ def ask(port: int, method: str, path: str, *, tls: bool) -> tuple[int, bytes]:
         return 0, b""
     finally:
         connection.close()
+
+
+def told_to_a_stranger(ports: dict[int, tuple[str, str]]) -> list[str]:
+    """Every answer that gives data or accepts a change, of requests without credentials to every port."""
+    told = []
+    for port, (name, host) in ports.items():
+        for tls in (False, True):
+            for method, path in [*(("GET", path) for path in READS), *CHANGES]:
+                code, body = ask(port, method, path, tls=tls, host=host)
+                if code in range(200, 400) and not (method == "GET" and (name, path) in OPEN_ON_PURPOSE):
+                    told.append(f"{name}:{port} tls={tls} {method} {path} -> {code} {body[:80]!r}")
+    return told
 
 
 def first_words(context: ssl.SSLContext, port: int, sent: bytes) -> bytes:
@@ -106,7 +125,8 @@ def own_home(tmp_path: Path) -> Iterator[Path]:
     home = tmp_path / "home"
     yield home
     embedded.down(home)
-    assert not [p for name in ("seaweedfs", "mlflow") for p in processes.members(f"{home}:{name}")]
+    assert not [p for name in (*NAMES, "keeper") for p in processes.members(f"{home}:{name}")]
+    shutil.rmtree(postgres.folder_of(home), ignore_errors=True)  # root's is outside the home
 
 
 def test_a_second_up_finds_the_running_services(stack: Services) -> None:
@@ -153,18 +173,7 @@ def test_every_port_is_on_loopback_and_answers_nothing_to_a_stranger(stack: Serv
     ports = listening(stack)
     assert {address for _, address in ports.values()} == {"127.0.0.1"}
     assert len(ports) == 9  # eight of SeaweedFS (four HTTP, four gRPC) and MLflow's: a new one must be looked at
-    told: list[str] = []
-    for port, (name, _) in ports.items():
-        for tls in (False, True):
-            for path in READS:
-                code, body = ask(port, "GET", path, tls=tls)
-                if code in range(200, 400) and (name, path) not in OPEN_ON_PURPOSE:
-                    told.append(f"{name}:{port} tls={tls} GET {path} -> {code} {body[:80]!r}")
-            for method, path in CHANGES:
-                code, body = ask(port, method, path, tls=tls)
-                if code in range(200, 400):
-                    told.append(f"{name}:{port} tls={tls} {method} {path} -> {code} {body[:80]!r}")
-    assert not told, "\n".join(told)
+    assert not (told := told_to_a_stranger(ports)), "\n".join(told)
     keys = [entry["Key"] for entry in s3(stack).list_objects_v2(Bucket=stack.bucket).get("Contents", [])]
     assert ".agft/ready" in keys
     assert not [key for key in keys if "stranger" in key]
@@ -277,3 +286,144 @@ def test_taken_ports_are_replaced_and_the_data_stays(own_home: Path) -> None:
     assert second.mlflow_uri == first.mlflow_uri
     assert s3(second).get_object(Bucket=second.bucket, Key="kept")["Body"].read() == b"bytes"
     s3(second).put_object(Bucket=second.bucket, Key="new", Body=b"bytes")
+
+
+def addresses_here() -> list[str]:
+    """IPv4 addresses of this machine that are not loopback."""
+    entries = [entry for each in psutil.net_if_addrs().values() for entry in each if entry.family == socket.AF_INET]
+    return [entry.address for entry in entries if not entry.address.startswith("127.")]
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(postgres_programs() is None, reason="PostgreSQL is not installed")
+@pytest.mark.skipif(not addresses_here(), reason="this machine has no address but loopback")
+def test_on_a_lan_with_postgresql_strangers_get_nothing_and_what_dies_comes_back(own_home: Path) -> None:
+    bind = addresses_here()[0]
+    services = embedded.up(own_home, bind=bind, postgres=True, kept_up=True)
+    lines = {line.name: line for line in embedded.status(own_home)}
+    assert [line.state for line in lines.values()] == ["running"] * 3
+    assert all(line.version[0].isdigit() for line in lines.values())
+    assert lines["postgres"].disk_bytes > 10e6
+
+    ports = listening(services)
+    state = json.loads((own_home / "state.json").read_text())
+    ours = {state[name]["ports"][port] for name, port in
+            (("seaweedfs", "s3"), ("seaweedfs", "s3_grpc"), ("mlflow", "http"), ("postgres", "sql"))}  # fmt: skip
+    found = {
+        (name, connection.laddr.port, connection.laddr.ip)
+        for name in (*NAMES, "keeper")
+        for process in processes.members(f"{own_home}:{name}")
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {port for _, port, address in found if address != "127.0.0.1"} == ours
+    assert {address for _, _, address in found} == {"127.0.0.1", bind}
+    assert len(ports) == 10  # PostgreSQL's beside the nine: a new one must be looked at
+    assert not (told := told_to_a_stranger({port: (name, address) for name, port, address in found})), "\n".join(told)
+    strangers_at_postgresql(bind, state["postgres"]["ports"]["sql"])
+
+    client = s3(services)
+    client.put_object(Bucket=services.bucket, Key="kept", Body=b"bytes")
+    url = parts.database_address(own_home)
+    assert url is not None
+    engine = sa.create_engine(url, pool_pre_ping=True)
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE kept AS SELECT 7 AS number"))
+    name = mlflow_experiment(services, "kept")
+    pids = {line.pid for line in embedded.status(own_home)}
+    for pid in pids:
+        os.kill(pid or 0, signal.SIGKILL)
+    wait_for(lambda: [line.state for line in embedded.status(own_home)] == ["running"] * 3)
+    assert not pids & {line.pid for line in embedded.status(own_home)}
+    assert client.get_object(Bucket=services.bucket, Key="kept")["Body"].read() == b"bytes"
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT number FROM kept")).scalar_one() == 7
+    engine.dispose()
+    assert mlflow_experiment(services, "kept") == name
+    assert "postgres" in (own_home / "logs" / "keeper.log").read_text()
+
+    log = own_home / "logs" / "seaweedfs.log"
+    with open(log, "ab") as file:
+        file.write(b"x" * (processes.LOG_LIMIT_BYTES + 1))
+    wait_for(lambda: log.with_suffix(".log.1").exists() and log.stat().st_size < 1_000_000, 30)
+    password = json.loads((own_home / "secrets.json").read_text())["postgres_password"]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            assert password not in " ".join(process.cmdline())
+    for each in (own_home / "logs").iterdir():
+        assert password not in each.read_text(errors="replace"), each
+
+    back = embedded.up(own_home, bind="127.0.0.1", postgres=False)
+    assert back.s3_endpoint.startswith("http://127.0.0.1:")
+    assert {address for _, address in listening(back).values()} == {"127.0.0.1"}
+    assert not processes.members(f"{own_home}:postgres")
+
+
+def strangers_at_postgresql(host: str, port: int) -> None:
+    """No password, a wrong one, another user and another database: none gets in."""
+    known, closed = {"user": "agft", "dbname": "agft"}, "no pg_hba.conf entry"
+    for wrong, said in (
+        ({**known}, "no password supplied"),
+        ({**known, "password": "x"}, "authentication"),
+        ({**known, "password": "x", "user": "postgres"}, closed),
+        ({**known, "password": "x", "dbname": "template1"}, closed),
+    ):
+        with pytest.raises(psycopg.OperationalError, match=said):
+            psycopg.connect(host=host, port=port, connect_timeout=5, passfile="/dev/null", **wrong)
+
+
+def mlflow_experiment(services: Services, name: str) -> str:
+    """Id of an experiment, which is made if there is none."""
+    import requests
+
+    auth, base = (
+        (services.mlflow_username, services.mlflow_password),
+        f"{services.mlflow_uri}/api/2.0/mlflow/experiments",
+    )
+    found = requests.get(f"{base}/get-by-name", params={"experiment_name": name}, auth=auth, timeout=10)
+    if found.status_code == 200:
+        return str(found.json()["experiment"]["experiment_id"])
+    return str(requests.post(f"{base}/create", json={"name": name}, auth=auth, timeout=10).json()["experiment_id"])
+
+
+def test_an_address_that_is_not_this_machines_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    for wrong, said in (("0.0.0.0", "every interface"), ("198.51.100.1", "not here"), ("localhost", "not an IPv4"),
+                        ("::1", "not an IPv4")):  # fmt: skip
+        with pytest.raises(UserError, match=f"--bind: .*{said}.*expected 127.0.0.1"):
+            with_settings(tmp_path, bind=wrong, use_postgres=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_its_programs_postgresql_is_refused_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "INSTALLED", str(tmp_path / "none"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"no PostgreSQL server is installed.*apt install postgresql"):
+        with_settings(tmp_path, bind=None, use_postgres=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_is_bounded_while_its_writer_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "writer.log"
+    mark = f"{tmp_path}:writer"
+    code = "import time\nfor n in range(10**6): print(n, flush=True); time.sleep(0.001)"
+    processes.spawn([sys.executable, "-c", code], mark=mark, environment=os.environ, folder=tmp_path, log=log)
+    try:
+        wait_for(lambda: log.stat().st_size > 200, 30)
+        processes.bound_logs(log.parent, limit_bytes=200)
+        older = log.with_suffix(".log.1")
+        assert older.read_text().splitlines()[0] == "0"
+        assert stat.S_IMODE(older.stat().st_mode) == 0o600
+        wait_for(lambda: log.stat().st_size > 20, 30)
+        lines = log.read_text().splitlines()
+        assert int(lines[1]) == int(lines[0]) + 1 > 1  # it goes on where it was, at the beginning of the file
+    finally:
+        processes.terminate(mark, grace_seconds=1)

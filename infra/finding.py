@@ -1,0 +1,93 @@
+"""What a check of the surroundings found: a cause in one line, and its remedy in another."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+__all__ = ["HERE", "Check", "Finding", "failed", "ok", "placed", "side_by_side", "skipped", "warning"]
+
+HERE = "this machine"
+State = Literal["ok", "warning", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`check` is the row's name, `where` the machine; `remedy` is empty when there is nothing to do."""
+
+    check: str
+    state: State
+    detail: str
+    remedy: str = ""
+    where: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, also for the way between nodes."""
+        return asdict(self)
+
+
+Check = Callable[[], list[Finding]]
+
+
+def ok(check: str, detail: str) -> Finding:
+    """Nothing to do."""
+    return Finding(check, "ok", detail)
+
+
+def warning(check: str, detail: str, remedy: str) -> Finding:
+    """It works, and somebody should know."""
+    return Finding(check, "warning", detail, remedy)
+
+
+def failed(check: str, detail: str, remedy: str) -> Finding:
+    """A study cannot run, or a promise of the service does not hold."""
+    return Finding(check, "failed", detail, remedy)
+
+
+def skipped(check: str, detail: str) -> Finding:
+    """Not asked, and why."""
+    return Finding(check, "skipped", detail)
+
+
+def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = HERE) -> list[Finding]:
+    """Run `{name: (seconds, check)}` at the same time; what they found, in their order. `where` is theirs, unless said.
+
+    A check that takes longer than its seconds is left alone and counts as failed, as does one that raises. So this
+    never takes longer than the slowest limit, whatever hangs.
+    """
+    answers: dict[str, list[Finding]] = {}
+
+    def run(name: str, check: Check) -> None:
+        try:
+            answers[name] = check()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            answers[name] = [failed(name, f"the check itself failed: {reason}", "please report this")]
+
+    threads = {
+        name: threading.Thread(target=run, args=(name, check), name=f"doctor-{name}", daemon=True)
+        for name, (_seconds, check) in checks.items()
+    }
+    for thread in threads.values():
+        thread.start()
+    started = time.monotonic()
+    found: list[Finding] = []
+    for name, (seconds, _check) in checks.items():
+        threads[name].join(max(0.0, started + seconds - time.monotonic()))
+        late = [
+            failed(
+                name,
+                f"no answer within {seconds:.0f} s",
+                "something hangs: a firewall that drops packets, a machine that is overloaded, or a dead disk",
+            )
+        ]
+        found += answers.get(name, late)
+    return placed(found, where)
+
+
+def placed(findings: Iterable[Finding], where: str) -> list[Finding]:
+    """With `where` put to those that name no place."""
+    return [finding if finding.where else replace(finding, where=where) for finding in findings]
