@@ -53,13 +53,13 @@ def command(environ: Mapping[str, str]) -> list[str]:
     ]
 
 
-def main() -> int:
-    """Become the server; comes back only with what is wrong (2)."""
+def main() -> None:
+    """Become the server; ends with 2 when a setting is missing."""
     try:
         given = required(os.environ, REQUIRED)
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        sys.exit(2)
     settings = Path(tempfile.mkdtemp(prefix="mlflow-")) / "basic_auth.ini"  # the folder has mode 0700
     settings.touch(mode=0o600)
     settings.write_text(authentication(given["MLFLOW_BACKEND_STORE_URI"]))
@@ -68,4 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

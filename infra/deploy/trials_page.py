@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -57,8 +58,7 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    import optuna_dashboard
-
+    optuna_dashboard: Any = importlib.import_module("optuna_dashboard")
     page = guarded(
         optuna_dashboard.wsgi(given["AGFT_STUDY_DB"]),
         given["MLFLOW_TRACKING_USERNAME"],

@@ -181,7 +181,8 @@ def test_the_object_store_opens_its_s3_port_only_and_names_no_secret(monkeypatch
 def test_a_container_without_its_settings_says_which_and_ends_with_2(module, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", f"infra.deploy.{module}", *(["serve"] if module == "object_store" else [])],
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert re.fullmatch(r"environment: not set: \w+(, \w+)+\n", done.stderr)
