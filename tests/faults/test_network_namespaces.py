@@ -1,0 +1,122 @@
+"""Ray nodes on hosts of their own, with a cable between them that can be pulled. 4 nested trials."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hosts
+import psutil
+import pytest
+from compose import ROOT
+from hosted import Hosted, hosted
+
+from databases import postgres_programs
+from infra.jobs import Jobs
+
+pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1200)]
+
+STUDY = """\
+name: apart
+model: {arch: tiny-clip, pretrained: bundled}
+method: {name: agft, logit_scale: {of_model: 1.0}}
+data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
+train: {epochs: 6, batch_size: 64, samples_per_epoch: 1024}
+evaluate: {select: {attack: {eps: [4/255], steps: 2}, samples: 24}}
+scheduler: {name: none}
+search: {method.scale_ratio: {low: 0.5, high: 1.0}}
+resources: {workers: 1, cpus_per_worker: 1}
+budget: {trials: 3}
+"""
+WORKERS = ("ray-worker-1", "ray-worker-2")
+
+
+@pytest.fixture(scope="module")
+def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What docker/up writes."""
+    if reason := hosts.why_not():
+        pytest.skip(reason)
+    if postgres_programs() is None:
+        pytest.skip("no PostgreSQL here: apt-get install postgresql")
+    path = tmp_path_factory.mktemp("env") / "env"
+    subprocess.run([ROOT / "docker" / "up", "--env-only"], check=True, capture_output=True,
+                   env={"PATH": "/usr/bin:/bin", "AGFT_ENV_FILE": str(path)})  # fmt: skip
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines) | {"AGFT_WORKERS": "2", "AGFT_WORKER_CPUS": "1"}
+
+
+@pytest.fixture(scope="module")
+def stack(variables: dict[str, str]) -> Iterator[Hosted]:
+    with hosted(variables) as stack:
+        yield stack
+
+
+def wait_for(found: Callable[[], object], what: str, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, what
+        time.sleep(1)
+
+
+def trains(stack: Hosted, host: str) -> bool:
+    """Whether a Train worker lives on a host."""
+    for process in stack.processes(host):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                return True
+        except psutil.NoSuchProcess:
+            continue
+    return False
+
+
+def test_a_node_that_is_cut_off_in_the_middle_of_a_trial_and_comes_back_costs_nothing(stack, variables, monkeypatch):
+    import json
+
+    file = Path(stack.folder) / "apart.yaml"
+    file.write_text(STUDY)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", variables["RAY_AUTH_TOKEN"])
+    jobs = Jobs(f"http://{stack.hosts.addresses['ray-head']}:8265")
+    assert len({node.address for node in jobs.nodes()}) == 3, "three hosts, three addresses"
+
+    def trials() -> dict[int, dict]:
+        [study] = json.loads(stack.agft("status", "apart", "--json").stdout)
+        return {trial["number"]: trial for trial in study["trials"]}
+
+    stack.agft("submit", str(file))
+    wait_for(lambda: all(trains(stack, host) for host in WORKERS), "a trial on each node")
+    wait_for(lambda: sum(t["epochs"] >= 1 for t in trials().values()) == 2, "each trial has an epoch")
+    before = trials()
+    lost = WORKERS[1]
+    stack.hosts.cut(lost)
+    try:
+        wait_for(lambda: len(jobs.nodes()) == 2, "the cluster gives the node up", 120)
+    finally:
+        stack.hosts.restore(lost)
+    wait_for(lambda: len(jobs.nodes()) == 3, "the node is back", 180)
+
+    log = stack.agft("logs", "apart", "-f").stdout
+    after = trials()
+    assert {number: trial["state"] for number, trial in after.items()} == dict.fromkeys(range(3), "complete")
+    assert all(trial["epochs"] == 6 for trial in after.values())
+    assert [after[number]["attempts"] for number in before].count(1) == 1, "the other node's trial noticed nothing"
+    assert max(trial["attempts"] for trial in after.values()) == 2
+    shown = re.findall(r"trial +(\d+)  epoch (\d+)/", log)
+    assert len(shown) == len(set(shown)) == 18, "every epoch once"
+
+
+def test_a_short_interruption_is_not_even_noticed(stack, variables):
+    import json
+
+    file = Path(stack.folder) / "blink.yaml"
+    file.write_text(STUDY.replace("apart", "blink").replace("trials: 3", "trials: 2").replace("epochs: 6", "epochs: 3"))
+    stack.agft("submit", str(file))
+    wait_for(lambda: all(trains(stack, host) for host in WORKERS), "a trial on each node")
+    stack.hosts.cut(WORKERS[1])
+    time.sleep(5)
+    stack.hosts.restore(WORKERS[1])
+    stack.agft("logs", "blink", "-f")
+    [study] = json.loads(stack.agft("status", "blink", "--json").stdout)
+    assert [(t["state"], t["epochs"], t["attempts"]) for t in study["trials"]] == [("complete", 3, 1)] * 2
