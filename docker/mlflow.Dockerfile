@@ -3,7 +3,7 @@
 #   docker build -f docker/mlflow.Dockerfile -t agft-mlflow:local .
 FROM docker.io/library/python:3.11-slim-bookworm
 
-ENV PATH=/opt/agft/bin:/usr/local/bin:/usr/bin:/bin \
+ENV PATH=/opt/agft/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONPATH=/opt/agft/code \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
