@@ -15,8 +15,10 @@ from typing import Any
 from wsgiref.simple_server import make_server
 from wsgiref.util import setup_testing_defaults
 
+import jsonschema
 import pytest
 import yaml
+from compose import filled
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -117,6 +119,16 @@ def test_compose_takes_every_secret_from_the_environment_file_and_has_none_of_it
         for name, value in service.get("environment", {}).items():
             if re.search("PASSWORD|SECRET|TOKEN|KEY|_DB$|STORE_URI", name):
                 assert "${" in str(value), name
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_compose_files_are_what_the_compose_specification_accepts(name, env_file):
+    schema = json.loads((Path(__file__).parent / "compose_schema.json").read_text())
+    validator = jsonschema.Draft7Validator(schema)
+    found = filled(yaml.safe_load((DOCKER / name).read_text()), pairs(env_file))
+    assert [error.message for error in validator.iter_errors(found)] == []
+    found["services"]["ray-worker"]["healthchek"] = {}
+    assert len(list(validator.iter_errors(found))) == 1
 
 
 def test_compose_publishes_on_loopback_alone():

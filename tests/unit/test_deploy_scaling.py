@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 import hosts
+import pytest
 from compose import ROOT
+
 from study.admission import SILENCE_SECONDS, WANT_SECONDS, Ledger, Slot
 
-CONFIG = {
+HEAD = "f" * 51 + "00000"  # the fake provider knows its head by it
+CONFIG: dict[str, Any] = {
     "cluster_name": "fake",
-    "provider": {"type": "fake_multinode", "launch_multiple": True, "head_node_id": "0" * 8 + "f" * 48},
+    "provider": {"type": "external", "launch_multiple": True,
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "head_node_id": HEAD},
     "max_workers": 3,
     "idle_timeout_minutes": 0.1,
     "auth": {}, "docker": {}, "initialization_commands": [], "setup_commands": [], "head_setup_commands": [],
@@ -43,7 +48,7 @@ def ask(trial):
 def workers():
     return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
 
-def until(found, seconds=90):
+def until(found, seconds=60):
     end = time.monotonic() + seconds
     while not found() and time.monotonic() < end:
         time.sleep(0.5)
@@ -81,18 +86,18 @@ def head() -> Iterator[tuple[hosts.Hosts, dict[str, str]]]:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="agft-a-", dir="/tmp"))
     (folder / "cluster.yaml").write_text(json.dumps(CONFIG))
-    identity = CONFIG["provider"]["head_node_id"]
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HOME": str(folder),
-        "RAY_AUTH_MODE": "disabled", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1",
-        "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": identity, "AGFT_AUTOSCALE": "1",
-        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": identity, "RAY_TMPDIR": str(folder),
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_TMPDIR": str(folder),
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": HEAD, "AGFT_AUTOSCALE": "1",
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
     }  # fmt: skip
     try:
         with hosts.hosts(["head"]) as network:
-            start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--num-cpus", "0", "--num-gpus", "0",
-                     "--autoscaling-config", str(folder / "cluster.yaml"), "--object-store-memory", str(100 << 20),
-                     "--temp-dir", str(folder / "ray"), "--disable-usage-stats"]  # fmt: skip
+            start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--num-cpus", "0",
+                     "--num-gpus", "0", "--autoscaling-config", str(folder / "cluster.yaml"), "--disable-usage-stats",
+                     "--object-store-memory", str(100 << 20), "--temp-dir", str(folder / "ray")]  # fmt: skip
             done = subprocess.run(network.command("head", start), env=environment, capture_output=True, text=True,
                                   check=False, timeout=120)  # fmt: skip
             assert done.returncode == 0, done.stdout + done.stderr
@@ -105,7 +110,7 @@ def head() -> Iterator[tuple[hosts.Hosts, dict[str, str]]]:
 def test_a_trial_that_waits_brings_a_node_which_goes_when_nothing_is_wanted(head):
     network, environment = head
     done = subprocess.run(network.command("head", [sys.executable, "-c", STUDY]), env=environment, capture_output=True,
-                          text=True, check=False, timeout=400)  # fmt: skip
+                          text=True, check=False, timeout=200)  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.strip().splitlines()[-1])
     assert said == {
