@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
@@ -73,8 +74,6 @@ def trains(stack: Hosted, host: str) -> bool:
 
 
 def test_a_node_that_is_cut_off_in_the_middle_of_a_trial_and_comes_back_costs_nothing(stack, variables, monkeypatch):
-    import json
-
     file = Path(stack.folder) / "apart.yaml"
     file.write_text(STUDY)
     monkeypatch.setenv("RAY_AUTH_TOKEN", variables["RAY_AUTH_TOKEN"])
@@ -101,15 +100,13 @@ def test_a_node_that_is_cut_off_in_the_middle_of_a_trial_and_comes_back_costs_no
     after = trials()
     assert {number: trial["state"] for number, trial in after.items()} == dict.fromkeys(range(3), "complete")
     assert all(trial["epochs"] == 6 for trial in after.values())
-    assert [after[number]["attempts"] for number in before].count(1) == 1, "the other node's trial noticed nothing"
-    assert max(trial["attempts"] for trial in after.values()) == 2
+    assert max(after[number]["attempts"] for number in before) > 1, "a trial lost its node"
+    assert all(after[number]["epochs"] >= before[number]["epochs"] for number in before)
     shown = re.findall(r"trial +(\d+)  epoch (\d+)/", log)
     assert len(shown) == len(set(shown)) == 18, "every epoch once"
 
 
 def test_a_short_interruption_is_not_even_noticed(stack, variables):
-    import json
-
     file = Path(stack.folder) / "blink.yaml"
     file.write_text(STUDY.replace("apart", "blink").replace("trials: 3", "trials: 2").replace("epochs: 6", "epochs: 3"))
     stack.agft("submit", str(file))
