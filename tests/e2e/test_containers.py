@@ -41,7 +41,7 @@ IMAGES = {
 }
 # Service -> paths that answer 200 without credentials. They tell nothing about studies.
 PUBLIC = {
-    "mlflow": {"/health", "/version"},
+    "mlflow": {"/health"},
     "storage": {"/healthz", "/status"},
     "ray-head": {"/", "/api/healthz", "/api/gcs_healthz", "/api/local_raylet_healthz", "/api/authentication_mode"},
     "ray-worker": {"/api/healthz", "/api/local_raylet_healthz"},
