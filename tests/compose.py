@@ -8,6 +8,7 @@ host is reached by its address), restart and init.
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -25,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docker" / "compose.yaml"
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 PODMAN = ["podman", "--cgroup-manager=cgroupfs", "--runtime", "runc"]
-LIMITS = ["--ulimit", "nofile=65536:65536", "--ulimit", "nproc=20000:20000"]
+OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # nobody may give more than they have
+LIMITS = ["--ulimit", f"nofile={OPEN_FILES}:{OPEN_FILES}", "--ulimit", "nproc=20000:20000"]
 HEALTHY_SECONDS = 240.0
 
 
@@ -84,7 +86,8 @@ class Stack:
         secrets.touch(mode=0o600)
         secrets.write_text("".join(f"{name}={value}\n" for name, value in wanted.get("environment", {}).items()))
         line = [
-            *PODMAN, "run", "--name", self.container(host), "--hostname", host, *LIMITS, "--env-file", str(secrets),
+            *PODMAN, "run", "--name", self.container(host), "--hostname", host, *LIMITS, "--no-healthcheck",
+            "--env-file", str(secrets),
             "--network", f"ns:/run/netns/{self.hosts.namespace(host)}",
             *(f"--add-host={name}:{address}" for name, address in self.hosts.addresses.items()),
             *(f"--cap-drop={name}" for name in wanted.get("cap_drop", [])),

@@ -80,7 +80,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     lines = [line for line in (folder / "env").read_text().splitlines() if not line.startswith("#")]
     (folder / "boxed.yaml").write_text(STUDY)
     folder.chmod(0o755)
-    sizes = {"AGFT_WORKERS": "2", "AGFT_WORKER_CPUS": "1", "AGFT_SHM_SIZE": "512m"}
+    sizes = {"AGFT_WORKERS": "2", "AGFT_WORKER_CPUS": "1"}
     return dict(line.split("=", 1) for line in lines) | IMAGES | sizes | {"AGFT_STUDIES": str(folder)}
 
 
