@@ -116,7 +116,8 @@ class Stack:
             )
             if done.returncode == 0:
                 return
-            assert time.monotonic() < deadline, f"{host}: {done.stdout}{done.stderr}\n{self.logs(host)}"
+            gone = "container state improper" in done.stderr
+            assert not gone and time.monotonic() < deadline, f"{host}: {done.stdout}{done.stderr}\n{self.logs(host)}"
             time.sleep(2)
 
     def logs(self, host: str) -> str:
@@ -127,7 +128,7 @@ class Stack:
 
     def _volume(self, volume: str) -> str:
         source, rest = volume.split(":", 1)
-        if source.startswith("."):
+        if source.startswith((".", "/")):
             return f"{(FILE.parent / source).resolve()}:{rest}"
         self.volumes.add(f"{self.hosts.tag}-{source}")
         return f"{self.hosts.tag}-{source}:{rest}"
