@@ -30,7 +30,7 @@ evaluate: {select: {attack: {eps: [4/255], steps: 2}, samples: 24}}
 scheduler: {name: none}
 search: {method.scale_ratio: {low: 0.5, high: 1.0}}
 resources: {workers: 1, cpus_per_worker: 1}
-budget: {trials: 3}
+budget: {trials: 2}
 """
 WORKERS = ("ray-worker-1", "ray-worker-2")
 
@@ -98,17 +98,17 @@ def test_a_node_that_is_cut_off_in_the_middle_of_a_trial_and_comes_back_costs_no
 
     log = stack.agft("logs", "apart", "-f").stdout
     after = trials()
-    assert {number: trial["state"] for number, trial in after.items()} == dict.fromkeys(range(3), "complete")
+    assert {number: trial["state"] for number, trial in after.items()} == dict.fromkeys(range(2), "complete")
     assert all(trial["epochs"] == 6 for trial in after.values())
     assert max(after[number]["attempts"] for number in before) > 1, "a trial lost its node"
     assert all(after[number]["epochs"] >= before[number]["epochs"] for number in before)
     shown = re.findall(r"trial +(\d+)  epoch (\d+)/", log)
-    assert len(shown) == len(set(shown)) == 18, "every epoch once"
+    assert len(shown) == len(set(shown)) == 12, "every epoch once"
 
 
 def test_a_short_interruption_is_not_even_noticed(stack, variables):
     file = Path(stack.folder) / "blink.yaml"
-    file.write_text(STUDY.replace("apart", "blink").replace("trials: 3", "trials: 2").replace("epochs: 6", "epochs: 3"))
+    file.write_text(STUDY.replace("apart", "blink").replace("epochs: 6", "epochs: 3"))
     stack.agft("submit", str(file))
     wait_for(lambda: all(trains(stack, host) for host in WORKERS), "a trial on each node")
     stack.hosts.cut(WORKERS[1])
