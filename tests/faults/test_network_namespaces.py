@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import hosts
 import psutil
@@ -17,6 +15,8 @@ from hosted import Hosted, hosted
 
 from databases import postgres_programs
 from infra.jobs import Jobs
+from study.rows import TrialRow
+from study.store import StudyStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1200)]
 
@@ -25,7 +25,7 @@ name: apart
 model: {arch: tiny-clip, pretrained: bundled}
 method: {name: agft, logit_scale: {of_model: 1.0}}
 data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-train: {epochs: 6, batch_size: 64, samples_per_epoch: 1024}
+train: {epochs: 10, batch_size: 64, samples_per_epoch: 256}
 evaluate: {select: {attack: {eps: [4/255], steps: 2}, samples: 24}}
 scheduler: {name: none}
 search: {method.scale_ratio: {low: 0.5, high: 1.0}}
@@ -73,47 +73,54 @@ def trains(stack: Hosted, host: str) -> bool:
     return False
 
 
+def stored(stack: Hosted, variables: dict[str, str], study: str) -> dict[int, TrialRow]:
+    """The study's trials, from the database on its host."""
+    address = stack.hosts.addresses["postgres"]
+    url = f"postgresql+psycopg://agft:{variables['STUDY_DB_PASSWORD']}@{address}/agft"
+    return {trial.number: trial for trial in StudyStore(url, study).trials()}
+
+
 def test_a_node_that_is_cut_off_in_the_middle_of_a_trial_and_comes_back_costs_nothing(stack, variables, monkeypatch):
-    file = Path(stack.folder) / "apart.yaml"
+    file = stack.folder / "apart.yaml"
     file.write_text(STUDY)
     monkeypatch.setenv("RAY_AUTH_TOKEN", variables["RAY_AUTH_TOKEN"])
     jobs = Jobs(f"http://{stack.hosts.addresses['ray-head']}:8265")
     assert len({node.address for node in jobs.nodes()}) == 3, "three hosts, three addresses"
 
-    def trials() -> dict[int, dict]:
-        [study] = json.loads(stack.agft("status", "apart", "--json").stdout)
-        return {trial["number"]: trial for trial in study["trials"]}
-
     stack.agft("submit", str(file))
+    wait_for(lambda: len(stored(stack, variables, "apart")) == 2, "both trials start")
     wait_for(lambda: all(trains(stack, host) for host in WORKERS), "a trial on each node")
-    wait_for(lambda: sum(t["epochs"] >= 1 for t in trials().values()) == 2, "each trial has an epoch")
-    before = trials()
+    wait_for(lambda: all(trial.epochs for trial in stored(stack, variables, "apart").values()), "an epoch of each")
     lost = WORKERS[1]
     stack.hosts.cut(lost)
     try:
+        before = stored(stack, variables, "apart")
         wait_for(lambda: len(jobs.nodes()) == 2, "the cluster gives the node up", 120)
     finally:
         stack.hosts.restore(lost)
     wait_for(lambda: len(jobs.nodes()) == 3, "the node is back", 180)
 
     log = stack.agft("logs", "apart", "-f").stdout
-    after = trials()
-    assert {number: trial["state"] for number, trial in after.items()} == dict.fromkeys(range(2), "complete")
-    assert all(trial["epochs"] == 6 for trial in after.values())
-    assert max(after[number]["attempts"] for number in before) > 1, "a trial lost its node"
-    assert all(after[number]["epochs"] >= before[number]["epochs"] for number in before)
+    after = stored(stack, variables, "apart")
+    assert {number: trial.state for number, trial in after.items()} == {0: "complete", 1: "complete"}
+    assert max(len(trial.attempts) for trial in after.values()) > 1, "a trial lost its node"
+    for number, trial in after.items():
+        assert [record["epoch"] for record in trial.epochs] == list(range(1, 11))
+        kept = before[number].epochs
+        assert trial.epochs[: len(kept)] == kept, "what was stored before the cut is what is stored now"
     shown = re.findall(r"trial +(\d+)  epoch (\d+)/", log)
-    assert len(shown) == len(set(shown)) == 12, "every epoch once"
+    assert len(shown) == len(set(shown)) == 20, "every epoch once"
 
 
 def test_a_short_interruption_is_not_even_noticed(stack, variables):
-    file = Path(stack.folder) / "blink.yaml"
-    file.write_text(STUDY.replace("apart", "blink").replace("epochs: 6", "epochs: 3"))
+    file = stack.folder / "blink.yaml"
+    file.write_text(STUDY.replace("apart", "blink"))
     stack.agft("submit", str(file))
+    wait_for(lambda: len(stored(stack, variables, "blink")) == 2, "both trials start")
     wait_for(lambda: all(trains(stack, host) for host in WORKERS), "a trial on each node")
     stack.hosts.cut(WORKERS[1])
     time.sleep(5)
     stack.hosts.restore(WORKERS[1])
     stack.agft("logs", "blink", "-f")
-    [study] = json.loads(stack.agft("status", "blink", "--json").stdout)
-    assert [(t["state"], t["epochs"], t["attempts"]) for t in study["trials"]] == [("complete", 3, 1)] * 2
+    after = stored(stack, variables, "blink").values()
+    assert [(trial.state, len(trial.epochs), len(trial.attempts)) for trial in after] == [("complete", 10, 1)] * 2
