@@ -116,8 +116,9 @@ class Stack:
             )
             if done.returncode == 0:
                 return
-            gone = "container state improper" in done.stderr
-            assert not gone and time.monotonic() < deadline, f"{host}: {done.stdout}{done.stderr}\n{self.logs(host)}"
+            said = f"{host}: {done.stdout}{done.stderr}\n"
+            assert "container state improper" not in done.stderr, said + self.logs(host)
+            assert time.monotonic() < deadline, said + self.logs(host)
             time.sleep(2)
 
     def logs(self, host: str) -> str:

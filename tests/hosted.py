@@ -22,6 +22,7 @@ from hosts import Hosts, hosts
 
 from databases import postgres_programs
 from real_run import AGFT
+from trainers.disk import cache_folder
 
 OWN = {  # what the images' CMD says
     "storage": [sys.executable, "-m", "infra.deploy.object_store", "serve"],
@@ -47,7 +48,7 @@ class Hosted:
         return {
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1", "HOME": str(self.folder / host), "AGFT_HOME": str(self.folder / host / "home"),
-            "OMP_NUM_THREADS": "1", **given,
+            "OMP_NUM_THREADS": "1", "AGFT_CACHE": str(cache_folder()), **given,
         }  # fmt: skip
 
     def command(self, host: str, service: str) -> list[str]:

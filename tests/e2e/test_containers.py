@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import shutil
 import socket
@@ -18,6 +19,8 @@ from collections.abc import Iterator
 import hosts
 import pytest
 from compose import PODMAN, ROOT, Stack, containers, instances
+
+from trainers.disk import cache_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1500)]
 
@@ -80,7 +83,13 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     lines = [line for line in (folder / "env").read_text().splitlines() if not line.startswith("#")]
     (folder / "boxed.yaml").write_text(STUDY)
     folder.chmod(0o755)
-    sizes = {"AGFT_WORKERS": "2", "AGFT_WORKER_CPUS": "1"}
+    cache = folder / "cache"  # what is drawn already need not be drawn again in every container
+    for known in cache_folder().glob("tiny-*"):
+        shutil.copytree(known, cache / "agft-study" / known.name)
+    cache.mkdir(exist_ok=True)
+    for path in (cache, *cache.rglob("*")):
+        os.chown(path, 1000, 1000)
+    sizes = {"AGFT_WORKERS": "2", "AGFT_WORKER_CPUS": "1", "AGFT_CACHE_VOLUME": str(cache)}
     return dict(line.split("=", 1) for line in lines) | IMAGES | sizes | {"AGFT_STUDIES": str(folder)}
 
 
