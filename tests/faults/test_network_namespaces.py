@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hosts
 import psutil
 import pytest
-from compose import ROOT
+from compose import ROOT, services
 from hosted import Hosted, hosted
 
 from databases import postgres_programs
@@ -71,6 +74,25 @@ def trains(stack: Hosted, host: str) -> bool:
         except psutil.NoSuchProcess:
             continue
     return False
+
+
+def test_the_cluster_gives_up_a_node_that_is_cut_off_and_takes_it_back(variables, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", variables["RAY_AUTH_TOKEN"])
+    folder = Path(tempfile.mkdtemp(prefix="agft-h-", dir="/tmp"))
+    try:
+        with hosts.hosts(["ray-head", "ray-worker-1"]) as network:
+            pair = Hosted(network, services(variables), folder)
+            pair.start("ray-head", "ray-head")
+            pair.wait_healthy("ray-head", "ray-head")
+            jobs = Jobs(f"http://{network.addresses['ray-head']}:8265")
+            pair.start("ray-worker-1", "ray-worker")
+            wait_for(lambda: {node.address for node in jobs.nodes()} == set(network.addresses.values()), "two hosts")
+            network.cut("ray-worker-1")
+            wait_for(lambda: len(jobs.nodes()) == 1, "the cluster gives the node up", 120)
+            network.restore("ray-worker-1")
+            wait_for(lambda: len(jobs.nodes()) == 2, "the node is back", 180)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def stored(stack: Hosted, variables: dict[str, str], study: str) -> dict[int, TrialRow]:
