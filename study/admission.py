@@ -22,6 +22,7 @@ import ray
 
 from infra.cluster import node_capacities
 from study.board import NAMESPACE
+from study.scaling import keep_telling
 
 __all__ = ["ADMISSION", "Ledger", "Slot", "open_admission"]
 
@@ -153,6 +154,18 @@ class Ledger:
         """The driver has ended, with all its trials."""
         self.tenants.pop(driver, None)
 
+    def demand(self, clock: float) -> list[dict[str, float]]:
+        """What trials hold and wait for, part by part, of drivers that live. May be asked from another thread."""
+        slots: list[Slot] = []
+        for tenant in list(self.tenants.values()):
+            if clock - tenant.heard > SILENCE_SECONDS:
+                continue
+            slots += list(tenant.slots.values())
+            want = tenant.want
+            if want is not None and clock - want.asked < WANT_SECONDS:
+                slots.append(want.slot)
+        return [part for slot in slots for part in slot.parts()]
+
 
 def is_free(need: Resources) -> bool:
     """Whether the cluster has so much unused now. What measures a model, and other people's jobs, ask for no slot."""
@@ -209,6 +222,7 @@ class Admission:
         self.ledger = Ledger(time.monotonic() + LEARN_SECONDS if again else float("-inf"))
         self.nodes: list[dict[str, float]] = []
         self.looked = float("-inf")
+        keep_telling(lambda: self.ledger.demand(time.monotonic()))
 
     def heartbeat(self, driver: str, slots: Mapping[str, Resources], workers: int = 1) -> None:
         """`slots`: what the whole trials hold."""

@@ -31,6 +31,7 @@ from study.projection import (
     project_trial,
     study_key,
 )  # fmt: skip
+from study.promote_registry import follow_head
 from study.store import StudyStore, study_names
 
 __all__ = ["Restored", "restore_backup"]
@@ -101,6 +102,9 @@ def restore_backup(
         _ship(url, list(studies), tracking_uri, say)
     unfinished, anew = _unfinished(url, list(studies))
     heads = {name.split("/")[1]: json.loads(data) for name, data in models.items() if name.endswith("/HEAD.json")}
+    if tracking_uri:
+        for name in heads:  # registered versions and aliases are made from HEAD and the manifests
+            follow_head(bucket, name, tracking_uri)
     return Restored(sorted(studies), sorted(there), heads, copied, len(lacking), unfinished, anew)
 
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from infra.check_s3 import require_conditional_puts
 from infra.errors import Conflict, ServiceError
 from infra.failpoint import reach
 from infra.provenance import provenance
@@ -55,6 +56,7 @@ def promote(store: StudyStore, order: Order, site: Site) -> Promotion:
             return work.run()
         finally:
             work.prover.close()
+    require_conditional_puts(site.bucket)
     promotion_rows.settle(store, partial(_moved, site.bucket, work.model))
     name = work.promotion.name = promotion_rows.start(store)
     reach("promotion.started")

@@ -1,0 +1,1 @@
+"""Process 1 of the containers, and the files that stand a cluster up."""
