@@ -251,7 +251,8 @@ def s3_client() -> Any:
     """Of the services in the environment."""
     import boto3
 
-    return boto3.client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return boto3.Session().client("s3", endpoint_url=endpoint)  # the default session would keep old keys
 
 
 @contextlib.contextmanager
