@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version as installed
@@ -34,6 +35,7 @@ __all__ = ["project_head", "register_promoted", "repair", "save_pyfunc"]
 
 TEMPLATES = ("a photo of a {}.",)  # where the manifest has none
 REQUIREMENTS = ("mlflow", "torch", "torchvision", "open_clip_torch", "boto3", "pillow", "numpy", "pandas")
+_QUIET = threading.RLock()
 EXAMPLE_SIZE, EXAMPLE_CLASSES = 32, ("a red square", "a blue circle")
 SERVED = Path(__file__).with_name("served_model.py")
 METRICS = ("clean_accuracy", "robust_accuracy")
@@ -101,16 +103,17 @@ def _without_local_paths(mlmodel: Path, config: Path) -> None:
 def _quiet() -> Iterator[None]:
     """MLflow reports on standard error that it checks the example, and draws a bar for copying one small file."""
     log, name = logging.getLogger("mlflow"), "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
-    level, before = log.level, os.environ.get(name)
-    try:
-        log.setLevel(logging.ERROR)
-        os.environ[name] = "false"
-        yield
-    finally:
-        log.setLevel(level)
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+    with _QUIET:  # of two threads that overlap, the second would put back what the first has set
+        level, before = log.level, os.environ.get(name)
+        try:
+            log.setLevel(logging.ERROR)
+            os.environ[name] = "false"
+            yield
+        finally:
+            log.setLevel(level)
+            os.environ.pop(name)
+            if before is not None:
+                os.environ[name] = before
 
 
 def register_promoted(manifest: Mapping[str, Any], *, bucket: str, tracking_uri: str, run_id: str | None = None) -> int:

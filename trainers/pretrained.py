@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ def describe(clip: nn.Module) -> Description:
     return description
 
 
+_QUIET = threading.RLock()
+
+
 def build_clip(description: Description) -> nn.Module:
     """The architecture with open_clip's random initial weights, whatever they are; the random state is restored."""
     with tempfile.TemporaryDirectory() as folder:
@@ -67,14 +71,18 @@ def build_clip(description: Description) -> nn.Module:
 
 @contextlib.contextmanager
 def _quiet_open_clip() -> Iterator[None]:
-    """open_clip reports to the root logger what we raise, or what is meant (no weights yet)."""
+    """open_clip reports to the root logger what we raise, or what is meant (no weights yet).
+
+    One thread at a time: of two that overlap, the second would put back the level that the first has set.
+    """
     root = logging.getLogger()
-    level = root.level
-    try:
-        root.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        root.setLevel(level)
+    with _QUIET:
+        level = root.level
+        try:
+            root.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            root.setLevel(level)
 
 
 def _preprocess(clip: nn.Module) -> dict[str, Any]:

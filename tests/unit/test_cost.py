@@ -68,7 +68,12 @@ def scorer_and_images() -> tuple[Scorer, object]:
 
 @pytest.mark.parametrize("protocol", ["strict", "paper"])
 @pytest.mark.parametrize(
-    "name", [name for name, row in EVAL_ATTACK_PARAMETERS.items() if row.keyed and name != "transfer"]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "ensemble" else [])  # half a minute, of all the others
+        for name, row in EVAL_ATTACK_PARAMETERS.items()
+        if row.keyed and name != "transfer"
+    ],
 )
 def test_what_the_engine_computes_is_what_is_counted(name: str, protocol: str) -> None:
     """In protocol paper image by image; in protocol strict it is no more. (A transfer's surrogate counts elsewhere.)"""
