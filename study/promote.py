@@ -310,8 +310,8 @@ class _Work:
             ],
             "provenance": provenance(),
         }
+        self.prover.rest()  # another promotion, or whoever measures more now, needs the workers' cores
         if self.site.extra_facts is not None:
-            self.prover.rest()  # whoever measures more needs the workers' cores
             manifest |= self.site.extra_facts(manifest, self.weights)
         self.site.say(f"shipping trial {winner.number}: copying and reading back ...")
         whole = ship(
