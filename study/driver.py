@@ -266,7 +266,7 @@ class Driver:
         wanted = self.spec.resources
         return TrialOrder(
             study=self.study.slug, number=number, token=self.token, bucket=self.bucket,
-            known={role: found["uri"] for role in ("latest", "best") if (found := getattr(row, role))},
+            known=row.kept,
             config=config, rungs=self._rungs(config), workers=wanted.workers,
             cpus_per_worker=wanted.cpus_per_worker, gpus_per_worker=wanted.gpus_per_worker,
         ).settings()  # fmt: skip
@@ -353,7 +353,7 @@ class Driver:
         self.book.tell(row)
         reach("outcome.told")
         try:
-            delete_superseded(trial_prefix(self.bucket, self.study.slug, number))
+            delete_superseded(trial_prefix(self.bucket, self.study.slug, number), row.kept)
         except (ServiceError, OSError) as problem:
             log.warning("trial %s: older checkpoints could not be deleted: %s", number, problem)
         reach("outcome.tidied")

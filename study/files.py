@@ -1,13 +1,16 @@
-"""Where a trial's bytes are: one object a role (latest, best) under a prefix that carries the lease token.
+"""Where a trial's bytes are: one object a role (latest, best) under a prefix that one group of workers writes to.
 
-s3://BUCKET/studies/STUDY-CREATED/trials/NUMBER/aTOKEN/latest.safetensors   full state, replaced every epoch
-s3://BUCKET/studies/STUDY-CREATED/trials/NUMBER/aTOKEN/best.safetensors     weights of the best epoch
-s3://BUCKET/studies/STUDY-CREATED/logs/...                           what its drivers printed
-s3://BUCKET/models/NAME/VERSION/...                                  promoted, never changed
-s3://BUCKET/models/NAME/HEAD.json                                    which version is the champion
-s3://BUCKET/scratch/STUDY-CREATED/...                                      Ray's own files, deleted with the study's end
-s3://BUCKET/teacher/KEY.safetensors                                  a frozen model's embeddings of a training set,
-                                                                     for all studies; may be deleted at any time
+s3://BUCKET/studies/STUDY-CREATED/trials/NUMBER/aTOKEN.GROUP/latest.safetensors   full state, replaced every epoch
+s3://BUCKET/studies/STUDY-CREATED/trials/NUMBER/aTOKEN.GROUP/best.safetensors     weights of the best epoch
+s3://BUCKET/studies/STUDY-CREATED/logs/...       what its drivers printed
+s3://BUCKET/models/NAME/VERSION/...              promoted, never changed
+s3://BUCKET/models/NAME/HEAD.json                which version is the champion
+s3://BUCKET/scratch/STUDY-CREATED/...            Ray's own files, deleted with the study's end
+s3://BUCKET/teacher/KEY.safetensors              a frozen model's embeddings of a training set, for all studies; may be
+                                                 deleted at any time
+
+TOKEN is the driver's lease, GROUP counts the groups of workers that one driver started for the trial: Ray starts a new
+group when it believes the old one dead, and a machine that is only cut off from Ray may still reach S3.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ from trainers.wiring import Restored
 __all__ = [
     "SharedPrefix",
     "attempt_prefix",
+    "claim_group",
     "delete_superseded",
-    "fetch_newest",
+    "fetch_state",
+    "group_prefix",
     "keep_file",
     "scratch_prefix",
     "study_prefix",
@@ -36,6 +41,7 @@ __all__ = [
 log = logging.getLogger("agft")
 
 ROLES = ("latest", "best")
+CLAIM = "claim"  # by its existence a prefix belongs to a group
 
 
 def study_prefix(bucket: str, slug: str) -> str:
@@ -54,8 +60,13 @@ def trial_prefix(bucket: str, slug: str, number: int) -> str:
 
 
 def attempt_prefix(bucket: str, slug: str, number: int, token: int) -> str:
-    """URI of what one attempt keeps: a driver that lost its lease can only write under its own token."""
+    """What every URI of one driver's attempt starts with: one that lost its lease can only write under its own."""
     return f"{trial_prefix(bucket, slug, number)}/a{token:06d}"
+
+
+def group_prefix(attempt: str, group: int) -> str:
+    """URI of what one group of workers keeps; later ones sort after earlier ones."""
+    return f"{attempt}.{group:03d}"
 
 
 def _object(prefix: str, role: str) -> str:
@@ -72,37 +83,64 @@ def keep_file(prefix: str, path: Path, role: str) -> dict[str, Any]:
     return _describe(storage.put_file(path, _object(prefix, role)))
 
 
-def fetch_newest(trial: str, workdir: Path, known: Mapping[str, str] | None = None) -> Restored | None:
-    """The newest attempt's state, checked against its SHA-256, with the newest best weights; None for a new trial.
+def claim_group(trial: str, attempt: str, known: Mapping[str, str] | None = None) -> int:
+    """Take the next group's prefix, which nobody else writes to, and copy there what the trial goes on from.
 
-    `known`: role -> URI of what the study has on record, used where the trial's prefix holds nothing: an imported
-    study's files lie under the prefix of the study that it was exported from.
+    Called by one process of a group, before all of them `fetch_state`. `known`: role -> URI of what the study has on
+    record, used where the trial's prefix holds nothing: an imported study's files lie under the prefix of the study
+    that it was exported from.
     """
+    group = 1
+    while not _is_first(f"{group_prefix(attempt, group)}/{CLAIM}"):
+        group += 1
+    own = group_prefix(attempt, group)
+    copied: dict[str, storage.StoredObject] = {}
+    while (found := _newest(trial, known, but=own)) != copied:  # a group that Ray gave up may write until the last byte
+        for role, stored in found.items():
+            storage.copy(stored.uri, _object(own, role))
+        copied = found
+    return group
+
+
+def _is_first(uri: str) -> bool:
+    try:
+        storage.put_bytes(uri, b"claimed", if_absent=True)
+    except Conflict:
+        return False
+    return True
+
+
+def _newest(trial: str, known: Mapping[str, str] | None, *, but: str) -> dict[str, storage.StoredObject]:
+    """Role -> what the newest group left, not looking below the prefix `but`; empty where there is no state."""
     found: dict[str, storage.StoredObject] = {}
     for stored in sorted(storage.list_objects(f"{trial}/"), key=lambda item: item.uri):
-        found[Path(stored.uri).stem] = stored  # the highest token comes last and wins
+        if stored.uri.rpartition("/")[0] != but and Path(stored.uri).stem in ROLES:
+            found[Path(stored.uri).stem] = stored  # the highest token and group come last and win
     for role, uri in (known or {}).items() if not found else ():
         stored_before = storage.head(uri)
         if stored_before is not None:
             found[role] = stored_before
-    if "latest" not in found:
+    return found if "latest" in found else {}
+
+
+def fetch_state(own: str, workdir: Path) -> Restored | None:
+    """The state that `claim_group` found, checked against its SHA-256, with the best weights; None for a new trial."""
+    latest, best = storage.head(_object(own, "latest")), storage.head(_object(own, "best"))
+    if latest is None:
         return None
-    latest = storage.head(found["latest"].uri)
-    best = storage.head(found["best"].uri) if "best" in found else None
-    assert latest is not None, "an object that is listed is there: only the driver deletes, between attempts"
     state = workdir / "resume.safetensors"
     storage.get_file(latest.uri, state, sha256=latest.sha256)
     return Restored(state=state, latest=_describe(latest), best=_describe(best) if best else None)
 
 
-def delete_superseded(trial: str) -> None:
-    """Keep one object a role: what an earlier attempt left goes once a later one has the same role."""
-    newest: dict[str, str] = {}
-    for stored in sorted(storage.list_objects(f"{trial}/"), key=lambda item: item.uri):
-        role = Path(stored.uri).stem
-        if role in newest:
-            storage.delete(newest[role])
-        newest[role] = stored.uri
+def delete_superseded(trial: str, kept: Mapping[str, str]) -> None:
+    """Of a trial that has ended, keep one object a role: what is on record (`kept`: role -> URI), else the newest."""
+    found = sorted(storage.list_objects(f"{trial}/"), key=lambda item: item.uri)
+    newest = {Path(stored.uri).stem: stored.uri for stored in found if Path(stored.uri).stem in ROLES}
+    keep = {**newest, **kept}.values()
+    for stored in found:
+        if stored.uri not in keep:
+            storage.delete(stored.uri)
 
 
 @dataclass(frozen=True)

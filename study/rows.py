@@ -95,6 +95,11 @@ class TrialRow:
         return planned is not None and self.last is not None and self.last["epoch"] >= planned
 
     @property
+    def kept(self) -> dict[str, str]:
+        """Role (`latest`, `best`) -> URI of the checkpoints on record."""
+        return {role: found["uri"] for role, found in (("latest", self.latest), ("best", self.best)) if found}
+
+    @property
     def last(self) -> dict[str, Any] | None:
         """The newest epoch record."""
         return self.epochs[-1] if self.epochs else None

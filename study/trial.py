@@ -15,7 +15,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from study.board import announce, ask_board, board_name
-from study.files import SharedPrefix, attempt_prefix, fetch_newest, keep_file, scratch_prefix, trial_prefix
+from study.files import (
+    SharedPrefix,
+    attempt_prefix,
+    claim_group,
+    fetch_state,
+    group_prefix,
+    keep_file,
+    scratch_prefix,
+    trial_prefix,
+)
 from study.hung import this_process
 from study.sources import use_s3_data, use_s3_weights
 from trainers.config import TrialConfig
@@ -58,9 +67,14 @@ def decide(board: str, number: int, rungs: tuple[int, ...], epoch: int) -> str:
     return ask_board(board, number, epoch, at_rung=epoch in rungs)
 
 
-def fetch(trial: str, known: dict[str, str], workdir: Path) -> Any:
-    """The newest state of the trial, whichever attempt wrote it."""
-    return fetch_newest(trial, workdir, known)
+def fetch(attempt: str, group: int, workdir: Path) -> Any:
+    """The state that this group of workers goes on from, whichever attempt wrote it."""
+    return fetch_state(group_prefix(attempt, group), workdir)
+
+
+def keep(attempt: str, group: int, path: Path, role: str) -> dict[str, Any]:
+    """Store a file where only this group of workers writes."""
+    return keep_file(group_prefix(attempt, group), path, role)
 
 
 def arrive(board: str, number: int, role: str) -> None:
@@ -100,11 +114,13 @@ def run_trial(settings: dict[str, Any]) -> None:
         tune.report({"outcome": json.dumps(refused)})
         return
     board = board_name(order.study, order.token)
+    attempt = attempt_prefix(order.bucket, order.study, order.number, order.token)
     arrive(board, order.number, "driver")
     wiring = Wiring(
         arrive=partial(arrive, board, order.number, "worker"),
-        fetch=partial(fetch, trial_prefix(order.bucket, order.study, order.number), order.known),
-        keep=partial(keep_file, attempt_prefix(order.bucket, order.study, order.number, order.token)),
+        claim=partial(claim_group, trial_prefix(order.bucket, order.study, order.number), attempt, order.known),
+        fetch=partial(fetch, attempt),
+        keep=partial(keep, attempt),
         decide=partial(decide, board, order.number, order.rungs),
         provenance=environment,
         shared=SharedPrefix(f"s3://{order.bucket}"),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.board import announce, ask_board, board_name
-from study.files import attempt_prefix, fetch_newest, keep_file, trial_prefix
+from study.files import attempt_prefix, claim_group, fetch_state, group_prefix, keep_file, trial_prefix
 from study.hung import this_process
 from study.trial import TrialOrder
 from trainers.records import EpochRecord, Score, is_better
@@ -136,11 +136,13 @@ def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path, 
     """Epochs up to the last one or the board's word; `finished`, `stopped` or `paused`."""
     epochs = order.config["train"]["epochs"]
     points = plan.curve(order.config)
-    restored = fetch_newest(trial_prefix(order.bucket, order.study, order.number), folder, order.known)
+    attempt = attempt_prefix(order.bucket, order.study, order.number, order.token)
+    group = claim_group(trial_prefix(order.bucket, order.study, order.number), attempt, order.known)
+    prefix = group_prefix(attempt, group)
+    restored = fetch_state(prefix, folder)
     kept: dict[str, Any] = {"latest": restored.latest, "best": restored.best} if restored else {}
     state = json.loads(restored.state.read_text())["history"] if restored else []
     history = [EpochRecord.model_validate(record) for record in state]
-    prefix = attempt_prefix(order.bucket, order.study, order.number, order.token)
     word = _report(order, board, history, kept, report) if history else "continue"
     while word == "continue" and len(history) < epochs:
         epoch = len(history) + 1

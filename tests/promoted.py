@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from study.files import attempt_prefix, keep_file
+from study.files import attempt_prefix, group_prefix, keep_file
 from study.owner import owner_identity
 from study.space import apply_params
 from study.store import StudyStore
@@ -100,7 +100,7 @@ def finished_study(
         store.start_trial(token, number, params, apply_params(spec.base(), params, spec.dimensions()))
         files = {}
         if isinstance(path, Path):
-            files["best"] = keep_file(attempt_prefix(bucket, slug, number, token), path, "best")
+            files["best"] = keep_file(group_prefix(attempt_prefix(bucket, slug, number, token), 1), path, "best")
         elif path is not None:
             files["best"] = path
         epochs = spec.train.epochs if path is not None else 1

@@ -26,14 +26,17 @@ class Restored:
 class Wiring:
     """How a trial reaches the world.
 
-    `arrive()`: this process works on the trial now. `fetch(workdir)`: the newest state to go on from, or None.
-    `keep(path, role)`: store a file under its role (`latest`, `best`) and describe where. `decide(epoch)`: the driver's
-    decision on the report of an epoch. `shared`: files that the trials of all studies have in common, or None.
+    `arrive()`: this process works on the trial now. `claim()`, on rank 0: the number of this group of workers among
+    those that Ray started for the trial, with a place of its own. `fetch(group, workdir)`: the state to go on from, or
+    None. `keep(group, path, role)`: store a file under its role (`latest`, `best`) and describe where.
+    `decide(epoch)`: the driver's decision on the report of an epoch. `shared`: files that the trials of all studies
+    have in common, or None.
     """
 
     arrive: Callable[[], None]
-    fetch: Callable[[Path], Restored | None]
-    keep: Callable[[Path, str], dict[str, Any]]
+    claim: Callable[[], int]
+    fetch: Callable[[int, Path], Restored | None]
+    keep: Callable[[int, Path, str], dict[str, Any]]
     decide: Callable[[int], str]
     provenance: Callable[[], dict[str, Any]]
     shared: SharedFiles | None = None

@@ -1,7 +1,7 @@
 """What runs inside a Ray Train worker: `train` with its one way out, the report, wired to Ray.
 
 The only file of this package that knows Ray. It knows neither storage nor the study: whoever starts the workers hands
-over three functions (`Wiring`), picklable by reference.
+over a few functions (`Wiring`), picklable by reference.
 """
 
 from __future__ import annotations
@@ -63,16 +63,17 @@ def _run(config: TrialConfig, wiring: Wiring, *, threads: int) -> str:
     provenance = wiring.provenance()
     with tempfile.TemporaryDirectory(prefix="agft-trial-") as folder:
         workdir = Path(folder)
-        restored = wiring.fetch(workdir)
+        group = distributed.broadcast_int(wiring.claim() if chief else 0)
+        restored = wiring.fetch(group, workdir)
         kept: dict[str, Any] = {"latest": restored.latest, "best": restored.best} if restored else {}
 
         def report(progress: Progress) -> Decision:
             if chief and not progress.resumed:
                 # The best weights first: a state that says "epoch 4 is the best" never exists without them.
                 if progress.best is not None:
-                    kept["best"] = wiring.keep(progress.best, "best")
+                    kept["best"] = wiring.keep(group, progress.best, "best")
                 if progress.latest is not None:
-                    kept["latest"] = wiring.keep(progress.latest, "latest")
+                    kept["latest"] = wiring.keep(group, progress.latest, "latest")
             epoch = progress.record.epoch
             ray.train.report(
                 {

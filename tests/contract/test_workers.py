@@ -17,11 +17,15 @@ from trainers.wiring import Restored, Wiring
 pytestmark = pytest.mark.nested
 
 
-def fetch(_workdir: Path) -> Restored | None:
+def claim() -> int:
+    return 1
+
+
+def fetch(_group: int, _workdir: Path) -> Restored | None:
     return None
 
 
-def keep(folder: Path, path: Path, role: str) -> dict[str, Any]:
+def keep(folder: Path, _group: int, path: Path, role: str) -> dict[str, Any]:
     shutil.copy(path, folder / f"{role}.safetensors")
     return {"uri": str(folder / f"{role}.safetensors")}
 
@@ -54,7 +58,9 @@ def both(settings: dict[str, Any]) -> list[str]:
     outcomes = []
     for name, plain in settings["configs"].items():
         folder = Path(settings["folder"]) / name
-        wiring = Wiring(arrive=nothing, fetch=fetch, keep=partial(keep, folder), decide=decide, provenance=nothing)
+        wiring = Wiring(
+            arrive=nothing, claim=claim, fetch=fetch, keep=partial(keep, folder), decide=decide, provenance=nothing
+        )
         outcomes.append(train_on_worker({"config": plain, "wiring": wiring, "threads": 1})["outcome"])
     return outcomes
 
