@@ -172,10 +172,12 @@ def test_the_story_promote_fail_force_promote_a_better_one_and_roll_back(world: 
     world.study("story-three", {0: world.trial(1.0)}, model=model)
     world.agft("promote", "story-one")
     check_chain(world, model, 1)
+    assert told(world, model) == ["1 champion story-one passed"]
 
     policy.write_text("floors: {clean_accuracy: '>= 0.5', robust_accuracy: '>= 0.99'}\nsanity: null\n")
     world.agft("promote", "story-two", "--policy", str(policy), code=1)
     check_chain(world, model, 1)
+    assert told(world, model) == ["1 champion story-one passed"]
     assert "--reason TEXT" in world.agft("promote", "story-two", "--policy", str(policy), "--force", code=2).output
 
     reason = "the floor is of another data set; see the minutes of Monday"
@@ -186,21 +188,44 @@ def test_the_story_promote_fail_force_promote_a_better_one_and_roll_back(world: 
     assert manifest["forced"] == reason
     assert [gate["name"] for gate in manifest["gates"] if gate["verdict"] == "failed"] == ["floor robust"]
     assert history(world.bucket, model)[0].facts["forced"] == reason
+    assert told(world, model) == ["2 champion story-two forced", "1 previous story-one passed"]
 
     world.agft("promote", "story-three")
     check_chain(world, model, 3)
     assert world.aliases(model) == (3, 2)
+    versions = ["3 champion story-three passed", "2 previous story-two forced", "1 - story-one passed"]
+    assert told(world, model) == versions
 
     back = world.agft("rollback", model, "--reason", "users complain").output
     assert "version 2 is the champion again, generation 4" in back
     check_chain(world, model, 4)
     move = history(world.bucket, model)[0]
     assert (move.action, move.why, move.facts["from"]) == ("rollback", "users complain", 3)
+    versions = ["3 previous story-three passed", "2 champion story-two forced", "1 - story-one passed"]
+    assert told(world, model) == versions
     world.agft("rollback", model, "--to", "1")
     check_chain(world, model, 5)
+    versions = ["3 - story-three passed", "2 previous story-two forced", "1 champion story-one passed"]
+    assert told(world, model) == versions
     assert "is the champion already" in world.agft("rollback", model, "--to", "1").output
     check_chain(world, model, 5)
     assert "no complete version 9; versions: 1, 2, 3" in world.agft("rollback", model, "--to", "9", code=2).output
+
+
+def told(world: World, model: str) -> list[str]:
+    """What `agft models` shows, newest first: version, alias, study, gates; MLflow says the same as S3."""
+    table = world.agft("models", model).stdout.splitlines()
+    assert table[0].startswith(f"model {model}: champion version ")
+    [facts] = json.loads(world.agft("models", model, "--json").stdout)
+    assert facts["differences"] == []
+    rows = []
+    for row in reversed(facts["versions"]):
+        [line] = [line for line in table if f" {row['study']} " in line]
+        alias = ", ".join(row["aliases"]) or "-"
+        gates = "forced" if "forced: " in line else "passed" if " passed " in line else line
+        assert (alias in line) or alias == "-"
+        rows.append(f"{row['version']} {alias} {row['study']} {gates}")
+    return rows
 
 
 @pytest.mark.slow
