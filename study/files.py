@@ -5,7 +5,7 @@ s3://BUCKET/studies/STUDY-CREATED/trials/NUMBER/aTOKEN.GROUP/best.safetensors   
 s3://BUCKET/studies/STUDY-CREATED/logs/...       what its drivers printed
 s3://BUCKET/models/NAME/VERSION/...              promoted, never changed
 s3://BUCKET/models/NAME/HEAD.json                which version is the champion
-s3://BUCKET/scratch/STUDY-CREATED/...            Ray's own files, deleted with the study's end
+s3://BUCKET/scratch/STUDY-CREATED/...            Ray's own files and claims of groups, deleted with the study's end
 s3://BUCKET/teacher/KEY.safetensors              a frozen model's embeddings of a training set, for all studies; may be
                                                  deleted at any time
 
@@ -41,7 +41,6 @@ __all__ = [
 log = logging.getLogger("agft")
 
 ROLES = ("latest", "best")
-CLAIM = "claim"  # by its existence a prefix belongs to a group
 
 
 def study_prefix(bucket: str, slug: str) -> str:
@@ -83,7 +82,7 @@ def keep_file(prefix: str, path: Path, role: str) -> dict[str, Any]:
     return _describe(storage.put_file(path, _object(prefix, role)))
 
 
-def claim_group(trial: str, attempt: str, known: Mapping[str, str] | None = None) -> int:
+def claim_group(bucket: str, slug: str, number: int, token: int, known: Mapping[str, str] | None = None) -> int:
     """Take the next group's prefix, which nobody else writes to, and copy there what the trial goes on from.
 
     Called by one process of a group, before all of them `fetch_state`. `known`: role -> URI of what the study has on
@@ -91,11 +90,12 @@ def claim_group(trial: str, attempt: str, known: Mapping[str, str] | None = None
     that it was exported from.
     """
     group = 1
-    while not _is_first(f"{group_prefix(attempt, group)}/{CLAIM}"):
+    while not _is_first(f"{scratch_prefix(bucket, slug)}/claims/{number}/a{token:06d}.{group:03d}"):
         group += 1
-    own = group_prefix(attempt, group)
+    trial, own = trial_prefix(bucket, slug, number), group_prefix(attempt_prefix(bucket, slug, number, token), group)
     copied: dict[str, storage.StoredObject] = {}
-    while (found := _newest(trial, known, but=own)) != copied:  # a group that Ray gave up may write until the last byte
+    # Until nothing changes: a group that Ray gave up may be writing.
+    while (found := _newest(trial, known, but=own)) != copied:
         for role, stored in found.items():
             storage.copy(stored.uri, _object(own, role))
         copied = found
@@ -114,7 +114,7 @@ def _newest(trial: str, known: Mapping[str, str] | None, *, but: str) -> dict[st
     """Role -> what the newest group left, not looking below the prefix `but`; empty where there is no state."""
     found: dict[str, storage.StoredObject] = {}
     for stored in sorted(storage.list_objects(f"{trial}/"), key=lambda item: item.uri):
-        if stored.uri.rpartition("/")[0] != but and Path(stored.uri).stem in ROLES:
+        if stored.uri.rpartition("/")[0] != but:
             found[Path(stored.uri).stem] = stored  # the highest token and group come last and win
     for role, uri in (known or {}).items() if not found else ():
         stored_before = storage.head(uri)
@@ -136,8 +136,7 @@ def fetch_state(own: str, workdir: Path) -> Restored | None:
 def delete_superseded(trial: str, kept: Mapping[str, str]) -> None:
     """Of a trial that has ended, keep one object a role: what is on record (`kept`: role -> URI), else the newest."""
     found = sorted(storage.list_objects(f"{trial}/"), key=lambda item: item.uri)
-    newest = {Path(stored.uri).stem: stored.uri for stored in found if Path(stored.uri).stem in ROLES}
-    keep = {**newest, **kept}.values()
+    keep = {**{Path(stored.uri).stem: stored.uri for stored in found}, **kept}.values()
     for stored in found:
         if stored.uri not in keep:
             storage.delete(stored.uri)

@@ -18,7 +18,7 @@ from study.rows import StudyRow, TrialRow
 
 __all__ = ["Doomed", "addresses", "spent", "trial_of"]
 
-TRIAL_OBJECT = re.compile(r"/trials/(?P<number>\d+)/a\d+(\.\d+)?/(?P<role>best|latest|claim)(\.safetensors)?$")
+TRIAL_OBJECT = re.compile(r"/trials/(?P<number>\d+)/a\d+(\.\d+)?/(?P<role>best|latest)\.safetensors$")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from study.files import (
     group_prefix,
     keep_file,
     scratch_prefix,
-    trial_prefix,
 )
 from study.hung import this_process
 from study.sources import use_s3_data, use_s3_weights
@@ -118,7 +117,7 @@ def run_trial(settings: dict[str, Any]) -> None:
     arrive(board, order.number, "driver")
     wiring = Wiring(
         arrive=partial(arrive, board, order.number, "worker"),
-        claim=partial(claim_group, trial_prefix(order.bucket, order.study, order.number), attempt, order.known),
+        claim=partial(claim_group, order.bucket, order.study, order.number, order.token, order.known),
         fetch=partial(fetch, attempt),
         keep=partial(keep, attempt),
         decide=partial(decide, board, order.number, order.rungs),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.board import announce, ask_board, board_name
-from study.files import attempt_prefix, claim_group, fetch_state, group_prefix, keep_file, trial_prefix
+from study.files import attempt_prefix, claim_group, fetch_state, group_prefix, keep_file
 from study.hung import this_process
 from study.trial import TrialOrder
 from trainers.records import EpochRecord, Score, is_better
@@ -136,9 +136,8 @@ def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path, 
     """Epochs up to the last one or the board's word; `finished`, `stopped` or `paused`."""
     epochs = order.config["train"]["epochs"]
     points = plan.curve(order.config)
-    attempt = attempt_prefix(order.bucket, order.study, order.number, order.token)
-    group = claim_group(trial_prefix(order.bucket, order.study, order.number), attempt, order.known)
-    prefix = group_prefix(attempt, group)
+    place = (order.bucket, order.study, order.number, order.token)
+    prefix = group_prefix(attempt_prefix(*place), claim_group(*place, order.known))
     restored = fetch_state(prefix, folder)
     kept: dict[str, Any] = {"latest": restored.latest, "best": restored.best} if restored else {}
     state = json.loads(restored.state.read_text())["history"] if restored else []

@@ -37,7 +37,7 @@ class Place:
         return trial_prefix(self.bucket, self.slug, 0)
 
     def claim(self, token: int, known: dict[str, str] | None = None) -> int:
-        return claim_group(self.trial, attempt_prefix(self.bucket, self.slug, 0, token), known)
+        return claim_group(self.bucket, self.slug, 0, token, known)
 
     def keep(self, token: int, group: int, **contents: str) -> dict[str, str]:
         """Write `role=content` as that group; role -> URI."""

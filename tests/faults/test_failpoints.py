@@ -47,7 +47,7 @@ resources: {{workers: 1, cpus_per_worker: 1, max_concurrent: 2}}
 budget: {{trials: {TRIALS}}}
 """
 LIGHT = str(Path(__file__).parents[1] / "light.py")
-EARLY = ("report.stored", "outcome.stored")  # in the default tier
+EARLY = ("outcome.stored",)  # in the default tier
 AFTER_REQUESTS = ("request.obeyed", "generation.built", "generation.stored")  # reached only when somebody asks
 ELSEWHERE = ("promotion.", "head.")  # of promotions: tests/faults/test_promotion_faults.py
 DURING = [name for name in FAILPOINTS if name not in AFTER_REQUESTS and not name.startswith(ELSEWHERE)]
