@@ -47,8 +47,8 @@ FAILPOINTS = {
     "promotion.complete": "the version is complete; no record of a move, HEAD names the old champion",
     "head.recorded": "the record of the move is there; HEAD names the old champion",
     "head.moved": "HEAD names the new champion; neither MLflow nor the store know",
-    "promotion.registered": "MLflow has the version; the alias names another one",
-    "promotion.aliased": "MLflow's aliases are right; the store says what was before",
+    "promotion.registered": "the store and MLflow have the version; the alias names another one",
+    "promotion.aliased": "MLflow's aliases are right; the store has not noted that they are",
 }
 _passed: Counter[str] = Counter()
 
