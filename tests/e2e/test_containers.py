@@ -1,6 +1,6 @@
 """The compose stack as real containers, a study submitted to it from outside, and what its ports tell a stranger.
 
-Images are not built here, that takes too long: docs/deploy.md says how. 3 nested trials.
+Images are not built here, that takes too long: docs/deploy.md says how. 8 nested trials.
 """
 
 from __future__ import annotations
@@ -24,18 +24,6 @@ from trainers.disk import cache_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1500)]
 
-STUDY = """\
-name: boxed
-model: {arch: tiny-clip, pretrained: bundled}
-method: {name: agft, logit_scale: {of_model: 1.0}}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-train: {epochs: 2, batch_size: 64, samples_per_epoch: 256}
-evaluate: {select: {attack: {eps: [4/255], steps: 2}, samples: 24}}
-scheduler: {name: none}
-search: {method.scale_ratio: {low: 0.5, high: 1.0}}
-resources: {workers: 1, cpus_per_worker: 1}
-budget: {trials: 3}
-"""
 IMAGES = {
     "POSTGRES_IMAGE": "localhost/agft-postgres-standin:local",
     "AGFT_IMAGE": "localhost/agft:local",
@@ -81,7 +69,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     subprocess.run([ROOT / "docker" / "up", "--env-only"], check=True, capture_output=True,
                    env={"PATH": "/usr/bin:/bin", "AGFT_ENV_FILE": str(folder / "env")})  # fmt: skip
     lines = [line for line in (folder / "env").read_text().splitlines() if not line.startswith("#")]
-    (folder / "boxed.yaml").write_text(STUDY)
+    shutil.copy(ROOT / "study" / "recipes" / "demo.yaml", folder)
     folder.chmod(0o755)
     cache = folder / "cache"  # what is drawn already need not be drawn again in every container
     for known in cache_folder().glob("tiny-*"):
@@ -115,13 +103,16 @@ def test_images_run_without_root_bring_a_health_check_and_hold_no_secret(variabl
         assert not any(value in done.stdout for value in values)
 
 
-def test_a_study_that_is_submitted_from_outside_is_run_by_both_workers(stack):
-    told = stack.agft("submit", "boxed.yaml", "--follow").stdout
-    assert re.search(r"job agft-boxed-\d+-1 submitted at http://ray-head:8265", told)
-    assert "3 of 3 trials done" in told
-    [study] = json.loads(stack.agft("status", "boxed", "--json").stdout)
+def test_the_demo_study_submitted_from_outside_is_run_by_both_workers(stack):
+    told = stack.agft("submit", "demo.yaml", "--follow").stdout
+    assert re.search(r"job agft-demo-\d+-1 submitted at http://ray-head:8265", told)
+    assert "8 of 8 trials done" in told
+    [study] = json.loads(stack.agft("status", "demo", "--json").stdout)
     assert study["state"] == "finished"
-    assert [(trial["state"], trial["epochs"]) for trial in study["trials"]] == [("complete", 2)] * 3
+    ends = [(trial["state"], trial["epochs"]) for trial in study["trials"]]
+    assert len(ends) == 8
+    assert all(state == "pruned" or (state, epochs) == ("complete", 4) for state, epochs in ends)
+    assert ("complete", 4) in ends
     trained = [host for host in stack.hosts.addresses if "RayTrainWorker" in worker_logs(stack, host)]
     assert sorted(trained) == ["ray-worker-1", "ray-worker-2"]
 

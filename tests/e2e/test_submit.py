@@ -145,7 +145,7 @@ def test_a_submitted_study_pauses_for_any_terminal_and_for_ray_and_goes_on_when_
     wait_for(lambda: jobs.job(identity).ended, "Ray's own way to stop a job ends it")
     assert cluster.status("long")["state"] == "paused"
     [trial] = cluster.status("long")["trials"]
-    assert (trial["state"], trial["attempts"]) == ("running", 2)
+    assert (trial["state"], trial["attempts"]) == ("unfinished", 2)
     shown = re.findall(r"trial +0  epoch (\d+)/", cluster.agft("logs", "long").stdout)
     assert len(shown) == len(set(shown)), "no epoch is trained again"
     cluster.agft("stop", "long")
