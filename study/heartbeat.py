@@ -38,6 +38,12 @@ class Heartbeat(threading.Thread):
         self.heard = time.monotonic()
 
     def run(self) -> None:
+        try:
+            self._beat()
+        finally:  # also of an error that nobody expects: its traceback is printed, and the driver must not go on
+            self.lost = not self.ended.is_set()
+
+    def _beat(self) -> None:
         counted = time.monotonic()
         while not self.ended.wait(HEARTBEAT_SECONDS):
             clock = time.monotonic()
@@ -47,12 +53,10 @@ class Heartbeat(threading.Thread):
                 self.study = self.store.load()
                 self.requests = pending(self.store)
             except LeaseLost:
-                self.lost = True
                 return
             except SQLAlchemyError as error:
                 log.warning("the study database does not answer (%s)", type(error).__name__)
                 if clock - self.heard > PATIENCE_SECONDS:
-                    self.lost = True
                     return
 
     def stop(self) -> None:
