@@ -102,6 +102,14 @@ def stored(stack: Hosted, variables: dict[str, str], study: str) -> dict[int, Tr
     return {trial.number: trial for trial in StudyStore(url, study).trials()}
 
 
+def groups(trial: TrialRow) -> int:
+    """How many groups of workers have trained a trial of one driver's: its checkpoint's place says the last one."""
+    assert trial.latest is not None
+    found = re.search(r"/a000001\.(\d{3})/", trial.latest["uri"])
+    assert found, trial.latest
+    return int(found[1])
+
+
 def test_a_node_that_is_cut_off_in_the_middle_of_a_trial_and_comes_back_costs_nothing(stack, variables, monkeypatch):
     file = stack.folder / "apart.yaml"
     file.write_text(STUDY)
@@ -125,7 +133,7 @@ def test_a_node_that_is_cut_off_in_the_middle_of_a_trial_and_comes_back_costs_no
     log = stack.agft("logs", "apart", "-f").stdout
     after = stored(stack, variables, "apart")
     assert {number: trial.state for number, trial in after.items()} == {0: "complete", 1: "complete"}
-    assert max(len(trial.attempts) for trial in after.values()) > 1, "a trial lost its node"
+    assert max(map(groups, after.values())) > 1, "a trial lost its node"
     for number, trial in after.items():
         assert [record["epoch"] for record in trial.epochs] == list(range(1, 11))
         kept = before[number].epochs
@@ -145,4 +153,4 @@ def test_a_short_interruption_is_not_even_noticed(stack, variables):
     stack.hosts.restore(WORKERS[1])
     stack.agft("logs", "blink", "-f")
     after = stored(stack, variables, "blink").values()
-    assert [(trial.state, len(trial.epochs), len(trial.attempts)) for trial in after] == [("complete", 10, 1)] * 2
+    assert [(trial.state, len(trial.epochs), groups(trial)) for trial in after] == [("complete", 10, 1)] * 2
