@@ -258,12 +258,11 @@ def test_the_promotion_stands_when_mlflow_is_away_and_the_aliases_follow_later(w
         assert "127.0.0.1:9" in found.registry
     check_head(world, "away-clip", champion=2, generation=2)
     assert world.aliases("away-clip") == (None, None)
-    told = world.agft("promote", "away-one", "--repair", code=1).output
-    assert "has no run of study 'away-two'" in told
-    assert "`agft promote away-two --repair` makes it" in told
-    shown = world.agft("promote", "away-two", "--repair").output
-    assert "away-clip champion is version 2, previous 1" in shown
-    check_chain(world, "away-clip", 2)
+    for study in ("away-one", "away-two"):  # MLflow has lost the other study's run, and gets one in its place
+        shown = world.agft("promote", study, "--repair").output
+        assert "away-clip champion is version 2, previous 1" in shown
+        check_chain(world, "away-clip", 2)
+    assert told(world, "away-clip") == ["2 champion away-two passed", "1 previous away-one passed"]
 
 
 @pytest.mark.slow
@@ -306,7 +305,8 @@ def test_fresh_seeds_are_trained_measured_and_gate(world: World) -> None:
     assert found.confirm["trial 0"]["robust_accuracy"] == values[1], "the median one is who is judged"
     assert "trial 0, as searched" in found.confirm
     summary = found.seeds["summary"]["robust_accuracy"]
-    assert summary["low"] < summary["mean"] == pytest.approx(sum(values) / 3) < summary["high"]
+    assert summary["low"] < summary["mean"] < summary["high"]
+    assert summary["mean"] == pytest.approx(sum(values) / 3)
     again = StudyStore(store.url, "seeds-seeds-0x3")
     assert [trial.state for trial in again.trials()] == ["complete"] * 3
     assert world.promote(store).state == {"promoted": "kept", "refused": "refused"}[found.state]
