@@ -274,10 +274,10 @@ def _final_state(driver: Driver) -> tuple[str, str]:
     """The study's state and why it is in it."""
     if driver.closing_word == "lost":
         raise LeaseLost(f"study {driver.spec.name!r}: another driver took over")
-    if driver.closing_word == "pause":
-        return "paused", driver.closing_reason
     if driver.closing_word == "pause" and driver.store.load().desired == "stop":  # asked while the last trial left
         driver.closing_word, driver.closing_reason = "stop", "asked to stop"
+    if driver.closing_word == "pause":
+        return "paused", driver.closing_reason
     if driver.closing_word in ("stop", "budget"):
         driver.settle()
     if driver.closing_word == "stop":
