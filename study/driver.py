@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from textwrap import shorten
 from typing import Any
 
 import ray
@@ -359,7 +360,8 @@ class Driver:
         reach("outcome.tidied")
         project_outcome(self.tracker, self.study, row)
         if state == "failed":
-            self.say(f"trial {number:>3}  failed ({kind}): {(row.stop_reason or 'no message').splitlines()[-1]}")
+            last = (row.stop_reason or "no message").splitlines()[-1]
+            self.say(f"trial {number:>3}  failed ({kind}): {shorten(last, 200, placeholder=' ...')}")
         self._say_progress(number)
 
     def _say_progress(self, newest: int) -> None:

@@ -47,12 +47,11 @@ def odd_worker(fault: str) -> Any:
 
 
 def odd_trial(settings: dict[str, Any]) -> None:
-    """`run_trial`, of whose trials some have odd workers, and one a rate that no weight survives."""
+    """`run_trial`, of whose trials some have odd workers, and one a loss whose gradient overflows."""
     order = real.TrialOrder.of(settings)
     fault = FAULTS.get(order.number)
     if fault == "non-finite":
-        optimizer = {**order.config["train"]["optimizer"], "name": "sgd", "lr": 10.0}
-        config = {**order.config, "train": {**order.config["train"], "optimizer": optimizer}}
+        config = {**order.config, "method": {**order.config["method"], "feature_weight": 1e38}}
         settings = replace(order, config=config).settings()
     elif fault:
         real.train_worker = odd_worker(fault)
