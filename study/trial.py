@@ -105,6 +105,8 @@ def run_trial(settings: dict[str, Any]) -> None:
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from study.left_group import GivesBack
+
     order = TrialOrder.of(settings)
     try:
         TrialConfig.model_validate(order.config)
@@ -139,7 +141,7 @@ def run_trial(settings: dict[str, Any]) -> None:
             failure_config=ray.train.FailureConfig(
                 max_failures=WORKER_RESTARTS, controller_failure_limit=CONTROLLER_FAILURES
             ),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback(), GivesBack()],
         ),
     )
     try:
