@@ -74,7 +74,7 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
             spec, database=store.url, cluster=cluster, bucket=services.bucket, tracking_uri=services.mlflow_uri,
             say=clock, report=home / "reports" / spec.name,
         )  # fmt: skip
-        _show(store, home, outcome)
+        _show(store, home, outcome, here=services.home is not None)
         if outcome.state == "paused":
             clock(f"paused; nothing is lost. Go on with: agft resume {spec.name}")
             return 1
@@ -93,7 +93,7 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
     return 0
 
 
-def _show(store: StudyStore, home: Path, outcome: Outcome) -> None:
+def _show(store: StudyStore, home: Path, outcome: Outcome, *, here: bool) -> None:
     study = store.load()
     assert study.baseline is not None
     goal = study.spec.goal.resolve(study.baseline)
@@ -110,4 +110,7 @@ def _show(store: StudyStore, home: Path, outcome: Outcome) -> None:
             f"(unmodified CLIP {percent(clip['clean_accuracy'])}), robust {percent(own['best_robust_accuracy'])} "
             f"(unmodified CLIP {percent(clip['robust_accuracy'])})"
         )
-    console.print(f"report: {home / 'reports' / study.name / 'report.html'}")
+    if here:
+        console.print(f"report: {home / 'reports' / study.name / 'report.html'}")
+    else:  # this may be a node of a cluster that its reader cannot see into
+        console.print(f"report: in the study's run in MLflow, and where you call `agft report {study.name}`")
