@@ -76,6 +76,7 @@ class Job:
 class _Worker:
     actor: Any
     up: Any  # reference of its first answer
+    ready: bool = False
     group: tuple[str, ...] | None = None
     busy: bool = False
 
@@ -106,52 +107,64 @@ class Pool:
     def run(self, jobs: Sequence[Job], done: Callable[[Job, Any], None]) -> None:
         """Every job once, in no particular order; `done` gets each result as it comes.
 
-        Ends with what a job raised; with `StudyFailed` when a job has taken MOST_LOSSES workers with it.
+        Only workers that have started get a job: where others hold the cluster, fewer of ours do all the work, and two
+        pools that each have some workers never wait for each other. Ends with what a job raised; with `StudyFailed`
+        when a job has taken MOST_LOSSES workers with it.
         """
         waiting: list[Job] = list(jobs)
         running: dict[Any, tuple[_Worker, Job]] = {}
         heard = time.monotonic()
         while waiting or running:
             for worker in self._workers:
-                if not worker.busy and waiting:
+                if worker.ready and not worker.busy and waiting:
                     job = best_job(waiting, worker.group, [each.group for each in self._workers if each is not worker])
                     waiting.remove(job)
                     worker.busy, worker.group = True, job.group
                     running[getattr(worker.actor, job.method).remote(*job.arguments)] = worker, job
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_SECONDS)
+            starting = {worker.up: worker for worker in self._workers if not worker.ready}
+            ready, _ = ray.wait([*running, *starting], num_returns=1, timeout=WAIT_SECONDS)
             self.tick()
             for reference in ready:
                 heard = time.monotonic()
+                if reference in starting:
+                    starting[reference].ready, _ = self._answer(reference, starting[reference], "starting workers")
+                    continue
                 worker, job = running.pop(reference)
                 worker.busy = False
-                try:
-                    result = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from None
-                except ray.exceptions.RayError as error:  # killed, out of memory, lost with its node
-                    self._mourn(worker, job, error)
-                    waiting.append(job)
-                else:
+                answered, result = self._answer(reference, worker, job.name)
+                if answered:
                     done(job, result)
+                else:
+                    waiting.append(job)
             if time.monotonic() - heard > SILENCE_SECONDS:
                 heard = time.monotonic()
                 self._explain_silence()
 
-    def _mourn(self, worker: _Worker, job: Job, error: Exception) -> None:
-        self.losses[job.name] += 1
+    def _answer(self, reference: Any, worker: _Worker, what: str) -> tuple[bool, Any]:
+        """(True, what a worker answered), or (False, None) when it is gone and another one takes its place."""
+        try:
+            return True, ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:  # killed, out of memory, lost with its node
+            self._mourn(worker, what, error)
+            return False, None
+
+    def _mourn(self, worker: _Worker, what: str, error: Exception) -> None:
+        self.losses[what] += 1
         reason = " ".join(str(error).split())[:300]
-        if self.losses[job.name] >= MOST_LOSSES:
+        if self.losses[what] >= MOST_LOSSES:
             raise StudyFailed(
-                f"{job.name}: {MOST_LOSSES} workers died of it, the last one so: {reason}. What is finished is kept; "
+                f"{what}: {MOST_LOSSES} workers died of it, the last one so: {reason}. What is finished is kept; "
                 "fewer images together (--batch-size) or more memory for a worker may help"
             )
-        self.say(f"a worker is gone ({reason}); {job.name} is given to another one")
+        self.say(f"a worker is gone ({reason}); another one takes its place")
         ray.kill(worker.actor)
         self._workers[self._workers.index(worker)] = self._hire()
 
     def _explain_silence(self) -> None:
         """Say what a cluster lacks in which not one worker has come up."""
-        if ray.wait([worker.up for worker in self._workers], timeout=0)[0]:
+        if any(worker.ready for worker in self._workers):
             return
         free = ray.available_resources()
         need = f"{self.hands.cpus:g} CPU" + (f" and {self.hands.gpus:g} GPU" if self.hands.gpus else "")

@@ -146,7 +146,7 @@ def test_more_workers_another_batch_size_and_a_worker_killed_midway_change_nothi
     killer.join()
     assert killed
     assert "a worker is gone" in result.stderr
-    assert "is given to another one" in result.stderr
+    assert "another one takes its place" in result.stderr
     assert files(tmp_path) == files(plain)
 
 
