@@ -46,11 +46,11 @@ def phases(rows: list[TrialRow]) -> dict[str, list[float]]:
     """Seconds by phase, one number a trial."""
     found: dict[str, list[float]] = {"start to first update": [], "training": [], "last report to end": [], "whole": []}
     for row in rows:
-        record, [attempt] = row.epochs[0], row.attempts
-        assert attempt.ended_ms is not None
+        record = row.epochs[0]
+        assert row.ended_ms is not None
         inside = record["train_seconds"] + record["eval_seconds"]
-        whole = (attempt.ended_ms - attempt.started_ms) / 1000
-        start = (record["timestamp_ms"] - attempt.started_ms) / 1000 - inside
+        whole = (row.ended_ms - row.started_ms) / 1000
+        start = (record["timestamp_ms"] - row.started_ms) / 1000 - inside
         found["start to first update"].append(start)
         found["training"].append(inside)
         found["last report to end"].append(whole - start - inside)
