@@ -138,6 +138,7 @@ def test_a_second_up_finds_the_running_services(stack: Services) -> None:
     assert [line.state for line in embedded.status(stack.home)] == ["running", "running"]
 
 
+@pytest.mark.slow
 def test_concurrent_ups_make_one_stack_a_killed_half_is_repaired_and_down_leaves_nothing(own_home: Path) -> None:
     ups = [subprocess.Popen([sys.executable, "-c", UP, str(own_home)], stdout=subprocess.PIPE) for _ in range(2)]
     endpoints = [process.communicate(timeout=300)[0].decode().strip() for process in ups]

@@ -42,9 +42,8 @@ def endings(store: StudyStore) -> dict[str, int]:
     return {state: states.count(state) for state in sorted(set(states))}
 
 
-@pytest.mark.parametrize(
-    "faults", [pytest.param({}, id="no-failures", marks=pytest.mark.slow), pytest.param(FAULTS, id="five-failures")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("faults", [pytest.param({}, id="no-failures"), pytest.param(FAULTS, id="five-failures")])
 def test_twenty_light_trials_under_asha_leave_every_cpu_and_placement_group_free(
     stack: Services, tmp_path: Path, faults
 ):

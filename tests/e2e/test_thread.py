@@ -162,6 +162,7 @@ def test_another_spec_under_the_same_name_is_refused(run, tmp_path):
     assert "seed: 1 -> 2" in done.stderr
 
 
+@pytest.mark.slow
 def test_promoting_again_keeps_a_champion_that_is_as_good(run):
     text = run.agft("promote", "thread").stdout
     assert "promotion: kept" in text

@@ -10,7 +10,7 @@ import pytest
 
 from real_run import Run, read_until, wait_until_gone
 
-pytestmark = [pytest.mark.nested, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(600)]
 
 STUDY = """\
 name: long
