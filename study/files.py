@@ -93,6 +93,8 @@ def claim_group(bucket: str, slug: str, number: int, token: int, known: Mapping[
     while not _is_first(f"{scratch_prefix(bucket, slug)}/claims/{number}/a{token:06d}.{group:03d}"):
         group += 1
     trial, own = trial_prefix(bucket, slug, number), group_prefix(attempt_prefix(bucket, slug, number, token), group)
+    if storage.head(_object(own, "latest")) is not None:
+        return group  # the store ignores conditions: this is the place of the group before, and its state is the newest
     copied: dict[str, storage.StoredObject] = {}
     # Until nothing changes: a group that Ray gave up may be writing.
     while (found := _newest(trial, known, but=own)) != copied:

@@ -19,6 +19,7 @@ from study.files import (
     fetch_state,
     group_prefix,
     keep_file,
+    scratch_prefix,
     trial_prefix,
 )
 from trainers.wiring import Restored
@@ -115,6 +116,18 @@ def test_an_imported_trial_goes_on_from_what_is_on_record_elsewhere(place: Place
     assert restored is not None
     assert restored.state.read_text() == "epoch 4"
     assert elsewhere.objects() == set(known.values()), "the other study keeps what it has"
+
+
+def test_where_a_claim_is_not_kept_the_state_of_the_group_before_is_not_replaced_by_an_older_one(place: Place) -> None:
+    place.claim(5)
+    place.keep(5, 1, latest="epoch 1")
+    place.claim(7)
+    place.keep(7, 1, latest="epoch 2")
+    storage.delete_prefix(scratch_prefix(place.bucket, place.slug))  # as if the store had ignored the condition
+    assert place.claim(7) == 1
+    restored = place.fetch(7, 1)
+    assert restored is not None
+    assert restored.state.read_text() == "epoch 2"
 
 
 @pytest.mark.parametrize("group", [1, 2], ids=["killed-before-its-first-report", "reported"])
