@@ -158,11 +158,11 @@ def failure_kind(error: Exception) -> str:
     import ray
     import torch
 
+    # A worker that dies while its group starts ends the controller with it.
     causes = [error, getattr(error, "controller_failure", error), *getattr(error, "worker_failures", {}).values()]
     if any(
         isinstance(cause, torch.OutOfMemoryError | ray.exceptions.OutOfMemoryError | MemoryError) for cause in causes
     ):
         return "out-of-memory"
-    # A worker that dies while its group starts ends the controller with it.
     lost = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError)
     return "pre-empted" if any(isinstance(cause, lost) for cause in causes) else "bug"
