@@ -44,7 +44,7 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
 
 def plan_text(comparison: Comparison) -> str:
     """What a comparison would run."""
-    from study.compare_stats import passes
+    from study.compare_stats import update_passes
 
     shared, seeds = comparison.shared(), comparison.seeds
     trials = shared.budget.trials
@@ -57,7 +57,7 @@ def plan_text(comparison: Comparison) -> str:
         f"  seeds        {', '.join(map(str, seeds))}; differences to {comparison.reference}",
     ]
     for label, study in comparison.searches.items():
-        cost = passes(study.method.model_dump(mode="json"), study.attack.model_dump(mode="json"))
+        cost = update_passes(study.method.model_dump(mode="json"), study.attack.model_dump(mode="json"))
         lines.append(
             f"  {label:<12} {study.method.name}, {study.attack.steps} attack steps, {cost['total']:g} encoder "
             f"passes an image; searched: {', '.join(study.search) or 'nothing'}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from infra.provenance import provenance
 from study.compare_file import Comparison
-from study.compare_stats import METRICS, differences, passes, set_accuracy, spread
+from study.compare_stats import METRICS, differences, update_passes, set_accuracy, spread
 from study.errors import StudyFailed
 from study.results import Measurement, ranked
 from study.store import StudyStore, TrialRow
@@ -114,7 +114,7 @@ def _method(comparison: Comparison, label: str, database: str, folder: Path) -> 
         "method": study.spec.method.name,
         "study": study.name,
         "attack": best.config["attack"],
-        "passes": passes(best.config["method"], best.config["attack"]),
+        "passes": update_passes(best.config["method"], best.config["attack"]),
         "search": {
             "space": study.spec.search,
             "trials": [_trial(trial) for trial in trials],

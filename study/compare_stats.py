@@ -13,10 +13,10 @@ from trainers.objectives import METHODS, Objective
 __all__ = [
     "FEWEST_PAIRS",
     "METRICS",
-    "Difference",
+    "SeedDifference",
     "Spread",
     "differences",
-    "passes",
+    "update_passes",
     "set_accuracy",
     "spread",
     "t_quantile",
@@ -37,8 +37,8 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Mean of paired differences with its 95 % t interval; None without one (see `paired`)."""
+class SeedDifference:
+    """Mean of paired differences with its 95 % t interval; None without one (see `seed_difference`)."""
 
     mean: float
     low: float | None
@@ -88,7 +88,7 @@ def t_quantile(df: int, coverage: float = 0.95) -> float:
     return high
 
 
-def paired(own: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
+def seed_difference(own: Mapping[int, float], other: Mapping[int, float]) -> SeedDifference | None:
     """`own` - `other` over the seeds that both have; None when they share none.
 
     There is no interval from fewer than `FEWEST_PAIRS` seeds, nor from differences that are all the same: the latter
@@ -99,18 +99,18 @@ def paired(own: Mapping[int, float], other: Mapping[int, float]) -> Difference |
         return None
     found = spread([own[seed] - other[seed] for seed in seeds])
     if found.deviation is None or found.n < FEWEST_PAIRS or found.deviation < ROUNDING:
-        return Difference(found.mean, None, None, found.n)
+        return SeedDifference(found.mean, None, None, found.n)
     half = t_quantile(found.n - 1) * found.deviation / math.sqrt(found.n)
-    return Difference(found.mean, found.mean - half, found.mean + half, found.n)
+    return SeedDifference(found.mean, found.mean - half, found.mean + half, found.n)
 
 
 def differences(
     runs: Mapping[str, Mapping[int, Mapping[str, float]]], reference: str
-) -> dict[str, dict[str, Difference | None]]:
+) -> dict[str, dict[str, SeedDifference | None]]:
     """Every other method against `reference`, by metric. `runs`: label -> seed -> accuracies."""
     return {
         label: {
-            metric: paired(
+            metric: seed_difference(
                 {seed: accuracies[metric] for seed, accuracies in own.items()},
                 {seed: accuracies[metric] for seed, accuracies in runs[reference].items()},
             )
@@ -126,7 +126,7 @@ def set_accuracy(scores: Mapping[str, Mapping[str, Any]], metric: str) -> float:
     return sum(float(score[metric]) for score in scores.values()) / len(scores)
 
 
-def passes(method: Mapping[str, Any], attack: Mapping[str, Any]) -> dict[str, float]:
+def update_passes(method: Mapping[str, Any], attack: Mapping[str, Any]) -> dict[str, float]:
     """Encoder passes an image and update, in units of one forward; a backward to images or to weights is one too.
 
     An attack step is a forward and a backward to the image; the update on the attacked image is a forward and both

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from study.compare_stats import passes as update_passes
+from study.compare_stats import update_passes
 from study.config import StudyConfig
 from study.cost_rate import Rate
 from study.evaluation_final import entries

@@ -19,7 +19,7 @@ def cost_text(found: Mapping[str, Any], training: int | None = None) -> str:
     )
     lines += _aligned(_cells(found))
     lines += _said("expected", _expectation(found))
-    lines += _said("hours", _hours(found))
+    lines += _said("hours", _hours_text(found))
     if training is not None:
         ratio = sum(found["total"]["expected"].values()) / training
         lines += _said("training", f"one full trial of the study takes {short(training)} passes; this suite is "
@@ -59,7 +59,7 @@ def _expectation(found: Mapping[str, Any]) -> str:
     return f"if {clean} of the images are right without attack and {robust} under it; the others are soon settled"
 
 
-def _hours(found: Mapping[str, Any]) -> str:
+def _hours_text(found: Mapping[str, Any]) -> str:
     if found["rate"] is None:
         return "not known: passes x seconds a pass; see --measure, --seconds-per-pass and --tflops of agft plan"
     most = found["total"]["hours_at_most"]

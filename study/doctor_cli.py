@@ -17,14 +17,14 @@ import click
 if TYPE_CHECKING:
     from infra.finding import Finding
 
-__all__ = ["attach"]
+__all__ = ["attach_doctor"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 CHECKS = "doctor-"  # names of the threads of checks
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[bold red]FAILED[/]", "skipped": "-"}
 
 
-def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
+def attach_doctor(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
     """Add the command. `answering` turns errors into exit codes, `home` says where things are kept."""
 
     @main.command()

@@ -19,7 +19,7 @@ from infra.errors import ServiceError
 from infra.finding import Finding, failed, ok, side_by_side
 from infra.jobs import Jobs
 from infra.services import default_home
-from study.doctor_cluster import CLUSTER_SECONDS, check_cluster
+from study.doctor_cluster import CLUSTER_SECONDS, RAY, check_cluster
 from study.doctor_database import database_check
 from study.doctor_study import StudyNeeds
 
@@ -30,7 +30,6 @@ JOB_SECONDS = CLUSTER_SECONDS + 60.0
 DATABASE_SECONDS = 25.0
 POLL_SECONDS = 0.5
 FORGET_SECONDS, QUIET_SECONDS = 15.0, 3.0
-RAY = "Ray"
 
 
 def check_by_job(address: str, needs: StudyNeeds | None) -> list[Finding]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-__all__ = ["attach"]
+__all__ = ["attach_metrics"]
 
 PORT = 9465
 
 
-def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
+def attach_metrics(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
     """Add the command. `answering` turns errors into exit codes, `home` says where things are kept."""
 
     @main.command()

@@ -11,7 +11,7 @@ from study.report_style import ACCENT, GREY, LABELS, STATES, new_figure, percent
 
 __all__ = ["curves", "progress", "tradeoff"]
 
-CROWDED = 0.012  # of clean accuracy
+CROWDED_ACCURACY = 0.012  # of clean accuracy
 REFERENCES = {"paper": ("D", "the paper's defaults"), "warm start": ("s", "warm start")}
 
 
@@ -68,7 +68,7 @@ def _front(axes: Any, content: Content) -> None:
     for trial in front:
         if trial.number != content.best:
             clean = trial.clean_accuracy or 0.0
-            above = not above if clean - before < CROWDED else True
+            above = not above if clean - before < CROWDED_ACCURACY else True
             before = clean
             axes.annotate(
                 str(trial.number), (trial.clean_accuracy, trial.robust_accuracy), textcoords="offset points",

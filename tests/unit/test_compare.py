@@ -15,7 +15,7 @@ from study.compare import next_step
 from study.compare_file import Comparison, load_comparison, parse_comparison
 from study.compare_record import UNMODIFIED, collect, conclude, measurement_key, measurement_path
 from study.compare_report import markdown, write_comparison
-from study.compare_stats import Difference, paired, passes, spread, t_quantile
+from study.compare_stats import SeedDifference, seed_difference, update_passes, spread, t_quantile
 from study.compare_tables import attack_text
 from study.config import StudyConfig
 from study.errors import StudyFileError, UserError
@@ -181,20 +181,20 @@ def test_spread_is_the_sample_deviation():
 
 def test_a_paired_difference_uses_the_common_seeds_and_their_own_pairs():
     own, other = {1: 0.50, 2: 0.61, 3: 0.72, 9: 0.0}, {1: 0.40, 2: 0.50, 3: 0.60, 8: 1.0}
-    found = paired(own, other)
+    found = seed_difference(own, other)
     # differences 0.10, 0.11, 0.12: mean 0.11, deviation 0.01, half width 4.303 * 0.01 / sqrt(3)
     assert found is not None
     assert (found.mean, found.n) == (pytest.approx(0.11), 3)
     assert found.high - found.mean == pytest.approx(4.30265 * 0.01 / math.sqrt(3), rel=1e-4)
     assert found.separated
-    assert paired({1: 0.5}, {2: 0.5}) is None
-    assert not Difference(0.1, -0.01, 0.2, 3).separated
+    assert seed_difference({1: 0.5}, {2: 0.5}) is None
+    assert not SeedDifference(0.1, -0.01, 0.2, 3).separated
 
 
 def test_there_is_no_interval_without_a_spread_or_from_two_seeds():
     other = {1: 0.30, 2: 0.31, 3: 0.32, 4: 0.2}
-    same = paired({seed: value + 0.1 for seed, value in other.items()}, other)
-    two = paired({1: 0.50, 2: 0.61}, {1: 0.40, 2: 0.50})
+    same = seed_difference({seed: value + 0.1 for seed, value in other.items()}, other)
+    two = seed_difference({1: 0.50, 2: 0.61}, {1: 0.40, 2: 0.50})
     for found, mean in ((same, 0.1), (two, 0.105)):
         assert found is not None
         assert found.mean == pytest.approx(mean)
@@ -249,7 +249,7 @@ def test_passes_are_those_that_the_method_makes(fields):
     batch = Batch(images, data.labels, index, clean if method.needs_clean_embeddings else None)
     context = Context(classes, 0, 0, 6, teacher if method.needs_teacher else None)
     method.loss(model, batch, attack, context=context).total.backward()
-    found = passes(method.model_dump(), attack.model_dump())
+    found = update_passes(method.model_dump(), attack.model_dump())
     assert found["attack"] == 2 * attack.steps
     # A backward of the update goes to images' and weights' side alike and counts 2, one of the attack 1.
     updates = student["backward"] - attack.steps
@@ -312,7 +312,7 @@ def made_up(robust: dict[str, list[float]]) -> dict[str, Any]:
                     "method": "agft",
                     "study": f"two-{label}",
                     "attack": spec.attack.model_dump(mode="json"),
-                    "passes": passes({"name": "agft"}, spec.attack.model_dump(mode="json")),
+                    "passes": update_passes({"name": "agft"}, spec.attack.model_dump(mode="json")),
                     "search": {"space": spec.search, "trials": [trial] * 3, "device_seconds": 180.0},
                     "chosen": {**trial, "config": spec.base()},
                     "runs": [
