@@ -1,4 +1,4 @@
-# S3 on SeaweedFS, closed on every port but S3 itself. Its settings: infra/deploy/object_store.py and infra/seaweed.py.
+# S3 on SeaweedFS, closed on every port but S3 itself. Its settings: infra/deploy/object_store.py and infra/stack/seaweed.py.
 #
 #   docker build -f docker/storage.Dockerfile -t agft-storage:local .
 FROM docker.io/library/python:3.11-slim-bookworm

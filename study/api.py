@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from study.config import StudyConfig
-from study.database import database_url
 from study.errors import UserError
-from study.facts import Epoch, Trial, trials_of
-from study.importance import Importance, Importances
-from study.report_content import Content, content_of
-from study.results import best_trial, pareto_front, ranked
-from study.rows import Attempt
-from study.status import live_state
-from study.store import StudyStore, study_names
-from study.studyfile import load_study
+from study.report.content import Content, content_of
+from study.results.facts import Epoch, Trial, trials_of
+from study.results.importance import Importance, Importances
+from study.results.ranking import best_trial, pareto_front, ranked
+from study.results.status import live_state
+from study.spec.config import StudyConfig
+from study.spec.files import load_study
+from study.store.database import database_url
+from study.store.rows import Attempt
+from study.store.store import StudyStore, study_names
 
 __all__ = ["Attempt", "Content", "Epoch", "Importance", "Importances", "Study", "Trial", "UserError", "studies"]
 
@@ -62,8 +62,8 @@ class Study:
 
         Look at `state` afterwards: a study that was paused can be run again.
         """
-        from study.data import check_ready
-        from study.session import run_here
+        from study.artifacts.datasets import check_ready
+        from study.cli.study import run_here
 
         spec = _named(load_study(Path(file)), name)
         check_ready(spec)
@@ -81,8 +81,8 @@ class Study:
         home: str | Path | None = None,
     ) -> Study:
         """Run a study file on a Ray cluster, as `agft submit` does, and return once its driver has the study."""
-        from infra.jobs import dashboard_address
-        from study.submit import submit, wait_for_driver
+        from infra.cluster.jobs import dashboard_address
+        from study.control.submit import submit, wait_for_driver
 
         spec = _named(load_study(Path(file)), name)
         submission = submit(
@@ -153,7 +153,7 @@ class Study:
 
     def report(self, folder: str | Path | None = None) -> Path:
         """Write the report (page, pictures, Markdown, JSON) into `folder`; returns the path of `report.html`."""
-        from study.report import write_report
+        from study.report.page import write_report
 
         place = self.home / "reports" / self.name if folder is None else Path(folder)
         return write_report(self.store.load(), self.store.trials(), place).with_name("report.html")

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from databases import postgres
-from infra import processes, stack
-from infra.cluster import SETTINGS
+from infra.cluster.cluster import SETTINGS
 from infra.services import Services
+from infra.stack import processes, stack
 from real_run import AGFT
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]

@@ -18,7 +18,7 @@ SERVICE_VARIABLES = ("AWS_", "MLFLOW_", "AGFT_")
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """SeaweedFS and MLflow, started once for the whole test run and ended after it."""
-    from infra import stack as embedded
+    from infra.stack import stack as embedded
 
     home = tmp_path_factory.mktemp("stack") / "home"
     try:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.small import FlatCLIP, small_clip, small_resnet_clip
-from trainers.attacks import noise
-from trainers.config import AttackConfig
-from trainers.model import RobustCLIP
+from trainers.draws import noise
+from trainers.model.robust import RobustCLIP
 from trainers.objectives import Batch, Context, Objective
+from trainers.schema.training import AttackConfig
 
 ATTACK = AttackConfig(eps="4/255", step_size="3/255", steps=2)
 NO_ATTACK = AttackConfig(eps=0)

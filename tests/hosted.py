@@ -22,7 +22,7 @@ from hosts import Hosts, hosts
 
 from databases import postgres_programs
 from real_run import AGFT
-from trainers.disk import cache_folder
+from trainers.files import cache_folder
 
 OWN = {  # what the images' CMD says
     "storage": [sys.executable, "-m", "infra.deploy.object_store", "serve"],

@@ -1,4 +1,4 @@
-"""A trial without training: everything of `study.trial.run_trial`'s contract but the neural network and Ray Train.
+"""A trial without training: all of `study.driver.trial.run_trial`'s contract but the neural network and Ray Train.
 
 It runs in Tune's own process, takes its curve from a function of the sampled values, keeps real objects in S3, goes on
 from them after an interruption, obeys the board, and misbehaves when it is told to. `python tests/light.py STUDY.yaml`
@@ -22,18 +22,17 @@ from math import log2, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.board import announce, ask_board, board_name
-from study.files import attempt_prefix, claim_group, fetch_state, group_prefix, keep_file
-from study.hung import this_process
-from study.trial import TrialOrder
-from trainers.records import EpochRecord, Score, is_better
+from study.artifacts.checkpoints import attempt_prefix, claim_group, fetch_state, group_prefix, keep_file
+from study.driver.board import announce, ask_board, board_name, this_process
+from study.driver.trial import TrialOrder
+from trainers.schema.records import EpochRecord, Score, is_better
 
 if TYPE_CHECKING:
-    from infra.cluster import Cluster
+    from infra.cluster.cluster import Cluster
     from infra.services import Services
-    from study.config import StudyConfig
-    from study.runner import Outcome
-    from study.store import StudyStore
+    from study.driver.run import Outcome
+    from study.spec.config import StudyConfig
+    from study.store.store import StudyStore
 
 # At the end of the epoch `Plan.fault_epoch`, before anything of it is kept or reported.
 FAULTS = {
@@ -191,7 +190,7 @@ def _misbehave(fault: str, number: int, *, resumed: bool) -> None:
 
 def _record(order: TrialOrder, history: list[EpochRecord], point: tuple[float, float, float]) -> EpochRecord:
     """The next epoch; its accuracies are the curve's, to one image in 1200."""
-    from trainers.config import Goal
+    from trainers.schema.training import Goal
 
     goal, epoch = Goal.model_validate(order.config["goal"]), len(history) + 1
     clean, robust, seconds = point
@@ -243,7 +242,7 @@ def light_study(name: str, **changed: Any) -> StudyConfig:
     """A study of 12 trials of 6 epochs under ASHA; `changed` replaces whole blocks."""
     import yaml
 
-    from study.studyfile import parse_study
+    from study.spec.files import parse_study
 
     return parse_study(yaml.safe_dump({**yaml.safe_load(STUDY), "name": name, **changed}), source=name)
 
@@ -251,7 +250,7 @@ def light_study(name: str, **changed: Any) -> StudyConfig:
 @contextmanager
 def light_cluster(services: Services, home: Path, *, cpus: int = 2) -> Iterator[Cluster]:
     """A local Ray cluster whose processes know the services, in this process; ended with everything it started."""
-    from infra.cluster import connect, disconnect
+    from infra.cluster.cluster import connect, disconnect
 
     before = dict(os.environ)
     for name in [name for name in before if name.startswith(("AWS_", "MLFLOW_", "AGFT_", "RAY_ADDRESS"))]:
@@ -270,8 +269,8 @@ def drive(
     say: Callable[[str], None] = print, baseline: Mapping[str, Any] = BASELINE,
 ) -> Outcome:  # fmt: skip
     """Run a study of light trials to its end, or go on with it."""
-    from study.runner import run_study
-    from study.store import StudyStore
+    from study.driver.run import run_study
+    from study.store.store import StudyStore
 
     store = StudyStore(database, spec.name)
     create_measured(store, spec, baseline)
@@ -283,12 +282,12 @@ def drive(
 
 def main() -> None:
     """Drive a study of light trials in the home `AGFT_HOME`, beside its services; lines as `agft run` prints them."""
-    from infra.cluster import connect, disconnect
+    from infra.cluster.cluster import connect, disconnect
     from infra.services import default_home
     from study.console import Clock
-    from study.database import database_url
     from study.session import services_here
-    from study.studyfile import load_study
+    from study.spec.files import load_study
+    from study.store.database import database_url
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("file", type=Path)

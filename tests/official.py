@@ -15,8 +15,8 @@ import torch
 from open_clip.factory import _MODEL_CONFIGS
 from torch import Tensor, nn
 
-from trainers.checkpoint import save_weights
-from trainers.pretrained import Description, build_clip
+from trainers.model.build import Description, build_clip
+from trainers.model.weights import save_weights
 
 torch.set_num_threads(1)  # the models are so small that a second thread only waits for the first
 

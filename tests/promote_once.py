@@ -11,13 +11,13 @@ import sys
 
 def main() -> None:
     """Promote the study in the home `AGFT_HOME`; prints how it ended."""
-    from infra.cluster import connect, disconnect
+    from infra.cluster.cluster import connect, disconnect
     from infra.services import default_home, services_from_environment
-    from study.database import database_url
-    from study.promote import promote
-    from study.promote_session import run_of
-    from study.promotion import Order, Site
-    from study.store import StudyStore
+    from study.cli.promote import run_of
+    from study.promotion.promote import promote
+    from study.promotion.records import Order, Site
+    from study.store.database import database_url
+    from study.store.store import StudyStore
 
     store = StudyStore(database_url(default_home(os.environ)), sys.argv[1])
     services = services_from_environment(os.environ)

@@ -14,12 +14,12 @@ from typing import Any
 
 import yaml
 
-from study.files import attempt_prefix, group_prefix, keep_file
-from study.owner import owner_identity
-from study.space import apply_params
-from study.store import StudyStore
-from study.studyfile import parse_study
-from trainers.records import EpochRecord, Score
+from study.artifacts.checkpoints import attempt_prefix, group_prefix, keep_file
+from study.spec.dimension import apply_params
+from study.spec.files import parse_study
+from study.store.lease import owner_identity
+from study.store.store import StudyStore
+from trainers.schema.records import EpochRecord, Score
 
 Trial = tuple[Path | dict[str, Any] | None, float, float]
 RADIUS, CONFIRM = "6/255", "tiny-colors"
@@ -47,12 +47,12 @@ PROVENANCE = {
 
 def make_checkpoints(folder: Path) -> dict[float, Path]:
     """Weights files by their distance from the unmodified CLIP: 0.2, 0.6, 1.0. A few seconds."""
-    from trainers.checkpoint import load_weights, save_weights
-    from trainers.config import ModelConfig, TrialConfig
-    from trainers.interpolation import interpolate
-    from trainers.loop import train
-    from trainers.pretrained import load_clip
-    from trainers.records import Decision
+    from trainers.model.pretrained import load_clip
+    from trainers.model.weights import interpolate, load_weights, save_weights
+    from trainers.schema.records import Decision
+    from trainers.schema.training import ModelConfig
+    from trainers.training.loop import train
+    from trainers.trial_config import TrialConfig
 
     parts = ("model", "method", "attack")
     config = TrialConfig.model_validate(

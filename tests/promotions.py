@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from infra import cluster as ray_cluster
 from infra import storage
-from infra.registry import alias_version
-from study.champion import history, model_prefix, read_head, read_manifest
-from study.cli import main
-from study.promote import promote
-from study.promote_session import run_of
-from study.promotion import Order, Promotion, Site
-from study.store import StudyStore
+from infra.cluster import cluster as ray_cluster
+from infra.tracking.registry import alias_version
+from study.cli.main import main
+from study.cli.promote import run_of
+from study.models.head import history, model_prefix, read_head, read_manifest
+from study.promotion.promote import promote
+from study.promotion.records import Order, Promotion, Site
+from study.store.store import StudyStore
 from tests.promoted import STUDY, Trial, finished_study, make_checkpoints
 
 
@@ -67,7 +67,7 @@ class World:
 
     def aliases(self, model: str) -> tuple[int | None, int | None]:
         """MLflow's champion and previous, as numbers of ours."""
-        from infra.mlflow_calls import connect
+        from infra.tracking.calls import connect
 
         found = []
         for alias in ("champion", "previous"):

@@ -48,7 +48,7 @@ class Run:
 
     def services(self) -> dict[str, str]:
         """Addresses and credentials of the embedded services."""
-        from infra.stack import up
+        from infra.stack.stack import up
 
         return up(self.home).environment()
 

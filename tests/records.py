@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainers.attack_parameters import EVAL_ATTACK_PARAMETERS
-from trainers.result import AtRadius, DatasetFacts, EvaluationRecord, Evidence, ModelFacts, Proportion
-from trainers.suite import AttackAt
-from trainers.units import eps_label
+from trainers.evaluation.record import AtRadius, DatasetFacts, EvaluationRecord, Evidence, ModelFacts, Proportion
+from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS
+from trainers.schema.suite import AttackAt
+from trainers.schema.units import eps_label
 
 EVIDENCE = Evidence(
     confidence=0.5, calibration_error=0.1, margin=1.0, top_cosine=0.3, mean_cosine=0.2, top5_overlap=None

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from infra import storage
-from study.champion import model_prefix, read_head
+from study.models.head import model_prefix, read_head
 from tests.small import small_clip
-from trainers.checkpoint import export_open_clip, save_weights
-from trainers.records import Score
+from trainers.model.weights import export_open_clip, save_weights
+from trainers.schema.records import Score
 
 CONFIG: dict[str, Any] = {
     "model": {"arch": "small-clip", "pretrained": "openai"},

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from trainers import data
-from trainers.config import AttackConfig, DataConfig, EvalAttack, EvalConfig, OptimizerConfig, TrainConfig, TrialConfig
 from trainers.data.base import DatasetEntry, ImageSet
-from trainers.model import Description, build_clip
+from trainers.model.build import Description, build_clip
+from trainers.schema.training import AttackConfig, DataConfig, EvalAttack, EvalConfig, OptimizerConfig, TrainConfig
+from trainers.trial_config import TrialConfig
 
 torch.set_num_threads(1)  # the models are so small that a second thread only waits for the first
 

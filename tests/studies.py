@@ -13,11 +13,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from study import tables as t
-from study.schedule import rungs
-from study.space import apply_params
-from study.store import StudyStore
-from study.studyfile import parse_study
+from study.search.stopping import rungs
+from study.spec.dimension import apply_params
+from study.spec.files import parse_study
+from study.store import tables as t
+from study.store.store import StudyStore
 
 SPEC = """\
 name: NAME

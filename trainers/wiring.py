@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainers.teacher_cache import SharedFiles
+    from trainers.teacher.cache import SharedFiles
 
 __all__ = ["Restored", "Wiring"]
 

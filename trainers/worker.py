@@ -17,11 +17,12 @@ import ray.train.torch
 import torch
 
 from trainers import distributed
-from trainers.checkpoint import CheckpointError
-from trainers.config import TrialConfig
 from trainers.errors import UserError
-from trainers.loop import NonFinite, train
-from trainers.records import Decision, Progress
+from trainers.model.weights import CheckpointError
+from trainers.schema.records import Decision, Progress
+from trainers.training.loop import train
+from trainers.training.update import NonFinite
+from trainers.trial_config import TrialConfig
 from trainers.wiring import Wiring
 
 __all__ = ["train_on_worker"]

@@ -16,9 +16,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from infra import seaweed
 from infra.deploy.settings import required
 from infra.errors import ServiceError, UserError
+from infra.stack import seaweed
 
 __all__ = ["PORTS", "command", "main"]
 

@@ -26,7 +26,15 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from trainers.attack_parameters import (
+from trainers.attacks import Case, Norm, run_attack
+from trainers.attacks.losses import margin_loss
+from trainers.data import load_dataset
+from trainers.evaluation.record import wilson
+from trainers.evaluation.verdicts import stratified_sample
+from trainers.model.build import tokenizer_for
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import RobustCLIP, class_embeddings, exact_math
+from trainers.schema.attacks import (  # fmt: skip
     APGD,
     APGDCE,
     APGDDLR,
@@ -41,13 +49,8 @@ from trainers.attack_parameters import (
     Ensemble,
     EvalAttackParameters,
     Square,
-)  # fmt: skip
-from trainers.attacks import Case, Norm, run_attack
-from trainers.attacks.losses import margin_loss
-from trainers.data import load_dataset
-from trainers.model import ModelConfig, RobustCLIP, class_embeddings, exact_math, load_clip, tokenizer_for
-from trainers.records import wilson
-from trainers.verdicts import stratified_sample
+)
+from trainers.schema.training import ModelConfig
 
 LINF, L2 = 2 / 255, 0.25
 Theirs = Callable[[nn.Module, Tensor, Tensor], Tensor]

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from trainers.config import TrialConfig
-from trainers.loop import NonFinite, train
-from trainers.records import Decision, Progress
+from trainers.schema.records import Decision, Progress
+from trainers.training.loop import train
+from trainers.training.update import NonFinite
+from trainers.trial_config import TrialConfig
 
 LEVELS: dict[str, list[float]] = {
     "train.optimizer.lr": [2e-4, 5e-4, 1.2e-3, 3e-3, 7e-3],

@@ -24,12 +24,13 @@ from typing import Any
 import open_clip
 import torch
 
-from trainers.attack_parameters import PGD
 from trainers.data import ImageSet
-from trainers.evaluate import measure
-from trainers.model import Description, RobustCLIP, build_clip
-from trainers.scorer import Scorer, fitting_batch
-from trainers.suite import AttackAt
+from trainers.evaluation.measure import measure
+from trainers.evaluation.scorer import Scorer, fitting_batch
+from trainers.model.build import Description, build_clip
+from trainers.model.robust import RobustCLIP
+from trainers.schema.attacks import PGD
+from trainers.schema.suite import AttackAt
 
 CLASSES = 1000
 

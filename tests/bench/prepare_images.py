@@ -34,9 +34,9 @@ import torch
 from PIL import Image
 
 from trainers.data import DatasetEntry
-from trainers.data.decode import decode
-from trainers.data.prepare import prepare
-from trainers.data.shards import MANIFEST
+from trainers.data.prepared.decode import decode
+from trainers.data.prepared.prepare import prepare
+from trainers.data.prepared.shards import MANIFEST
 from trainers.data.stored import load_stored, read_raw
 from trainers.data.table import FILE_DATASETS
 

@@ -27,13 +27,13 @@ from bench.search_replay import METHODS, replay, specification
 from light import Plan, drive, light_cluster
 from space_table import Table
 
-from infra import stack
-from infra.cluster import Cluster
+from infra.cluster.cluster import Cluster
 from infra.services import Services
-from study.config import StudyConfig
-from study.results import best_trial
-from study.runner import Outcome, run_study
-from study.store import StudyStore
+from infra.stack import stack
+from study.driver.run import Outcome, run_study
+from study.results.ranking import best_trial
+from study.spec.config import StudyConfig
+from study.store.store import StudyStore
 
 RESULTS = Path(__file__).parent / "results"
 REPLAYS = 200

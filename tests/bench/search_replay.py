@@ -1,7 +1,7 @@
 """One search replayed in simulated time over measured settings, by the study's own sampler, scheduler and records.
 
-What is simulated is the clock and the training; proposals (`study.samplers`), what Optuna is told (`OptunaBook`),
-rungs, verdicts and the choice of the best trial (`study.results`) are the service's code.
+What is simulated is the clock and the training; proposals (`study.search.samplers`), what Optuna is told
+(`OptunaBook`), rungs, verdicts and the choice of the best trial (`study.results.ranking`) are the service's code.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import optuna
 from space_table import SPACE, Curve
 
-from study import schedule
-from study.config import StudyConfig
-from study.results import best_trial
-from study.rows import TrialRow
-from study.searcher import OptunaBook
-from trainers.config import Goal
-from trainers.records import is_better, violation
+from study.results.ranking import best_trial
+from study.search import stopping as schedule
+from study.search.optuna_book import OptunaBook
+from study.spec.config import StudyConfig
+from study.store.rows import TrialRow
+from trainers.schema.records import is_better, violation
+from trainers.schema.training import Goal
 
 # What follows a method's name in the study file. `startup_trials` is the default.
 METHODS: dict[str, dict[str, Any]] = {

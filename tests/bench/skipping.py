@@ -19,14 +19,16 @@ from typing import Any
 
 import torch
 
-from trainers.config import ModelConfig
 from trainers.data import load_dataset
-from trainers.evaluate import measure, stratified_sample
-from trainers.model import RobustCLIP, class_embeddings, load_clip, tokenizer_for
-from trainers.readings import READINGS
-from trainers.scorer import Scorer
-from trainers.suite import SUITES
-from trainers.verdicts import Verdicts
+from trainers.evaluation.measure import measure
+from trainers.evaluation.readings import READINGS
+from trainers.evaluation.scorer import Scorer
+from trainers.evaluation.verdicts import Verdicts, stratified_sample
+from trainers.model.build import tokenizer_for
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import RobustCLIP, class_embeddings
+from trainers.schema.suite import SUITES
+from trainers.schema.training import ModelConfig
 
 
 def same(one: Verdicts, other: Verdicts) -> bool:

@@ -32,10 +32,12 @@ from typing import Any
 from light import Plan, create_measured, light, light_cluster, light_study, run_light
 
 from databases import postgres
-from infra import stack, tracking
-from study import driver, runner
-from study.searcher import OptunaBook
-from study.store import StudyStore
+from infra.stack import stack
+from infra.tracking import runs as tracking
+from study.driver import driver
+from study.driver import run as runner
+from study.search.optuna_book import OptunaBook
+from study.store.store import StudyStore
 
 WINDOW = 50
 # part -> functions whose time it is; time in another part's function inside counts there

@@ -29,13 +29,15 @@ import open_clip
 import torch
 from torch import Tensor
 
-from trainers.config import AttackConfig, ModelConfig, TrainConfig
 from trainers.data import ImageSet, load_dataset
-from trainers.embedding_file import Writer, read_embeddings
-from trainers.model import Description, RobustCLIP, build_clip, class_embeddings, exact_math, load_clip, tokenizer_for
+from trainers.model.build import Description, build_clip, tokenizer_for
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import RobustCLIP, class_embeddings, exact_math
 from trainers.objectives import METHODS, Batch, Context
-from trainers.teacher import teacher_embeddings
-from trainers.update import Updater
+from trainers.schema.training import AttackConfig, ModelConfig, TrainConfig
+from trainers.teacher.rows import Writer, read_embeddings
+from trainers.teacher.teacher import teacher_embeddings
+from trainers.training.update import Updater
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).parent / "results"

@@ -27,13 +27,14 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from trainers import tiny
-from trainers.compiled import compile_encoder
-from trainers.config import AttackConfig, TrainConfig
-from trainers.model import Description, RobustCLIP, build_clip
+from trainers.model import bundled as tiny
+from trainers.model.build import Description, build_clip
+from trainers.model.robust import RobustCLIP
 from trainers.objectives import Batch, Context
 from trainers.objectives.agft import AGFT
-from trainers.update import Updater
+from trainers.schema.training import AttackConfig, TrainConfig
+from trainers.training.compiled import compile_encoder
+from trainers.training.update import Updater
 
 METHOD, ATTACK, CLASSES = AGFT(), AttackConfig(), 1000
 VARIANTS: dict[str, dict[str, Any]] = {

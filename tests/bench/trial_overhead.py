@@ -23,7 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from study.store import StudyStore, TrialRow
+from study.store.rows import TrialRow
+from study.store.store import StudyStore
 
 AGFT = [sys.executable, "-c", "from study.cli import main; main()"]
 STUDY = """\

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.attacks import ATTACKS, Attack, noise
+from trainers.attacks import ATTACKS, Attack
+from trainers.draws import noise
 
 VARIANTS = {
     f"{name} {norm} {momentum}": (partial(attack, norm=norm, momentum=momentum), norm)

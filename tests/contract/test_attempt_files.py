@@ -12,7 +12,7 @@ import pytest
 
 from infra import storage
 from infra.services import Services
-from study.files import (
+from study.artifacts.checkpoints import (
     attempt_prefix,
     claim_group,
     delete_superseded,

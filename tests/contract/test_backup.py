@@ -15,12 +15,12 @@ from studies import synthetic_study
 
 from infra import storage
 from infra.services import Services
-from study import tables as t
-from study.backup import write_backup
-from study.backup_restore import restore_backup
-from study.champion import model_prefix, read_head, read_manifest
 from study.errors import StudyFailed, UserError
-from study.store import StudyStore, study_names
+from study.models.head import model_prefix, read_head, read_manifest
+from study.operations.backup import write_backup
+from study.operations.restore import restore_backup
+from study.store import tables as t
+from study.store.store import StudyStore, study_names
 
 HEAD = {"champion": 2, "previous": 1, "generation": 5}
 

@@ -8,7 +8,8 @@ import pytest
 
 from infra import storage
 from infra.errors import ChecksumMismatch, Conflict, ServiceError
-from study.champion import (
+from study.errors import UserError
+from study.models.head import (
     Head,
     Move,
     history,
@@ -19,9 +20,8 @@ from study.champion import (
     swap_head,
     versions,
 )
-from study.errors import UserError
-from study.rollback import chosen_name, roll_back, taken_back
-from study.ship import _put, _put_weights
+from study.models.rollback import chosen_name, roll_back, taken_back
+from study.models.ship import _put, _put_weights
 
 MOVE = Move("promotion", "every gate is passed", {"promotion": "abc", "study": "one"})
 

@@ -19,19 +19,20 @@ import pytest
 import sqlalchemy as sa
 
 from forgetful_s3 import forgetful_s3
-from infra import processes, storage
-from infra import stack as embedded
-from infra.check_machine import check_disk
-from infra.check_mlflow import check_mlflow
-from infra.check_s3 import check_s3, conditional_puts, require_conditional_puts
+from infra import storage
+from infra.checks.finding import Finding, ok, side_by_side
+from infra.checks.machine import check_disk
+from infra.checks.mlflow import check_mlflow
+from infra.checks.s3 import check_s3, conditional_puts, require_conditional_puts
 from infra.errors import ServiceError
-from infra.finding import Finding, ok, side_by_side
 from infra.services import Services
+from infra.stack import processes
+from infra.stack import stack as embedded
 from real_run import AGFT
-from study.database import engine_for
-from study.doctor import examine, exit_code
-from study.doctor_database import check_database
-from study.doctor_study import needs_of
+from study.doctor.database import check_database
+from study.doctor.doctor import examine, exit_code
+from study.doctor.study import needs_of
+from study.store.database import engine_for
 
 RECIPE = Path(__file__).parents[2] / "study" / "recipes" / "demo.yaml"
 SHIFT = """

@@ -11,11 +11,12 @@ import pytest
 from studies import synthetic_study
 
 from infra import storage
-from study import follow, log_copy
+from study.control import logs as follow
+from study.control import logs as log_copy
+from study.control.logs import ENDED, copied_output, follow_logs, print_logs
 from study.errors import StudyFailed
-from study.follow import follow_logs, print_logs
-from study.log_copy import ENDED, copied_output
-from study.store import StudyStore, owner_identity
+from study.store.lease import owner_identity
+from study.store.store import StudyStore
 
 
 @pytest.fixture

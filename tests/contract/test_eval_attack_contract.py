@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.attacked import CLASSES, QUICK, case, network, rows
-from trainers.attack_parameters import EvalAttackParameters
 from trainers.attacks import EVAL_ATTACKS, Case, Outcome, predict, run_attack
+from trainers.schema.attacks import EvalAttackParameters
 
 
 def part(whole: Case, where: Tensor) -> Case:

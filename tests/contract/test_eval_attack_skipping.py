@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.attacked import QUICK, case, network, rows
-from trainers.attack_parameters import EvalAttackParameters
 from trainers.attacks import EVAL_ATTACKS, Case, Outcome, Worst, run_attack
+from trainers.schema.attacks import EvalAttackParameters
 
 FINAL_ONLY = ("di-fgsm", "ti-fgsm", "transfer")  # they look at nothing but their final images
 

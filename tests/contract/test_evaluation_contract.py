@@ -11,10 +11,12 @@ from torch import multiprocessing
 
 from tests.small import image_set, small_clip, use_small_sets
 from trainers import distributed
-from trainers.checkpoint import load_weights, save_weights
-from trainers.config import EvalAttack, EvalConfig
-from trainers.evaluate import SetResult, count, evaluate, evaluate_sets, gather
-from trainers.model import RobustCLIP, class_embeddings, tokenizer_for
+from trainers.evaluation.measure import evaluate, evaluate_sets
+from trainers.evaluation.verdicts import SetResult, count, gather
+from trainers.model.build import tokenizer_for
+from trainers.model.robust import RobustCLIP, class_embeddings
+from trainers.model.weights import load_weights, save_weights
+from trainers.schema.training import EvalAttack, EvalConfig
 
 every_protocol = pytest.mark.parametrize("protocol", ["strict", "paper"])
 EPS = (0.0, 1 / 255, 4 / 255, 16 / 255)

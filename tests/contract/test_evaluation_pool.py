@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from infra import cluster
-from study.evaluation_pool import Hands, Job, Pool
+from infra.cluster import cluster
+from study.evaluation.pool import Hands, Job, Pool
 
 JOBS = [Job(f"greeting {number}", ("all",), 1.0, "hello", ()) for number in range(6)]
 

@@ -19,18 +19,18 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 
-from infra import cluster as ray_cluster
 from infra import storage
-from infra.mlflow_calls import connect
+from infra.cluster import cluster as ray_cluster
 from infra.services import Services
-from study import evaluation_lock, evaluation_projection
-from study.cli import main
+from infra.tracking.calls import connect
+from study.cli.main import main
 from study.errors import StudyFailed, UserError
-from study.evaluation_lock import alone_in
-from study.evaluation_place import Folder, Prefix
-from study.evaluation_record import COLUMNS
-from study.evaluation_stats import right_of_each
-from trainers.result import EvaluationRecord
+from study.evaluation import place as evaluation_lock
+from study.evaluation import tracking as evaluation_projection
+from study.evaluation.ledger import COLUMNS
+from study.evaluation.place import Folder, Prefix, alone_in
+from study.statistics import right_of_each
+from trainers.evaluation.record import EvaluationRecord
 
 SUITE = """\
 name: small

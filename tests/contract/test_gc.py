@@ -12,14 +12,15 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from infra import storage
-from study import gc, tables
-from study.champion import model_prefix
-from study.cli import main
-from study.files import study_prefix
-from study.store import StudyStore
+from study.artifacts.checkpoints import study_prefix
+from study.cli.main import main
+from study.models.head import model_prefix
+from study.operations import gc
+from study.store import tables
+from study.store.store import StudyStore
 from tests.shipped import reserve, ship
 from tests.studies import synthetic_study
-from trainers.disk import cache_folder
+from trainers.files import cache_folder
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import pytest
 import sqlalchemy as sa
 from studies import synthetic_study
 
-from study import heartbeat, tables
-from study.heartbeat import Heartbeat
-from study.owner import owner_identity
-from study.store import StudyStore
+from study.driver import heartbeat
+from study.driver.heartbeat import Heartbeat
+from study.store import tables
+from study.store.lease import owner_identity
+from study.store.store import StudyStore
 
 
 @pytest.fixture

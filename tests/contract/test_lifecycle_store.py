@@ -13,16 +13,18 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from study import database as database_module
-from study.archive import export_study, import_study
-from study.config import StudyConfig
-from study.database import patient
+from study.control.lifecycle import delete_study, drop_trial, extend_study, rerun_trial, stop_study
+from study.driver.searcher import StudySearcher
 from study.errors import StudyFailed, UserError
-from study.lifecycle import delete_study, drop_trial, extend_study, rerun_trial, stop_study
-from study.requests import answer, pending
-from study.searcher import OptunaBook, StudySearcher, delete_optuna_studies
-from study.store import LeaseHeld, StudyStore, owner_identity, study_names
-from study.studyfile import parse_study
+from study.search.optuna_book import OptunaBook, delete_optuna_studies
+from study.spec.config import StudyConfig
+from study.spec.files import parse_study
+from study.store import database as database_module
+from study.store.archive import export_study, import_study
+from study.store.database import patient
+from study.store.lease import LeaseHeld, owner_identity
+from study.store.requests import answer, pending
+from study.store.store import StudyStore, study_names
 
 FILE = """\
 name: small

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from tests.small import image_set, small_clip
-from trainers.attack_parameters import EVAL_ATTACK_PARAMETERS, EvalAttackParameters
-from trainers.attacks import Case, noise, pgd, run_attack
+from trainers.attacks import Case, pgd, run_attack
 from trainers.data.base import ImageSet
-from trainers.evaluate import measure
-from trainers.model import RobustCLIP, exact_math
-from trainers.readings import READINGS, overlap, top_classes
-from trainers.scorer import Scorer
-from trainers.suite import AttackAt
-from trainers.summary import at_radii, clean_result
-from trainers.verdict_file import join_verdicts, pack_verdicts, unpack_verdicts
-from trainers.verdicts import Verdicts
+from trainers.draws import noise
+from trainers.evaluation.measure import measure
+from trainers.evaluation.readings import READINGS, overlap, top_classes
+from trainers.evaluation.scorer import Scorer
+from trainers.evaluation.summary import at_radii, clean_result
+from trainers.evaluation.verdicts import Verdicts, join_verdicts, pack_verdicts, unpack_verdicts
+from trainers.model.robust import RobustCLIP, exact_math
+from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS, EvalAttackParameters
+from trainers.schema.suite import AttackAt
 
 QUICK = {
     "pgd": {"steps": 4, "restarts": 2}, "cw": {"steps": 4}, "mi-fgsm": {"steps": 4}, "di-fgsm": {"steps": 4},

@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from studies import synthetic_study
 
 from real_run import AGFT, read_until
-from study.metrics_export import STATES, exposition
-from study.status import study_status
-from study.store import StudyStore
+from study.operations.metrics import STATES, exposition
+from study.results.status import study_status
+from study.store.store import StudyStore
 
 
 def samples(text: str) -> dict[tuple[str, ...], float]:

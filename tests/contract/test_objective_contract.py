@@ -12,12 +12,12 @@ import torch
 from tests import equations
 from tests.equations import TOWERS
 from tests.small import small_clip
-from trainers.config import AttackConfig
-from trainers.model import RobustCLIP
+from trainers.model.robust import RobustCLIP
 from trainers.objectives import METHODS, Batch, Context, Losses, Objective
 from trainers.objectives.agft import AGFT
 from trainers.objectives.pmg_aft import PMGAFT
 from trainers.objectives.tga_zsr import TGAZSR
+from trainers.schema.training import AttackConfig
 
 CASES: dict[str, Objective] = {
     **{name: method() for name, method in METHODS.items()},

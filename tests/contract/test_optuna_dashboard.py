@@ -18,9 +18,9 @@ import pytest
 from studies import SPEC
 
 from databases import postgres, postgres_programs
-from study.searcher import OptunaBook
-from study.store import StudyStore
-from study.studyfile import parse_study
+from study.search.optuna_book import OptunaBook
+from study.spec.files import parse_study
+from study.store.store import StudyStore
 
 pytestmark = pytest.mark.slow
 START_SECONDS = 90.0

@@ -14,18 +14,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from study.cli import main
+from study.cli.main import main
 from tests.miniatures import MINIATURES, row
 from tests.small import SMALL_SETS, image_set, small_clip, trial, use_small_sets
 from trainers import data
-from trainers.checkpoint import save_weights
-from trainers.config import DataConfig, OptimizerConfig, TrainConfig
 from trainers.data.base import DatasetEntry, Files, RawSet
-from trainers.data.prepare import prepare
-from trainers.data.shards import ShardedImages
+from trainers.data.prepared.prepare import prepare
+from trainers.data.prepared.shards import ShardedImages
 from trainers.data.stored import load_stored
-from trainers.loop import train
-from trainers.records import Decision
+from trainers.model.weights import save_weights
+from trainers.schema.records import Decision
+from trainers.schema.training import DataConfig, OptimizerConfig, TrainConfig
+from trainers.training.loop import train
 
 NAMES = ("small-train", "small-dev")
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def stored_row(name: str) -> DatasetEntry:
 
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several files even for a small set, so that a batch is gathered from all of them."""
-    monkeypatch.setattr("trainers.data.prepare.shard_size", lambda *_: 13)
+    monkeypatch.setattr("trainers.data.prepared.prepare.shard_size", lambda *_: 13)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_training_and_evaluation_give_the_same_bits(cached, place, tmp_path, mon
 def test_a_set_goes_to_s3_and_comes_back_as_it_was(prefix, tmp_path, monkeypatch):
     """`agft data prepare --to s3://...`, `verify` there, and a load that fetches only what it needs."""
     from infra import storage
-    from study.sources import use_s3_data
+    from study.artifacts.sources import use_s3_data
 
     make, images, classes = MINIATURES["eurosat"]
     make(tmp_path)

@@ -11,11 +11,14 @@ import pytest
 from light import create_measured, light_study
 from studies import BASELINE, FAILED, TWICE, synthetic_study
 
-from infra.mlflow_calls import connect, experiment_id, find_run
 from infra.services import Services
-from infra.tracking import Tracker
-from study.lifecycle import stop_study
-from study.projection import (
+from infra.tracking.calls import connect, experiment_id, find_run
+from infra.tracking.runs import Tracker
+from study.control.lifecycle import stop_study
+from study.report.live import LiveReport
+from study.store.lease import owner_identity
+from study.store.store import StudyStore
+from study.tracking import (
     EXPERIMENT,
     METRICS,
     attempt_tags,
@@ -26,11 +29,9 @@ from study.projection import (
     project_study,
     project_trial,
     study_key,
+    tell_mlflow,
     trial_key,
 )
-from study.report_live import LiveReport
-from study.store import StudyStore, owner_identity
-from study.tell_mlflow import tell_mlflow
 
 WAIT_SECONDS = 120.0
 

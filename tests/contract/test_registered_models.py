@@ -18,20 +18,21 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import study.pull
-from infra import mlflow_calls, storage
+from infra import storage
 from infra.errors import ChecksumMismatch
-from infra.registry import alias_version, registered
 from infra.services import Services
-from study.cli import main
-from study.projection import EXPERIMENT
-from study.registered import project_head, register_promoted, repair
-from study.sources import use_s3_weights
+from infra.tracking import calls as mlflow_calls
+from infra.tracking.registry import alias_version, registered
+from study.artifacts.sources import use_s3_weights
+from study.cli.main import main
+from study.models.registry import project_head, register_promoted, repair
+from study.tracking import EXPERIMENT
 from tests.shipped import corrupt, set_head, ship
 from tests.small import small_clip
-from trainers.config import ModelConfig
 from trainers.errors import MissingWeights
-from trainers.model import fingerprint
-from trainers.pretrained import load_clip
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import fingerprint
+from trainers.schema.training import ModelConfig
 
 CLASSES = ["red disc", "green ring", "blue bar"]
 

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from trainers.attacks import LogitsFn
-from trainers.config import AttackConfig, ModelConfig
 from trainers.data import load_dataset
-from trainers.model import RobustCLIP, class_embeddings, load_clip, tokenizer_for
+from trainers.data.drawn.datasets import STATED_EPS
+from trainers.evaluation.sanity import CHECKS, Subject, sanity_checks
+from trainers.evaluation.scorer import Scorer, exact
+from trainers.evaluation.verdicts import stratified_sample
+from trainers.model.build import tokenizer_for
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import RobustCLIP, class_embeddings
 from trainers.objectives import METHODS, Batch, Context
-from trainers.sanity import CHECKS, Subject, sanity_checks
-from trainers.scorer import Scorer, exact
-from trainers.tiny import STATED_EPS
-from trainers.verdicts import stratified_sample
+from trainers.schema.training import AttackConfig, ModelConfig
 
 torch.set_num_threads(1)  # the models are so small that a second thread only waits for the first
 

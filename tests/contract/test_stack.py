@@ -26,12 +26,12 @@ import sqlalchemy as sa
 from botocore.exceptions import ClientError
 
 from databases import postgres_programs
-from infra import embedded as parts
-from infra import postgres, processes
-from infra import stack as embedded
-from infra.embedded import NAMES, with_settings
 from infra.errors import ServiceError, UserError
 from infra.services import Services, default_home, services_from_environment
+from infra.stack import embedded as parts
+from infra.stack import postgres, processes
+from infra.stack import stack as embedded
+from infra.stack.embedded import NAMES, with_settings
 
 UP = "import sys; from pathlib import Path; from infra import stack; print(stack.up(Path(sys.argv[1])).s3_endpoint)"
 OPEN_ON_PURPOSE = {

@@ -14,15 +14,17 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from study import promotion_rows
-from study import store as store_module
-from study import tables as t
-from study.database import engine_for
+from study.driver.searcher import StudySearcher
 from study.errors import LeaseLost, UserError
-from study.samplers import proposals
-from study.searcher import OptunaBook, StudySearcher
-from study.store import DELETING, LeaseHeld, StudyStore, owner_identity, study_names
-from study.studyfile import parse_study
+from study.search.optuna_book import OptunaBook
+from study.search.samplers import proposals
+from study.spec.files import parse_study
+from study.store import requests as promotion_rows
+from study.store import store as store_module
+from study.store import tables as t
+from study.store.database import engine_for
+from study.store.lease import LeaseHeld, owner_identity
+from study.store.store import DELETING, StudyStore, study_names
 
 FILE = """\
 name: small

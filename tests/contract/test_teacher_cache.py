@@ -18,18 +18,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
-from study.files import SharedPrefix
+from study.artifacts.checkpoints import SharedPrefix
 from tests.small import image_set, small_clip, trial, use_small_sets
-from trainers.checkpoint import save_weights
-from trainers.config import OptimizerConfig, TrainConfig
 from trainers.data import ImageSet
-from trainers.embedding_file import Writer
-from trainers.evaluate import embed_images
-from trainers.filelock import FileLock
-from trainers.loop import train
-from trainers.model import RobustCLIP
-from trainers.records import Decision
-from trainers.teacher import key_parts, teacher_embeddings
+from trainers.evaluation.scorer import embed_images
+from trainers.files import FileLock
+from trainers.model.robust import RobustCLIP
+from trainers.model.weights import save_weights
+from trainers.schema.records import Decision
+from trainers.schema.training import OptimizerConfig, TrainConfig
+from trainers.teacher.rows import Writer
+from trainers.teacher.teacher import key_parts, teacher_embeddings
+from trainers.training.loop import train
 
 CPU = torch.device("cpu")
 IMAGES = 1000  # 32 micro-batches, the last one short

@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 
-from infra import processes, registry, storage
-from infra import stack as embedded
+from infra import storage
 from infra.errors import ServiceError, UserError
-from infra.mlflow_calls import connect, experiment_id
 from infra.services import Services
-from infra.tracking import Point, Tracker, check_server
+from infra.stack import processes
+from infra.stack import stack as embedded
+from infra.tracking import registry
+from infra.tracking.calls import Point, check_server, connect, experiment_id
+from infra.tracking.runs import Tracker
 
 START_MS = 1_700_000_000_000
 WAIT_SECONDS = 60.0

@@ -15,12 +15,16 @@ from safetensors.torch import load_file
 from torch import multiprocessing
 
 from tests.small import small_clip, trial, use_small_sets
-from trainers.checkpoint import CheckpointError, export_open_clip, load_state, load_weights, read_metadata, save_weights
-from trainers.config import EvalAttack, EvalConfig, Goal, OptimizerConfig, TrainConfig, TrialConfig
 from trainers.errors import UnknownName
-from trainers.evaluate import evaluate_sets
-from trainers.loop import NonFinite, epoch_order, train
-from trainers.records import Decision, EpochRecord, Progress, TrainResult
+from trainers.evaluation.measure import evaluate_sets
+from trainers.model.weights import CheckpointError, export_open_clip, load_weights, read_metadata, save_weights
+from trainers.schema.records import Decision, EpochRecord, Progress, TrainResult
+from trainers.schema.training import EvalAttack, EvalConfig, Goal, OptimizerConfig, TrainConfig
+from trainers.training.loop import train
+from trainers.training.run import epoch_order
+from trainers.training.state import load_state
+from trainers.training.update import NonFinite
+from trainers.trial_config import TrialConfig
 
 WALL = {"timestamp_ms", "train_seconds", "eval_seconds", "images_per_second", "system"}
 

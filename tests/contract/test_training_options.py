@@ -16,17 +16,19 @@ from safetensors.torch import load_file
 from torch import Tensor, multiprocessing
 
 from tests.small import small_clip, small_resnet_clip, trial, use_small_sets
-from trainers.checkpoint import load_weights, read_metadata, save_weights
-from trainers.compiled import compile_encoder
-from trainers.config import Trainable, TrialConfig
 from trainers.errors import UserError
-from trainers.evaluate import evaluate_sets
-from trainers.loop import NonFinite, train
-from trainers.model import RobustCLIP, load_clip
+from trainers.evaluation.measure import evaluate_sets
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import RobustCLIP
+from trainers.model.weights import load_weights, read_metadata, save_weights
 from trainers.objectives import METHODS, Losses
-from trainers.records import Decision, Progress
-from trainers.trainable import select_trainable
-from trainers.update import Updater
+from trainers.schema.records import Decision, Progress
+from trainers.schema.training import Trainable
+from trainers.training.compiled import compile_encoder
+from trainers.training.loop import train
+from trainers.training.trainable import select_trainable
+from trainers.training.update import NonFinite, Updater
+from trainers.trial_config import TrialConfig
 
 Steps = dict[int, dict[str, float]]
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from infra import storage
-from infra.cluster import connect, disconnect
+from infra.cluster.cluster import connect, disconnect
 from infra.services import Services
-from study.model_card import card_files
-from study.version_facts import version_facts
+from study.evaluation.calibration import version_facts
+from study.models.card import card_files
 from tests.shipped import CONFIG, manifest_of, measured
-from trainers.checkpoint import save_weights
-from trainers.config import ModelConfig
 from trainers.data import load_dataset
-from trainers.pretrained import load_clip
+from trainers.model.pretrained import load_clip
+from trainers.model.weights import save_weights
+from trainers.schema.training import ModelConfig
 
 pytestmark = pytest.mark.slow
 

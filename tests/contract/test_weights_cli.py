@@ -16,19 +16,18 @@ from click.testing import CliRunner, Result
 
 from infra import storage
 from infra.errors import ChecksumMismatch
-from study.cli import main
-from study.measure import _load
-from study.sources import fetch_weights, use_s3_weights
-from study.weights import show_measured
+from study.artifacts.sources import fetch_weights, use_s3_weights
+from study.cli.main import main
+from study.cli.weights import show_measured
+from study.evaluation.baseline import _load
 from tests.official import agft_file, base_weights, openai_vit, tecoa_file, toy_architectures, toy_clip
 from tests.small import small_clip, use_small_sets
 from trainers import data
-from trainers.checkpoint import export_open_clip, load_weights, read_metadata, save_weights
-from trainers.config import ModelConfig
 from trainers.errors import MissingWeights, UserError
-from trainers.interpolation import interpolate, model_hash
-from trainers.model import RobustCLIP, exact_math
-from trainers.pretrained import load_clip
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import RobustCLIP, exact_math
+from trainers.model.weights import export_open_clip, interpolate, load_weights, model_hash, read_metadata, save_weights
+from trainers.schema.training import ModelConfig
 
 VIT = "toy-vit-quickgelu"
 

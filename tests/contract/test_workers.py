@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import ray
 
-from trainers.config import AttackConfig, DataConfig, EvalAttack, EvalConfig, ModelConfig, TrainConfig, TrialConfig
 from trainers.objectives import METHODS
+from trainers.schema.training import AttackConfig, DataConfig, EvalAttack, EvalConfig, ModelConfig, TrainConfig
+from trainers.trial_config import TrialConfig
 from trainers.wiring import Restored, Wiring
 
 pytestmark = pytest.mark.nested
@@ -69,7 +70,7 @@ def run(folder: Path, workers: int) -> dict[str, dict[str, Any]]:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from trainers.checkpoint import read_metadata
+    from trainers.model.weights import read_metadata
 
     configs = {"still": config(1e-12), "moving": config(1e-4)}
     for name in configs:
@@ -85,7 +86,7 @@ def run(folder: Path, workers: int) -> dict[str, dict[str, Any]]:
 
 
 def test_two_workers_count_as_one_and_learn_as_one(tmp_path, monkeypatch):
-    from infra import cluster
+    from infra.cluster import cluster
 
     monkeypatch.setenv("AGFT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -34,7 +34,11 @@ promote:
   gates: {sanity: {checks: [deterministic, above-chance, agrees-with-original, zero-gradients]}}
 seed: 1
 """
-SERVICES = ("mlflow", "weed", "infra.keeper")  # they outlive the command; Ray's processes must go with their driver
+SERVICES = (
+    "mlflow",
+    "weed",
+    "infra.stack.keeper",
+)  # they outlive the command; Ray's processes must go with their driver
 
 
 @pytest.fixture(scope="package")

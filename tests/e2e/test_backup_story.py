@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from databases import postgres_programs
-from infra import postgres
+from infra.stack import postgres
 from real_run import Run, read_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

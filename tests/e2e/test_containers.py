@@ -20,7 +20,7 @@ import hosts
 import pytest
 from compose import PODMAN, ROOT, Stack, containers, instances
 
-from trainers.disk import cache_folder
+from trainers.files import cache_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1500)]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clusters import TwoNodes, two_nodes
-from infra.jobs import Jobs
+from infra.cluster.jobs import Jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

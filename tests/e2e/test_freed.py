@@ -11,9 +11,9 @@ import pytest
 import ray
 from light import Plan, drive, light_cluster, light_study
 
-from infra.cluster import placement_groups
-from study.runner import run_study
-from study.store import StudyStore
+from infra.cluster.cluster import placement_groups
+from study.driver.run import run_study
+from study.store.store import StudyStore
 
 if TYPE_CHECKING:
     from infra.services import Services

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from infra import storage
-from study import promotion_rows
-from study.champion import history, model_prefix, read_head, read_manifest, versions
-from study.promote import promote
-from study.promotion import Order, Promotion, Site
-from study.store import StudyStore
+from study.models.head import history, model_prefix, read_head, read_manifest, versions
+from study.promotion.promote import promote
+from study.promotion.records import Order, Promotion, Site
+from study.store import requests as promotion_rows
+from study.store.store import StudyStore
 from tests.promoted import CONFIRM, STUDY
 from tests.promotions import World, check_chain, promotions
 

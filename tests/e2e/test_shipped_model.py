@@ -27,14 +27,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from infra.services import Services
-from study.cli import main
-from study.registered import project_head, register_promoted
+from study.cli.main import main
+from study.models.registry import project_head, register_promoted
 from tests.bare import bare_environment
 from tests.shipped import corrupt, ship
-from trainers.checkpoint import read_metadata
-from trainers.config import ModelConfig
-from trainers.model import fingerprint_inputs
-from trainers.pretrained import load_clip
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import fingerprint_inputs
+from trainers.model.weights import read_metadata
+from trainers.schema.training import ModelConfig
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ import pytest
 
 from clusters import TwoNodes, two_nodes
 from infra import storage
-from infra.jobs import Jobs
+from infra.cluster.jobs import Jobs
 from infra.services import Services
-from study.store import StudyStore
+from study.store.store import StudyStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(900)]
 

@@ -138,7 +138,7 @@ with torch.no_grad():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     predicted = torch.tensor(json.loads(done.stdout.strip().splitlines()[-1]))
-    from trainers.evaluate import stratified_sample
+    from trainers.evaluation.verdicts import stratified_sample
 
     chosen = stratified_sample(letters.labels, 48, seed=0)
     manifest = storage.get_json(f"s3://{os.environ['AGFT_BUCKET']}/models/thread-clip/0001/manifest.json")[0]

@@ -12,12 +12,13 @@ import psutil
 import pytest
 
 from clusters import TwoNodes, two_nodes
-from infra import processes, storage
+from infra import storage
 from infra.services import Services
+from infra.stack import processes
 from real_run import read_until
-from study.files import trial_prefix
-from study.store import StudyStore
-from trainers.checkpoint import read_metadata
+from study.artifacts.checkpoints import trial_prefix
+from study.store.store import StudyStore
+from trainers.model.weights import read_metadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1200)]
 

@@ -22,12 +22,12 @@ import pytest
 from clusters import TwoNodes, two_nodes
 from infra import storage
 from infra.failpoint import FAILPOINTS
-from infra.mlflow_calls import connect
-from study.files import scratch_prefix, trial_prefix
-from study.lifecycle import extend_study
-from study.projection import EXPERIMENT, study_key
-from study.requests import ask, pending
-from study.store import StudyStore
+from infra.tracking.calls import connect
+from study.artifacts.checkpoints import scratch_prefix, trial_prefix
+from study.control.lifecycle import extend_study
+from study.store.requests import ask, pending
+from study.store.store import StudyStore
+from study.tracking import EXPERIMENT, study_key
 
 pytestmark = [pytest.mark.timeout(600)]
 TRIALS, EPOCHS = 5, 3

@@ -10,10 +10,11 @@ import pytest
 import sqlalchemy as sa
 from light import BASELINE, Plan, create_measured, drive, light_cluster, light_study
 
-from study import tables as t
-from study.lifecycle import stop_study
-from study.searcher import OptunaBook, optuna_storage
-from study.store import StudyStore, owner_identity
+from study.control.lifecycle import stop_study
+from study.search.optuna_book import OptunaBook, optuna_storage
+from study.store import tables as t
+from study.store.lease import owner_identity
+from study.store.store import StudyStore
 
 if TYPE_CHECKING:
     from infra.services import Services

@@ -17,9 +17,9 @@ from compose import ROOT, services
 from hosted import Hosted, hosted
 
 from databases import postgres_programs
-from infra.jobs import Jobs
-from study.rows import TrialRow
-from study.store import StudyStore
+from infra.cluster.jobs import Jobs
+from study.store.rows import TrialRow
+from study.store.store import StudyStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1200)]
 

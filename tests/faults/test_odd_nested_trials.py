@@ -16,11 +16,12 @@ import ray
 from light import create_measured, light_cluster, light_study
 from optuna.trial import TrialState
 
-from infra.cluster import placement_groups
-from study import trial as real
-from study.runner import run_study
-from study.searcher import optuna_storage
-from study.store import StudyStore, TrialRow
+from infra.cluster.cluster import placement_groups
+from study.driver import trial as real
+from study.driver.run import run_study
+from study.search.optuna_book import optuna_storage
+from study.store.rows import TrialRow
+from study.store.store import StudyStore
 
 if TYPE_CHECKING:
     from infra.services import Services

@@ -12,9 +12,10 @@ from light import Plan, drive, light_cluster, light_study
 from optuna.trial import TrialState
 
 from infra import storage
-from study.files import attempt_prefix
-from study.searcher import optuna_storage
-from study.store import StudyStore, TrialRow
+from study.artifacts.checkpoints import attempt_prefix
+from study.search.optuna_book import optuna_storage
+from study.store.rows import TrialRow
+from study.store.store import StudyStore
 
 if TYPE_CHECKING:
     from infra.services import Services

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from infra.failpoint import FAILPOINTS
-from study import promotion_rows
-from study.champion import history, read_head, read_manifest, versions
-from study.store import StudyStore
+from study.models.head import history, read_head, read_manifest, versions
+from study.store import requests as promotion_rows
+from study.store.store import StudyStore
 from tests.promoted import STUDY
 from tests.promotions import World, check_chain, promotions
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.prepared import MANY, textures
 from trainers.data import DatasetEntry
-from trainers.data.prepare import prepare
+from trainers.data.prepared.prepare import prepare
 
 
 @pytest.fixture(scope="session")

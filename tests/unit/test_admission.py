@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from study.admission import RESERVE_SECONDS, SILENCE_SECONDS, WANT_SECONDS, Ledger, Slot, fits
-from study.progress import waiting_line
+from study.driver.admission import RESERVE_SECONDS, SILENCE_SECONDS, WANT_SECONDS, Ledger, Slot, fits
+from study.driver.messages import waiting_line
 
 TWO = [{"CPU": 2.0}]
 ONE, BOTH = Slot({"CPU": 1.0}), Slot({"CPU": 2.0})

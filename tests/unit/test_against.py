@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from study.against import against_other, lines_of_other, read_records
-from study.cli import main
+from study.cli.main import main
 from study.errors import UserError
+from study.evaluation.against import against_other, lines_of_other, read_records
 from tests.records import record
 
 

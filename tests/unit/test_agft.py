@@ -11,12 +11,13 @@ from torch import Tensor
 
 from tests.equations import NO_ATTACK, Setting, assert_equals, kl, log_p, setting
 from tests.small import FlatCLIP, small_clip
-from trainers.attacks import noise, pgd
-from trainers.config import AttackConfig
-from trainers.model import RobustCLIP
+from trainers.attacks import pgd
+from trainers.draws import noise
+from trainers.model.robust import RobustCLIP
 from trainers.objectives import Batch, Context
 from trainers.objectives.agft import AGFT
-from trainers.units import OfModel
+from trainers.schema.training import AttackConfig
+from trainers.schema.units import OfModel
 
 
 def by_hand() -> tuple[RobustCLIP, Batch, Context]:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from studies import BASELINE, SPEC, synthetic_study
 
-from study.api import Study, Trial, UserError, studies
-from study.results import ranked
-from study.store import StudyStore
-from study.studyfile import parse_study
+from study.api import Study, studies
+from study.errors import UserError
+from study.results.facts import Trial
+from study.results.ranking import ranked
+from study.spec.files import parse_study
+from study.store.store import StudyStore
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.attacked import case, network
-from trainers.attack_parameters import APGDCE, APGDT, Square
-from trainers.attacks import Case, noise, predict, run_attack
+from trainers.attacks import Case, predict, run_attack
 from trainers.attacks.auto_pgd import checkpoints
-from trainers.attacks.counter import STREAMS, uniform
 from trainers.attacks.random_search import square_side
+from trainers.draws import STREAMS, noise, uniform
+from trainers.schema.attacks import APGDCE, APGDT, Square
 
 
 def test_progress_is_judged_where_the_paper_says() -> None:

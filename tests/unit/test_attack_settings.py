@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from trainers.attack_parameters import (
+from trainers.schema.attacks import (
     APGD,
     APGDCE,
     APGDDLR,
@@ -21,7 +21,7 @@ from trainers.attack_parameters import (
     Square,
     Transfer,
 )
-from trainers.units import OfEps
+from trainers.schema.units import OfEps
 
 
 def test_the_parameters_import_no_torch() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.attack_parameters import APGD, PGD, AutoAttack
 from trainers.data import load_dataset
-from trainers.evaluate import measure, stratified_sample
-from trainers.model import ModelConfig, RobustCLIP, class_embeddings, load_clip, tokenizer_for
-from trainers.records import wilson
-from trainers.scorer import Scorer
-from trainers.suite import AttackAt
+from trainers.evaluation.measure import measure
+from trainers.evaluation.record import wilson
+from trainers.evaluation.scorer import Scorer
+from trainers.evaluation.verdicts import stratified_sample
+from trainers.model.build import tokenizer_for
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import RobustCLIP, class_embeddings
+from trainers.schema.attacks import APGD, PGD, AutoAttack
+from trainers.schema.suite import AttackAt
+from trainers.schema.training import ModelConfig
 
 IMAGES, EPS = 60, 2 / 255  # half of them survive: one micro-batch
 

@@ -10,12 +10,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.small import small_clip
-from trainers.attacks import noise, pgd, pgd_any, restarted
-from trainers.config import AttackConfig
-from trainers.model import RobustCLIP
+from trainers.attacks import pgd, pgd_any, restarted
+from trainers.draws import noise
+from trainers.model.robust import RobustCLIP
 from trainers.objectives import Batch, Context
 from trainers.objectives.base import perturbed
-from trainers.units import OfEps, eps_label, parse_fraction
+from trainers.schema.training import AttackConfig
+from trainers.schema.units import OfEps, eps_label, parse_fraction
 
 
 def test_a_fraction_is_its_quotient_and_a_number_is_itself() -> None:

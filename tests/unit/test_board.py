@@ -7,7 +7,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from study.board import Board, board_name
+from study.driver.board import Board, board_name
 
 T = TypeVar("T")
 

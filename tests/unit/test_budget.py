@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from study.budget import used_up
-from study.config import BudgetConfig
-from study.rows import Attempt, TrialRow
+from study.search.stopping import used_up
+from study.spec.config import BudgetConfig
+from study.store.rows import Attempt, TrialRow
 
 
 def row(*attempts: Attempt) -> TrialRow:

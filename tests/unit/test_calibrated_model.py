@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from study.calibration import _of_model
+from study.evaluation.calibration import _of_model
 from tests.small import small_clip, use_small_sets
 from trainers import data
-from trainers.checkpoint import save_weights
-from trainers.config import EvalAttack, EvalConfig
-from trainers.evaluate import evaluate_sets
+from trainers.evaluation.measure import evaluate_sets
+from trainers.model.weights import save_weights
+from trainers.schema.training import EvalAttack, EvalConfig
 
 
 def test_a_models_calibration_is_of_the_images_that_its_evaluation_looks_at(

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from study.candidates import candidates, preference_of, standard_of
 from study.errors import StudyFailed, UserError
-from study.gates import Measured
-from study.promote_provenance import lacking, uncommitted
-from study.retrain import fresh_seeds, median, repetition
-from study.rows import Attempt
-from study.store import StudyStore
+from study.promotion.candidates import candidates, preference_of, standard_of
+from study.promotion.gates import Measured, lacking, uncommitted
+from study.promotion.retrain import fresh_seeds, median, repetition
+from study.store.rows import Attempt
+from study.store.store import StudyStore
 from tests.promoted import CODE, PROVENANCE, STUDY, finished_study
 
 TRIALS = {0: (0.95, 0.30), 1: (0.90, 0.50), 2: (0.82, 0.55), 3: (0.60, 0.60), 4: (0.89, 0.40)}

@@ -13,25 +13,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.small import CLASSES, Flat, small_clip, trial
-from trainers import checkpoint
-from trainers.checkpoint import (
+from trainers.errors import UserError
+from trainers.model.build import describe
+from trainers.model.robust import RobustCLIP, exact_math, fingerprint
+from trainers.model.weights import (
     CheckpointError,
     export_open_clip,
     is_weights_file,
-    load_state,
     load_weights,
     read_metadata,
-    restore,
-    save_state,
     save_weights,
 )
-from trainers.config import OptimizerConfig, Trainable, TrainConfig
-from trainers.errors import UserError
-from trainers.model import RobustCLIP, describe, exact_math, fingerprint
 from trainers.objectives import Losses
-from trainers.records import EpochRecord, Score
-from trainers.trainable import select_trainable
-from trainers.update import Updater
+from trainers.schema.records import EpochRecord, Score
+from trainers.schema.training import OptimizerConfig, Trainable, TrainConfig
+from trainers.training import state as checkpoint
+from trainers.training.state import load_state, restore, save_state
+from trainers.training.trainable import select_trainable
+from trainers.training.update import Updater
 
 RECORD = EpochRecord(
     epoch=1, timestamp_ms=1, steps=3, train_loss=1 / 3, parts={"target": 1 / 3}, lr=1e-4, grad_norm=2,

@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
-from infra import processes
-from infra.cluster import max_concurrent
+from infra.cluster.cluster import max_concurrent
 from infra.errors import UserError
+from infra.stack import processes
 
 DRIVER = """
 import json, sys, time

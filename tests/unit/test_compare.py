@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 
-from study.compare import next_step
-from study.compare_file import Comparison, load_comparison, parse_comparison
-from study.compare_record import UNMODIFIED, collect, conclude, measurement_key, measurement_path
-from study.compare_report import markdown, write_comparison
-from study.compare_stats import SeedDifference, seed_difference, update_passes, spread, t_quantile
-from study.compare_tables import attack_text
-from study.config import StudyConfig
+from study.comparison.file import Comparison, load_comparison, parse_comparison
+from study.comparison.record import UNMODIFIED, collect, conclude, measurement_key, measurement_path
+from study.comparison.report import attack_text, markdown, write_comparison
+from study.comparison.run import next_step
 from study.errors import StudyFileError, UserError
-from study.store import StudyStore, owner_identity
-from trainers.config import AttackConfig
+from study.plan.cost import update_passes
+from study.spec.config import StudyConfig
+from study.statistics import SeedDifference, seed_difference, spread, t_quantile
+from study.store.lease import owner_identity
+from study.store.store import StudyStore
 from trainers.objectives import METHODS
+from trainers.schema.training import AttackConfig
 
 RECIPE = Path(__file__).parents[2] / "study" / "recipes" / "compare.yaml"
 FILE = """\
@@ -234,7 +235,8 @@ def test_passes_are_those_that_the_method_makes(fields):
     import torch
     from small import image_set, small_clip
 
-    from trainers.model import RobustCLIP, class_embeddings, tokenizer_for
+    from trainers.model.build import tokenizer_for
+    from trainers.model.robust import RobustCLIP, class_embeddings
     from trainers.objectives import Batch, Context
 
     clip = small_clip()

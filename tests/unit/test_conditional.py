@@ -8,14 +8,14 @@ from typing import Any
 import optuna
 import pytest
 
-from study.config import StudyConfig, load_canonical
-from study.corners import corners
-from study.dimension import active, apply_params, grid, grid_size
 from study.errors import StudyFileError
-from study.samplers import draw, given, proposals, sampler_for
-from study.starts import warm_starts
-from study.studyfile import parse_study
-from trainers.config import TrialConfig
+from study.search.samplers import draw, given, proposals, sampler_for
+from study.spec.checks import corners
+from study.spec.config import StudyConfig, load_canonical
+from study.spec.dimension import active, apply_params, grid, grid_size
+from study.spec.files import parse_study
+from study.spec.starts import warm_starts
+from trainers.trial_config import TrialConfig
 
 HEAD = """\
 name: several

@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from study.cost import FOOLED_PASSES, Assumed, cost_of, study_passes
-from study.cost_rate import Rate, assumed_rate, chosen_rate, encoder_flops, measured_rate, stated_rate
-from study.cost_table import cost_text, short
 from study.errors import UserError
-from study.studyfile import load_study
+from study.plan.cost import FOOLED_PASSES, Assumed, cost_of, cost_text, short, study_passes
+from study.plan.rate import Rate, assumed_rate, chosen_rate, encoder_flops, measured_rate, stated_rate
+from study.spec.files import load_study
 from tests.small import image_set, small_clip
-from trainers.attack_parameters import EVAL_ATTACK_PARAMETERS
-from trainers.evaluate import measure
-from trainers.model import RobustCLIP
-from trainers.scorer import Scorer
-from trainers.suite import SUITES, AttackAt, Suite
+from trainers.evaluation.measure import measure
+from trainers.evaluation.scorer import Scorer
+from trainers.model.robust import RobustCLIP
+from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS
+from trainers.schema.suite import SUITES, AttackAt, Suite
 
 RECIPE = Path("study/recipes/demo.yaml")
 FOUR_CLASSES_CHEAP = {"apgd-t": {"steps": 5}, "apgd": {"steps": 5}, "square": {"queries": 20}, "ensemble": {"steps": 3}}
@@ -124,7 +123,7 @@ def test_an_assumed_speed_says_that_it_is_one() -> None:
 
 
 def test_the_tiny_clip_is_timed(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("study.cost_rate.SECONDS", 0.0)
+    monkeypatch.setattr("study.plan.rate.SECONDS", 0.0)
     rate = measured_rate("tiny-clip", tmp_path)
     assert 0 < rate.forward < 60
     assert 0 < rate.both < 60

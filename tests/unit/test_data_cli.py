@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from study.cli import main
+from study.cli.main import main
 from tests.miniatures import MINIATURES, row
 from trainers import data
+from trainers.data.drawn.datasets import TINY_DATASETS
 from trainers.data.table import FILE_DATASETS, ZERO_SHOT_15
-from trainers.tiny.datasets import TINY_DATASETS
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,7 +182,7 @@ def test_a_misspelt_set_is_named_with_the_nearest(home):
 
 
 def test_without_a_network_a_download_fails_in_one_message(home, monkeypatch):
-    monkeypatch.setattr("trainers.data.web.PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("trainers.data.fetch.web.PAUSE_SECONDS", 0.001)
     rows = dict(data.DATASETS)
     entry = rows["food101"]
     assert entry.files is not None
@@ -224,7 +224,7 @@ def test_a_folder_of_images_is_prepared_like_any_set(home):
 
 def test_a_prepared_set_without_a_file_is_not_sent_to_s3_half(home, monkeypatch):
     monkeypatch.setattr("infra.storage.head", lambda uri: None)
-    monkeypatch.setattr("study.data.reach_storage", lambda *_: None)
+    monkeypatch.setattr("study.artifacts.datasets.reach_storage", lambda *_: None)
     assert agft("data", "prepare", "dtd").exit_code == 0
     (home / "prepared/dtd/labels.npy").unlink()
     result = agft("data", "prepare", "dtd", "--to", "s3://bucket/sets")

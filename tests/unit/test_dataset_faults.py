@@ -13,7 +13,7 @@ from scipy.io import savemat
 
 from tests.miniatures import MINIATURES, made, row
 from trainers.data import DatasetEntry
-from trainers.data.prepare import prepare
+from trainers.data.prepared.prepare import prepare
 from trainers.data.stored import load_stored, read_raw
 from trainers.data.table import FILE_DATASETS
 from trainers.errors import UserError

@@ -18,16 +18,8 @@ from tests.miniatures import MINIATURES, cifar_pixels, made, palette_png
 from trainers.data import DATASETS, ZERO_SHOT_15, DatasetEntry, ImageSet, duplicate_prompts
 from trainers.data.base import RawSet, alike
 from trainers.data.countries import COUNTRIES
-from trainers.data.decode import decode, fit
-from trainers.data.names import (
-    FLOWERS,
-    aircraft_name,
-    caltech256_name,
-    car_name,
-    country_name,
-    imagenet_names,
-    refine,
-)
+from trainers.data.names import FLOWERS, aircraft_name, caltech256_name, car_name, country_name, imagenet_names, refine
+from trainers.data.prepared.decode import decode, fit
 from trainers.data.stored import read_raw
 from trainers.data.table import FILE_DATASETS
 

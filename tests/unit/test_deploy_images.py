@@ -22,7 +22,7 @@ from compose import filled
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from infra.cluster import SETTINGS
+from infra.cluster.cluster import SETTINGS
 from infra.deploy import object_store, tracking_server
 from infra.deploy.health import answer
 from infra.deploy.trials_page import guarded

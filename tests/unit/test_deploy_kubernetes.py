@@ -15,8 +15,8 @@ import jsonschema
 import pytest
 import yaml
 
-from infra.cluster import SETTINGS
-from study.studyfile import load_study
+from infra.cluster.cluster import SETTINGS
+from study.spec.files import load_study
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "infra" / "deploy" / "kubernetes"

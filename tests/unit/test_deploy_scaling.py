@@ -17,7 +17,7 @@ import hosts
 import pytest
 from compose import ROOT
 
-from study.admission import SILENCE_SECONDS, WANT_SECONDS, Ledger, Slot
+from study.driver.admission import SILENCE_SECONDS, WANT_SECONDS, Ledger, Slot
 
 HEAD = "f" * 51 + "00000"  # the fake provider knows its head by it
 CONFIG: dict[str, Any] = {

@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 import pytest
 
-from study.cli import main
-from study.config import StudyConfig
-from trainers.attack_parameters import EVAL_ATTACK_PARAMETERS
-from trainers.config import AttackConfig, OptimizerConfig, Trainable, TrainConfig
+from study.cli.main import main
+from study.spec.config import StudyConfig
 from trainers.objectives import METHODS
-from trainers.presets import PRESETS
-from trainers.units import OfEps
+from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS
+from trainers.schema.presets import PRESETS
+from trainers.schema.training import AttackConfig, OptimizerConfig, Trainable, TrainConfig
+from trainers.schema.units import OfEps
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "trainers" / "tiny" / "README.md"]

@@ -22,18 +22,18 @@ from scipy.io import savemat
 from tests.miniatures import WNIDS, made
 from tests.webserver import Server, serving
 from trainers.data import DatasetEntry
-from trainers.data.archives import ARCHIVES
-from trainers.data.download import can_download, download
+from trainers.data.fetch.archives import ARCHIVES
+from trainers.data.fetch.download import can_download, download
+from trainers.data.fetch.unpack import unpack
+from trainers.data.fetch.web import Unreachable
 from trainers.data.stored import read_raw
 from trainers.data.table import FILE_DATASETS
-from trainers.data.unpack import unpack
-from trainers.data.web import Unreachable
 from trainers.errors import UserError
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr("trainers.data.web.PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("trainers.data.fetch.web.PAUSE_SECONDS", 0.001)
     with serving() as running:
         yield running
 

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.attacked import case, network
-from trainers.attack_parameters import (
+from trainers.attacks import EVAL_ATTACKS, Case, run_attack
+from trainers.attacks.losses import dlr
+from trainers.errors import UserError
+from trainers.schema.attacks import (  # fmt: skip
     APGD,
     APGDCE,
     APGDDLR,
@@ -27,10 +30,7 @@ from trainers.attack_parameters import (
     Transfer,
     legal_attacks,
     legal_losses,
-)  # fmt: skip
-from trainers.attacks import EVAL_ATTACKS, Case, run_attack
-from trainers.attacks.losses import dlr
-from trainers.errors import UserError
+)
 
 ZERO, TWO = torch.tensor([0]), torch.tensor([2])
 

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from tests.small import FlatCLIP, image_set, small_clip
-from trainers import scorer
-from trainers.attacks import noise, pgd
-from trainers.config import EvalAttack, EvalConfig
+from trainers.attacks import pgd
 from trainers.data.base import ImageSet
-from trainers.evaluate import count, evaluate, gather, random_noise, stratified_sample
-from trainers.model import RobustCLIP, exact_math
-from trainers.readings import READINGS
-from trainers.verdict_file import join_verdicts
-from trainers.verdicts import Verdicts
+from trainers.draws import noise
+from trainers.evaluation import scorer
+from trainers.evaluation.measure import evaluate, random_noise
+from trainers.evaluation.readings import READINGS
+from trainers.evaluation.verdicts import Verdicts, count, gather, join_verdicts, stratified_sample
+from trainers.model.robust import RobustCLIP, exact_math
+from trainers.schema.training import EvalAttack, EvalConfig
 
 
 def fitted() -> tuple[RobustCLIP, Tensor, ImageSet]:

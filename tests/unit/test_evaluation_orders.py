@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from study.errors import StudyFileError, UserError
-from study.evaluation_names import check_names, default_label
-from study.evaluation_suite import load_suite, parse_suite
+from study.evaluation.names import check_names, default_label
+from study.spec.suite import load_suite, parse_suite
 
 WRONG = """\
 name: my suite

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from study.errors import UserError
-from study.evaluation_lock import alone_in
-from study.evaluation_place import Folder
-from study.evaluation_plan import UNIT_IMAGES, Evaluation, cost, units
-from study.evaluation_pool import Hands, Job, best_job, hands_for
-from study.evaluation_suite import capped, checked_sets
-from trainers.result import ModelFacts
-from trainers.suite import SUITES, Suite
+from study.evaluation.place import Folder, alone_in
+from study.evaluation.pool import Hands, Job, best_job, hands_for
+from study.evaluation.units import UNIT_IMAGES, Evaluation, cost, units
+from study.spec.suite import capped, checked_sets
+from trainers.evaluation.record import ModelFacts
+from trainers.schema.suite import SUITES, Suite
 
 SUITE = Suite.model_validate(
     {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from study.evaluation_stats import mcnemar, means, paired_difference, right_of_each
+from study.statistics import mcnemar, means, paired_difference, right_of_each
 from tests.records import record
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from study.evaluation_plan import Evaluation
-from study.evaluation_projection import metric_points
-from study.evaluation_record import COLUMNS, attack_parts, image_rows
-from study.evaluation_table import failed_checks, markdown_table, summary, summary_table
+from study.evaluation.ledger import COLUMNS, attack_parts, image_rows
+from study.evaluation.table import failed_checks, markdown_table, summary, summary_table
+from study.evaluation.tracking import metric_points
+from study.evaluation.units import Evaluation
 from tests.records import record
-from trainers.readings import READINGS, Readings
-from trainers.result import EvaluationRecord, Finding
-from trainers.suite import AttackAt, Suite
-from trainers.verdicts import Verdicts
+from trainers.evaluation.readings import READINGS, Readings
+from trainers.evaluation.record import EvaluationRecord, Finding
+from trainers.evaluation.verdicts import Verdicts
+from trainers.schema.suite import AttackAt, Suite
 
 RECORDS = [
     record("imagenet", 900, 1000, 500), record("imagenet", 90, 100, 40, attack="apgd"),

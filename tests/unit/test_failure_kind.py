@@ -7,7 +7,7 @@ import ray
 import torch
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from study.trial import failure_kind
+from study.driver.trial import failure_kind
 
 KINDS = [
     (ray.exceptions.RayActorError(), "pre-empted"),

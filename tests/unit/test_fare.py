@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.equations import ATTACK, NO_ATTACK, Setting, assert_equals, colours, setting
-from trainers.config import AttackConfig
 from trainers.objectives.fare import FARE
+from trainers.schema.training import AttackConfig
 
 # The frozen encoder maps (a, b, c) to (c, 2 b, a): the two colours to (0, 1.2, 0.8) and (0, 1.6, 0.6).
 MIRROR = torch.tensor([[0.0, 0.0, 1.0], [0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])

@@ -13,7 +13,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILTo
 from tests.miniatures import made
 from trainers.data import load_dataset, not_ready
 from trainers.data.folder import folder_entry
-from trainers.data.prepare import prepare
+from trainers.data.prepared.prepare import prepare
 from trainers.data.stored import load_stored
 from trainers.errors import NotPrepared, UserError
 

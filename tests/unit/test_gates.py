@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from study.candidates import Standard
-from study.compare_stats import spread
-from study.gates import Gate, Measured, decide, outcome_of, resolved_floors
-from study.promote_config import GatesConfig
-from study.rights import Rights, measurement
-from trainers.result import Finding
+from study.promotion.candidates import Standard
+from study.promotion.gates import Gate, Measured, decide, outcome_of, resolved_floors
+from study.results.rights import Rights, measurement
+from study.spec.promotion import GatesConfig
+from study.statistics import spread
+from trainers.evaluation.record import Finding
 
 ROBUST = Standard({"robust_accuracy": 1.0}, {"clean_accuracy": 0.8})
 N = 400

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from study.grid_figure import draw_grid, grid_cells, marked_cells
-from study.report import write_report
-from study.store import StudyRow, TrialRow
-from study.studyfile import parse_study
+from study.report.page import write_report
+from study.report.png import draw_grid, grid_cells, marked_cells
+from study.spec.files import parse_study
+from study.store.rows import StudyRow, TrialRow
 
 GRID = """\
 name: grid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from study.hung import FIRST_LIMIT_SECONDS, FLOOR_SECONDS, Silence
+from study.driver.board import FIRST_LIMIT_SECONDS, FLOOR_SECONDS, Silence
 
 
 def test_nothing_is_overdue_before_the_pace_is_known_but_for_an_hour():

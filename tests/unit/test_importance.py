@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from study.facts import Trial
-from study.importance import MIN_TRIALS, Importances, importances
-from study.space import Dimension
+from study.results.facts import Trial
+from study.results.importance import MIN_TRIALS, Importances, importances
+from study.spec.dimension import Dimension
 
 LR = Dimension("train.optimizer.lr", FloatDistribution(1e-5, 1e-1, log=True))
 RATIO = Dimension("method.scale_ratio", FloatDistribution(0.2, 1.2))

@@ -12,8 +12,8 @@ from torch import nn
 from tests.official import toy_architectures, toy_clip
 from tests.small import small_clip
 from trainers.errors import UserError
-from trainers.interpolation import check_pair, interpolate, model_hash
-from trainers.model import describe
+from trainers.model.build import describe
+from trainers.model.weights import check_pair, interpolate, model_hash
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
+from infra.cluster.jobs import Jobs, dashboard_address
+from infra.cluster.node_check import environment_facts
 from infra.errors import ServiceError
 from infra.errors import UserError as InfraUserError
-from infra.jobs import Jobs, dashboard_address
-from infra.node_check import environment_facts
-from infra.processes import free_ports
-from study.database import engine_for
+from infra.stack.processes import free_ports
+from study.cli.cluster import main
+from study.control.lifecycle import pause_study, stop_study
+from study.control.submit import check_shared
 from study.errors import UserError
-from study.lifecycle import pause_study, stop_study
-from study.store import StudyStore
-from study.studyfile import parse_study
-from study.submit import check_shared
-from study.submitted import main
+from study.spec.files import parse_study
+from study.store.database import engine_for
+from study.store.store import StudyStore
 
 RAY = importlib.metadata.version("ray")
 SHARED = {

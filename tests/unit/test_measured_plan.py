@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from study.plan import plan_of, plan_text
-from study.store import StudyStore
-from study.studyfile import load_study
+from study.plan.study import plan_of, plan_text
+from study.spec.files import load_study
+from study.store.store import StudyStore
 
 DEMO = Path(__file__).parents[2] / "study" / "recipes" / "demo.yaml"
 

@@ -11,21 +11,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from tests.small import FlatCLIP, small_clip
-from trainers import tiny
-from trainers.checkpoint import save_weights
-from trainers.config import ModelConfig
 from trainers.errors import MissingWeights, UnknownName, UserError
-from trainers.model import (
-    Description,
-    RobustCLIP,
-    build_clip,
-    class_embeddings,
-    describe,
-    exact_math,
-    fingerprint,
-    load_clip,
-    tokenizer_for,
-)
+from trainers.model import bundled as tiny
+from trainers.model.build import Description, build_clip, describe, tokenizer_for
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import RobustCLIP, class_embeddings, exact_math, fingerprint
+from trainers.model.weights import save_weights
+from trainers.schema.training import ModelConfig
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

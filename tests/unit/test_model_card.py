@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from study.calibration import calibration, fit_temperature
-from study.model_card import card_files
+from study.evaluation.calibration import calibration, fit_temperature
+from study.models.card import card_files
 from tests.shipped import manifest_of
-from trainers.records import wilson
+from trainers.evaluation.record import wilson
 
 SEEDS = {
     "asked": [11, 12], "shipped": "the search's own checkpoint",

@@ -10,14 +10,15 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from study.registered import save_pyfunc
-from study.served_model import fetch
+from study.models.registry import save_pyfunc
+from study.models.served import fetch
 from tests.shipped import manifest_of
 from tests.small import small_clip
-from trainers.checkpoint import export_open_clip, load_state, load_weights, save_weights
-from trainers.config import ModelConfig
-from trainers.importing import import_checkpoint
-from trainers.pretrained import load_clip
+from trainers.model.importing import import_checkpoint
+from trainers.model.pretrained import load_clip
+from trainers.model.weights import export_open_clip, load_weights, save_weights
+from trainers.schema.training import ModelConfig
+from trainers.training.state import load_state
 
 
 class Trap:

@@ -15,9 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from infra.processes import free_ports
+from infra.stack.processes import free_ports
+from study.driver.messages import WAITING, Notifier
 from study.errors import UserError
-from study.notify import WAITING, Notifier
 
 FACTS = {"study": "demo", "state": "finished", "trials": 3, "best": {"trial": 1, "robust_accuracy": 0.5}}
 

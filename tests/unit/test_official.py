@@ -20,10 +20,10 @@ from tests.official import (
     toy_architectures,
     toy_clip,
 )
-from trainers.checkpoint import load_weights, read_metadata, save_weights
 from trainers.errors import MissingWeights, UnknownName, UserError
-from trainers.importing import Imported, export_agft, import_checkpoint
-from trainers.model import describe
+from trainers.model.build import describe
+from trainers.model.importing import Imported, export_agft, import_checkpoint
+from trainers.model.weights import load_weights, read_metadata, save_weights
 
 ENCODERS = {"toy-vit-quickgelu": openai_vit, "toy-resnet-quickgelu": openai_resnet}
 VIT = "toy-vit-quickgelu"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainers.config import OptimizerConfig, Steps
-from trainers.optim import build_optimizer, learning_rate
+from trainers.schema.training import OptimizerConfig, Steps
+from trainers.training.update import build_optimizer, learning_rate
 
 
 def test_the_rate_rises_linearly_then_falls_as_half_a_cosine() -> None:

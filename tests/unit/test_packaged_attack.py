@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.attacked import case, network
-from trainers.attack_parameters import AutoAttack
 from trainers.attacks import Outcome, run_attack
 from trainers.attacks.packaged import input_gradients_only
+from trainers.schema.attacks import AutoAttack
 
 
 class Counted:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from study.paired import Z, paired
+from study.statistics import Z, paired
 
 
 def scores(right: int, wrong: int) -> np.ndarray:

@@ -9,12 +9,11 @@ import pytest
 from rich.console import Console
 from rich.markdown import Markdown
 
-from study.paper_report import against_paper, lines_of_paper
-from study.published import published
-from study.standing import standing
+from study.evaluation.against import against_paper, lines_of_paper
+from study.evaluation.published import published, standing
 from tests.records import record
 from trainers.data import DATASETS, ZERO_SHOT_15
-from trainers.result import EvaluationRecord
+from trainers.evaluation.record import EvaluationRecord
 
 FIRST = "agft: 1"
 MEASURED_ON = next(table for table in published() if table.id == FIRST).measured_on

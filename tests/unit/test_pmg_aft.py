@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.equations import ATTACK, GLOBAL_BATCH, Setting, assert_equals, colours, kl, log_p, setting
-from trainers.config import AttackConfig
 from trainers.objectives.pmg_aft import PMGAFT
 from trainers.objectives.tecoa import TeCoA
-from trainers.units import OfModel
+from trainers.schema.training import AttackConfig
+from trainers.schema.units import OfModel
 
 
 def softmax(*logits: float) -> list[float]:

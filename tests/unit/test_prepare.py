@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.prepared import MANY, contents, textures
-from trainers.data.prepare import prepare
-from trainers.data.shards import MANIFEST, read_manifest
+from trainers.data.prepared.prepare import prepare
+from trainers.data.prepared.shards import MANIFEST, read_manifest
 from trainers.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from study.cli import main
+from study.cli.main import main
 from study.errors import StudyFileError
-from study.studyfile import parse_study
-from trainers.config import AttackConfig, Steps, TrainConfig
+from study.spec.files import parse_study
 from trainers.objectives import METHODS
-from trainers.optim import learning_rate
-from trainers.presets import PRESETS
+from trainers.schema.presets import PRESETS
+from trainers.schema.training import AttackConfig, Steps, TrainConfig
+from trainers.training.update import learning_rate
 
 FILE = {
     "name": "small",

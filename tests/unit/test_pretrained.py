@@ -14,11 +14,14 @@ import torch
 from tests.official import agft_file, openai_vit, tecoa_file, toy_architectures, toy_clip
 from tests.small import small_clip
 from tests.unit.test_official import Malicious
-from trainers import pretrained, tiny
-from trainers.checkpoint import export_open_clip, save_weights
-from trainers.config import ModelConfig
 from trainers.errors import MissingWeights, UserError
-from trainers.model import describe, fingerprint, load_clip
+from trainers.model import bundled as tiny
+from trainers.model import pretrained
+from trainers.model.build import describe
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import fingerprint
+from trainers.model.weights import export_open_clip, save_weights
+from trainers.schema.training import ModelConfig
 
 VIT = "toy-vit-quickgelu"
 

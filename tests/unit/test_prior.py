@@ -8,13 +8,13 @@ from typing import Any
 import optuna
 import pytest
 
-from study.config import StudyConfig
 from study.errors import UserError
-from study.prior import check_prior, earlier_studies, resolve
-from study.rows import StudyRow, TrialRow
-from study.samplers import enqueue_warm_starts, given, proposals
-from study.space import apply_params
-from study.store import StudyStore
+from study.search.prior import check_prior, earlier_studies, resolve
+from study.search.samplers import enqueue_warm_starts, given, proposals
+from study.spec.config import StudyConfig
+from study.spec.dimension import apply_params
+from study.store.rows import StudyRow, TrialRow
+from study.store.store import StudyStore
 
 SEARCH = {
     "method.scale_ratio": {"low": 0.2, "high": 1.0},

@@ -13,20 +13,19 @@ from alembic import command
 from alembic.config import Config
 from click.testing import CliRunner
 
-from study import promotion_rows
-from study.cli import main
-from study.config import StudyConfig, load_canonical
-from study.cost import study_passes
-from study.database import engine_for
+from study.cli.main import main
 from study.errors import StudyFileError
-from study.evaluation_final import FinalEvaluation, entries
-from study.promote_config import SanityGate
-from study.promote_policy import load_policy
-from study.store import StudyStore
-from study.studyfile import parse_study
+from study.plan.cost import study_passes
+from study.spec.config import StudyConfig, load_canonical
+from study.spec.evaluation import FinalEvaluation, entries
+from study.spec.files import load_policy, parse_study
+from study.spec.promotion import SanityGate
+from study.store import requests as promotion_rows
+from study.store.database import engine_for
+from study.store.store import StudyStore
 from tests.promoted import STUDY, finished_study
-from trainers.config import EvalConfig
-from trainers.sanity.checks import CHECKS
+from trainers.evaluation.sanity.checks import CHECKS
+from trainers.schema.training import EvalConfig
 
 THERE = {"uri": "s3://agft/x", "sha256": "0" * 64}
 
@@ -164,7 +163,7 @@ def test_a_database_from_before_counts_the_looks_that_its_promotions_record(tmp_
 
     url = f"sqlite:///{tmp_path}/old.db"
     config = Config()
-    config.set_main_option("script_location", str(Path(study.__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(study.__file__).parent / "store" / "migrations"))
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         config.attributes["connection"] = connection

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from trainers.readings import calibration_error, overlap, read, top_classes
+from trainers.evaluation.readings import calibration_error, overlap, read, top_classes
 
 
 def test_readings_of_three_classes_by_hand() -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from trainers.config import Goal
-from trainers.records import Decision, Score, is_better, violation, wilson
+from trainers.evaluation.record import wilson
+from trainers.schema.records import Decision, Score, is_better, violation
+from trainers.schema.training import Goal
 
 
 @dataclass(frozen=True)

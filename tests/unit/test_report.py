@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 from studies import BASELINE, FAILED, LOST, RUNNING, TWICE, synthetic_study
 
-from study import report_figures, report_space, report_timeline
-from study.facts import trials_of
-from study.report import PICTURES, write_report
-from study.report_content import Axis, Content, content_of
-from study.report_html import html_of
-from study.report_live import LiveReport, attach
-from study.report_plotly import FIGURES, figures
-from study.report_space import NOT_SET, fraction, ticks
-from study.report_timeline import at_once
-from study.results import best_so_far, best_trial, pareto_front
-from study.store import StudyStore
+from study.report import png as report_figures
+from study.report import png as report_space
+from study.report import png as report_timeline
+from study.report.content import Axis, Content, content_of
+from study.report.live import LiveReport, attach
+from study.report.page import FIGURES, PICTURES, figures, html_of, write_report
+from study.report.png import at_once
+from study.report.space import NOT_SET, fraction, ticks
+from study.results.facts import trials_of
+from study.results.ranking import best_so_far, best_trial, pareto_front
+from study.store.store import StudyStore
 
 
 @pytest.fixture(scope="module")

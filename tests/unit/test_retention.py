@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from study.retention import addresses, spent
-from study.rows import StudyRow, TrialRow
+from study.operations.gc import addresses, spent
+from study.store.rows import StudyRow, TrialRow
 from tests.studies import synthetic_study
 
 BASE = "s3://agft/studies/x/trials"
@@ -42,7 +42,7 @@ def test_top_keeps_the_best_and_the_pareto_front(stored):
     study, trials = stored
     gone = {each.place for each in spent(study, trials, objects(trials), set(), top=2)}
     kept = {t.number for t in trials if t.finished and place(t.number, "best") not in gone}
-    from study.results import pareto_front, ranked
+    from study.results.ranking import pareto_front, ranked
 
     order = ranked(trials, study.spec.goal.resolve(study.baseline))
     assert kept == {t.number for t in [*order[:2], *pareto_front(trials)]}

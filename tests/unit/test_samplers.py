@@ -11,11 +11,11 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from study import samplers
-from study.config import StudyConfig
-from study.draws import sobol_point, uniform, value_at
-from study.rows import TrialRow
-from study.searcher import OptunaBook
+from study.search import samplers
+from study.search.optuna_book import OptunaBook
+from study.search.samplers import sobol_point, uniform, value_at
+from study.spec.config import StudyConfig
+from study.store.rows import TrialRow
 
 PLAIN = {
     "method.clean_weight": {"low": 0.0, "high": 1.0},

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.attacked import CLASSES, case, network
-from trainers.attack_parameters import PGD
 from trainers.attacks import Case, run_attack
-from trainers.sanity import CHECKS, Finding, NotApplicable, Subject, passes, sanity_checks
-from trainers.sanity.checks import _follows
-from trainers.sanity.settings import STEPS, huge_eps, unmodified_eps
+from trainers.evaluation.sanity import CHECKS, Finding, NotApplicable, Subject, passes, sanity_checks
+from trainers.evaluation.sanity.checks import _follows
+from trainers.evaluation.sanity.settings import STEPS, huge_eps, unmodified_eps
+from trainers.schema.attacks import PGD
 
 torch.set_num_threads(1)  # the models are so small that a second thread only waits for the first
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from study.config import BudgetConfig, SchedulerConfig
-from study.results import best_trial, ranked, trial_table
-from study.schedule import plateau, rungs, score, stagnation
-from study.schedule import verdict as verdict_of
-from study.store import TrialRow
-from trainers.config import Goal
+from study.results.ranking import best_trial, ranked, score, trial_table
+from study.search.stopping import plateau, rungs, stagnation
+from study.search.stopping import verdict as verdict_of
+from study.spec.config import BudgetConfig, SchedulerConfig
+from study.store.rows import TrialRow
+from trainers.schema.training import Goal
 
 GOAL = Goal(metric="robust_accuracy", at_least={"clean_accuracy": 0.5})
 

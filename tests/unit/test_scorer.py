@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.small import image_set, small_clip, small_resnet_clip
-from trainers import scorer as module
-from trainers.model import RobustCLIP
-from trainers.scorer import Scorer, embed_images, exact, fitting_batch, padded
+from trainers.evaluation import scorer as module
+from trainers.evaluation.scorer import Scorer, embed_images, exact, fitting_batch, padded
+from trainers.model.robust import RobustCLIP
 
 
 def scored(clip: torch.nn.Module) -> tuple[Scorer, Tensor]:

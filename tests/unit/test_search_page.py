@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from study.config import BudgetConfig, PriorConfig, SamplerConfig, SchedulerConfig
-from study.remarks import remarks
-from study.samplers import SAMPLERS
-from study.schedule import VERDICTS
-from study.studyfile import Loader, check_study
+from study.plan.study import remarks
+from study.search.samplers import SAMPLERS
+from study.search.stopping import VERDICTS
+from study.spec.config import BudgetConfig, PriorConfig, SamplerConfig, SchedulerConfig
+from study.spec.files import check_study
+from study.spec.reader import Loader
 
 PAGE = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)

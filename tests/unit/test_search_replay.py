@@ -12,7 +12,7 @@ from bench.search_replay import METHODS, Replay, replay, seen, specification
 from bench.search_statistics import interval, mean_ranks, reach, summarise, time_to, wins
 from space_table import SPACE, Table
 
-from trainers.config import Goal
+from trainers.schema.training import Goal
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 GOAL = Goal(metric="robust_accuracy", at_least={"clean_accuracy": 0.5})

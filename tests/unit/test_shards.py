@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.prepared import MANY, contents, copied
-from trainers.data.prepare import prepare
-from trainers.data.shards import MANIFEST, faults, read_manifest, shard_size
+from trainers.data.prepared.prepare import prepare
+from trainers.data.prepared.shards import MANIFEST, faults, read_manifest, shard_size
 from trainers.data.stored import load_stored
 from trainers.errors import NotPrepared, UserError
 

@@ -14,12 +14,13 @@ import pytest
 import sqlalchemy as sa
 from studies import synthetic_study
 
-from study import tables as t
-from study.config import StudyConfig
+from study.cli.tables import advice, attempts_table, studies_table
 from study.console import wide_console
-from study.rows import Attempt, StudyRow, TrialRow
-from study.status import ALL_DONE, advice, attempts_table, eta_seconds, live_state, studies_table, study_status
-from study.store import StudyStore
+from study.results.status import ALL_DONE, eta_seconds, live_state, study_status
+from study.spec.config import StudyConfig
+from study.store import tables as t
+from study.store.rows import Attempt, StudyRow, TrialRow
+from study.store.store import StudyStore
 
 BASELINE = {"clean_accuracy": 0.7, "robust_accuracy": 0.2}
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.attacked import case
-from trainers.attack_parameters import CW, FGSM, PGD
-from trainers.attacks import Case, Worst, noise, pgd, predict, run_attack
-from trainers.units import OfEps
+from trainers.attacks import Case, Worst, pgd, predict, run_attack
+from trainers.draws import noise
+from trainers.schema.attacks import CW, FGSM, PGD
+from trainers.schema.units import OfEps
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -18,10 +18,11 @@ from tests.miniatures import MINIATURES, made, row
 from tests.prepared import MANY, copied
 from trainers import data
 from trainers.data import load_dataset, not_ready
-from trainers.data.decode import decode
-from trainers.data.prepare import prepare
-from trainers.data.shards import MANIFEST
-from trainers.data.stored import FETCHERS, load_stored, read_raw
+from trainers.data.prepared.decode import decode
+from trainers.data.prepared.prepare import prepare
+from trainers.data.prepared.remote import FETCHERS
+from trainers.data.prepared.shards import MANIFEST
+from trainers.data.stored import load_stored, read_raw
 from trainers.errors import NotPrepared, UserError
 
 

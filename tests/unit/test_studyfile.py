@@ -11,11 +11,12 @@ import optuna
 import pytest
 import yaml
 
-from study.config import StudyConfig, load_canonical, parse_floor
 from study.errors import StudyFileError, UserError
-from study.remarks import remarks
-from study.samplers import proposals
-from study.studyfile import load_study, parse_study
+from study.plan.study import remarks
+from study.search.samplers import proposals
+from study.spec.config import StudyConfig, load_canonical
+from study.spec.files import load_study, parse_study
+from study.spec.promotion import parse_floor
 from trainers.objectives import METHODS
 
 FOLDER = Path(__file__).parents[2] / "study" / "recipes"

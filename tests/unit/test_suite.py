@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from trainers.data import DATASETS
-from trainers.suite import SUITES, AttackAt, Suite, problems
+from trainers.schema.suite import SUITES, AttackAt, Suite, problems
 
 
 def suite(**changes: object) -> Suite:

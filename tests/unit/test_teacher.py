@@ -15,13 +15,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from tests.small import MODEL_CFG, image_set, small_clip
-from trainers import teacher
 from trainers.data import ImageSet
-from trainers.embedding_file import Damaged, Writer, read_embeddings
-from trainers.filelock import FileLock
-from trainers.model import Description, RobustCLIP, build_clip, describe
-from trainers.teacher import cache_folder, key_parts
-from trainers.teacher_rows import embedding_rows, largest_error
+from trainers.files import FileLock, cache_folder
+from trainers.model.build import Description, build_clip, describe
+from trainers.model.robust import RobustCLIP
+from trainers.teacher import teacher
+from trainers.teacher.rows import Damaged, Writer, embedding_rows, largest_error, read_embeddings
+from trainers.teacher.teacher import key_parts
 
 CPU = torch.device("cpu")
 PARTS = {"weights": "abc", "images": 5}

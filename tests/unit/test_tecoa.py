@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.equations import NO_ATTACK, Setting, assert_equals, colours, log_p
-from trainers.config import AttackConfig
 from trainers.objectives.tecoa import TeCoA
-from trainers.units import OfModel
+from trainers.schema.training import AttackConfig
+from trainers.schema.units import OfModel
 
 # Whatever the start, one step of twice the radius ends in a corner of the ball: towards the other classes.
 ONE_LARGE_STEP = AttackConfig(eps=0.1, step_size=0.2, steps=1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.equations import ATTACK, GLOBAL_BATCH, NO_ATTACK, ExactCLIP, Setting, assert_equals, log_p, setting
 from tests.small import FlatCLIP, small_resnet_clip
 from trainers.errors import UserError
-from trainers.model import RobustCLIP
+from trainers.model.robust import RobustCLIP
 from trainers.objectives import Batch, Context
 from trainers.objectives.tecoa import TeCoA
 from trainers.objectives.tga_zsr import TGAZSR

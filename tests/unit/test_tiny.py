@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainers import tiny
-from trainers.config import ModelConfig
 from trainers.data.base import ImageSet
-from trainers.model import load_clip
-from trainers.tiny import corpus
-from trainers.tiny.datasets import TINY_DATASETS, TINY_ROLES
+from trainers.data.drawn import corpus
+from trainers.data.drawn.datasets import TINY_DATASETS, TINY_ROLES
+from trainers.model import bundled as tiny
+from trainers.model.pretrained import load_clip
+from trainers.schema.training import ModelConfig
 from trainers.tiny.report import ZERO_SHOT, measure
 from trainers.tiny.train import contrastive_loss, shifted
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.attacked import case, network
-from trainers.attack_parameters import DIFGSM, MIFGSM, TIFGSM
 from trainers.attacks import run_attack
-from trainers.attacks.counter import uniform
 from trainers.attacks.transferable import _smooth, gaussian_kernel, shrink_and_pad
+from trainers.draws import uniform
+from trainers.schema.attacks import DIFGSM, MIFGSM, TIFGSM
 
 
 def test_a_shrunk_and_padded_image_is_a_resize_and_a_pad() -> None:

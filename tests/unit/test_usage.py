@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from trainers.usage import Usage
+from trainers.training.standing import Usage
 
 
 def test_a_busy_process_takes_cpu_and_an_idle_one_none():

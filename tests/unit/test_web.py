@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.webserver import Server, serving
-from trainers.data.web import Unreachable, bring
+from trainers.data.fetch.web import Unreachable, bring
 
 ROOT = Path(__file__).parents[2]
 CONTENT = os.urandom(20_500)
@@ -21,7 +21,7 @@ CONTENT = os.urandom(20_500)
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr("trainers.data.web.PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("trainers.data.fetch.web.PAUSE_SECONDS", 0.001)
     with serving() as running:
         yield running
 
@@ -90,7 +90,7 @@ def test_after_a_kill_what_has_arrived_is_not_asked_for_again(server, tmp_path):
 
 def test_how_far_it_is_is_said(server, tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.data.progress.QUIET_SECONDS", 0.0)
-    monkeypatch.setattr("trainers.data.web.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("trainers.data.fetch.web.CHUNK_BYTES", 1000)
     server.files["x.bin"] = CONTENT
     said: list[str] = []
     bring(f"{server.url}/x.bin", tmp_path / "x.bin", say=said.append)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from study.archive import FORMAT
-from study.cli import main
-from study.store import StudyStore, owner_identity
-from study.studyfile import parse_study
+from study.cli.main import main
+from study.spec.files import parse_study
+from study.store.archive import FORMAT
+from study.store.lease import owner_identity
+from study.store.store import StudyStore
 
 FILE = """\
 name: small

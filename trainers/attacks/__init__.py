@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from trainers.attacks.case import Case, LogitsFn, Outcome
-from trainers.attacks.counter import noise
 from trainers.attacks.geometry import Norm, ball
 from trainers.attacks.projected import ATTACKS, Attack, LossFn, pgd, pgd_any, restarted
 from trainers.attacks.table import EVAL_ATTACKS, EvalAttackRow, run_attack
 from trainers.attacks.verdict import Worst, predict
-from trainers.config import AttackConfig
 
 __all__ = [
     "ATTACKS",
     "EVAL_ATTACKS",
     "Attack",
-    "AttackConfig",
     "Case",
     "EvalAttackRow",
     "LogitsFn",
@@ -23,7 +20,6 @@ __all__ = [
     "Outcome",
     "Worst",
     "ball",
-    "noise",
     "pgd",
     "pgd_any",
     "predict",

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainers.attack_parameters import APGDCE, APGDDLR, APGDT
 from trainers.attacks.case import Case, Outcome
-from trainers.attacks.counter import STREAMS, noise
 from trainers.attacks.geometry import direction, per_image
 from trainers.attacks.losses import LogitsLoss, cross_entropy, dlr, dlr_targeted
 from trainers.attacks.verdict import Worst
+from trainers.draws import STREAMS, noise
+from trainers.schema.attacks import APGDCE, APGDDLR, APGDT
 
 __all__ = ["apgd_ce_attack", "apgd_dlr_attack", "apgd_t_attack", "checkpoints"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainers.attacks.counter import uniform
 from trainers.attacks.geometry import Norm, ball, into_l2_ball
 from trainers.attacks.verdict import Worst
+from trainers.draws import uniform
 
 __all__ = ["Case", "LogitsFn", "Outcome"]
 

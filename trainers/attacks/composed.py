@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from trainers.attack_settings import Composed, EvalAttackParameters
 from trainers.attacks.case import Case, Outcome
+from trainers.schema.attacks import Composed, EvalAttackParameters
 
 __all__ = ["composed"]
 

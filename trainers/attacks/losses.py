@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.attack_parameters import LOSS_CLASSES, legal_losses
 from trainers.attacks.verdict import predict
 from trainers.errors import UserError
+from trainers.schema.attacks import LOSS_CLASSES, legal_losses
 
 __all__ = ["LogitsLoss", "aim", "cross_entropy", "dlr", "dlr_targeted", "margin_loss"]
 

@@ -10,8 +10,8 @@ import pyautoattack
 import torch
 from torch import Tensor
 
-from trainers.attack_parameters import AutoAttack
 from trainers.attacks.case import Case, LogitsFn, Outcome
+from trainers.schema.attacks import AutoAttack
 
 __all__ = ["autoattack", "input_gradients_only"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from trainers.attack_parameters import Square
 from trainers.attacks.case import Case, Outcome
-from trainers.attacks.counter import STREAMS, noise, uniform
 from trainers.attacks.geometry import ball
+from trainers.draws import STREAMS, noise, uniform
+from trainers.schema.attacks import Square
 
 __all__ = ["square_attack", "square_side"]
 

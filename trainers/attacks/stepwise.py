@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainers.attack_parameters import CW, FGSM, PGD
 from trainers.attacks.case import Case, Outcome
-from trainers.attacks.counter import STREAMS, noise
 from trainers.attacks.losses import LogitsLoss, aim, margin_loss
 from trainers.attacks.projected import pgd
+from trainers.draws import STREAMS, noise
+from trainers.schema.attacks import CW, FGSM, PGD
 
 __all__ = ["cw_attack", "fgsm_attack", "pgd_attack"]
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from trainers.attack_parameters import EVAL_ATTACK_PARAMETERS, EvalAttackParameters
 from trainers.attacks.auto_pgd import apgd_ce_attack, apgd_dlr_attack, apgd_t_attack
 from trainers.attacks.case import Case, Outcome
 from trainers.attacks.composed import composed
@@ -18,6 +17,7 @@ from trainers.attacks.stepwise import cw_attack, fgsm_attack, pgd_attack
 from trainers.attacks.transfer import transferred
 from trainers.attacks.transferable import di_fgsm_attack, mi_fgsm_attack, ti_fgsm_attack
 from trainers.errors import lookup
+from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS, EvalAttackParameters
 
 __all__ = ["EVAL_ATTACKS", "EvalAttackRow", "run_attack"]
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from trainers.attack_parameters import EvalAttackParameters, Transfer
 from trainers.attacks.case import Case, Outcome
 from trainers.errors import UserError
+from trainers.schema.attacks import EvalAttackParameters, Transfer
 
 __all__ = ["transferred"]
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainers.attack_parameters import DIFGSM, MIFGSM, TIFGSM
 from trainers.attacks.case import Case, Outcome
-from trainers.attacks.counter import uniform
 from trainers.attacks.geometry import per_image
 from trainers.attacks.losses import aim
+from trainers.draws import uniform
+from trainers.schema.attacks import DIFGSM, MIFGSM, TIFGSM
 
 __all__ = ["di_fgsm_attack", "gaussian_kernel", "mi_fgsm_attack", "shrink_and_pad", "ti_fgsm_attack"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trainers.data.base import DatasetEntry, Images, ImageSet, duplicate_prompts, safe_name
+from trainers.data.drawn.datasets import TINY_DATASETS
 from trainers.data.folder import FOLDER_PREFIX, folder_entry
 from trainers.data.stored import load_stored, why_not_ready
 from trainers.data.table import FILE_DATASETS, ZERO_SHOT_15
 from trainers.errors import UserError, lookup
-from trainers.tiny.datasets import TINY_DATASETS
 
 __all__ = [
     "DATASETS", "FOLDER_PREFIX", "ZERO_SHOT_15", "DatasetEntry", "ImageSet", "Images", "dataset_entry",

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainers.data.base import DatasetEntry, ImageSet, RawSet, safe_name
-from trainers.data.remote import FETCHERS, remote_set
-from trainers.data.shards import DIGESTS, LABELS, MANIFEST, Manifest, ShardedImages, differences, read_manifest
+from trainers.data.prepared.remote import FETCHERS, remote_set
+from trainers.data.prepared.shards import DIGESTS, LABELS, MANIFEST, Manifest, ShardedImages, differences, read_manifest
 from trainers.errors import NotPrepared, UserError
 
 __all__ = [
@@ -150,7 +150,7 @@ def _decoded(entry: DatasetEntry, path: str) -> ImageSet:
     import numpy as np
     import torch
 
-    from trainers.data.decode import decode
+    from trainers.data.prepared.decode import decode
 
     assert entry.files is not None
     try:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import partial
 
 from trainers.data import layouts, pixels
-from trainers.data.archives import ARCHIVES
 from trainers.data.base import Archive, DatasetEntry, Files
+from trainers.data.fetch.archives import ARCHIVES
 
 __all__ = ["FILE_DATASETS", "ZERO_SHOT_15"]
 

@@ -15,7 +15,7 @@ from trainers.objectives.pmg_aft import PMGAFT
 from trainers.objectives.tecoa import TeCoA
 from trainers.objectives.tga_zsr import TGAZSR
 
-__all__ = ["METHODS", "Batch", "Context", "Losses", "MethodConfig", "Objective"]
+__all__ = ["METHODS", "Batch", "Context", "Losses", "Objective"]
 
 METHODS: dict[str, type[Objective]] = {"agft": AGFT, "tecoa": TeCoA, "pmg-aft": PMGAFT, "tga-zsr": TGAZSR, "fare": FARE}
 

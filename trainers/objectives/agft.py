@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from trainers.objectives.base import Batch, Context, Losses, ScoredObjective, perturbed
-from trainers.units import OfModel
+from trainers.schema.units import OfModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.config import AttackConfig
-    from trainers.model import RobustCLIP
+    from trainers.model.robust import RobustCLIP
+    from trainers.schema.training import AttackConfig
 
 __all__ = ["AGFT"]
 

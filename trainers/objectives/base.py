@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainers.units import Frozen, OfModel
+from trainers.schema.units import Frozen, OfModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.config import AttackConfig
-    from trainers.model import RobustCLIP
+    from trainers.model.robust import RobustCLIP
+    from trainers.schema.training import AttackConfig
 
 __all__ = ["Batch", "Context", "Losses", "Objective", "ScoredObjective", "perturbed"]
 
@@ -130,7 +130,8 @@ def perturbed(
     computed; modes and `requires_grad` flags are restored, also on an error. Noise: (seed, epoch, restart, sample
     index). With several restarts, each image keeps its final iterate of greatest loss.
     """
-    from trainers.attacks import ATTACKS, noise, restarted
+    from trainers.attacks import ATTACKS, restarted
+    from trainers.draws import noise
 
     modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -11,8 +11,8 @@ from trainers.objectives.base import Batch, Context, Losses, ScoredObjective, pe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.config import AttackConfig
-    from trainers.model import RobustCLIP
+    from trainers.model.robust import RobustCLIP
+    from trainers.schema.training import AttackConfig
 
 __all__ = ["PMGAFT"]
 

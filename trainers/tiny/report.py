@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from trainers.config import EvalAttack, EvalConfig
 from trainers.data import load_dataset
-from trainers.evaluate import evaluate_sets, random_noise
-from trainers.model import RobustCLIP, class_embeddings, tokenizer_for
-from trainers.tiny import STATED_EPS
-from trainers.tiny.datasets import TINY_ROLES
+from trainers.data.drawn.datasets import STATED_EPS, TINY_ROLES
+from trainers.evaluation.measure import evaluate_sets, random_noise
+from trainers.model.build import tokenizer_for
+from trainers.model.robust import RobustCLIP, class_embeddings
+from trainers.schema.training import EvalAttack, EvalConfig
 
 __all__ = ["RADII", "ZERO_SHOT", "Row", "format_table", "measure", "measure_all"]
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainers.config import ModelConfig
-from trainers.model import load_clip
-from trainers.tiny import ARCH, register, weights_path
-from trainers.tiny.corpus import Corpus, load_corpus
+from trainers.data.drawn.corpus import Corpus, load_corpus
+from trainers.model.bundled import ARCH, register, weights_path
+from trainers.model.pretrained import load_clip
+from trainers.schema.training import ModelConfig
 from trainers.tiny.report import format_table, measure_all
 
 __all__ = ["contrastive_loss", "fit", "save"]

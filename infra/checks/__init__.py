@@ -1,0 +1,1 @@
+"""A cause and its remedy: S3, MLflow, this machine."""

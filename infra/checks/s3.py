@@ -1,0 +1,192 @@
+"""Whether S3 can be used: put, get, list, delete, and conditional puts that race. Leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from infra.checks.finding import Finding, failed, ok, warning
+from infra.errors import ServiceError
+from infra.storage import s3_errors
+
+__all__ = ["DOCTOR_PREFIX", "S3", "check_s3", "clock_finding", "conditional_puts", "require_conditional_puts"]
+
+DOCTOR_PREFIX = ".agft/doctor"
+S3 = "S3"
+CONDITIONS = "S3 conditional puts"
+CLOCK = "clock"
+REFUSED = (409, 412)
+SKEW_WARNING_SECONDS, SKEW_FAILED_SECONDS = 5.0, 120.0  # S3 refuses requests at 900 s
+PROMOTION = "promotion is refused on this store: two at once could both become champion. Use one that honours "
+NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+REMEDIES = {
+    "InvalidAccessKeyId": ("the store does not know the access key", "set AWS_ACCESS_KEY_ID to a key of this store"),
+    "SignatureDoesNotMatch": (
+        "the secret key is wrong",
+        "set AWS_SECRET_ACCESS_KEY to the one that belongs to the key",
+    ),
+    "RequestTimeTooSkewed": ("the clock here is wrong", "set this machine's clock (chrony or systemd-timesyncd)"),
+    "AuthorizationHeaderMalformed": ("the region is wrong", "set AWS_REGION to the bucket's region"),
+    "PermanentRedirect": ("the bucket is in another region", "set AWS_REGION and AWS_ENDPOINT_URL to the bucket's"),
+    "AccessDenied": (
+        "the key may not do this",
+        "grant s3:GetObject, PutObject, DeleteObject and ListBucket on the bucket",
+    ),
+    "QuotaExceeded": ("the quota is used up", "raise the quota, or delete studies (`agft delete`)"),
+    "XMinioStorageFull": ("the store's disk is full", "free space on the store"),
+    "InternalError": ("the store fails", "look at its log; a full disk does this"),
+}
+
+
+def _client() -> Any:
+    config = Config(retries={"total_max_attempts": 1}, connect_timeout=4, read_timeout=10)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+def check_s3(bucket: str) -> list[Finding]:
+    """Every step on an object of our own below `.agft/doctor/`; the first that fails ends it."""
+    client = _client()
+    endpoint = client.meta.endpoint_url
+    base = f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
+    key, body, step, date = f"{base}/object", secrets.token_bytes(64), "put", ""
+    try:
+        date = client.put_object(Bucket=bucket, Key=key, Body=body)["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+        heard = time.time()
+        step = "get"
+        if client.get_object(Bucket=bucket, Key=key)["Body"].read() != body:
+            return [failed(S3, f"{endpoint}: other bytes came back than were put", "do not use this store")]
+        step = "list"
+        listed = client.list_objects_v2(Bucket=bucket, Prefix=f"{base}/").get("Contents", [])
+        if [entry["Key"] for entry in listed] != [key]:
+            return [
+                failed(S3, f"{endpoint}: a listing lacks what was just put", "use a store with consistent listings")
+            ]
+        conditions = conditional_puts(client, bucket, f"{base}/race")
+        step = "delete"
+        client.delete_object(Bucket=bucket, Key=key)
+        if client.list_objects_v2(Bucket=bucket, Prefix=key).get("Contents"):
+            return [
+                failed(S3, f"{endpoint}: a deleted object is still listed", "switch object locks off for the bucket")
+            ]
+    except ClientError as error:
+        return [_refused(error, step, endpoint, bucket)]
+    except BotoCoreError as error:
+        reason = _short(error).partition(': "http')[0]
+        return [
+            failed(
+                S3,
+                f"{endpoint} does not answer: {reason}",
+                "start the store, or set AWS_ENDPOINT_URL; for embedded services: agft stack up",
+            )
+        ]
+    finally:
+        _clean(client, bucket, base)
+    found = [ok(S3, f"{endpoint}, bucket {bucket}: put, get, list, delete"), *conditions]
+    if date:
+        found.append(clock_finding("S3", parsedate_to_datetime(date).timestamp() + 0.5 - heard, precision=1.0))
+    return found
+
+
+def _refused(error: ClientError, step: str, endpoint: str, bucket: str) -> Finding:
+    code = error.response.get("Error", {}).get("Code", "")
+    if not error.response.get("Error", {}).get("Message") and code.isdigit():
+        return failed(
+            S3, f"{endpoint} answers ({code}), but not as S3 does", "set AWS_ENDPOINT_URL to the store's address"
+        )
+    if code == "NoSuchBucket":
+        return failed(
+            S3, f"{endpoint}: there is no bucket {bucket!r}", "create it, or set AGFT_BUCKET to one that is there"
+        )
+    cause, remedy = REMEDIES.get(code, (_short(error), "see the store's documentation of this code"))
+    return failed(S3, f"{endpoint}: {step} in bucket {bucket!r}: {cause} ({code})", remedy)
+
+
+def conditional_puts(client: Any, bucket: str, key: str) -> list[Finding]:
+    """Two racing `If-None-Match: *` and two racing `If-Match`: each time exactly one may win."""
+    problems = []
+    first = _race(lambda: client.put_object(Bucket=bucket, Key=key, Body=b"1", IfNoneMatch="*"))
+    if problem := _problem(first, "If-None-Match: *"):
+        problems.append(problem)
+    etag = client.put_object(Bucket=bucket, Key=key, Body=b"2")["ETag"]
+    second = _race(lambda: client.put_object(Bucket=bucket, Key=key, Body=secrets.token_bytes(8), IfMatch=etag))
+    if problem := _problem(second, "If-Match"):
+        problems.append(problem)
+    if problems:
+        return [failed(CONDITIONS, "; ".join(problems), f"{PROMOTION}If-None-Match and If-Match on PutObject")]
+    return [ok(CONDITIONS, "of two that race, one wins (If-None-Match, If-Match): promotion is safe")]
+
+
+def require_conditional_puts(bucket: str) -> None:
+    """`ServiceError` unless the store lets exactly one of two racing puts win; for what must not happen twice."""
+    client, base = _client(), f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
+    try:
+        with s3_errors(f"s3://{bucket}/{base}"):
+            [row] = conditional_puts(client, bucket, f"{base}/race")
+    finally:
+        _clean(client, bucket, base)
+    if row.state != "ok":
+        raise ServiceError(f"S3 at {client.meta.endpoint_url}: {row.detail}; {row.remedy}")
+
+
+def _race(put: Callable[[], Any]) -> list[int]:
+    """HTTP status of two puts that start at the same moment."""
+    start, statuses = threading.Barrier(2), []
+
+    def run() -> None:
+        start.wait(timeout=5)
+        try:
+            statuses.append(int(put()["ResponseMetadata"]["HTTPStatusCode"]))
+        except ClientError as error:
+            statuses.append(int(error.response["ResponseMetadata"]["HTTPStatusCode"]))
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(15)
+    return sorted(statuses)
+
+
+def _problem(statuses: list[int], condition: str) -> str:
+    if len(statuses) == 2 and statuses[0] == 200 and statuses[1] in REFUSED:
+        return ""
+    if statuses == [200, 200]:
+        return f"{condition} is ignored: both of two puts succeeded"
+    return f"{condition}: two puts were answered {' and '.join(map(str, statuses)) or 'not at all'}"
+
+
+def clock_finding(server: str, ahead_seconds: float, *, precision: float) -> Finding:
+    """What a difference between a server's clock and ours (positive: theirs is later) means."""
+    off = max(0.0, abs(ahead_seconds) - precision)
+    word = "ahead of" if ahead_seconds > 0 else "behind"
+    text = f"{server}'s clock is {abs(ahead_seconds):.0f} s {word} this machine's"
+    remedy = "set both clocks (chrony or systemd-timesyncd): S3 refuses requests that are 15 min off, and times in "
+    remedy += "MLflow and reports would be wrong"
+    if off > SKEW_FAILED_SECONDS:
+        return failed(CLOCK, text, remedy)
+    if off > SKEW_WARNING_SECONDS:
+        return warning(CLOCK, text, remedy)
+    return ok(CLOCK, f"{server}'s agrees with this machine's to {max(precision, abs(ahead_seconds)):.1f} s")
+
+
+def _clean(client: Any, bucket: str, base: str) -> None:
+    for name in ("object", "race"):
+        try:
+            client.delete_object(Bucket=bucket, Key=f"{base}/{name}")
+        except (ClientError, BotoCoreError):
+            return  # what made this fail has been reported, and nothing was written
+
+
+def _short(error: object) -> str:
+    return " ".join(str(error).split())[:250]

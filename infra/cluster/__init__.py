@@ -1,0 +1,1 @@
+"""Ray: connecting, jobs, what a node must have."""

@@ -1,0 +1,248 @@
+"""The Ray cluster: an existing one (`RAY_ADDRESS`), or one on this machine that only this user can talk to.
+
+A local cluster listens on loopback only and demands a token on every port; its files lie in a folder of mode 0700.
+It ends with the process that called `connect`, also when that process is killed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import secrets
+import socket
+import stat
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.errors import ServiceError, UserError
+from infra.services import default_home
+from infra.stack import processes
+
+__all__ = [
+    "SETTINGS", "Cluster", "capacity", "connect", "disconnect", "max_concurrent", "node_capacities", "placement_groups",
+]  # fmt: skip
+
+Resources = Mapping[str, float]  # Ray's names: CPU, GPU, memory in bytes, or custom ones
+
+# Read by Ray's processes and by ours; a value that is already in the environment stays.
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # the default lets one report through in 2 s
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's ends in a hard kill
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files for each trial
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+}
+LOCAL_SETTINGS = {
+    "RAY_worker_maximum_startup_concurrency": "8",  # a nested trial is 7 processes; fewer at once only draws warnings
+    "OMP_WAIT_POLICY": "PASSIVE",  # workers that share cores must not burn them waiting: 2 to 5 times the speed here
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one actor less for each trial
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # "no clusters here": makes Ray bind loopback only
+    "AUTOSCALER_METRIC_PORT": "-1",  # these two would answer without the token; Ray notes in its log that it cannot
+    "DASHBOARD_METRIC_PORT": "-1",
+}
+TOKEN_FILE = "ray_token"
+LEAVE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection. `nodes` are the total resources of each live node when it was made."""
+
+    address: str
+    local: bool
+    dashboard_url: str | None
+    nodes: tuple[Resources, ...]
+
+    @property
+    def total(self) -> dict[str, float]:
+        """Resources of all nodes together."""
+        return _sum(self.nodes)
+
+
+_mark: str | None = None  # of the local cluster that this process started
+
+
+def connect(*, num_cpus: float | None = None, log_to_driver: bool = False) -> Cluster:
+    """Connect to `RAY_ADDRESS`, else start a local cluster (`num_cpus` logical CPUs; default: the machine's).
+
+    Call it before other code imports Ray, as Ray reads some settings at import. Connected already: says so again.
+    Raises `ServiceError` when the cluster does not answer or refuses the token.
+    """
+    global _mark
+    address = os.environ.get("RAY_ADDRESS")
+    if address == "local":
+        address = None
+    for name, value in (SETTINGS if address else SETTINGS | LOCAL_SETTINGS).items():
+        os.environ.setdefault(name, value)
+    if not address:
+        _use_token(default_home(os.environ))
+    import ray
+
+    if ray.is_initialized():
+        return _describe(ray, local=_mark is not None)
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": log_to_driver}
+    try:
+        if address:
+            _check_address(address)
+            ray.init(address=address, **_job_settings(), **quiet)
+        else:
+            _reread_settings()
+            _mark = f"ray:{os.getpid()}:{secrets.token_hex(4)}"
+            os.environ[processes.MARKER] = _mark  # inherited by the cluster's processes, to find stragglers
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=True,  # without it stopped trials leak their placement groups
+                    dashboard_host="127.0.0.1",
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(_private_folder() / "ray"),
+                    **quiet,
+                )
+            finally:
+                del os.environ[processes.MARKER]
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ServiceError(f"Ray at {address or 'this machine'}: {' '.join(str(error).split())[:500]}") from error
+    return _describe(ray, local=not address)
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one is ended with all its processes, at the latest after some 10 s."""
+    global _mark
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+    if _mark is not None:
+        processes.wait_gone(_mark, LEAVE_SECONDS)
+        processes.terminate(_mark, grace_seconds=1.0)
+        _mark = None
+
+
+def node_capacities() -> list[dict[str, float]]:
+    """Total resources of each live node."""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def capacity() -> dict[str, float]:
+    """Total resources of the live nodes together, used or not."""
+    return _sum(node_capacities())
+
+
+def max_concurrent(
+    per_trial: Resources,
+    total: Resources,
+    requested: int | None = None,
+    *,
+    per_worker: Resources | None = None,
+    workers: int = 1,
+    nodes: Sequence[Resources] = (),
+) -> int:
+    """How many trials can run at once, at least 1: by the scarcest resource, and no more than `requested`.
+
+    `per_trial` is everything one trial holds. With `per_worker` and `nodes`, each of its `workers` must also fit
+    into one node, which a total cannot tell. Raises `UserError` with the numbers when not even one trial ever fits.
+    """
+    if requested is not None and requested < 1:
+        raise UserError(f"resources.max_concurrent: {requested}; expected at least 1, or auto")
+    for name, need in per_trial.items():
+        if need > total.get(name, 0.0) + 1e-9:
+            raise UserError(
+                f"resources: one trial needs {need:g} {name}, the whole cluster has {total.get(name, 0.0):g}; "
+                "it would wait for ever"
+            )
+    limits = [int(total[name] / need + 1e-9) for name, need in per_trial.items() if need > 0]
+    if per_worker and nodes:
+        room = [_copies(node, per_worker) for node in nodes]
+        if sum(room) < workers:
+            wanted = ", ".join(f"{need:g} {name}" for name, need in per_worker.items() if need > 0)
+            sizes = "; ".join(", ".join(f"{node.get(name, 0.0):g} {name}" for name in per_worker) for node in nodes)
+            raise UserError(
+                f"resources: a trial has {workers} worker(s) of {wanted}, each on one node, and the nodes ({sizes}) "
+                f"have room for {sum(room)}; it would wait for ever"
+            )
+        limits.append(sum(room) // workers)
+    if requested is not None:
+        limits.append(requested)
+    if not limits:
+        raise UserError("resources: a trial that needs nothing cannot be counted; give it CPUs or GPUs")
+    return min(limits)
+
+
+def placement_groups() -> list[dict[str, Any]]:
+    """Placement groups that still hold or wait for resources, each with `placement_group_id`, `name`, `state`."""
+    import ray
+
+    return [dict(group) for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
+
+
+def _sum(nodes: Sequence[Resources]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for node in nodes:
+        for name, amount in node.items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+def _copies(node: Resources, need: Resources) -> int:
+    return min((int(node.get(name, 0.0) / n + 1e-9) for name, n in need.items() if n > 0), default=10**6)
+
+
+def _describe(ray: Any, *, local: bool) -> Cluster:
+    context = ray.get_runtime_context()
+    url = ray._private.worker.get_dashboard_url()
+    return Cluster(context.gcs_address, local, f"http://{url}" if url else None, tuple(node_capacities()))
+
+
+def _job_settings() -> dict[str, Any]:
+    """`SETTINGS` for our processes on nodes that were started without them; a submitted job was given them already."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return {}
+    return {"runtime_env": {"env_vars": {name: os.environ[name] for name in SETTINGS}}}
+
+
+def _check_address(address: str) -> None:
+    """Fail in seconds when nobody listens at `host:port`; Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _use_token(home: Path) -> None:
+    """Demand the home's token (made once, mode 0600) on every port; whoever has it can run code here."""
+    path = home / TOKEN_FILE
+    if not path.exists():
+        processes.write_private(path, secrets.token_hex(32))
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+
+
+def _reread_settings() -> None:
+    """Make an already imported Ray see the settings that it read at import."""
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    core: Any = importlib.import_module("ray._raylet")
+    constants.ENABLE_RAY_CLUSTER = False
+    core.Config.initialize("")
+    core.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _private_folder() -> Path:
+    """A short path (socket names hold 107 characters) that only we can enter: Ray opens its own to everybody."""
+    folder = Path(tempfile.gettempdir()) / f"agft-{os.getuid()}"
+    if len(str(folder)) > 40:
+        folder = Path(f"/tmp/agft-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+        raise ServiceError(f"{folder} is not a folder of mode 0700 that belongs to you; remove it")
+    return folder

@@ -1,0 +1,1 @@
+"""Services that are started here, on loopback and with credentials."""

@@ -1,0 +1,113 @@
+"""The embedded MLflow server: one worker, basic authentication, artifacts proxied into the embedded S3.
+
+Its two databases are SQLite files in its folder, or of the embedded PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from infra.errors import ServiceError, UserError
+from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
+from infra.stack.processes import write_private
+
+__all__ = ["SECRETS", "USERNAME", "address", "command", "configure", "environment", "probe", "version"]
+
+USERNAME = "agft"
+SECRETS = ("mlflow_password", "mlflow_server_key")
+AUTH_CACHE_SECONDS = 300  # without it each request costs a PBKDF2
+DROPPED_PREFIXES = ("PG", "MLFLOW_", "_MLFLOW_", "AWS_", "RAY_", "GUNICORN_", "UVICORN_")
+
+
+def configure(folder: Path, users: str = "sqlite:///auth.db") -> None:
+    """Write the authentication settings (mode 0600); `users` is the database of users, without a password.
+
+    Passwords go through the environment only.
+    """
+    if importlib.util.find_spec("flask_wtf") is None:
+        raise UserError("the embedded MLflow server needs its authentication app: pip install 'mlflow[auth]'")
+    # the database paths are relative to the server's folder: a home may have any characters in its name
+    text = f"""[mlflow]
+default_permission = NO_PERMISSIONS
+grant_default_workspace_access = false
+database_uri = {users}
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+auth_cache_ttl_seconds = {AUTH_CACHE_SECONDS}
+"""
+    write_private(folder / "basic_auth.ini", text)
+
+
+def command(port: int, *, bind: str = "127.0.0.1", runs: str = "sqlite:///mlflow.db") -> list[str]:
+    """The command line, to be run in the server's folder; it holds no secret. `runs`: database, without a password."""
+    return [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--host", bind, "--port", str(port), "--workers", "1"),
+        *("--app-name", "basic-auth", "--allowed-hosts", f"{bind}:*,127.0.0.1:*,localhost:*"),
+        *("--backend-store-uri", runs),
+        *("--artifacts-destination", f"s3://{DEFAULT_BUCKET}/mlflow"),
+        *("--uvicorn-opts", "--no-access-log"),
+    ]
+
+
+def environment(folder: Path, secrets: Mapping[str, str], s3_endpoint: str) -> dict[str, str]:
+    """Variables of the server process: this process's own without foreign service settings, plus the secrets."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED_PREFIXES)}
+    return kept | {
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
+        "MLFLOW_AUTH_ADMIN_USERNAME": USERNAME,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": secrets["mlflow_password"],
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets["mlflow_server_key"],
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven idle processes otherwise
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_REGION": DEFAULT_REGION,
+        "AWS_DEFAULT_REGION": DEFAULT_REGION,
+        "AWS_ACCESS_KEY_ID": secrets["access_key"],
+        "AWS_SECRET_ACCESS_KEY": secrets["secret_key"],
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "*",
+        "PGPASSWORD": secrets["postgres_password"],  # unused with SQLite
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def address(port: int, bind: str = "127.0.0.1") -> str:
+    """The tracking URI; loopback by number, since `localhost` may resolve to IPv6 first."""
+    return f"http://{bind}:{port}"
+
+
+def version() -> str:
+    """Of the installed MLflow."""
+    return importlib.metadata.version("mlflow")
+
+
+def probe(port: int, secrets: Mapping[str, str], bind: str = "127.0.0.1") -> None:
+    """One authorised request that reads the database; `ServiceError` with the reason when it fails."""
+    token = base64.b64encode(f"{USERNAME}:{secrets['mlflow_password']}".encode()).decode()
+    request = urllib.request.Request(
+        f"{address(port, bind)}/api/2.0/mlflow/experiments/search?max_results=1",
+        headers={"Authorization": f"Basic {token}"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=10) as response:
+            json.load(response)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise ServiceError(
+                f"MLflow at {address(port, bind)} refuses the kept credentials (HTTP {error.code}): its user database "
+                "is not the one that belongs to secrets.json"
+            ) from error
+        raise ServiceError(f"MLflow at {address(port, bind)}: HTTP {error.code}") from error
+    except (OSError, ValueError) as error:
+        raise ServiceError(f"MLflow at {address(port, bind)}: {error}") from error

@@ -1,0 +1,1 @@
+"""MLflow: calls that are repeated safely, runs, the registry of models."""

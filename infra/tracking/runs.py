@@ -1,0 +1,284 @@
+"""The MLflow record of a study, written behind its back: an outage never blocks or raises into the caller.
+
+Calls put operations on an in-memory queue; one thread sends them in order and repeats each until the server has
+it. The queue dies with the process, and that is fine: the study's database is the spool. After a crash the caller
+replays everything, and every operation is idempotent (runs are found by key, points carry their time stamps).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from infra.errors import UserError
+from infra.tracking import calls as mlflow_calls
+from infra.tracking.calls import Point, check_name, check_server
+
+__all__ = ["Point", "Tracker", "check_server"]
+
+log = logging.getLogger("agft.tracking")
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
+Kind = Literal["records", "artifacts"]
+MAX_ARTIFACT_BYTES = 64_000_000  # weights belong in S3, not here
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One thing to tell the server. Artifacts let others pass while their storage is away."""
+
+    key: str
+    what: str
+    call: Callable[[], None]
+    kind: Kind = "records"
+
+    def replaces(self, older: Operation) -> bool:
+        """Whether both store the same file of the same run."""
+        return self.kind == older.kind == "artifacts" and (self.key, self.what) == (older.key, older.what)
+
+
+class Tracker:
+    """One experiment's logger. Thread-safe; make one per process. Illegal names are a `UserError` at the call."""
+
+    def __init__(self, tracking_uri: str, experiment: str) -> None:
+        self.tracking_uri, self.experiment = tracking_uri, experiment
+        self.dropped: list[str] = []  # what the server refused for good, with its reason
+        self._queue: deque[Operation] = deque()
+        self._changed = threading.Condition()
+        self._closing = self._kicked = False
+        self._outages: set[str] = set()  # of "records" and "artifacts", which have storage of their own
+        self._run_ids: dict[str, str] = {}
+        self._client: Any = None
+        self._experiment_id: str | None = None
+        self._thread = threading.Thread(target=self._work, name="agft-tracking", daemon=True)
+        self._thread.start()
+
+    def ensure_run(
+        self,
+        key: str,
+        *,
+        name: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        start_time_ms: int,
+        parent: str | None = None,
+        reopen: bool = False,
+    ) -> None:
+        """Find or create the run of `key`, below the run of `parent`.
+
+        Params are written once: existing ones stay as they are. `reopen` sets a finished run back to RUNNING.
+        """
+        check_name(key, "run key")
+        for param in params:
+            check_name(param, "parameter name")
+        params, tags = dict(params), dict(tags)
+
+        def call() -> None:
+            parent_run_id = self._find(parent) if parent else None
+            client, experiment_id = self._connected()
+            run_id = mlflow_calls.ensure_run(
+                client, experiment_id, key, name=name, parent_run_id=parent_run_id, params=params, tags=tags,
+                start_time_ms=start_time_ms, reopen=reopen,
+            )  # fmt: skip
+            with self._changed:
+                self._run_ids[key] = run_id
+
+        self._put(key, f"run {name!r}", call)
+
+    def log(self, key: str, points: Sequence[Point]) -> None:
+        """Log points to the run of `key`; sent in batches of 1000."""
+        for name in {point.name for point in points}:
+            check_name(name, "metric name")
+        for start in range(0, len(points), mlflow_calls.POINTS_PER_CALL):
+            self._log_points(key, list(points)[start : start + mlflow_calls.POINTS_PER_CALL])
+
+    def set_tags(self, key: str, tags: Mapping[str, str]) -> None:
+        """Set tags of the run of `key`; the last value wins."""
+        tags = dict(tags)
+
+        def call() -> None:
+            client, _ = self._connected()
+            mlflow_calls.send_settings(client, client.get_run(self._find(key)), params={}, tags=tags)
+
+        self._put(key, "tags", call)
+
+    def describe(self, key: str, text: Callable[[Callable[[str], str | None]], str]) -> None:
+        """Set the run's description (Markdown). `text` is called with `run_page` when it is sent, so it can link."""
+
+        def call() -> None:
+            client, _ = self._connected()
+            tags = {"mlflow.note.content": text(self.run_page)}
+            mlflow_calls.send_settings(client, client.get_run(self._find(key)), params={}, tags=tags)
+
+        self._put(key, "description", call)
+
+    def log_inputs(self, key: str, datasets: Sequence[tuple[str, str, str]]) -> None:
+        """Say which datasets the run read: (name, SHA-256, role) each; saying it again adds nothing."""
+
+        def call() -> None:
+            mlflow_calls.send_inputs(self._connected()[0], self._find(key), datasets)
+
+        self._put(key, f"{len(datasets)} datasets", call)
+
+    def log_text(self, key: str, text: str, artifact_path: str) -> None:
+        """Store `text` as the run's artifact `artifact_path`, replacing an older one."""
+        self._log_artifact(key, text.encode(), artifact_path)
+
+    def log_file(self, key: str, path: Path, artifact_path: str) -> None:
+        """Store the file's bytes of now as the run's artifact `artifact_path` (its full path in the run)."""
+        if path.stat().st_size > MAX_ARTIFACT_BYTES:
+            raise UserError(f"{path}: {path.stat().st_size} bytes; MLflow gets at most {MAX_ARTIFACT_BYTES}, use S3")
+        self._log_artifact(key, path.read_bytes(), artifact_path)
+
+    def finish(self, key: str, status: Literal["FINISHED", "KILLED", "FAILED"], end_time_ms: int) -> None:
+        """End the run of `key` with this status and time."""
+
+        def call() -> None:
+            self._connected()[0].set_terminated(self._find(key), status, end_time_ms)
+
+        self._put(key, f"end ({status})", call)
+
+    def run_id(self, key: str) -> str | None:
+        """The run's id, or None while the server has not answered yet. Does not block."""
+        with self._changed:
+            return self._run_ids.get(key)
+
+    def run_page(self, key: str) -> str | None:
+        """Address of the run in the UI, or None while the server has not answered yet. Does not block."""
+        found = self.run_id(key)
+        return f"{self.tracking_uri}/#/experiments/{self._experiment_id}/runs/{found}" if found else None
+
+    def page(self) -> str:
+        """Address of the experiment's runs in the UI; of all experiments while the server has not answered yet."""
+        base = f"{self.tracking_uri}/#/experiments"
+        return f"{base}/{self._experiment_id}/runs" if self._experiment_id else base
+
+    def flush(self, timeout_seconds: float) -> int:
+        """Wait until everything is sent, at most so long; returns how many operations are left."""
+        deadline = time.monotonic() + timeout_seconds
+        with self._changed:
+            self._kicked = True
+            self._changed.notify_all()
+            while self._queue and (left := deadline - time.monotonic()) > 0 and self._thread.is_alive():
+                self._changed.wait(left)
+            return len(self._queue)
+
+    def close(self, timeout_seconds: float) -> int:
+        """`flush`, then end the thread; what is left is forgotten here (the study replays it) and counted."""
+        left = self.flush(timeout_seconds)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(1.0)  # a request under way is abandoned: the thread is a daemon
+        if left:
+            log.warning("%d records were not sent to MLflow at %s; the study keeps them", left, self.tracking_uri)
+        return left
+
+    def _put(self, key: str, what: str, call: Callable[[], None], kind: Kind = "records") -> None:
+        with self._changed:
+            if self._closing:
+                return
+            fresh = Operation(key, what, call, kind)
+            if kind == "artifacts":  # a newer version of a file that waits (the first may be under way) replaces it
+                for older in [old for old in list(self._queue)[1:] if fresh.replaces(old)]:
+                    self._queue.remove(older)
+            self._queue.append(fresh)
+            self._changed.notify_all()
+
+    def _connected(self) -> tuple[Any, str]:
+        if self._client is None:
+            self._client = mlflow_calls.connect(self.tracking_uri)
+        if self._experiment_id is None:
+            self._experiment_id = mlflow_calls.experiment_id(self._client, self.experiment)
+        return self._client, self._experiment_id
+
+    def _find(self, key: str) -> str:
+        known = self.run_id(key)
+        if known is None:
+            run = mlflow_calls.find_run(*self._connected(), key)
+            if run is None:
+                raise LookupError(f"no run has the key {key!r}; call ensure_run first")
+            known = str(run.info.run_id)
+            with self._changed:
+                self._run_ids[key] = known
+        return known
+
+    def _log_points(self, key: str, points: Sequence[Point]) -> None:
+        def call() -> None:
+            mlflow_calls.send_points(self._connected()[0], self._find(key), points)
+
+        self._put(key, f"{len(points)} points", call)
+
+    def _log_artifact(self, key: str, data: bytes, artifact_path: str) -> None:
+        target = PurePosixPath(artifact_path)
+        if target.is_absolute() or ".." in target.parts or not target.name:
+            raise UserError(f"artifact path {artifact_path!r}: expected a relative path without '..'")
+
+        def call() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                local = Path(folder) / target.name
+                local.write_bytes(data)
+                self._connected()[0].log_artifact(self._find(key), str(local), str(target.parent).strip(".") or None)
+
+        self._put(key, f"artifact {artifact_path}", call, "artifacts")
+
+    def _work(self) -> None:
+        pause = FIRST_PAUSE_SECONDS
+        retried: Operation | None = None
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closing)
+                if self._closing:
+                    return
+                operation = self._queue[0]
+            try:
+                operation.call()
+            except Exception as error:
+                reason = mlflow_calls.outage(error)
+                if reason is not None:
+                    self._wait_out(operation, reason, pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                    continue
+                if retried is not operation and self._forget(operation.key):
+                    retried = operation
+                    continue
+                self.dropped.append(f"{operation.key}: {operation.what}: {' '.join(str(error).split())[:300]}")
+                log.error("MLflow refuses a record for good: %s", self.dropped[-1])
+            pause = FIRST_PAUSE_SECONDS
+            self._done(operation)
+
+    def _wait_out(self, operation: Operation, reason: str, pause: float) -> None:
+        """Note the outage (one warning for each) and sleep; a flush or close ends the sleep."""
+        if operation.kind not in self._outages:
+            self._outages.add(operation.kind)
+            log.warning("MLflow at %s takes no %s (%s); they are sent later", self.tracking_uri, operation.kind, reason)
+        with self._changed:
+            if operation.kind == "artifacts" and len(self._queue) > 1:
+                if any(other is not operation and other.replaces(operation) for other in self._queue):
+                    self._queue.remove(operation)  # else it would be sent after its successor
+                else:
+                    self._queue.rotate(-1)
+            pause = FIRST_PAUSE_SECONDS if self._kicked else pause * random.uniform(0.7, 1.3)
+            self._kicked = False
+            self._changed.wait_for(lambda: self._closing or self._kicked, pause)
+
+    def _forget(self, key: str) -> bool:
+        """Whether we knew a run of `key`: it may be deleted (a double of a race), so look once more before dropping."""
+        with self._changed:
+            return self._run_ids.pop(key, None) is not None
+
+    def _done(self, operation: Operation) -> None:
+        with self._changed:
+            self._queue.remove(operation)
+            self._changed.notify_all()
+        if operation.kind in self._outages:
+            self._outages.remove(operation.kind)
+            log.warning("MLflow at %s takes %s again; %d to send", self.tracking_uri, operation.kind, len(self._queue))

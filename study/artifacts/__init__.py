@@ -1,0 +1,1 @@
+"""Bytes by address: checkpoints, prepared datasets, weights from elsewhere."""

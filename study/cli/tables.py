@@ -1,0 +1,130 @@
+"""Tables of trials and studies, as the terminal shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from study.console import percent
+from study.results.ranking import Measurement, trial_table
+from study.results.status import ALL_DONE
+from study.spec.config import StudyConfig
+from study.spec.dimension import shown
+from study.store.rows import TrialRow
+from trainers.schema.training import Goal
+
+__all__ = ["accuracy_table", "advice", "attempts_table", "studies_table", "trials_table"]
+
+
+def trials_table(spec: StudyConfig, trials: Sequence[TrialRow], goal: Goal, *, token: int | None = None) -> Table:
+    """All trials, the best first; accuracies are those of the trial's best epoch on the dev sets.
+
+    `token`: of the driver that drives now, if any.
+    """
+    table = Table(title=f"study {spec.name}: {len(trials)} trials, best first (dev sets)", title_justify="left")
+    for name in ("trial", "state", "epochs", "clean", "robust"):
+        table.add_column(name, justify="right" if name != "state" else "left", no_wrap=True)
+    paths = list(spec.search)
+    for path in paths:
+        table.add_column(path.removeprefix("method.").removeprefix("train.optimizer."), justify="right")
+    table.add_column("note")
+    for row in trial_table(trials, goal, token=token):
+        note = row["failure_kind"] or row["reason"] or ("" if row["feasible"] in (True, None) else "below a floor")
+        table.add_row(
+            str(row["number"]), row["state"], f"{row['epochs']}/{row['of_epochs'] or spec.train.epochs}",
+            percent(row["clean_accuracy"]), percent(row["robust_accuracy"]),
+            *(shown(path, row["params"].get(path, "-")) for path in paths), note,
+        )  # fmt: skip
+    return table
+
+
+def accuracy_table(title: str, rows: dict[str, Measurement]) -> Table:
+    """Models by line, clean and robust accuracy: means, then every set."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("model")
+    table.add_column("clean", justify="right")
+    table.add_column("robust", justify="right")
+    names = list(next(iter(rows.values()))["datasets"])
+    for name in names:
+        table.add_column(f"{name}\nclean / robust", justify="right")
+    for label, result in rows.items():
+        cells = []
+        for name in names:
+            scores = list(result["datasets"][name].values())
+            robust = sum(score["robust_accuracy"] for score in scores) / len(scores)
+            cells.append(f"{100 * scores[0]['clean_accuracy']:.1f} / {100 * robust:.1f}")
+        table.add_row(label, percent(result["clean_accuracy"]), percent(result["robust_accuracy"]), *cells)
+    return table
+
+
+def advice(status: dict[str, Any]) -> str:
+    """What to do about the study's state; empty when there is nothing to do."""
+    name, driver = status["study"], status["driver"]
+    where = f"its driver on {driver['host']} (process {driver['pid']})" if driver else "its driver"
+    silent = status["silent_seconds"] or 0
+    how = "is gone"
+    if silent:
+        how = f"has been silent for {_duration(silent)}: the process, its node or its cluster is gone"
+    texts = {
+        "queued": "no driver has come yet: `agft submit FILE` starts one on a cluster, `agft run FILE` here",
+        "deleting": f"`agft delete {name}` goes on with deleting it",
+        "interrupted": f"{where} {how}. Nothing is lost: `agft resume {name}` goes on here, "
+        "`agft submit FILE` on a cluster",
+        "paused": f"`agft resume {name}` goes on",
+        "failed": f"`agft logs {name}` shows why; `agft resume {name}` tries again",
+    }
+    left = status["counts"]["queued"]
+    if status["state"] == "finished" and left and status["message"] == ALL_DONE:  # extended, or a trial was dropped
+        return f"since then {left} more are wanted: `agft resume {name}` runs them"
+    return texts.get(status["state"], "")
+
+
+def studies_table(statuses: Sequence[dict[str, Any]]) -> Table:
+    """One line a study: state, how far, best, what it cost, where it is driven."""
+    table = Table(title="studies, newest first", title_justify="left")
+    for name in ("study", "state"):
+        table.add_column(name, overflow="fold")
+    for name in ("done", "running", "queued", "stopped\nearly", "failed", "best\nclean", "best\nrobust", "left",
+                 "device\nhours"):  # fmt: skip
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("driver", overflow="fold")
+    for status in statuses:
+        count, best = status["counts"], status["best"] or {}
+        eta = status["eta_seconds"]
+        table.add_row(
+            status["study"], status["state"], f"{count['done']}/{status['wanted']}",
+            *(str(count[name]) for name in ("running", "queued", "stopped_early", "failed")),
+            percent(best.get("clean_accuracy")), percent(best.get("robust_accuracy")),
+            "-" if eta is None else _duration(eta), f"{status['device_hours']:.2f}",
+            status["driver"]["host"] if status["driver"] else "-",
+        )  # fmt: skip
+    return table
+
+
+def attempts_table(trials: Sequence[TrialRow], token: int, now: float, *, live: bool) -> Table:
+    """Every start of every trial, if there was a second one anywhere: by which driver, how long, how it ended."""
+    table = Table(title="attempts", title_justify="left")
+    for name in ("trial", "attempt", "driver", "minutes", "device minutes"):
+        table.add_column(name, justify="right")
+    for name in ("host", "outcome"):
+        table.add_column(name)
+    for trial in trials:
+        for place, attempt in enumerate(sorted(trial.attempts, key=lambda a: a.token), start=1):
+            open_ = attempt.ended_ms is None
+            runs = open_ and live and attempt.token == token
+            end = now if runs else None if open_ else (attempt.ended_ms or 0) / 1000
+            table.add_row(
+                str(trial.number), str(place), f"a{attempt.token:06d}",
+                "-" if end is None else f"{(end - attempt.started_ms / 1000) / 60:.1f}",
+                f"{attempt.device_seconds / 60:.1f}", (attempt.provenance or {}).get("hostname") or "-",
+                attempt.outcome or ("running" if runs else "lost with its driver"),
+            )  # fmt: skip
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,222 @@
+"""Everything that a comparison found, as one JSON record: from the study store and the kept measurements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from infra.provenance import provenance
+from study.comparison.file import Comparison
+from study.errors import StudyFailed
+from study.plan.cost import update_passes
+from study.results.ranking import Measurement, ranked
+from study.spec.dimension import shown
+from study.statistics import METRICS, differences, set_accuracy, spread
+from study.store.rows import TrialRow
+from study.store.store import StudyStore
+from trainers.objectives import METHODS
+
+__all__ = [
+    "UNMODIFIED",
+    "chosen",
+    "collect",
+    "conclude",
+    "form_lines",
+    "form_name",
+    "kept_measurement",
+    "measurement_key",
+    "measurement_path",
+]
+
+
+UNMODIFIED = "unmodified CLIP"
+
+
+def chosen(store: StudyStore) -> TrialRow:
+    """The trial that a method goes on with: the best by the goal, or the one nearest to its floors."""
+    study = store.load()
+    best = next(iter(ranked(store.trials(), study.spec.goal.resolve(study.baseline or {}))), None)
+    if best is None:
+        raise StudyFailed(f"no trial of study {study.name!r} ran to its end; see `agft status {study.name}`")
+    return best
+
+
+def measurement_key(comparison: Comparison, weights: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a measurement depends on: the weights' bytes, the sets and the evaluation's settings."""
+    spec = comparison.shared()
+    return {
+        "weights": weights["sha256"] if weights else spec.model.model_dump(mode="json"),
+        "sets": list(spec.data.final),
+        "evaluation": spec.evaluate.final.model_dump(mode="json"),
+    }
+
+
+def measurement_path(folder: Path, label: str, seed: str) -> Path:
+    """Where a measurement is kept."""
+    return folder / "measured" / f"{label.replace(' ', '-')}{f'-{seed}' if seed else ''}.json"
+
+
+def kept_measurement(
+    comparison: Comparison, folder: Path, label: str, seed: str, weights: Mapping[str, Any] | None
+) -> Measurement | None:
+    """An earlier measurement of the same weights under the same settings."""
+    path = measurement_path(folder, label, seed)
+    if not path.is_file():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return dict(kept["result"]) if kept["key"] == measurement_key(comparison, weights) else None
+
+
+def collect(comparison: Comparison, database: str, folder: Path) -> dict[str, Any]:
+    """The record of a complete comparison."""
+    spec = comparison.shared()
+    first = StudyStore(database, spec.name).load()
+    methods = {label: _method(comparison, label, database, folder) for label in comparison.searches}
+    setting = spec.model_dump(
+        mode="json", include={"model", "data", "train", "evaluate", "goal", "sampler", "scheduler", "resources", "seed"}
+    )
+    return conclude(
+        {
+            "name": comparison.name,
+            "created_ms": first.created_ms,
+            "reference": comparison.reference,
+            "seeds": list(comparison.seeds),
+            "setting": {**setting, "trials": spec.budget.trials},
+            "unmodified": {
+                "dev": first.baseline,
+                "final": kept_measurement(comparison, folder, UNMODIFIED, "", None),
+            },
+            "methods": methods,
+            "provenance": provenance(),
+        }
+    )
+
+
+def conclude(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with what follows from its runs: means over seeds, and differences to the reference."""
+    runs: dict[str, dict[int, dict[str, float]]] = {}
+    for label, method in record["methods"].items():
+        measured = [run for run in method["runs"] if run["final"]]
+        runs[label] = {run["seed"]: {name: run["final"][name] for name in METRICS} for run in measured}
+        names = measured[0]["final"]["datasets"]
+        method["summary"] = {
+            "final": {name: asdict(spread([run["final"][name] for run in measured])) for name in METRICS},
+            "sets": {
+                each: {
+                    name: asdict(spread([set_accuracy(run["final"]["datasets"][each], name) for run in measured]))
+                    for name in METRICS
+                }
+                for each in names
+            },
+        }
+    found = differences(runs, record["reference"])
+    record["differences"] = {
+        label: {name: difference.record() if difference else None for name, difference in by_metric.items()}
+        for label, by_metric in found.items()
+    }
+    return record
+
+
+def _method(comparison: Comparison, label: str, database: str, folder: Path) -> dict[str, Any]:
+    store = StudyStore(database, comparison.searches[label].name)
+    study, trials, best = store.load(), store.trials(), chosen(store)
+    again = StudyStore(database, f"{study.name}-seeds")
+    assert best.last is not None, "a chosen trial has run to its end"
+    return {
+        "method": study.spec.method.name,
+        "study": study.name,
+        "attack": best.config["attack"],
+        "passes": update_passes(best.config["method"], best.config["attack"]),
+        "search": {
+            "space": study.spec.search,
+            "trials": [_trial(trial) for trial in trials],
+            "device_seconds": sum(trial.device_seconds for trial in trials),
+        },
+        "chosen": {**_trial(best), "params": best.params, "config": best.config},
+        "runs": [_run(comparison, label, folder, trial) for trial in again.trials()],
+        "code": [(row.load().provenance or {}).get("code") for row in (store, again)],
+    }
+
+
+def _trial(trial: TrialRow) -> dict[str, Any]:
+    last = trial.last
+    return {
+        "trial": trial.number,
+        "state": trial.state,
+        "failure": trial.failure_kind,
+        "best_epoch": last["best_epoch"] if last else None,
+        "clean_accuracy": last["best_clean_accuracy"] if last else None,
+        "robust_accuracy": last["best_robust_accuracy"] if last else None,
+        "feasible": last["best_feasible"] if last else None,
+        "params": trial.params,
+        "device_seconds": trial.device_seconds,
+        "images_per_second": _mean([float(epoch["images_per_second"]) for epoch in trial.epochs]),
+    }
+
+
+def _run(comparison: Comparison, label: str, folder: Path, trial: TrialRow) -> dict[str, Any]:
+    seed = int(trial.params["seed"])
+    weights = trial.best if trial.state == "complete" else None
+    final = kept_measurement(comparison, folder, label, str(seed), weights) if weights else None
+    return {**_trial(trial), "seed": seed, "weights": weights, "final": final}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+# Which form of a method a comparison ran: the paper's, or one with terms that the paper does not have.
+
+Record = Mapping[str, Any]
+SCALE = "logit_scale"
+# The fields that make another form of a method than its paper's, and what that form is called. The fields' defaults
+# are the paper's. Fields that are not here are its hyperparameters, or select a form that a paper has too.
+FORMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "agft": ("AGFT with our optional terms", ("feature_weight", "label_weight", "clean_weight", "attack_on")),
+    "pmg-aft": ("PMG-AFT, not as in the paper", ("detach_clean", "kl_reduction", "normalisation")),
+    "tga-zsr": ("TGA-ZSR, not as in the paper", ("map_distance", "token_norm")),
+    "fare": ("FARE with a term for the clean image", ("clean_weight",)),
+}
+
+
+def form_name(method: Record) -> str | None:
+    """What a method's form is called where its search or its chosen trial left the paper's; None where neither did."""
+    return FORMS[method["method"]][0] if _apart(method) else None
+
+
+def _apart(method: Record) -> list[str]:
+    """The fields in which a method's form is, or could have become, another than the paper's."""
+    fields = FORMS.get(method["method"], ("", ()))[1]
+    own = METHODS[method["method"]].model_validate(method["chosen"]["config"]["method"])
+    found = []
+    for field in fields:
+        value, paper = getattr(own, field), type(own).model_fields[field].default
+        text = f"the paper's {shown(field, value)}" if value == paper else shown(field, value)
+        if f"method.{field}" in method["search"]["space"]:
+            found.append(f"`{field}` searched, chosen {text}")
+        elif value != paper:
+            found.append(f"`{field}` {text}")
+    return found
+
+
+def form_lines(record: Record) -> list[str]:
+    """Methods that are not in their paper's form, and which of them searched the scale that they train at."""
+    lines = []
+    for label, method in record["methods"].items():
+        apart = _apart(method)
+        if apart:
+            lines.append(f"**{label} is {form_name(method)}**: {'; '.join(apart)}.")
+    searched: list[str] = []
+    fixed: list[str] = []
+    without: list[str] = []
+    for label, method in record["methods"].items():
+        if SCALE not in METHODS[method["method"]].model_fields:
+            without.append(label)
+        else:
+            (searched if f"method.{SCALE}" in method["search"]["space"] else fixed).append(label)
+    groups = (("searched by", searched or ["none"]), ("held fixed by", fixed), ("not a field of", without))
+    lines.append(f"`method.{SCALE}`: " + "; ".join(f"{what} {', '.join(who)}" for what, who in groups if who) + ".")
+    return lines

@@ -1,0 +1,194 @@
+"""Run a comparison on the study service: search, repeat with fresh seeds, measure on the final sets, report.
+
+What is left to do is read from the study store and the kept measurements before every step, so a comparison that was
+interrupted, or has finished, is simply run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.cluster.cluster import Cluster
+from infra.provenance import provenance
+from infra.services import Services
+from infra.tracking.runs import Tracker
+from study.comparison.file import Comparison
+from study.comparison.record import UNMODIFIED, chosen, collect, kept_measurement, measurement_key, measurement_path
+from study.comparison.report import comparison_table, write_comparison
+from study.console import Clock, wide_console
+from study.driver.run import run_study
+from study.errors import StudyFailed, UserError
+from study.session import CLOSE_SECONDS, cluster_here, services_here
+from study.spec.config import StudyConfig
+from study.store.database import database_url
+from study.store.lease import owner_identity
+from study.store.store import StudyStore
+from study.tracking import EXPERIMENT
+
+__all__ = ["compare_here"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do: a study to drive, or checkpoints (seed -> weights, None: unmodified CLIP) to measure."""
+
+    label: str
+    study: StudyConfig | None = None
+    weights: Mapping[str, Mapping[str, Any] | None] | None = None
+
+
+def compare_here(comparison: Comparison, home: Path, out: Path | None) -> int:
+    """Do what is left of a comparison and write its report; the exit code."""
+    clock = Clock()
+    database, folder = database_url(home), home / "compare" / comparison.name
+    for study in comparison.searches.values():
+        StudyStore(database, study.name).create(study)  # refuses another spec before anything is started
+    services = None
+    if next_step(comparison, database, folder) is None:
+        clock("everything has been run and measured already; writing the report")
+    else:
+        clock(f"comparison {comparison.name}: {len(comparison.searches)} methods; Ctrl-C pauses it")
+        services = services_here(home, clock)
+        try:
+            with cluster_here(clock) as cluster:
+                finished = _finish(comparison, database, folder, services, cluster, clock)
+        except KeyboardInterrupt:
+            finished = False
+        if not finished:
+            clock("paused; nothing is lost. Go on with the same command")
+            return 1
+    record = collect(comparison, database, folder)
+    path = write_comparison(record, out or folder / "report")
+    console = wide_console()
+    console.print()
+    console.print(comparison_table(record))
+    console.print(f"report: {path}")
+    if services:
+        console.print(f"MLflow: {_log(record, path.parent, services)}")
+    return 0
+
+
+def _finish(
+    comparison: Comparison, database: str, folder: Path, services: Services, cluster: Cluster, clock: Clock
+) -> bool:
+    """Step by step until nothing is left; False when a study was paused or stopped."""
+    while (step := next_step(comparison, database, folder)) is not None:
+        clock(_progress(comparison, database, step))
+        if step.study is None:
+            _measure(comparison, step, folder, clock)
+            continue
+        _share_baseline(comparison, database, step.study)
+        outcome = run_study(
+            step.study, database=database, cluster=cluster, bucket=services.bucket, tracking_uri=services.mlflow_uri,
+            say=clock,
+        )  # fmt: skip
+        if outcome.state != "finished":
+            return False
+    return True
+
+
+def _share_baseline(comparison: Comparison, database: str, study: StudyConfig) -> None:
+    """The unmodified CLIP on the dev sets is the same for every study of the comparison: measured by the first."""
+    store, known = StudyStore(database, study.name), StudyStore(database, comparison.shared().name).load().baseline
+    if known is not None and store.load().baseline is None:
+        token = store.acquire(owner_identity())
+        store.set_study(token, baseline=known)
+        store.release(token, "new")
+
+
+def next_step(comparison: Comparison, database: str, folder: Path) -> Step | None:
+    """What is to be done next; None when the comparison is complete."""
+    repetitions: dict[str, StudyConfig] = {}
+    for label, search in comparison.searches.items():
+        store = StudyStore(database, search.name)
+        if store.load().state != "finished":
+            return Step(label, study=search)
+        repetitions[label] = comparison.repetition(label, chosen(store).config)
+        StudyStore(database, repetitions[label].name).create(repetitions[label])  # refuses other seeds at once
+    for label, repetition in repetitions.items():
+        if StudyStore(database, repetition.name).load().state != "finished":
+            return Step(label, study=repetition)
+    if kept_measurement(comparison, folder, UNMODIFIED, "", None) is None:
+        return Step(UNMODIFIED, weights={"": None})
+    for label, repetition in repetitions.items():
+        trials = [trial for trial in StudyStore(database, repetition.name).trials() if trial.state == "complete"]
+        if not trials:
+            raise StudyFailed(f"every repetition of {label!r} failed; see `agft status {repetition.name}`")
+        every = {str(trial.params["seed"]): trial.best for trial in trials}
+        missing = {
+            seed: weights
+            for seed, weights in every.items()
+            if weights and kept_measurement(comparison, folder, label, seed, weights) is None
+        }
+        if missing:
+            return Step(label, weights=missing)
+    return None
+
+
+def _progress(comparison: Comparison, database: str, step: Step) -> str:
+    """One line: the step, how many runs are done, and when the rest may be done at the pace so far."""
+    seconds, done = 0.0, 0
+    for study in comparison.searches.values():
+        for name in (study.name, f"{study.name}-seeds"):
+            try:
+                row, trials = StudyStore(database, name).load(), StudyStore(database, name).trials()
+            except UserError:
+                continue  # not created yet
+            seconds += row.driven_seconds
+            done += sum(trial.finished for trial in trials)
+    total = sum(study.budget.trials + len(comparison.seeds) for study in comparison.searches.values())
+    left = f", about {max(1, round(seconds / done * (total - done) / 60))} min left" if done and done < total else ""
+    if step.study is not None:
+        what = f"study {step.study.name}"
+    else:
+        number = len(step.weights or {})
+        sets = ", ".join(comparison.shared().data.final)
+        what = f"final sets {sets}: measuring {step.label}" + (f", {number} checkpoints" if number > 1 else "")
+    return f"== {what}; {done} of {total} runs done{left}"
+
+
+def _measure(comparison: Comparison, step: Step, folder: Path, clock: Clock) -> None:
+    """Measure the step's checkpoints on the final sets; one file each, written whole."""
+    from study.evaluation.baseline import measure
+
+    spec = comparison.shared()
+    assert step.weights is not None
+    found = measure(step.weights, spec.model, spec.data.final, spec.evaluate.final, spec.resources)
+    for seed, result in found.items():
+        weights = step.weights[seed]
+        path = measurement_path(folder, step.label, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = {
+            "key": measurement_key(comparison, weights),
+            "result": result,
+            "measured_ms": int(time.time() * 1000),
+            "provenance": provenance(),
+        }
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        os.replace(temporary, path)
+        name = f"{step.label} seed {seed}" if seed else step.label
+        clock(f"  {name:<24} clean {result['clean_accuracy']:6.1%}  robust {result['robust_accuracy']:6.1%}")
+
+
+def _log(record: Mapping[str, Any], folder: Path, services: Services) -> str:
+    """The report in MLflow, as a run of its own beside the studies; where to look."""
+    tracker = Tracker(services.mlflow_uri, EXPERIMENT)
+    key = f"comparison/{record['name']}:{record['created_ms']}"
+    tracker.ensure_run(
+        key, name=record["name"], params={"methods": ", ".join(record["methods"]), "reference": record["reference"]},
+        tags={"agft.comparison": record["name"]}, start_time_ms=record["created_ms"],
+    )  # fmt: skip
+    for path in sorted(folder.glob("comparison*")):
+        tracker.log_file(key, path, f"report/{path.name}")
+    tracker.finish(key, "FINISHED", int(time.time() * 1000))
+    tracker.flush(CLOSE_SECONDS)
+    page = tracker.page()
+    tracker.close(1.0)
+    return page

@@ -1,0 +1,1 @@
+"""A study steered from any terminal: pause, resume, extend, stop, delete, submit, logs."""

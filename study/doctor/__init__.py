@@ -1,0 +1,1 @@
+"""Checks of what a study leans on; every finding names its remedy."""

@@ -1,0 +1,150 @@
+"""Whether the study database can be used: reached, written, of this version's schema. Changes nothing in it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from infra.checks.finding import Check, Finding, failed, ok
+from infra.checks.s3 import clock_finding
+from infra.errors import ServiceError
+from study.store.database import database_url, now
+
+__all__ = ["DATABASE", "SCHEMA", "check_database", "database_check"]
+
+DATABASE, SCHEMA = "study database", "database schema"
+TIMEOUT_SECONDS = 5
+# What the driver's text says, the cause in our words, and the remedy
+CAUSES = (
+    (
+        "password authentication failed",
+        "refuses the user or password",
+        "correct the user and password in AGFT_STUDY_DB",
+    ),
+    ("does not exist", "has no such database or user", "create it (createdb), or correct AGFT_STUDY_DB"),
+    (
+        "refused",
+        "is not reachable: nothing listens there",
+        "start PostgreSQL, or correct host and port in AGFT_STUDY_DB",
+    ),
+    ("timeout", "is not reachable: no answer", "open the firewall to it, or correct the host in AGFT_STUDY_DB"),
+    ("resolve", "is not reachable: its name is not known", "correct the host in AGFT_STUDY_DB"),
+    ("no pg_hba.conf entry", "does not let this machine in", "add a `host` line with scram-sha-256 to its pg_hba.conf"),
+    ("not a database", "is damaged", "restore a backup: agft restore-backup"),
+    ("readonly", "cannot be written", "change the owner or rights of the file"),
+    ("permission denied", "gives the user too few rights", "grant the user all rights on the database and its schema"),
+    ("locked", "is locked by another process", "end what holds it"),
+    ("disk", "has no space left", "free space on its disk"),
+)
+
+
+def database_check(home: Path) -> Check:
+    """The check of the study database that this process's environment, or the home, names."""
+
+    def check() -> list[Finding]:
+        try:
+            return check_database(database_url(home))
+        except ServiceError as error:  # the embedded PostgreSQL does not run
+            text, _, remedy = str(error).partition(": ")
+            return [failed(DATABASE, text, remedy)]
+
+    return check
+
+
+def check_database(url: str) -> list[Finding]:
+    """Connect within 5 s, compare schemas, try a write that touches no row, and compare clocks."""
+    try:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            return [
+                failed(DATABASE, f"{parsed.get_backend_name()!r} is not supported", "use sqlite or postgresql+psycopg")
+            ]
+        shown = parsed.render_as_string(hide_password=True)
+        if parsed.get_backend_name() == "sqlite":
+            path = Path(parsed.database or "")
+            if not path.exists() or not path.stat().st_size:
+                return [ok(DATABASE, f"{shown}: made by the first study")]
+            options: dict[str, object] = {"timeout": TIMEOUT_SECONDS}
+        else:
+            options = {"connect_timeout": TIMEOUT_SECONDS}
+        engine = sa.create_engine(parsed, connect_args=options, poolclass=sa.pool.NullPool)
+    except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
+        return [
+            failed(
+                DATABASE,
+                f"AGFT_STUDY_DB is not a usable address: {error}",
+                "like postgresql+psycopg://USER:PASSWORD@HOST/DATABASE",
+            )
+        ]
+    try:
+        with engine.connect() as connection:
+            return _ask(connection, shown)
+    except sa.exc.DBAPIError as error:
+        return [_cause(shown, " ".join(str(error.orig).split()))]
+    finally:
+        engine.dispose()
+
+
+def _ask(connection: sa.Connection, shown: str) -> list[Finding]:
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text(f"SET statement_timeout = {TIMEOUT_SECONDS * 1000}"))
+    before = time.time()
+    theirs = now(connection)
+    ahead = theirs - (before + time.time()) / 2
+    tables = set(sa.inspect(connection).get_table_names())
+    schema = _schema(connection, tables)
+    found = [schema]
+    if schema.state == "ok" and "agft_study" in tables:  # no row has an empty name: only the right is tried
+        connection.execute(sa.text("UPDATE agft_study SET state = state WHERE name = ''"))
+    connection.rollback()
+    clock = clock_finding("the database", ahead, precision=0.5)
+    return [ok(DATABASE, f"{shown}: reached, may be written"), *found, clock]
+
+
+def _schema(connection: sa.Connection, tables: set[str]) -> Finding:
+    """Ours and Optuna's against what this version knows."""
+    if "agft_schema" not in tables:
+        return ok(SCHEMA, "none yet: made by the first study")
+    ours = _scripts(Path(__file__).parents[1] / "store" / "migrations")
+    problem = _compare("agft", connection, "agft_schema", ours)
+    if problem is None and "alembic_version" in tables:
+        import optuna
+
+        folder = Path(optuna.__file__).parent / "storages" / "_rdb" / "alembic"
+        problem = _compare("optuna", connection, "alembic_version", _scripts(folder))
+    return problem or ok(SCHEMA, f"{ours.get_current_head()}, as this version needs it")
+
+
+def _compare(name: str, connection: sa.Connection, table: str, scripts: ScriptDirectory) -> Finding | None:
+    there = connection.execute(sa.text(f"SELECT version_num FROM {table}")).scalars().first()
+    head = scripts.get_current_head()
+    if there == head:
+        return None
+    known = {script.revision for script in scripts.walk_revisions()}
+    if there in known:
+        migrate = (
+            "`agft backup FILE`, then `agft status` migrates it" if name == "agft" else "run `optuna storage upgrade`"
+        )
+        return failed(SCHEMA, f"old: {name}'s is {there}, this version needs {head}",
+                      f"{migrate}; drivers of the older version must have ended")  # fmt: skip
+    return failed(SCHEMA, f"newer than this version of {name}: {there}, known up to {head}",
+                  f"install here the version of {name} that the others use")  # fmt: skip
+
+
+def _scripts(folder: Path) -> ScriptDirectory:
+    config = Config()
+    config.set_main_option("script_location", str(folder))
+    config.set_main_option("path_separator", "os")
+    return ScriptDirectory.from_config(config)
+
+
+def _cause(shown: str, text: str) -> Finding:
+    lowered = text.lower()
+    for word, cause, remedy in CAUSES:
+        if word in lowered:
+            return failed(DATABASE, f"{shown} {cause} ({text[:160]})", remedy)
+    return failed(DATABASE, f"{shown}: {text[:250]}", "see the database's log")

@@ -1,0 +1,83 @@
+"""The checks that are made on every machine: the driver's, and by a Ray task each node's."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from infra.checks.finding import Check, Finding, failed, side_by_side
+from infra.checks.machine import (  # fmt: skip
+    check_disk,
+    check_gpus,
+    check_packages,
+    check_ports,
+    check_shared_memory,
+    temporary_folder,
+    versions,
+)
+from infra.services import REQUIRED, default_home
+from study.doctor.study import StudyNeeds, check_datasets, check_weights
+
+__all__ = ["NODE_SECONDS", "examine_node", "machine_checks", "service_checks"]
+
+NODE_SECONDS = 60.0
+SECONDS = {"packages": 10.0, "GPUs": 45.0, "shared memory": 10.0, "disk": 10.0, "ports": 30.0, "datasets": 30.0,
+           "weights": 45.0, "S3": 30.0, "MLflow": 30.0}  # fmt: skip
+
+
+def machine_checks(
+    needs: StudyNeeds | None, *, gpus_here: bool, token: bool, marks: tuple[str, ...] = ()
+) -> dict[str, tuple[float, Check]]:
+    """Of this machine alone. `gpus_here`: whether the study's workers run here, so that its GPUs must be here."""
+    wanted = needs.gpus_per_worker if needs and gpus_here else 0.0
+    checks: dict[str, Check] = {
+        "packages": check_packages,
+        "GPUs": functools.partial(check_gpus, wanted),
+        "shared memory": check_shared_memory,
+        "disk": functools.partial(check_disk, _places()),
+        "ports": functools.partial(check_ports, marks, token=token),
+    }
+    if needs:
+        checks |= {
+            "datasets": functools.partial(check_datasets, needs),
+            "weights": functools.partial(check_weights, needs),
+        }
+    return {name: (SECONDS[name], check) for name, check in checks.items()}
+
+
+def _places() -> list[tuple[str, Path]]:
+    from trainers.files import cache_folder
+
+    return [
+        ("studies", default_home(os.environ)),
+        ("caches", cache_folder()),
+        ("temporary files", temporary_folder()),
+    ]
+
+
+def service_checks(bucket: str) -> dict[str, tuple[float, Check]]:
+    """S3 and MLflow as this process's environment names them."""
+    from infra.checks.mlflow import check_mlflow
+    from infra.checks.s3 import check_s3
+
+    checks: dict[str, Check] = {"S3": functools.partial(check_s3, bucket), "MLflow": check_mlflow}
+    return {name: (SECONDS[name], check) for name, check in checks.items()}
+
+
+def examine_node(needs: StudyNeeds | None, *, token: bool) -> dict[str, Any]:
+    """Run as a Ray task on a node: `{"findings", "versions", "clock"}`; plain values."""
+    clock = time.time()
+    checks = machine_checks(needs, gpus_here=False, token=token)
+    checks.pop("packages")  # compared with the driver's, from `versions`
+    missing = [" or ".join(names) for names in REQUIRED if not any(os.environ.get(name) for name in names)]
+    found: list[Finding] = []
+    if missing:
+        found.append(failed("environment", f"not set where `ray start` ran: {', '.join(missing)}", "set the services' "
+                            "variables there, on every node"))  # fmt: skip
+    else:
+        checks |= service_checks(os.environ["AGFT_BUCKET"])
+    found += side_by_side(checks)
+    return {"findings": [finding.as_json() for finding in found], "versions": versions(), "clock": clock}

@@ -1,0 +1,234 @@
+"""The notice board between a driver and its trials: decisions one way, nothing killed.
+
+The scheduler's verdict is stored first and then put here; rank 0 of a trial reads it at a report boundary. The board's
+name holds the study and the lease token, and the board dies with its driver: a worker that cannot reach it knows that
+its driver is gone, keeps its checkpoint, and leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+__all__ = [
+    "NAMESPACE",
+    "Silence",
+    "announce",
+    "ask_board",
+    "board_name",
+    "end_the_silent",
+    "open_board",
+    "this_process",
+]
+
+
+NAMESPACE = "agft"
+RUNG_WAIT_SECONDS = 2.0
+BOARD_ANSWER_SECONDS = 20.0
+log = logging.getLogger("agft")
+
+
+class Board:
+    """Verdicts by (trial, epoch), one word for everybody (`pause`), and which processes a trial consists of."""
+
+    def __init__(self) -> None:
+        self.verdicts: dict[tuple[int, int], str] = {}
+        self.everybody = "continue"
+        self.dropped: set[int] = set()
+        self.processes: dict[int, list[dict[str, Any]]] = {}
+        self.changed = asyncio.Condition()
+
+    async def publish(self, number: int, epoch: int, decision: str) -> None:
+        """The verdict on one trial's epoch."""
+        async with self.changed:
+            self.verdicts[number, epoch] = decision
+            self.changed.notify_all()
+
+    async def tell_everybody(self, decision: str) -> None:
+        """`pause`: every trial keeps its checkpoint and leaves at its next report."""
+        async with self.changed:
+            self.everybody = decision
+            self.changed.notify_all()
+
+    async def drop(self, number: int) -> None:
+        """A user takes the trial out: it leaves at its next report."""
+        async with self.changed:
+            self.dropped.add(number)
+            self.changed.notify_all()
+
+    async def arrive(self, number: int, process: dict[str, Any]) -> None:
+        """A process of a trial has started; those of its role on the same node that are gone stay in the list."""
+        self.processes.setdefault(number, []).append(process)
+
+    async def depart(self, number: int) -> list[dict[str, Any]]:
+        """The processes of a trial, which are forgotten: their successors will arrive."""
+        return self.processes.pop(number, [])
+
+    async def verdict(self, number: int, epoch: int, wait_seconds: float) -> str:
+        """The decision on a report; waits for it at most `wait_seconds`, then the trial goes on."""
+        deadline = time.monotonic() + wait_seconds
+        async with self.changed:
+            while True:
+                earlier = [self.verdicts[number, e] for n, e in self.verdicts if n == number and e <= epoch]
+                if "stop" in earlier or number in self.dropped:
+                    return "stop"
+                if self.everybody != "continue":
+                    return self.everybody
+                left = deadline - time.monotonic()
+                if (number, epoch) in self.verdicts or left <= 0:
+                    return "continue"
+                try:
+                    await asyncio.wait_for(self.changed.wait(), timeout=left)
+                except TimeoutError:
+                    return "continue"
+
+
+def board_name(study: str, token: int) -> str:
+    """Name of the board actor of one driver."""
+    return f"agft-board/{study}/{token}"
+
+
+def open_board(study: str, token: int) -> Any:
+    """Start this driver's board; it is owned by the driver and ends with it, and on its node, so not before it."""
+    actor = ray.remote(num_cpus=0, max_concurrency=1000)(Board)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return actor.options(name=board_name(study, token), namespace=NAMESPACE, scheduling_strategy=here).remote()
+
+
+def ask_board(name: str, number: int, epoch: int, *, at_rung: bool) -> str:
+    """`continue`, `stop` or `pause` for a report that has just been made; called by rank 0 of a trial.
+
+    Without a board there is no driver any more: `pause`.
+    """
+    wait = RUNG_WAIT_SECONDS if at_rung else 0.0
+    try:
+        board = ray.get_actor(name, namespace=NAMESPACE)
+        return str(ray.get(board.verdict.remote(number, epoch, wait), timeout=BOARD_ANSWER_SECONDS))
+    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        log.warning(
+            "trial %s: no driver answers (%s); keeping the checkpoint and leaving", number, type(error).__name__
+        )
+        return "pause"
+
+
+def announce(name: str, number: int, process: dict[str, Any]) -> None:
+    """Tell the driver that `process` works for a trial; without a driver there is nobody to tell."""
+    try:
+        board = ray.get_actor(name, namespace=NAMESPACE)
+        ray.get(board.arrive.remote(number, process), timeout=BOARD_ANSWER_SECONDS)
+    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        log.warning("trial %s: no driver answers (%s)", number, type(error).__name__)
+
+
+# Trials that have fallen silent: noticed by the clock, ended by the processes' own nodes.
+#
+# A rank that hangs in a collective or a file system answers no actor call, and takes its whole group with it. Its
+# process is killed from outside; Ray Train then restarts the group from the newest checkpoint.
+
+FIRST_LIMIT_SECONDS = 3600.0  # before anything is known about this study's pace
+FLOOR_SECONDS = 120.0
+PERIODS = 3.0  # silent for so many of the longest wait for a report seen in this study
+KILL_ANSWER_SECONDS = 30.0
+
+
+class Silence:
+    """Since when each running trial has said nothing, against what this study's trials need between two reports.
+
+    `fixed`: a limit in seconds instead of the measured one.
+    """
+
+    def __init__(self, fixed: float | None = None) -> None:
+        self.fixed = fixed
+        self.heard: dict[int, float] = {}
+        self.kills: dict[int, int] = {}
+        self.longest = 0.0
+
+    def start(self, number: int, clock: float) -> None:
+        """A trial begins, or goes on."""
+        self.heard[number] = clock
+
+    def report(self, number: int, clock: float) -> None:
+        """A trial has spoken."""
+        self.longest = max(self.longest, clock - self.heard.get(number, clock))
+        self.heard[number] = clock
+
+    def end(self, number: int) -> None:
+        """A trial is gone."""
+        self.heard.pop(number, None)
+
+    def limit(self, number: int) -> float:
+        """Seconds that this trial may be silent; twice as many after each time that it was killed for it."""
+        measured = max(FLOOR_SECONDS, PERIODS * self.longest) if self.longest else FIRST_LIMIT_SECONDS
+        return float((self.fixed or measured) * 2 ** self.kills.get(number, 0))
+
+    def overdue(self, clock: float) -> list[int]:
+        """Trials that have been silent for longer than their limit; each is then given its time anew."""
+        found = [number for number, since in self.heard.items() if clock - since > self.limit(number)]
+        for number in found:
+            self.kills[number] = self.kills.get(number, 0) + 1
+            self.heard[number] = clock
+        return found
+
+
+def this_process(role: str) -> dict[str, Any]:
+    """What somebody else needs to end this process and no other. `role`: worker or driver of the trial."""
+    return {
+        "role": role, "node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+    }  # fmt: skip
+
+
+def _kill(pid: int, started: float) -> bool:
+    """SIGKILL to the process `pid` of this node, if it is still the one that started then."""
+    try:
+        process = psutil.Process(pid)
+        if abs(process.create_time() - started) > 1:
+            return False
+        process.send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+def kill_processes(processes: Sequence[Mapping[str, Any]]) -> int:
+    """Kill processes that `this_process` described, each by a task on its own node; how many there were."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(_kill)
+    pending = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(each["node"], soft=False)).remote(
+            each["pid"], each["started"]
+        )
+        for each in processes
+    ]
+    deadline, killed = time.monotonic() + KILL_ANSWER_SECONDS, 0
+    for reference in pending:
+        try:
+            killed += bool(ray.get(reference, timeout=max(0.1, deadline - time.monotonic())))
+        except ray.exceptions.RayError as error:  # its node is gone, and the process with it
+            log.warning("a silent process could not be reached: %s", type(error).__name__)
+    return killed
+
+
+def end_the_silent(silence: Silence, board: Any, clock: float, say: Callable[[str], None]) -> None:
+    """Kill the workers of trials that have hung; the second time the trial's own process as well."""
+    for number in silence.overdue(clock):
+        whole = silence.kills[number] > 1
+        processes = ray.get(board.depart.remote(number))
+        killed = kill_processes([each for each in processes if whole or each["role"] == "worker"])
+        say(
+            f"trial {number:>3}  has said nothing for too long: {killed} of its processes ended; "
+            "it goes on from its newest checkpoint"
+        )
+        for each in processes:
+            if not whole and each["role"] != "worker":
+                board.arrive.remote(number, each)

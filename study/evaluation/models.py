@@ -1,0 +1,131 @@
+"""Which models are evaluated: loaded here once; workers get the very tensors that were hashed."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from study.artifacts.sources import fetch_weights, storage_here, use_s3_weights
+from study.errors import UserError
+from study.evaluation.names import REFERENCE, REGISTERED, default_label, of_architecture
+from study.models.head import model_prefix, read_head
+from trainers.errors import UserError as TrainersUserError
+from trainers.evaluation.record import ModelFacts
+from trainers.evaluation.summary import model_facts
+from trainers.model import bundled as tiny
+from trainers.model.importing import import_checkpoint
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import RobustCLIP
+from trainers.model.weights import is_weights_file, load_weights, read_metadata, save_weights
+from trainers.schema.training import ModelConfig
+
+__all__ = ["Gallery", "Subject"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model, and what it says it was tuned from (itself a MODEL), if it says so."""
+
+    clip: nn.Module
+    facts: ModelFacts
+    origin: str | None
+
+    def packed(self) -> bytes:
+        """The model as one weights file."""
+        with tempfile.TemporaryDirectory(prefix="agft-evaluate-") as folder:
+            return save_weights(Path(folder) / "weights.safetensors", self.clip).read_bytes()
+
+
+class Gallery:
+    """Loads every MODEL once. `home` is where the embedded storage is kept."""
+
+    def __init__(self, home: Path, say: Say) -> None:
+        self.home, self.say = home, say
+        self._loaded: dict[str, tuple[nn.Module, str | None]] = {}
+
+    def subject(self, named: str, label: str | None = None, *, path: str = "MODEL") -> Subject:
+        """The model that `named` means; every error starts with `path` and the name."""
+        label = label or default_label(named)
+        if named not in self._loaded:
+            try:
+                self._loaded[named] = self._load(named)
+            except (TrainersUserError, UserError) as error:
+                text = re.sub(r"^(model\.(pretrained|arch)|--arch|--base): ", "", str(error))
+                raise UserError(f"{path}: {named}: {text.removeprefix(f'{named}: ')}") from error
+        clip, origin = self._loaded[named]
+        return Subject(clip, model_facts(clip, RobustCLIP(clip), label), origin)
+
+    def _load(self, named: str) -> tuple[nn.Module, str | None]:
+        if named.startswith(REGISTERED):
+            named = self._registered(named)
+        if named.startswith("s3:"):
+            self._reach_storage()
+            return _from_place(fetch_weights(named, self.say), named)
+        if found := of_architecture(named):
+            return self._of_architecture(*found)
+        return _from_place(Path(named).expanduser(), named)
+
+    def _of_architecture(self, arch: str, pretrained: str) -> tuple[nn.Module, str | None]:
+        if pretrained.startswith("s3:"):
+            self._reach_storage()
+        config = ModelConfig(arch=arch, pretrained=pretrained)
+        file = Path(pretrained).expanduser()
+        if file.is_file() and not is_weights_file(file):
+            found = import_checkpoint(file, arch)
+            return found.clip, found.base and f"{arch}:{found.base}"
+        clip = load_clip(config)
+        if file.is_file():
+            return clip, _origin(file)
+        return clip, None if config.names_a_place() else f"{arch}:{pretrained}"  # a tag's model is nobody's tuned one
+
+    def _registered(self, named: str) -> str:
+        """The folder of a registered version; the champion's truth is in storage."""
+        match = REFERENCE.match(named)
+        assert match is not None, named
+        self._reach_storage()
+        bucket = os.environ.get("AGFT_BUCKET")
+        if not bucket:
+            raise UserError("AGFT_BUCKET must say in which bucket the registered models are")
+        name, version = match["name"], match["version"]
+        if version is None:
+            head, _ = read_head(bucket, name)
+            found = head.previous if match["alias"] == "previous" else head.champion
+            if found is None:
+                raise UserError(f"{model_prefix(bucket, name)} has no {match['alias'] or 'champion'}")
+            version = str(found)
+        return f"{model_prefix(bucket, name, int(version))}/"
+
+    def _reach_storage(self) -> None:
+        storage_here(self.home, self.say)
+        use_s3_weights()
+
+
+def _from_place(path: Path, named: str) -> tuple[nn.Module, str | None]:
+    """From a file or folder that says its architecture itself."""
+    if path.is_dir():
+        header = path / "open_clip_model.safetensors"
+        metadata = read_metadata(header) if header.is_file() else {}
+        arch = metadata.get("arch") or path.name
+        return load_clip(ModelConfig(arch=arch, pretrained=f"local-dir:{path}")), _origin(header) if metadata else None
+    if not is_weights_file(path):
+        raise UserError(f"no weights file of agft: say its architecture, as in ViT-B-32-quickgelu:{named}")
+    return load_weights(path), _origin(path)
+
+
+def _origin(path: Path) -> str | None:
+    """What a weights file says it was made from, as a MODEL."""
+    metadata = read_metadata(path)
+    extra, trained = metadata.get("extra", {}), metadata.get("config", {}).get("model", {})
+    mixed = extra.get("interpolation", {}).get("base", {}).get("from")
+    base = trained.get("pretrained") or mixed or extra.get("import", {}).get("base")
+    if base is None and metadata.get("arch") == tiny.ARCH:
+        base = "bundled"
+    return base and f"{metadata['arch']}:{base}"

@@ -1,0 +1,194 @@
+"""What Ray workers do for an evaluation: look at datasets, measure units, check sanity. Models stay in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import torch
+from torch import Tensor
+
+from study.artifacts.sources import use_s3_data
+from study.evaluation.units import UNIT_IMAGES, Looked, Unit, size
+from trainers.data import ImageSet, dataset_entry, load_dataset
+from trainers.errors import UserError
+from trainers.evaluation.measure import measure
+from trainers.evaluation.scorer import Scorer, exact, fitting_batch
+from trainers.evaluation.summary import dataset_facts
+from trainers.evaluation.verdicts import pack_verdicts, stratified_sample
+from trainers.model.build import tokenizer_for
+from trainers.model.robust import RobustCLIP, class_embeddings
+from trainers.model.weights import load_weights
+from trainers.schema.suite import AttackAt, Suite
+
+__all__ = ["SANITY_IMAGES", "EvaluationWorker", "Models"]
+
+MODELS_KEPT = 3  # the model, the one that overlap compares with, the one that a transfer attack is made on
+SANITY_IMAGES = 200
+
+Kept = TypeVar("Kept")
+
+
+@dataclass(frozen=True)
+class Models:
+    """Which models take part, by the SHA-256 of their weights."""
+
+    model: str
+    original: str | None
+    surrogate: str | None
+
+
+class EvaluationWorker:
+    """One process of the cluster. `weights`: SHA-256 -> where Ray keeps the model's weights file."""
+
+    def __init__(self, weights: Mapping[str, Any], threads: int, gpu: bool) -> None:
+        torch.set_num_threads(threads)
+        use_s3_data()
+        self.weights = weights
+        self.device = torch.device("cuda" if gpu else "cpu")
+        self._clips: OrderedDict[str, Any] = OrderedDict()
+        self._scorers: OrderedDict[tuple[str, str], Scorer] = OrderedDict()
+
+    def hello(self) -> str:
+        """That it is up."""
+        return socket.gethostname()
+
+    def look(self, dataset: str, suite: Mapping[str, Any]) -> str:
+        """What the driver must know about a dataset before it can tell its units apart, as JSON."""
+        image_set, entry = self._images(dataset), dataset_entry(dataset, "datasets")
+        found, indices = {}, {}
+        for at in Suite.model_validate(suite).attacks:
+            sample = stratified_sample(image_set.labels, at.samples, seed=int(suite["seed"]))
+            found[size(at)] = dataset_facts(image_set, sample, entry)
+            indices[size(at)] = tuple(_hash(part) for part in sample.split(UNIT_IMAGES))
+        return Looked(facts=found, indices=indices).model_dump_json()
+
+    def measure(
+        self, unit: Unit, models: Models, suite: Mapping[str, Any], evaluation: str, batch_size: int | None
+    ) -> bytes:
+        """A unit's verdicts, with how they were made, as a file's bytes."""
+        started, clock = time.time(), time.monotonic()
+        image_set, whole = self._images(unit.dataset), Suite.model_validate(suite)
+        sample = stratified_sample(image_set.labels, unit.entry.samples, seed=whole.seed)
+        scorer = self._scorer(models.model, unit.dataset)
+        original, surrogate = (
+            None if sha256 is None else self._scorer(sha256, unit.dataset)
+            for sha256 in (models.original, models.surrogate)
+        )
+        scorer.rows = 0
+        index = sample[unit.first : unit.first + UNIT_IMAGES]
+        verdicts = self._fitting(
+            batch_size or fitting_batch(scorer, tuple(image_set.images.shape[1:])),
+            scorer.size,
+            lambda size: measure(
+                scorer, image_set, index, unit.entry, protocol=whole.protocol, seed=whole.seed,
+                batch_size=size, original=original, surrogate=surrogate,
+            ),
+        )  # fmt: skip
+        facts = {
+            "evaluation": evaluation,
+            "unit": unit.name,
+            "content_sha256": image_set.content_hash,
+            "device": self._device_name(),
+            "micro_batch": scorer.size,
+            "images_forwarded": scorer.rows,
+            "worker": f"{socket.gethostname()}:{os.getpid()}",
+            "started_ms": int(1000 * started),
+            "seconds": round(time.monotonic() - clock, 3),
+        }
+        return pack_verdicts(verdicts, facts)
+
+    def check(
+        self,
+        dataset: str,
+        models: Models,
+        entry: AttackAt,
+        seed: int,
+        samples: int = SANITY_IMAGES,
+        only: Sequence[str] | None = None,
+    ) -> str:
+        """Findings of the sanity checks at the entry's largest radius, on a sample of the dataset, as JSON."""
+        from trainers.evaluation.sanity import sanity_checks
+
+        image_set = self._images(dataset)
+        index = stratified_sample(image_set.labels, samples, seed=seed)
+        scorer = self._scorer(models.model, dataset)
+        original = None if models.original is None else self._scorer(models.original, dataset)
+        images = scorer.pixels(image_set.images[index])
+        with exact(*(each.model for each in (scorer, original) if each is not None)):
+            found = self._fitting(
+                min(samples, fitting_batch(scorer, tuple(images.shape[1:]))),
+                1,
+                lambda batch: sanity_checks(
+                    logits=scorer, original=original, images=images,
+                    labels=image_set.labels[index].to(torch.int64).to(self.device), index=index.to(self.device),
+                    num_classes=scorer.num_classes, eps=max(entry.eps), norm=entry.norm, seed=seed, batch=batch,
+                    only=only,
+                ),
+            )  # fmt: skip
+        return json.dumps([finding.model_dump(mode="json") for finding in found])
+
+    def _fitting(self, batch: int, least: int, compute: Callable[[int], Kept]) -> Kept:
+        """`compute` with as many images together as memory turns out to hold; it decides no verdict."""
+        while True:
+            try:
+                return compute(batch)
+            except torch.OutOfMemoryError as error:
+                torch.cuda.empty_cache()
+                if batch <= least:
+                    raise UserError(f"{self._device_name()}: {batch} images do not fit into its memory") from error
+                batch = max(least, batch // 2)
+
+    def _images(self, dataset: str) -> ImageSet:
+        return load_dataset(dataset, path="datasets")
+
+    def _scorer(self, sha256: str, dataset: str) -> Scorer:
+        """A model over a dataset's classes; kept while the model is."""
+
+        def build() -> Scorer:
+            clip = self._clip(sha256)
+            classes = class_embeddings(clip, self._images(dataset).prompts(), tokenizer_for(clip))
+            return Scorer(RobustCLIP(clip), classes)
+
+        self._clip(sha256)
+        return _kept(self._scorers, (sha256, dataset), build)
+
+    def _clip(self, sha256: str) -> Any:
+        def load() -> Any:
+            if self.device.type == "cuda" and not torch.cuda.is_available():
+                raise UserError(f"{socket.gethostname()}: this worker was given a GPU that torch cannot use")
+            while len(self._clips) >= MODELS_KEPT:
+                gone, _ = self._clips.popitem(last=False)
+                for key in [key for key in self._scorers if key[0] == gone]:
+                    del self._scorers[key]
+            with tempfile.TemporaryDirectory(prefix="agft-evaluate-") as folder:
+                path = Path(folder) / "weights.safetensors"
+                path.write_bytes(ray.get(self.weights[sha256]))
+                return load_weights(path).to(self.device)
+
+        return _kept(self._clips, sha256, load)
+
+    def _device_name(self) -> str:
+        return "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+
+
+def _kept(kept: OrderedDict[Any, Kept], key: Any, make: Callable[[], Kept]) -> Kept:
+    """The value of `key`, made if it is not there; now the last one to be forgotten."""
+    if key not in kept:
+        kept[key] = make()
+    kept.move_to_end(key)
+    return kept[key]
+
+
+def _hash(index: Tensor) -> str:
+    return hashlib.sha256(index.numpy().astype("<i8").tobytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""Backup and restore, what garbage goes, metrics for Prometheus."""

@@ -1,0 +1,1 @@
+"""What a study or a suite would cost, without running it."""

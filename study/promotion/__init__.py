@@ -1,0 +1,1 @@
+"""From a finished study to a champion: candidates, proof, gates, HEAD."""

@@ -1,0 +1,100 @@
+"""A promotion's records: what is asked, where everything is, what was seen and done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.cluster.cluster import Cluster
+from study.models.registry import RunOf
+from study.models.ship import ExtraFiles
+from study.results.ranking import Measurement
+from study.spec.promotion import GatesConfig
+
+__all__ = ["CHAMPION", "GOOD", "UNMODIFIED", "Order", "Promotion", "Site", "trial_label"]
+
+
+GOOD = ("promoted", "kept", "superseded")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a person asks of a promotion, beyond what the study file says. None: as the study says."""
+
+    trial: int | None = None
+    candidates: int | None = None
+    preference: str | None = None
+    gates: GatesConfig | None = None
+    seeds: int | None = None
+    dry_run: bool = False
+    final: bool = False  # in a dry run: look at the final sets all the same
+    force: str | None = None  # the reason
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where everything is. `run_of`: from a manifest to its study's MLflow run.
+
+    `extra_facts`: from a manifest and the weights `{uri, sha256}` to further keys of the manifest, measured just before
+    shipping; `extra_files`: see `study.models.ship`.
+    """
+
+    bucket: str
+    tracking_uri: str
+    cluster: Cluster
+    say: Callable[[str], None]
+    run_of: RunOf | None = None
+    extra_files: ExtraFiles | None = None
+    extra_facts: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+
+@dataclass
+class Promotion:
+    """What a promotion saw and did.
+
+    `state`: promoted; kept (the champion is as good); refused (a gate failed); superseded (another promotion was
+    faster, and this candidate is no improvement on it); of a dry run, what would have been: `would promote`, `would
+    keep`, `would refuse`. `registry`: what is wrong with MLflow's view of it, empty if nothing is.
+    """
+
+    model: str
+    study: str
+    name: str | None = None
+    state: str = "started"
+    trial: int | None = None
+    reason: str = ""
+    candidates: list[int] = field(default_factory=list)
+    standard: str = ""
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    confirm: dict[str, Measurement] = field(default_factory=dict)
+    final: dict[str, Measurement] = field(default_factory=dict)
+    seeds: dict[str, Any] | None = None
+    forced: str | None = None
+    version: int | None = None
+    champion: int | None = None  # the one that was compared with
+    generation: int | None = None
+    uri: str = ""
+    sha256: str = ""
+    final_accesses: int = 0
+    registry: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dict(self.__dict__)
+
+    @property
+    def exit_code(self) -> int:
+        """0: decided; 1: refused, or MLflow does not know yet."""
+        return int(self.state in ("refused", "would refuse") or bool(self.registry))
+
+
+# What the measured models of a promotion are called.
+
+UNMODIFIED = "unmodified CLIP"
+CHAMPION = "champion"
+
+
+def trial_label(number: int) -> str:
+    """Of a trial's checkpoint."""
+    return f"trial {number}"

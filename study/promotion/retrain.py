@@ -1,0 +1,112 @@
+"""A winner trained again with fresh seeds, on the cluster, as a study of its own that a kill cannot lose."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from infra.cluster.cluster import Cluster
+from study.errors import StudyFailed, UserError
+from study.promotion.gates import Measured
+from study.spec.config import StudyConfig
+from study.statistics import METRICS, Spread, spread, t_quantile
+from study.store.lease import owner_identity
+from study.store.rows import StudyRow, TrialRow
+from study.store.store import StudyStore
+
+__all__ = ["fresh_seeds", "intervals", "median", "repetition", "retrain", "spreads"]
+
+NAME_LENGTH = 63
+
+
+def fresh_seeds(study: StudyRow, trials: Sequence[TrialRow], number: int, count: int) -> tuple[int, ...]:
+    """So many seeds that no trial of the search was trained with; the same whenever they are asked for."""
+    used = {study.spec.seed, *(int(trial.config["seed"]) for trial in trials)}
+    found: list[int] = []
+    place = 0
+    while len(found) < count:
+        digest = hashlib.sha256(f"{study.slug}/{number}/{place}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "little") % 2**31
+        if seed not in used and seed not in found:
+            found.append(seed)
+        place += 1
+    return tuple(found)
+
+
+def repetition(study: StudyRow, trial: TrialRow, seeds: Sequence[int]) -> StudyConfig:
+    """The study that runs a trial's configuration again, once a seed, each epoch selected by the same rule."""
+    name = f"{study.name}-seeds-{trial.number}x{len(seeds)}"
+    if len(name) > NAME_LENGTH:
+        raise UserError(f"promote.seeds: the study of fresh seeds would be called {name!r}, {len(name)} characters; "
+                        f"at most {NAME_LENGTH}: give the study a shorter name")  # fmt: skip
+    return StudyConfig.model_validate(
+        {
+            **study.spec.model_dump(mode="json"),
+            **{part: trial.config[part] for part in ("model", "method", "attack", "train")},
+            "name": name,
+            "alternatives": [],
+            "prior": None,
+            "search": {"seed": {"choices": list(seeds)}},
+            "warm_starts": [{}],
+            "sampler": {"name": "grid"},
+            "scheduler": {"name": "none"},
+            "budget": {"trials": len(seeds)},
+            "promote": {"model_name": study.spec.promote.model_name},
+        }
+    )
+
+
+def retrain(
+    store: StudyStore,
+    study: StudyRow,
+    trial: TrialRow,
+    seeds: Sequence[int],
+    *,
+    cluster: Cluster,
+    bucket: str,
+    tracking_uri: str,
+    say: Callable[[str], None],
+) -> dict[int, TrialRow]:
+    """Seed -> its finished full-length trial; runs what is left to run. `StudyFailed` when it was interrupted."""
+    from study.driver.run import run_study
+
+    spec = repetition(study, trial, seeds)
+    again = StudyStore(store.url, spec.name)
+    again.create(spec)
+    if again.load().state != "finished":
+        say(f"trial {trial.number} is trained again with {len(seeds)} fresh seeds, as study {spec.name}")
+        if again.load().baseline is None:  # the unmodified CLIP on the dev sets is the same
+            token = again.acquire(owner_identity())
+            again.set_study(token, baseline=study.baseline)
+            again.release(token, "new")
+        outcome = run_study(
+            spec, database=store.url, cluster=cluster, bucket=bucket, tracking_uri=tracking_uri, say=say
+        )
+        if outcome.state != "finished":
+            raise StudyFailed(f"the fresh seeds of study {spec.name!r} are {outcome.state}; the same command goes on")
+    return {int(row.config["seed"]): row for row in again.trials() if row.state == "complete" and row.best}
+
+
+def spreads(seeds: Mapping[int, Measured]) -> dict[str, Spread]:
+    """Metric -> mean and deviation over the seeds."""
+    return {name: spread([float(each.result[name]) for each in seeds.values()]) for name in METRICS}
+
+
+def intervals(found: Mapping[str, Spread]) -> dict[str, dict[str, Any]]:
+    """Metric -> mean, deviation, number, and the mean's 95 % t interval, which one seed does not have."""
+    result = {}
+    for name, each in found.items():
+        half = None
+        if each.deviation is not None:
+            half = t_quantile(each.n - 1) * each.deviation / math.sqrt(each.n)
+        low, high = (None, None) if half is None else (each.mean - half, each.mean + half)
+        result[name] = {"mean": each.mean, "deviation": each.deviation, "n": each.n, "low": low, "high": high}
+    return result
+
+
+def median(seeds: Mapping[int, Measured], rank: Callable[[Measured], tuple[float, ...]]) -> int:
+    """The seed in the middle by `rank`; of an even number the lower one. Never the luckiest of three or more."""
+    order = sorted(seeds, key=lambda seed: (rank(seeds[seed]), seed))
+    return order[(len(order) - 1) // 2]

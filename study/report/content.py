@@ -1,0 +1,223 @@
+"""What a report says, as one typed value: the pages, the figures and `report.json` are all made of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution
+
+from study.results.facts import Trial, trials_of
+from study.results.importance import Importances, importances
+from study.results.ranking import best_so_far, best_trial, pareto_front
+from study.results.status import live_state
+from study.spec.dimension import Dimension, shown
+from study.store.rows import StudyRow, TrialRow
+
+__all__ = ["Axis", "Bar", "Content", "Step", "content_of", "label_of"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One searched parameter: its range, or its choices in rising order."""
+
+    path: str
+    label: str
+    log: bool = False
+    low: float = 0.0
+    high: float = 1.0
+    choices: tuple[Any, ...] = ()
+
+    def text(self, value: Any) -> str:
+        """A value as a person writes it."""
+        return "-" if value is None else shown(self.path, value)
+
+
+@dataclass(frozen=True)
+class Step:
+    """State of the search when a trial had finished: devices' time spent until then, and the best trial known."""
+
+    trial: int
+    ended_ms: int
+    device_seconds: float
+    best: int | None
+    clean_accuracy: float | None
+    robust_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One attempt of a trial on the cluster's clock. `outcome` is the trial's state for its last attempt."""
+
+    trial: int
+    token: int
+    started_ms: int
+    ended_ms: int
+    outcome: str
+    host: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that a report of a study shows. Times are Unix ms, accuracies fractions on the dev sets.
+
+    `links` are addresses in the MLflow UI: `study`, and a trial's number as text.
+    """
+
+    study: str
+    state: str
+    summary: str
+    drawn_ms: int
+    budget: int
+    created_ms: int
+    device_seconds: float
+    metrics: tuple[str, ...]
+    floors: dict[str, float]
+    unmodified: dict[str, float] | None
+    axes: tuple[Axis, ...]
+    trials: tuple[Trial, ...]
+    best: int | None
+    pareto: tuple[int, ...]
+    importances: tuple[Importances, ...]
+    progress: tuple[Step, ...]
+    timeline: tuple[Bar, ...]
+    links: dict[str, str]
+    provenance: dict[str, Any]
+
+    def trial(self, number: int) -> Trial:
+        """One trial by its number."""
+        return next(trial for trial in self.trials if trial.number == number)
+
+    @property
+    def measure(self) -> str:
+        """The name of what is compared: the goal's metric, or the mean of several."""
+        names = [name.removesuffix("_accuracy") for name in self.metrics]
+        return f"{names[0]} accuracy" if len(names) == 1 else f"mean of {' and '.join(names)} accuracy"
+
+    def value(self, of: Trial | Step) -> float:
+        """What is compared of a trial or a step; nan where it has measured nothing."""
+        return self._mean({name: getattr(of, name) for name in self.metrics})
+
+    @property
+    def level(self) -> float:
+        """What is compared, of the unmodified model."""
+        return self._mean(self.unmodified or {})
+
+    def _mean(self, found: Mapping[str, float | None]) -> float:
+        values = [float("nan") if (value := found.get(name)) is None else value for name in self.metrics]
+        return sum(values) / len(values)
+
+    def in_state(self, *states: str) -> list[Trial]:
+        """Trials in these states that have measured something."""
+        return [trial for trial in self.trials if trial.state in states and trial.robust_accuracy is not None]
+
+    def json(self) -> dict[str, Any]:
+        """For `report.json`: plain values."""
+        return asdict(self)
+
+
+def content_of(
+    study: StudyRow,
+    rows: Sequence[TrialRow],
+    *,
+    links: Mapping[str, str] | None = None,
+    now_ms: int | None = None,
+    known: Sequence[Importances] | None = None,
+) -> Content:
+    """The content of now. `known`: importances of the same trials, which take a second to compute."""
+    spec = study.spec
+    goal = spec.goal.resolve(study.baseline) if study.baseline else None
+    best = best_trial(rows, goal) if goal else None
+    trials, dimensions = trials_of(study, rows), spec.dimensions()
+    now = now_ms or int(time.time() * 1000)
+    return Content(
+        study=study.name,
+        state=live_state(study),
+        summary=_summary(study),
+        drawn_ms=now,
+        budget=spec.budget.trials,
+        created_ms=study.created_ms,
+        device_seconds=sum(row.device_seconds for row in rows),
+        metrics=spec.goal.metrics or (spec.goal.metric,),
+        floors={str(name): value for name, value in goal.at_least.items()} if goal else {},
+        unmodified={name: float(study.baseline[name]) for name in ("clean_accuracy", "robust_accuracy")}
+        if study.baseline else None,
+        axes=tuple(_axis(dimension) for dimension in dimensions),
+        trials=tuple(trials),
+        best=best.number if best else None,
+        pareto=tuple(row.number for row in pareto_front(rows)),
+        importances=tuple(known if known is not None else importances(trials, dimensions)),
+        progress=tuple(_steps(study, rows)),
+        timeline=tuple(bar for row in rows for bar in _bars(study, row, now)),
+        links=dict(links or {}),
+        provenance=study.provenance or {},
+    )  # fmt: skip
+
+
+def label_of(dimension: Dimension) -> str:
+    """A parameter's short name, with what it is relative to."""
+    relative = {"of_model": " (x model's)", "of_eps": " (x eps)"}.get(dimension.wrapper, "")
+    path = dimension.path
+    if path.endswith(".name"):  # what it names: the method, the optimizer
+        short = path.removesuffix(".name").rpartition(".")[2]
+    else:
+        short = path.removeprefix("method.").removeprefix("train.").removeprefix("optimizer.")
+    return f"{short.replace('_', ' ').replace('.', ' ')}{relative}"
+
+
+def _axis(dimension: Dimension) -> Axis:
+    distribution, label = dimension.distribution, label_of(dimension)
+    if isinstance(distribution, CategoricalDistribution):
+        choices = list(dict.fromkeys(distribution.choices))
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in choices)
+        return Axis(dimension.path, label, choices=tuple(sorted(choices) if numbers else choices))
+    return Axis(dimension.path, label, bool(distribution.log), float(distribution.low), float(distribution.high))
+
+
+def _summary(study: StudyRow) -> str:
+    spec, select = study.spec, study.spec.evaluate.select
+    wanted = ", ".join(spec.goal.metrics or (spec.goal.metric,)).replace("_", " ")
+    return (
+        f"{', '.join(spec.blocks())} on {spec.model.arch} ({spec.model.pretrained}), fine-tuned on {spec.data.train}. "
+        f"Selection: {wanted} on {', '.join(spec.data.dev)}; protocol {select.protocol}, {select.attack.name} with "
+        f"{select.attack.steps} steps, eps {', '.join(f'{eps * 255:g}/255' for eps in select.attack.eps)}; "
+        f"seed {spec.seed}."
+    )
+
+
+def _steps(study: StudyRow, rows: Sequence[TrialRow]) -> list[Step]:
+    if not study.baseline:
+        return []
+    steps, spent = [], 0.0
+    for row, best in best_so_far(rows, study.spec.goal.resolve(study.baseline)):
+        spent += row.device_seconds
+        last = (best.last or {}) if best else {}
+        steps.append(
+            Step(
+                row.number, row.ended_ms or row.started_ms, spent, best.number if best else None,
+                last.get("best_clean_accuracy"), last.get("best_robust_accuracy"),
+            )
+        )  # fmt: skip
+    return steps
+
+
+def _bars(study: StudyRow, row: TrialRow, now: int) -> list[Bar]:
+    bars = []
+    for place, attempt in enumerate(row.attempts):
+        newest = place == len(row.attempts) - 1
+        alive = newest and not row.finished and study.lease_seconds > 0
+        after = now if newest else row.attempts[place + 1].started_ms
+        reports = [e["timestamp_ms"] for e in row.epochs if attempt.started_ms <= e["timestamp_ms"] <= after]
+        heard = max(reports, default=attempt.started_ms)  # of a lost driver's attempt nobody knows the end
+        ended = attempt.ended_ms or (now if alive else heard)
+        outcome = row.state if newest and row.finished else "running" if alive else attempt.outcome or "lost"
+        where = attempt.provenance or {}
+        devices = where.get("devices") or []
+        bars.append(
+            Bar(row.number, attempt.token, attempt.started_ms, ended, outcome, where.get("hostname", ""),
+                devices[0] if devices else "CPU" if where else "")
+        )  # fmt: skip
+    return bars

@@ -1,0 +1,1 @@
+"""Pure functions over the stored rows of trials: who is best, what happened, what mattered."""

@@ -1,0 +1,103 @@
+"""Pure functions over trial records: which trials count, which is the best, what the table says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from study.store.rows import TrialRow
+from trainers.schema.training import Goal
+
+__all__ = ["Measurement", "best_so_far", "best_trial", "pareto_front", "ranked", "score", "summary", "trial_table"]
+
+
+def score(record: Mapping[str, Any], goal: Goal) -> float:
+    """One number that ranks as the study's rule does: feasible epochs by the goal's value, the others below them.
+
+    Infeasible epochs get minus their violation, summed over the floors, which is below every accuracy.
+    """
+    if record["best_feasible"]:
+        return goal.value(lambda name: record[f"best_{name}"])
+    return -sum(max(0.0, floor - record[f"best_{name}"]) for name, floor in goal.at_least.items())
+
+
+Measurement = dict[str, Any]  # {clean_accuracy, robust_accuracy, datasets: {name: {eps: Score}}}
+
+
+def ranked(trials: Sequence[TrialRow], goal: Goal) -> list[TrialRow]:
+    """Full-length trials, best first: feasible ones by the goal's metric, then the others by their violation.
+
+    An early-stopped trial never enters: its value is that of another training length.
+    """
+    complete = [trial for trial in trials if trial.state == "complete" and trial.last is not None]
+    return sorted(complete, key=lambda t: (-score(t.last or {}, goal), t.number))
+
+
+def best_trial(trials: Sequence[TrialRow], goal: Goal) -> TrialRow | None:
+    """The best full-length trial that reaches every floor, or None."""
+    first = next(iter(ranked(trials, goal)), None)
+    return first if first is not None and first.last and first.last["best_feasible"] else None
+
+
+def pareto_front(trials: Sequence[TrialRow]) -> list[TrialRow]:
+    """Full-length trials that no other one beats in both accuracies, by rising clean accuracy.
+
+    Of trials with equal accuracies the first stays. Floors play no part: the front shows what they cost.
+    """
+    complete = [trial for trial in trials if trial.state == "complete" and trial.last is not None]
+    front: list[TrialRow] = []
+    for trial in sorted(complete, key=lambda t: (*(-a for a in _accuracies(t)), t.number)):
+        if not front or _accuracies(trial)[1] > _accuracies(front[-1])[1]:
+            front.append(trial)
+    return front[::-1]
+
+
+def _accuracies(trial: TrialRow) -> tuple[float, float]:
+    assert trial.last is not None
+    return float(trial.last["best_clean_accuracy"]), float(trial.last["best_robust_accuracy"])
+
+
+def best_so_far(trials: Sequence[TrialRow], goal: Goal) -> list[tuple[TrialRow, TrialRow | None]]:
+    """Every finished trial by the time of its end, with the best full-length one known then (None: none yet)."""
+    done = sorted((trial for trial in trials if trial.finished), key=lambda t: (t.ended_ms or 0, t.number))
+    return [(trial, best_trial(done[: place + 1], goal)) for place, trial in enumerate(done)]
+
+
+def trial_table(trials: Sequence[TrialRow], goal: Goal, *, token: int | None = None) -> list[dict[str, Any]]:
+    """One row a trial, best first; then those that were stopped, failed or still run, by number.
+
+    `token`: of the driver that drives now, if any. What it has not under way is `unfinished`, and does not run.
+    """
+    order = {trial.number: place for place, trial in enumerate(ranked(trials, goal))}
+    rows = []
+    for trial in sorted(trials, key=lambda t: (order.get(t.number, len(order)), t.number)):
+        last = trial.last
+        idle = trial.state == "running" and (token is None or not trial.runs_under(token))
+        rows.append(
+            {
+                "number": trial.number,
+                "state": "unfinished" if idle else trial.state,
+                "epochs": last["epoch"] if last else 0,
+                "of_epochs": trial.config.get("train", {}).get("epochs"),
+                "clean_accuracy": last["best_clean_accuracy"] if last else None,
+                "robust_accuracy": last["best_robust_accuracy"] if last else None,
+                "best_epoch": last["best_epoch"] if last else None,
+                "feasible": last["best_feasible"] if last else None,
+                "params": trial.params,
+                "device_seconds": trial.device_seconds,
+                "reason": trial.stop_reason,
+                "failure_kind": trial.failure_kind,
+                "attempts": len(trial.attempts),
+            }
+        )
+    return rows
+
+
+def summary(datasets: dict[str, dict[str, dict[str, Any]]]) -> Measurement:
+    """Means beside the counts they come from."""
+    scores = [list(by_eps.values()) for by_eps in datasets.values()]
+    return {
+        "clean_accuracy": sum(each[0]["clean_accuracy"] for each in scores) / len(scores),
+        "robust_accuracy": sum(sum(s["robust_accuracy"] for s in each) / len(each) for each in scores) / len(scores),
+        "datasets": datasets,
+    }

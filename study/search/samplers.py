@@ -1,0 +1,324 @@
+"""Who proposes a trial's parameters: Optuna's samplers behind keyed draws, made anew for every proposal (SAMPLERS).
+
+A sampler that is opened again with a fixed seed would propose the first trials again; here its seed is
+hash(study seed, trial number), so that a restarted driver goes on as if it had never been away. What is drawn without
+looking at results (random search, start-up trials, whatever a sampler cannot model) depends on (study seed, trial
+number, path) alone: a further parameter leaves the others' draws as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIISampler, TPESampler
+from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
+from optuna.trial import FrozenTrial, TrialState
+
+from infra.failpoint import reach
+from study.spec.config import StudyConfig
+from study.spec.dimension import Dimension
+from study.spec.starts import Start, given_trials
+
+__all__ = [
+    "directions",
+    "draw",
+    "enqueue_dropped_points",
+    "enqueue_warm_starts",
+    "given",
+    "number_of",
+    "proposals",
+    "propose",
+    "redraw",
+    "sampler_for",
+    "sobol_point",
+    "uniform",
+    "value_at",
+    "values",
+]
+
+
+# Draws that are keyed by (study seed, trial number, path), so that a new parameter leaves the others' draws alone.
+
+
+def number_of(*key: object) -> int:
+    """A 64-bit number that depends on nothing but the key."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:8], "big")
+
+
+def uniform(*key: object) -> float:
+    """In [0, 1)."""
+    return (number_of(*key) >> 11) / 2**53
+
+
+def sobol_point(dimensions: int, index: int, seed: int) -> Sequence[float]:
+    """Point `index` of a scrambled Sobol sequence in [0, 1)^dimensions (Owen 1998; scipy's)."""
+    from scipy.stats import qmc  # takes a second to import, and only one sampler needs it
+
+    engine = qmc.Sobol(dimensions, scramble=True, seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about balance, of points that are asked for one by one
+        if index:
+            engine.fast_forward(index)
+        point = engine.random(1)[0]
+    return [float(value) for value in point]
+
+
+def value_at(distribution: BaseDistribution, place: float) -> Any:
+    """The value at a place in [0, 1) of a distribution: uniform places give its own distribution."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(place * len(distribution.choices))]
+    assert isinstance(distribution, FloatDistribution | IntDistribution), distribution
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if distribution.log:
+        half = 0.5 if isinstance(distribution, IntDistribution) else 0.0
+        value = math.exp(math.log(low - half) + place * (math.log(high + half) - math.log(low - half)))
+        value = round(value) if half else value
+    elif step is not None:
+        value = low + step * int(place * (round((high - low) / step) + 1))
+    else:
+        value = low + place * (high - low)
+    return min(max(value, low), high)
+
+
+GIVEN = ("agft.warm_start", "agft.rerun_of")  # trials that nobody proposed
+
+
+def directions(spec: StudyConfig) -> list[str]:
+    """Of the Optuna study: one a metric."""
+    return ["maximize"] * len(spec.goal.at({}).names)
+
+
+def values(spec: StudyConfig, record: Mapping[str, Any]) -> list[float]:
+    """What Optuna is told about a full-length trial, given its last epoch record: one number a metric."""
+    return [float(record[f"best_{name}"]) for name in spec.goal.at({}).names]
+
+
+def proposals(
+    study: optuna.Study, spec: StudyConfig, count: int, prior: Sequence[Start] = ()
+) -> list[tuple[int, dict[str, Any]]]:
+    """The first `count` trials of a study (an empty Optuna study of any storage), given ones first."""
+    dimensions = spec.dimensions()
+    enqueue_warm_starts(study, spec, dimensions, prior)
+    return [propose(study, spec, dimensions) for _ in range(count)]
+
+
+def enqueue_warm_starts(
+    study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension], prior: Sequence[Start] = ()
+) -> None:
+    """Put the given trials in line, once in a study's life; `prior`: those of earlier studies (`study.search.prior`).
+
+    One that is there already, since a crash or an archive came in between, is not put there again.
+    """
+    if study.user_attrs.get("agft.warm_starts"):
+        return
+    for start in given(spec, dimensions, prior):
+        known = study.get_trials(deepcopy=False)
+        if not any(_given_values(trial) == start.values or start.values.items() <= trial.params.items()
+                   for trial in known):  # fmt: skip
+            attributes = {"agft.warm_start": True, "agft.origin": start.origin}
+            study.enqueue_trial(start.values, user_attrs=attributes)
+    reach("warm-starts.enqueued")
+    study.set_user_attr("agft.warm_starts", True)
+
+
+def enqueue_dropped_points(study: optuna.Study) -> None:
+    """Of a grid: put points that were dropped in line again. What takes their place can be nothing else."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if "agft.rerun_of" not in trial.user_attrs]
+    tried = [_given_values(trial) for trial in trials if "agft.dropped" not in trial.user_attrs]
+    for trial in trials:
+        if "agft.dropped" in trial.user_attrs and trial.params not in tried:
+            tried.append(trial.params)
+            study.enqueue_trial(trial.params, user_attrs={"agft.warm_start": True, "agft.origin": "grid"})
+
+
+def _given_values(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial was told to take, or has taken."""
+    found: dict[str, Any] = trial.system_attrs.get("fixed_params", trial.params)
+    return found
+
+
+def given(spec: StudyConfig, dimensions: list[Dimension], prior: Sequence[Start] = ()) -> list[Start]:
+    """The trials that a study begins with, none twice."""
+    found: list[Start] = []
+    for start in [*given_trials(spec, dimensions), *prior]:
+        if start.values and not any(start.values == other.values for other in found):
+            found.append(start)
+    return found
+
+
+def propose(study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension]) -> tuple[int, dict[str, Any]]:
+    """The next trial, asked for and drawn: its number and its sampled values by path."""
+    waiting = [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
+    number = min(waiting) if waiting else len(study.get_trials(deepcopy=False))
+    study.sampler = sampler_for(spec, number, dimensions)
+    trial = study.ask()
+    reach("trial.asked")
+    assert trial.number == number, "one driver asks at a time: the lease sees to it"
+    return number, draw(trial, dimensions)
+
+
+def redraw(
+    study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension], trial: FrozenTrial
+) -> dict[str, Any]:  # fmt: skip
+    """Sampled values of a trial that was asked for earlier; those that a crash left undrawn are drawn now.
+
+    Where none is missing Optuna does not ask the sampler, which would overwrite its state in the trial.
+    """
+    study.sampler = sampler_for(spec, trial.number, dimensions)
+    return draw(optuna.Trial(study, trial._trial_id), dimensions)
+
+
+def draw(trial: optuna.Trial, dimensions: list[Dimension]) -> dict[str, Any]:
+    """Sampled values of the dimensions that exist in this trial, each drawn after those that it depends on."""
+    found: dict[str, Any] = {}
+    for dimension in dimensions:
+        if dimension.exists(found):
+            found[dimension.path] = _suggest(trial, dimension)
+    return found
+
+
+class Keyed(BaseSampler):
+    """Draws keyed by trial and path; from `startup` trials in one of `states` on, the sampler `inner` proposes.
+
+    `inner` is asked for the parameters that it proposes together, and with `alone` also for the others.
+    """
+
+    def __init__(
+        self, seed: int, inner: BaseSampler | None = None, *, startup: int = 0,
+        states: tuple[TrialState, ...] = (TrialState.COMPLETE,), alone: bool = False,
+    ) -> None:  # fmt: skip
+        self.seed, self.inner, self.startup, self.states, self.alone = seed, inner, startup, states, alone
+
+    def modelling(self, study: optuna.Study) -> BaseSampler | None:
+        """The sampler that looks at results, once there are enough of them."""
+        if self.startup and len(study.get_trials(deepcopy=False, states=self.states)) < self.startup:
+            return None
+        return self.inner
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        inner = self.modelling(study)
+        return inner.infer_relative_search_space(study, trial) if inner else {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        inner = self.modelling(study)
+        return inner.sample_relative(study, trial, search_space) if inner else {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        inner = self.modelling(study) if self.alone else None
+        if inner:
+            return inner.sample_independent(study, trial, param_name, param_distribution)
+        return value_at(param_distribution, uniform(self.seed, trial.number, param_name))
+
+
+class Evolving(Keyed):
+    """Generations. A child that would only repeat a trial is mutated: its training would find the same again."""
+
+    inner: NSGAIISampler
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """A given trial belongs to a generation, too, though nothing of it is sampled."""
+        self.inner.get_trial_generation(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        child = super().sample_relative(study, trial, search_space)
+        if child and any(child.items() <= other.params.items() for other in study.get_trials(deepcopy=False)):
+            del child[sorted(child)[int(len(child) * uniform(self.seed, trial.number, "mutated"))]]
+        return child
+
+
+class Sobol(Keyed):
+    """Scrambled Sobol points over all dimensions; a trial takes those of its point that exist in it.
+
+    The first proposed trial takes the first point, and so on: which one is counted, not remembered, and given trials
+    do not count.
+    """
+
+    def __init__(self, seed: int, dimensions: Sequence[Dimension]) -> None:
+        super().__init__(seed)
+        self.dimensions = dimensions
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {dimension.path: dimension.distribution for dimension in self.dimensions}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        before = [other for other in study.get_trials(deepcopy=False) if other.number < trial.number]
+        index = sum(not any(key in other.user_attrs for key in GIVEN) for other in before)
+        point = sobol_point(len(search_space), index, number_of(self.seed, "sobol") >> 32)
+        places = zip(search_space.items(), point, strict=True)
+        return {path: value_at(distribution, place) for (path, distribution), place in places}
+
+
+def _tpe(spec: StudyConfig, seed: int, dimensions: Sequence[Dimension]) -> BaseSampler:
+    """Parameters are modelled together, in a conditional space those that occur together; with several metrics one by
+    one, which is Optuna's default there."""
+    startup, conditional = spec.sampler.startup_trials, any(dimension.when for dimension in dimensions)
+    together = conditional or len(directions(spec)) == 1
+    inner = TPESampler(
+        seed=seed, n_startup_trials=startup, multivariate=together, group=conditional, constant_liar=True
+    )
+    return Keyed(spec.seed, inner, startup=startup, states=(TrialState.COMPLETE, TrialState.PRUNED), alone=True)
+
+
+def _cmaes(spec: StudyConfig, seed: int, dimensions: Sequence[Dimension]) -> BaseSampler:
+    """Its state travels in the system attributes of Optuna's trials. Choices and conditional paths stay keyed draws."""
+    inner = CmaEsSampler(seed=seed, popsize=spec.sampler.population, warn_independent_sampling=False)
+    return Keyed(spec.seed, inner, startup=spec.sampler.startup_trials)
+
+
+def _nsga2(spec: StudyConfig, seed: int, dimensions: Sequence[Dimension]) -> BaseSampler:
+    """With the operators of its paper (Deb et al. 2002): simulated binary crossover and polynomial mutation.
+
+    The first generation and conditional paths are keyed draws.
+    """
+    return Evolving(
+        spec.seed,
+        NSGAIISampler(
+            seed=seed, population_size=spec.sampler.population or 16,
+            crossover=SBXCrossover(), mutation=PolynomialMutation(),
+        ),
+    )  # fmt: skip
+
+
+SAMPLERS: Mapping[str, Callable[[StudyConfig, int, Sequence[Dimension]], BaseSampler]] = {
+    "tpe": _tpe,
+    "cmaes": _cmaes,
+    "nsga2": _nsga2,
+    "qmc": lambda spec, seed, dimensions: Sobol(spec.seed, dimensions),
+    "random": lambda spec, seed, dimensions: Keyed(spec.seed),
+    "grid": lambda spec, seed, dimensions: Keyed(spec.seed),  # every point is a given trial: it is never asked
+}
+
+
+def sampler_for(spec: StudyConfig, number: int, dimensions: Sequence[Dimension] | None = None) -> BaseSampler:
+    """The sampler for one proposal; `dimensions` are the spec's, which take milliseconds to read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return SAMPLERS[spec.sampler.name](spec, number_of(spec.seed, number) >> 33, dimensions or spec.dimensions())
+
+
+def _suggest(trial: optuna.Trial, dimension: Dimension) -> Any:
+    distribution = dimension.distribution
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return trial.suggest_categorical(dimension.path, distribution.choices)
+    if isinstance(distribution, optuna.distributions.IntDistribution):
+        return trial.suggest_int(
+            dimension.path, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
+    assert isinstance(distribution, optuna.distributions.FloatDistribution), distribution
+    return trial.suggest_float(
+        dimension.path, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+    )

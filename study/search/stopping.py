@@ -1,0 +1,182 @@
+"""When a trial is stopped, and when a study has found all it will find: pure functions over stored rows.
+
+Nothing here kills anything, and nothing is remembered: values are read from the study store at every decision, so a
+restarted driver decides as if it had never been away. Verdicts (table VERDICTS):
+
+asha    ASHA, stopping variant (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning",
+        arXiv:1810.05934): at a rung a trial goes on if it is among the best 1/reduction_factor of the values there.
+median  The median stopping rule (Golovin et al. 2017, "Google Vizier", section 3.2.2): a trial stops if its best value
+        so far is below the median of the others' at the same epoch. (Vizier compares with running averages; the best
+        so far is what a trial is judged by here, and what Optuna's MedianPruner compares.)
+none    Every trial goes on.
+
+`patience` ends a trial that stands still, whatever the table says. Such a trial is no worse one: it counts as complete.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from study.results.ranking import score
+from study.spec.config import BudgetConfig, SchedulerConfig
+from study.store.rows import TrialRow
+from trainers.schema.training import Goal
+
+__all__ = ["plateau", "rungs", "stagnation", "used_up", "verdict"]
+
+
+Verdict = tuple[str, str]
+ROUNDING = 1e-12  # 0.31 - 0.30 is a little less than 0.01
+
+
+def rungs(config: SchedulerConfig, epochs: int) -> tuple[int, ...]:
+    """Epochs after which a trial of so many epochs is judged, all below the last one."""
+    found = set(_rungs(config, epochs))
+    if config.patience is not None:
+        found |= set(range(max(_grace(config, epochs), config.patience + 1), epochs))
+    return tuple(sorted(found))
+
+
+def _grace(config: SchedulerConfig, epochs: int) -> int:
+    return max(1, math.ceil(config.grace_fraction * epochs))
+
+
+def _rungs(config: SchedulerConfig, epochs: int) -> tuple[int, ...]:
+    """asha: grace, grace * factor, ...; median: every epoch from the grace on."""
+    if config.name == "none":
+        return ()
+    if config.name == "median":
+        return tuple(range(_grace(config, epochs), epochs))
+    found, rung = [], _grace(config, epochs)
+    while rung < epochs:
+        found.append(rung)
+        rung *= config.reduction_factor
+    return tuple(found)
+
+
+def verdict(
+    config: SchedulerConfig, trial: TrialRow, everyone: Sequence[TrialRow], *, epoch: int, goal: Goal
+) -> Verdict:
+    """`("continue" | "stop", reason)` for a trial that has just reached `epoch`.
+
+    `everyone` may hold the trial itself and trials in any state; those that never reached the epoch do not count.
+    """
+    planned = trial.config.get("train", {}).get("epochs")
+    if planned is not None and epoch >= planned:
+        return "continue", f"epoch {epoch}: its last one"
+    if plateau(config, trial, epoch=epoch, goal=goal):
+        return "stop", f"epoch {epoch}: {config.patience} epochs without an improvement"
+    if config.patience is not None and planned is not None and epoch not in _rungs(config, planned):
+        return "continue", f"epoch {epoch}: still improving"
+    own = _at(trial, epoch, goal)
+    assert own is not None, "the verdict is asked for an epoch that is not recorded"
+    others = [value for row in everyone if row.number != trial.number and (value := _at(row, epoch, goal)) is not None]
+    decision, reason = VERDICTS[config.name](config, own, others)
+    return decision, f"epoch {epoch}: {reason}"
+
+
+def _at(row: TrialRow, epoch: int, goal: Goal) -> float | None:
+    """Best value so far at an epoch."""
+    record = next((each for each in row.epochs if each["epoch"] == epoch), None)
+    return None if record is None else score(record, goal)
+
+
+def _asha(config: SchedulerConfig, own: float, others: list[float]) -> Verdict:
+    """The first trials at a rung always go on, since there is nothing to compare them with."""
+    everyone, factor = sorted([*others, own], reverse=True), config.reduction_factor
+    if len(everyone) < factor:
+        return "continue", f"only {len(everyone)} of {factor} trials to compare"
+    cutoff = everyone[len(everyone) // factor - 1]
+    place = sum(value > own for value in others) + 1
+    comparison = f"{own:.4f} is place {place} of {len(everyone)}, cut-off {cutoff:.4f}"
+    return ("continue" if own >= cutoff else "stop"), comparison
+
+
+def _median(config: SchedulerConfig, own: float, others: list[float]) -> Verdict:
+    if len(others) < config.min_trials:
+        return "continue", f"only {len(others)} of {config.min_trials} other trials to compare"
+    middle = statistics.median(others)
+    comparison = f"{own:.4f} against {middle:.4f}, the median of {len(others)} others"
+    return ("continue" if own >= middle - ROUNDING else "stop"), comparison
+
+
+def _none(config: SchedulerConfig, own: float, others: list[float]) -> Verdict:
+    return "continue", f"{own:.4f}, and every trial runs to its end"
+
+
+VERDICTS: dict[str, Callable[[SchedulerConfig, float, list[float]], Verdict]] = {
+    "asha": _asha,
+    "median": _median,
+    "none": _none,
+}
+
+
+def plateau(config: SchedulerConfig, trial: TrialRow, *, epoch: int, goal: Goal) -> bool:
+    """Whether the last `patience` epochs up to `epoch` brought less than `min_delta` over the best before them."""
+    if config.patience is None or epoch <= config.patience:
+        return False
+    before, now = _at(trial, epoch - config.patience, goal), _at(trial, epoch, goal)
+    return before is not None and now is not None and not _improves(now, before, config.min_delta)
+
+
+def _improves(value: float, best: float, min_delta: float) -> bool:
+    return value > best and value - best >= min_delta - ROUNDING
+
+
+def stagnation(trials: Sequence[TrialRow], goal: Goal, config: BudgetConfig) -> str | None:
+    """Why the study should end: its last `budget.patience` finished trials improved nothing. None: it should not.
+
+    Complete trials can improve, pruned ones cannot; failed and dropped ones do not count at all. With several metrics
+    a trial improves the front if no earlier one is as good in all of them.
+    """
+    if config.patience is None:
+        return None
+    ends = sorted((t for t in trials if t.state in ("complete", "pruned")), key=lambda t: (t.ended_ms or 0, t.number))
+    points = [None if t.state == "pruned" or t.last is None else _point(t.last, goal) for t in ends]
+    earlier = [point for point in points[: -config.patience] if point is not None]
+    latest = [point for point in points[-config.patience :] if point is not None]
+    if not earlier or any(all(_beyond(new, old, config.min_delta) for old in earlier) for new in latest):
+        return None
+    least = f" by {config.min_delta:g} or more" if config.min_delta else ""
+    return f"the last {config.patience} finished trials have not improved the best{least} (budget.patience)"
+
+
+def _beyond(new: tuple[float, ...], old: tuple[float, ...], min_delta: float) -> bool:
+    """Whether a trial is better than another in some metric."""
+    return any(_improves(*pair, min_delta) for pair in zip(new, old, strict=True))
+
+
+def _point(record: Mapping[str, Any], goal: Goal) -> tuple[float, ...]:
+    """A trial's numbers, one a metric; below every accuracy where a floor is missed."""
+    if record["best_feasible"]:
+        return tuple(float(record[f"best_{name}"]) for name in goal.names)
+    return (score(record, goal),) * len(goal.names)
+
+
+# When a study has used up what it was given, as a pure function over stored rows and what runs now.
+
+
+def used_up(
+    budget: BudgetConfig, rows: Iterable[TrialRow], *, driven_seconds: float, running_seconds: float, token: int,
+    counts_gpus: bool,
+) -> str:  # fmt: skip
+    """The sentence why the study ends, or ''. Trials are counted by the searcher, not here.
+
+    `driven_seconds`: wall time of all drivers. `running_seconds`: device-seconds of the attempts that run under
+    `token`, of which the rows know only those up to their last report. Without GPUs there are no GPU-hours.
+    """
+    if budget.hours is not None and driven_seconds > budget.hours * 3600:
+        return f"the budget of {budget.hours:g} hours is used up"
+    if budget.gpu_hours is not None and counts_gpus:
+        ended = sum(
+            attempt.device_seconds
+            for row in rows
+            for attempt in row.attempts
+            if attempt.token != token or attempt.ended_ms is not None
+        )
+        if ended + running_seconds > budget.gpu_hours * 3600:
+            return f"the budget of {budget.gpu_hours:g} GPU-hours is used up"
+    return ""

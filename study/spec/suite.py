@@ -1,0 +1,192 @@
+"""Which suite: one of the table, or a file; every mistake of a file at once, before anything is imported or started."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from study.errors import Problem, StudyFileError, UserError
+from study.spec.reader import Keys, dotted, line_of, read_mapping, read_text, shown_value
+from trainers.data import DATASETS, FOLDER_PREFIX, dataset_entry, not_ready
+from trainers.errors import lookup, nearest
+from trainers.model import bundled as tiny
+from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS
+from trainers.schema.suite import SUITES, AttackAt, Suite, problems
+
+__all__ = [
+    "capped",
+    "check_ready",
+    "checked_sets",
+    "chosen_suite",
+    "default_suite",
+    "load_suite",
+    "parse_suite",
+    "unready",
+]
+
+FILES = (".yaml", ".yml")
+CHOICES = ("auto", "all", "none")  # of --sanity, beside the suite's sets
+SANITY_CLASSES = 4  # with fewer, a check that needs APGD-T says little
+
+
+def chosen_suite(named: str | None, models: Sequence[str]) -> Suite | None:
+    """What --suite says, ready to be loaded; None if it says nothing and the models do not tell by their names."""
+    if named is None and set(models) != {tiny.ARCH}:
+        return None
+    suite = load_suite(named or default_suite(models))
+    check_ready(suite, suite.name)
+    return suite
+
+
+def default_suite(models: Sequence[str]) -> str:
+    """For models of these names or architectures."""
+    return "tiny" if all(each.partition(":")[0] == tiny.ARCH for each in models) else "zero-shot-15"
+
+
+def load_suite(named: str) -> Suite:
+    """The suite called so, or the one in the file; `UserError`, or `StudyFileError` with every problem of the file."""
+    if named in SUITES:
+        return SUITES[named][0]
+    if not named.endswith(FILES):
+        lookup(dict.fromkeys(SUITES), named, path="--suite (a name, or a file that ends in .yaml)")
+    return parse_suite(read_text(Path(named).expanduser()), source=named)
+
+
+def check_ready(suite: Suite, source: str) -> None:
+    """Refuse what cannot be loaded here; on another cluster, its workers say the same."""
+    if not os.environ.get("RAY_ADDRESS") and (found := unready(suite)):
+        raise UserError("\n".join(f"suite {source}: {problem}" for problem in found))
+
+
+def unready(suite: Suite) -> list[str]:
+    """What to do before its datasets can be loaded here, a line for all that are prepared by one command."""
+    problems = {name: not_ready({f"datasets.{number}": name}) for number, name in enumerate(suite.datasets)}
+    unprepared = [name for name, found in problems.items() if found and name in DATASETS]
+    rest = [line for name, found in problems.items() if name not in unprepared for line in found]
+    if not unprepared:
+        return rest
+    count = f"{len(unprepared)} of {len(suite.datasets)} datasets are"
+    return [f"{count} not prepared; run: agft data prepare {' '.join(unprepared)} --download", *rest]
+
+
+def capped(suite: Suite, samples: int | None) -> Suite:
+    """The suite with at most so many images of each set under every attack."""
+    if samples is None:
+        return suite
+    fewer = [
+        entry.model_copy(update={"samples": samples if entry.samples is None else min(samples, entry.samples)})
+        for entry in suite.attacks
+    ]
+    return suite.model_copy(update={"attacks": tuple(fewer)})
+
+
+def checked_sets(asked: str, suite: Suite) -> tuple[str, ...]:
+    """Sets that the sanity checks are made on: `none`, `all`, one by name, or `auto`, the first with four classes."""
+    if asked == "all":
+        return suite.datasets
+    if asked == "auto":
+        enough = (name for name in suite.datasets if dataset_entry(name, "datasets").num_classes >= SANITY_CLASSES)
+        return tuple(itertools.islice(enough, 1))
+    if asked == "none":
+        return ()
+    lookup({name: name for name in (*suite.datasets, *CHOICES)}, asked, path="--sanity")
+    return (asked,)
+
+
+def parse_suite(text: str, *, source: str) -> Suite:
+    """As `load_suite`, from text; `source` is the name that messages carry."""
+    raw, lines, found = read_mapping(text, source=source, keys="name, datasets, attacks")
+    try:
+        suite = Suite.model_validate(raw)
+        rules = problems(suite)
+    except ValidationError as error:
+        suite = None
+        found += [_problem(detail, raw, lines) for detail in error.errors()]
+        rules = _rules_of_what_is_legal(raw)
+    found += [_located(rule, lines) for rule in rules]
+    if found or suite is None:
+        raise StudyFileError(source, list(dict.fromkeys(found)))
+    return suite
+
+
+def _problem(detail: Any, raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> Problem:
+    """What pydantic says about a field, with its line, its value and the names that it may have had."""
+    path = _in_file(raw, detail["loc"])
+    value, there = _at(raw, path)
+    rule = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        fields = list(_owner(raw, path).model_fields)
+        close = nearest(str(path[-1]), fields)
+        rule = f"no such field; {f'did you mean {close[0]!r}? ' if close else ''}known: {', '.join(fields)}"
+    elif detail["type"] == "missing":
+        rule, there = "is required", False
+    elif detail["type"].startswith("union_tag"):
+        path = (*path, "name")
+        value, there = _at(raw, path)
+        close = nearest(str(value), EVAL_ATTACK_PARAMETERS) if there else []
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        rule = f"{'no such attack' if there else 'is required'}; {hint}known: {', '.join(EVAL_ATTACK_PARAMETERS)}"
+    return Problem(line_of(lines, path), dotted(path), shown_value(value) if there else "", rule)
+
+
+def _at(raw: Any, path: Keys) -> tuple[Any, bool]:
+    """What stands at `path`, and whether anything does."""
+    for key in path:
+        inside = key in raw if isinstance(raw, Mapping) else isinstance(raw, list) and key in range(len(raw))
+        if not inside:
+            return None, False
+        raw = raw[key]
+    return raw, True
+
+
+def _in_file(raw: Any, location: Keys) -> Keys:
+    """A pydantic location without the names of union members, which are not keys of the file."""
+    path: Keys = ()
+    for position, key in enumerate(location):
+        last = position == len(location) - 1
+        if _at(raw, (*path, key))[1] or (last and isinstance(_at(raw, path)[0], Mapping)):
+            path = (*path, key)
+    return path
+
+
+def _owner(raw: Mapping[str, Any], path: Keys) -> type[BaseModel]:
+    """The record that the last key of `path` is not a field of."""
+    if len(path) < 3:
+        return Suite
+    if len(path) == 3:
+        return AttackAt
+    name, _ = _at(raw, (*path[:3], "name"))
+    return EVAL_ATTACK_PARAMETERS.get(str(name), AttackAt)
+
+
+def _rules_of_what_is_legal(raw: Mapping[str, Any]) -> list[str]:
+    """What `problems` would say about the parts of a file that are well-formed, while others are not."""
+    datasets, attacks = raw.get("datasets"), raw.get("attacks")
+    names = [name for name in datasets if isinstance(name, str)] if isinstance(datasets, list) else []
+    found = [f"datasets: {name!r} is there twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    for number, name in enumerate(datasets if isinstance(datasets, list) else []):
+        if isinstance(name, str) and name not in DATASETS and not name.startswith(FOLDER_PREFIX):
+            try:
+                lookup(DATASETS, name, path=f"datasets.{number}")
+            except ValueError as error:
+                found.append(str(error))
+    known = tuple(dict.fromkeys(name for name in names if name in DATASETS)) or ("tiny-digits",)
+    for number, entry in enumerate(attacks if isinstance(attacks, list) else []):
+        try:
+            alone = Suite(name="alone", datasets=known, attacks=(AttackAt.model_validate(entry),))
+        except ValidationError:
+            continue  # said already
+        found += [rule.replace("attacks.0.", f"attacks.{number}.", 1) for rule in problems(alone)]
+    return found
+
+
+def _located(rule: str, lines: Mapping[Keys, int]) -> Problem:
+    """`path: rule` with its line."""
+    path, _, text = rule.partition(": ")
+    keys: Keys = tuple(int(key) if key.isdigit() else key for key in path.split("."))
+    return Problem(line_of(lines, keys), path, "", text)

@@ -1,0 +1,157 @@
+"""The database behind a study: address, engine, migrations and its clock."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util.exc import CommandError
+from sqlalchemy import event
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from study.errors import StudyFailed, UserError
+
+__all__ = ["PATIENCE_SECONDS", "address_of", "away", "database_url", "engine_for", "now", "patient", "transaction"]
+
+log = logging.getLogger("agft")
+P = ParamSpec("P")
+R = TypeVar("R")
+AWAY = (OperationalError, InterfaceError)  # no answer, locked, full: what may be over in a while
+PATIENCE_SECONDS = 60.0  # a driver that was cut off, and replaced, must not hold its workers for longer
+MIGRATION_LOCK = 0x41474654  # a number of our own
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 5.0
+
+
+def database_url(home: Path) -> str:
+    """`AGFT_STUDY_DB` from the environment (it may hold a password), the embedded PostgreSQL, or SQLite in `home`."""
+    return os.environ.get("AGFT_STUDY_DB") or _embedded(home) or f"sqlite:///{home / 'studies.db'}"
+
+
+def _embedded(home: Path) -> str | None:
+    if not (home / "stack.json").exists():
+        return None  # never chosen; spares every command the import
+    from infra.stack.embedded import database_address
+
+    return database_address(home)
+
+
+def address_of(url: str) -> sa.URL:
+    """The parts of a database's address; `UserError`, which shows nothing of it, for what is none."""
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        expected = "expected postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE or sqlite:////FILE"
+        raise UserError(f"AGFT_STUDY_DB: not a database address; {expected}") from None
+    if "@" in (parsed.host or ""):  # the rest of a password, which every message about the host would show
+        raise UserError("AGFT_STUDY_DB: write an @ in a user's name or password as %40")
+    return parsed
+
+
+@cache
+def engine_for(url: str) -> sa.Engine:
+    """An engine whose schema is up to date; `UserError` for an address that cannot work."""
+    parsed = address_of(url)
+    try:
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise UserError(f"AGFT_STUDY_DB: {parsed.get_backend_name()!r} is not supported; use sqlite or postgresql")
+        if parsed.get_backend_name() == "sqlite" and parsed.database:
+            path = Path(parsed.database)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+        engine = sa.create_engine(parsed, pool_pre_ping=True)
+    except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
+        raise UserError(f"AGFT_STUDY_DB: not a usable database address: {error}") from None
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+    try:
+        _migrate(engine)
+    except sa.exc.OperationalError as error:
+        shown = parsed.render_as_string(hide_password=True)
+        raise StudyFailed(f"the study database {shown} cannot be used: {error.orig}") from None
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    # WAL: another terminal reads while the driver writes. Python's own implicit BEGIN is switched off, so that
+    # `transaction` can begin with the write lock and never has to upgrade a read lock.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "busy_timeout=60000", "foreign_keys=ON", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _migrate(engine: sa.Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    with transaction(engine) as connection, warnings.catch_warnings():
+        if engine.dialect.name == "postgresql":  # a terminal and a driver may be the first ones together
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+        config.attributes["connection"] = connection
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise StudyFailed(f"the study database is newer than this version of agft: {error}") from None
+
+
+@contextmanager
+def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A write transaction: serialised on SQLite from its first statement, so that read-then-write is safe."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        with connection.begin() if not connection.in_transaction() else connection.get_transaction():  # type: ignore
+            yield connection
+
+
+def now(connection: sa.Connection) -> float:
+    """Seconds since 1970 on the database's clock, the one clock that all drivers share."""
+    if connection.dialect.name == "sqlite":
+        statement = "SELECT (julianday('now') - 2440587.5) * 86400.0"
+    else:
+        statement = "SELECT extract(epoch FROM clock_timestamp())"
+    return float(connection.execute(sa.text(statement)).scalar_one())
+
+
+def away(error: Exception) -> str:
+    """Why the database does not answer, if that is what the error (or, in Optuna's, its cause) says; else ''."""
+    cause = error if isinstance(error, AWAY) else error.__cause__
+    return " ".join(str(cause.orig).split())[:200] if isinstance(cause, AWAY) else ""
+
+
+def patient(call: Callable[P, R]) -> Callable[P, R]:
+    """Repeat a call that can be repeated while the database is away; `StudyFailed` after `PATIENCE_SECONDS`.
+
+    A connection that is lost in a commit leaves open whether it happened: only calls that change nothing when they are
+    made twice may be wrapped.
+    """
+
+    @wraps(call)
+    def persist(*args: P.args, **kwargs: P.kwargs) -> R:
+        deadline, pause = time.monotonic() + PATIENCE_SECONDS, FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return call(*args, **kwargs)
+            except Exception as error:
+                reason = away(error)
+                if not reason:
+                    raise
+                if time.monotonic() > deadline:
+                    raise StudyFailed(
+                        f"the study database has not answered for {PATIENCE_SECONDS:.0f} s: {reason}"
+                    ) from error
+                if pause == FIRST_PAUSE_SECONDS:
+                    log.warning("the study database does not answer (%s); trying again", reason)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    return persist

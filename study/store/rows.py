@@ -1,0 +1,110 @@
+"""Studies, trials and attempts as the store gives them: frozen values, free of the database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from study.spec.config import StudyConfig
+
+__all__ = ["FINISHED", "Attempt", "StudyRow", "TrialRow"]
+
+# `dropped` is a user's word: the trial's history stays, and it counts nowhere.
+FINISHED = ("complete", "pruned", "failed", "dropped")
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A study as stored. `driven_seconds` is wall time of all drivers together; `message` says why it is in `state`.
+
+    `spec` carries the budget of now, which `agft extend` may have raised; `spec_hash` is that of the study file.
+    """
+
+    name: str
+    spec: StudyConfig
+    spec_hash: str
+    desired: str
+    state: str
+    created_ms: int
+    driven_seconds: float
+    token: int
+    lease_owner: str | None
+    lease_seconds: float  # left; 0 or less when nobody drives
+    baseline: dict[str, Any] | None
+    provenance: dict[str, Any] | None
+    message: str | None = None
+    generation: int = 0  # of its Optuna study, which is built anew when a trial is dropped
+    extended_at: int = 0  # trials that had finished when the budget was last raised
+
+    @property
+    def slug(self) -> str:
+        """Name and time of creation: the study's own place in S3, whatever database it lives in."""
+        return f"{self.name}-{self.created_ms}"
+
+    @property
+    def optuna_name(self) -> str:
+        """Name of the Optuna study of this generation; no other study's, since a name holds no slash."""
+        return f"agft/{self.name}" + (f"/{self.generation}" if self.generation else "")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a trial by one driver (`token`). `outcome` is None while it runs or when its driver was lost."""
+
+    token: int
+    started_ms: int
+    ended_ms: int | None = None
+    device_seconds: float = 0.0
+    outcome: str | None = None
+    provenance: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """A trial as stored, with its epoch records (JSON of `trainers.schema.records.EpochRecord`), oldest first."""
+
+    number: int
+    state: str
+    params: dict[str, Any]
+    config: dict[str, Any]
+    started_ms: int
+    ended_ms: int | None = None
+    stop_reason: str | None = None
+    failure_kind: str | None = None
+    latest: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    rerun_of: int | None = None
+    epochs: tuple[dict[str, Any], ...] = ()
+    verdicts: dict[int, str] = field(default_factory=dict)
+    attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trial's outcome is final."""
+        return self.state in FINISHED
+
+    def runs_under(self, token: int) -> bool:
+        """Whether the driver of that lease has an attempt at the trial under way."""
+        mine = [attempt for attempt in self.attempts if attempt.token == token]
+        return self.state == "running" and any(attempt.ended_ms is None for attempt in mine)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has reached its last epoch, said so or not."""
+        planned = self.config.get("train", {}).get("epochs")
+        return planned is not None and self.last is not None and self.last["epoch"] >= planned
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """Role (`latest`, `best`) -> URI of the checkpoints on record."""
+        return {role: found["uri"] for role, found in (("latest", self.latest), ("best", self.best)) if found}
+
+    @property
+    def last(self) -> dict[str, Any] | None:
+        """The newest epoch record."""
+        return self.epochs[-1] if self.epochs else None
+
+    @property
+    def device_seconds(self) -> float:
+        """What all attempts together cost."""
+        return sum(attempt.device_seconds for attempt in self.attempts)

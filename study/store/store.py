@@ -1,0 +1,366 @@
+"""The study's truth. Drivers, terminals and workers come and go; what is here stays.
+
+Every write of a driver runs in one transaction that first checks the driver's lease token, so a driver that was
+thought dead and was replaced can change nothing any more. Optuna's tables live in the same database (`searcher.py`).
+A driver's writes can be repeated without harm, and are, while the database is away (`patient`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+
+from study.errors import LeaseLost, UserError
+from study.spec.config import StudyConfig, load_canonical
+from study.spec.files import spec_difference
+from study.store import tables as t
+from study.store.database import engine_for, now, patient, transaction
+from study.store.lease import LeaseHeld, is_driven, is_local, owner_identity
+from study.store.rows import FINISHED, Attempt, StudyRow, TrialRow
+
+__all__ = [
+    "DELETING",
+    "LEASE_SECONDS",
+    "Attempt",
+    "LeaseHeld",
+    "StudyRow",
+    "StudyStore",
+    "TrialRow",
+    "owner_identity",
+    "study_names",
+]
+
+LEASE_SECONDS = 30.0
+DELETING = "deleting"
+
+
+def study_names(url: str) -> list[str]:
+    """Names of all studies, newest first."""
+    with engine_for(url).connect() as connection:
+        return list(connection.execute(sa.select(t.studies.c.name).order_by(t.studies.c.created_ms.desc())).scalars())
+
+
+class StudyStore:
+    """One study in one database. Reads need no lease; methods that take `token` are a driver's."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url, self.name = url, name
+        self.engine = engine_for(url)
+
+    # --- the study -----------------------------------------------------------------------------------------------
+
+    def create(self, spec: StudyConfig) -> bool:
+        """Store a new study; False when it is there already. `UserError` with the diff for another spec.
+
+        A study that has no trial yet and no driver takes the new spec: nothing was measured under the old one.
+        """
+        with transaction(self.engine) as connection:
+            found = connection.execute(sa.select(t.studies).where(t.studies.c.name == self.name)).first()
+            clock = now(connection)
+            if found is None:
+                connection.execute(
+                    sa.insert(t.studies).values(
+                        name=self.name, spec=spec.canonical(), spec_hash=spec.spec_hash(), desired="run", state="new",
+                        created_ms=int(clock * 1000), driven_seconds=0.0, token=0,
+                    )
+                )  # fmt: skip
+                return True
+            # An older version may have stored it without fields that exist by now.
+            before = load_canonical(found.spec).canonical()
+            if before == spec.canonical():
+                return False
+            row = t.studies.c.name == self.name
+            begun = connection.execute(sa.select(t.trials.c.number).where(t.trials.c.study == self.name)).first()
+            if begun is not None or is_driven(found, clock):
+                difference = spec_difference(before, spec.canonical())
+                more = ""
+                if "budget." in difference:
+                    more = f"\nA budget is raised with: agft extend {self.name} --trials MORE"
+                raise UserError(
+                    f"study {self.name!r} exists with another specification; give this one a new name, or undo:\n"
+                    + difference + more
+                )  # fmt: skip
+            changed = {"spec": spec.canonical(), "spec_hash": spec.spec_hash(), "baseline": None, "budget": None}
+            # The warm starts of the old spec wait in the old generation's Optuna study; and a driver that was cut off
+            # while it measured for the old spec comes back with a token of the past.
+            after = {"generation": found.generation + 1, "token": found.token + 1}
+            connection.execute(sa.update(t.studies).where(row).values(**changed, **after))
+            return True
+
+    def load(self) -> StudyRow:
+        """The study, or `UserError` with the nearest name."""
+        with self.engine.connect() as connection:
+            row = connection.execute(sa.select(t.studies).where(t.studies.c.name == self.name)).first()
+            clock = now(connection)
+        if row is None:
+            known = study_names(self.url)
+            close = difflib.get_close_matches(self.name, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise UserError(f"no study {self.name!r}; {hint}known: {', '.join(known) or 'none yet'}")
+        fields = row._asdict()
+        expires, budget = fields.pop("lease_expires"), fields.pop("budget")
+        spec = load_canonical(row.spec)
+        if budget:
+            spec = spec.model_copy(update={"budget": type(spec.budget).model_validate(budget)})
+        left = (expires - clock) if expires else 0.0
+        if left > 0 and not is_driven(row, clock):
+            left = 0.0
+        return StudyRow(**{**fields, "spec": spec}, lease_seconds=left)
+
+    def desire(self, state: str) -> None:
+        """Ask the driver, wherever it runs, for `run`, `pause` or `stop`."""
+        with transaction(self.engine) as connection:
+            connection.execute(sa.update(t.studies).where(t.studies.c.name == self.name).values(desired=state))
+
+    def delete(self) -> None:
+        """Forget the study and everything of it in our tables; `LeaseHeld` while somebody drives it."""
+        with transaction(self.engine) as connection:
+            self._refuse_if_driven(connection)
+            connection.execute(sa.delete(t.studies).where(t.studies.c.name == self.name))
+
+    # --- the lease -----------------------------------------------------------------------------------------------
+
+    def _refuse_if_driven(self, connection: sa.Connection) -> tuple[Any, float]:
+        row = connection.execute(sa.select(t.studies).where(t.studies.c.name == self.name).with_for_update()).one()
+        clock = now(connection)
+        if is_driven(row, clock):
+            left = row.lease_expires - clock
+            raise LeaseHeld(self.name, row.lease_owner, left, local=is_local(row.lease_owner))
+        return row, clock
+
+    def refuse_if_driven_here(self) -> None:
+        """`LeaseHeld` if a living process of this machine drives; the lease of another machine may be waited out."""
+        study = self.load()
+        owner = study.lease_owner
+        if owner is not None and study.lease_seconds > 0 and is_local(owner):
+            raise LeaseHeld(self.name, owner, study.lease_seconds, local=True)
+
+    def acquire(self, owner: str, *, seconds: float = LEASE_SECONDS, state: str = "running") -> int:
+        """Become the driver: a new token. `LeaseHeld` while another driver's lease runs and it may be alive.
+
+        A study that was deleted in part can only be deleted (`state`): its checkpoints may be gone.
+        """
+        with transaction(self.engine) as connection:
+            row, clock = self._refuse_if_driven(connection)
+            if row.state == DELETING != state:
+                raise UserError(f"study {self.name!r} is half deleted; go on with: agft delete {self.name}")
+            token: int = row.token + 1
+            connection.execute(
+                sa.update(t.studies)
+                .where(t.studies.c.name == self.name)
+                .values(
+                    token=token, lease_owner=owner, lease_expires=clock + seconds, state=state, desired="run",
+                    message=None,
+                )
+            )  # fmt: skip
+            return token
+
+    def renew(self, token: int, *, driven: float, seconds: float = LEASE_SECONDS) -> str:
+        """Keep the lease, add `driven` seconds of driving, and learn the desired state. `LeaseLost` when replaced."""
+        with self.fenced(token) as connection:
+            row = t.studies.c.name == self.name
+            connection.execute(
+                sa.update(t.studies)
+                .where(row)
+                .values(lease_expires=now(connection) + seconds, driven_seconds=t.studies.c.driven_seconds + driven)
+            )
+            return str(connection.execute(sa.select(t.studies.c.desired).where(row)).scalar_one())
+
+    @patient
+    def release(self, token: int, state: str, message: str | None = None) -> None:
+        """Stop driving and say in which state the study is now, and why."""
+        with self.fenced(token) as connection:
+            connection.execute(
+                sa.update(t.studies)
+                .where(t.studies.c.name == self.name)
+                .values(state=state, message=message, lease_owner=None, lease_expires=None)
+            )
+
+    @contextmanager
+    def fenced(self, token: int) -> Iterator[sa.Connection]:
+        """A write transaction of the driver that holds `token`; `LeaseLost` once there is a newer one."""
+        with transaction(self.engine) as connection:
+            current = connection.execute(
+                sa.select(t.studies.c.token).where(t.studies.c.name == self.name).with_for_update()
+            ).scalar_one_or_none()
+            if current is None:
+                raise LeaseLost(f"study {self.name!r} was deleted")
+            if current != token:
+                raise LeaseLost(f"study {self.name!r}: another driver took over (lease {current}, ours was {token})")
+            yield connection
+
+    @patient
+    def set_study(self, token: int, **values: Any) -> None:
+        """Set columns of the study's row: `baseline`, `provenance`, `state`, `generation`."""
+        with self.fenced(token) as connection:
+            connection.execute(sa.update(t.studies).where(t.studies.c.name == self.name).values(**values))
+
+    # --- trials --------------------------------------------------------------------------------------------------
+
+    @patient
+    def start_trial(
+        self,
+        token: int,
+        number: int,
+        params: Mapping[str, Any],
+        config: Mapping[str, Any],
+        *,
+        rerun_of: int | None = None,
+    ) -> TrialRow:
+        """A new trial, or another attempt at an unfinished one; the row as it is now."""
+        with self.fenced(token) as connection:
+            clock = int(now(connection) * 1000)
+            if connection.execute(self._of(t.trials, number, sa.select(t.trials.c.number))).first() is None:
+                connection.execute(
+                    sa.insert(t.trials).values(
+                        study=self.name, number=number, state="running", params=dict(params), config=dict(config),
+                        started_ms=clock, rerun_of=rerun_of,
+                    )
+                )  # fmt: skip
+            where = sa.and_(t.attempts.c.study == self.name, t.attempts.c.number == number, t.attempts.c.token == token)
+            if connection.execute(sa.select(t.attempts.c.token).where(where)).first() is None:
+                connection.execute(
+                    sa.insert(t.attempts).values(
+                        study=self.name, number=number, token=token, started_ms=clock, device_seconds=0.0
+                    )
+                )
+            return self._row(connection, number)
+
+    @patient
+    def record(
+        self,
+        token: int,
+        number: int,
+        history: Sequence[Mapping[str, Any]],
+        *,
+        latest: Mapping[str, Any] | None,
+        best: Mapping[str, Any] | None,
+        device_seconds: float,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> tuple[list[dict[str, Any]], TrialRow]:
+        """Commit the epochs that are not stored yet, and where the checkpoints are; the new records, and the row."""
+        with self.fenced(token) as connection:
+            known = set(connection.execute(self._of(t.epochs, number, sa.select(t.epochs.c.epoch))).scalars())
+            fresh = [dict(record) for record in history if record["epoch"] not in known]
+            for record in fresh:
+                connection.execute(
+                    sa.insert(t.epochs).values(study=self.name, number=number, epoch=record["epoch"], record=record)
+                )
+            changed = {key: dict(value) for key, value in (("latest", latest), ("best", best)) if value}
+            if changed:
+                connection.execute(self._of(t.trials, number, sa.update(t.trials)).values(**changed))
+            values: dict[str, Any] = {"device_seconds": device_seconds}
+            if provenance:
+                values["provenance"] = dict(provenance)
+            connection.execute(
+                self._of(t.attempts, number, sa.update(t.attempts)).where(t.attempts.c.token == token).values(**values)
+            )
+            return fresh, self._row(connection, number)
+
+    @patient
+    def decide(self, token: int, number: int, epoch: int, decision: str, reason: str) -> str:
+        """Store a verdict once; the stored one wins, so that a replay decides the same."""
+        with self.fenced(token) as connection:
+            found = connection.execute(
+                self._of(t.verdicts, number, sa.select(t.verdicts.c.decision)).where(t.verdicts.c.epoch == epoch)
+            ).scalar()
+            if found is not None:
+                return str(found)
+            connection.execute(
+                sa.insert(t.verdicts).values(
+                    study=self.name, number=number, epoch=epoch, decision=decision, reason=reason
+                )
+            )
+            return decision
+
+    @patient
+    def finish_trial(
+        self,
+        token: int,
+        number: int,
+        state: str,
+        *,
+        stop_reason: str | None = None,
+        failure_kind: str | None = None,
+        device_seconds: float | None = None,
+    ) -> TrialRow:
+        """The trial's final state: complete, pruned, failed (with the failure's kind) or dropped; the row."""
+        assert state in FINISHED, state
+        with self.fenced(token) as connection:
+            clock = int(now(connection) * 1000)
+            values: dict[str, Any] = {"state": state, "stop_reason": stop_reason, "failure_kind": failure_kind}
+            before = connection.execute(self._of(t.trials, number, sa.select(t.trials.c.ended_ms))).scalar_one()
+            connection.execute(
+                self._of(t.trials, number, sa.update(t.trials)).values(**values, ended_ms=before or clock)
+            )
+            if before is None:
+                self._end(connection, token, number, state, clock, device_seconds)
+            return self._row(connection, number)
+
+    @patient
+    def end_attempt(self, token: int, number: int, outcome: str, *, device_seconds: float | None = None) -> TrialRow:
+        """This driver is done with the trial, which is to go on later (paused, lost); the row."""
+        with self.fenced(token) as connection:
+            self._end(connection, token, number, outcome, int(now(connection) * 1000), device_seconds)
+            return self._row(connection, number)
+
+    def _end(
+        self, connection: sa.Connection, token: int, number: int, outcome: str, clock: int, seconds: float | None
+    ) -> None:
+        values: dict[str, Any] = {"ended_ms": clock, "outcome": outcome}
+        if seconds is not None:
+            values["device_seconds"] = seconds
+        connection.execute(
+            self._of(t.attempts, number, sa.update(t.attempts)).where(t.attempts.c.token == token).values(**values)
+        )
+
+    def _of(self, table: sa.Table, number: int, statement: Any) -> Any:
+        return statement.where(table.c.study == self.name, table.c.number == number)
+
+    def trials(self) -> list[TrialRow]:
+        """All trials by number."""
+        with self.engine.connect() as connection:
+            return self._rows(connection)
+
+    def trial(self, number: int) -> TrialRow:
+        """One trial; `UserError` when there is none of this number."""
+        with self.engine.connect() as connection:
+            rows = self._rows(connection, number)
+        if not rows:
+            raise UserError(f"study {self.name!r} has no trial {number}; `agft status {self.name}` lists them")
+        return rows[0]
+
+    def _row(self, connection: sa.Connection, number: int) -> TrialRow:
+        return self._rows(connection, number)[0]
+
+    def _rows(self, connection: sa.Connection, number: int | None = None) -> list[TrialRow]:
+        def read(table: sa.Table, *order: sa.Column[Any]) -> dict[int, list[Any]]:
+            statement = sa.select(table).where(table.c.study == self.name).order_by(*order)
+            if number is not None:
+                statement = statement.where(table.c.number == number)
+            found: dict[int, list[Any]] = {}
+            for row in connection.execute(statement):
+                found.setdefault(row.number, []).append(row)
+            return found
+
+        trials = read(t.trials, t.trials.c.number)
+        epochs = read(t.epochs, t.epochs.c.epoch)
+        verdicts = read(t.verdicts, t.verdicts.c.epoch)
+        attempts = read(t.attempts, t.attempts.c.token)
+        return [
+            TrialRow(
+                **{key: value for key, value in row._asdict().items() if key != "study"},
+                epochs=tuple(e.record for e in epochs.get(row.number, [])),
+                verdicts={v.epoch: v.decision for v in verdicts.get(row.number, [])},
+                attempts=tuple(
+                    Attempt(a.token, a.started_ms, a.ended_ms, a.device_seconds, a.outcome, a.provenance)
+                    for a in attempts.get(row.number, [])
+                ),
+            )
+            for rows in trials.values()
+            for row in rows
+        ]

@@ -1,0 +1,328 @@
+"""The study as MLflow shows it: a projection of the store, safe to repeat as a whole.
+
+A study is a parent run, a trial a nested child. What a point means and when it was measured comes from the stored
+record, so shipping a study again adds nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from infra.errors import ServiceError, UserError
+from infra.services import Services, services_from_environment
+from infra.stack import stack
+from infra.tracking.calls import Point
+from infra.tracking.runs import Tracker
+from study.results.ranking import best_trial
+from study.spec.dimension import shown
+from study.store.rows import Attempt, StudyRow, TrialRow
+from study.store.store import StudyStore
+from trainers.data import safe_name
+
+__all__ = [
+    "EXPERIMENT",
+    "attempt_tags",
+    "describe_study",
+    "end_study",
+    "project_best",
+    "project_epochs",
+    "project_outcome",
+    "project_study",
+    "project_trial",
+    "study_key",
+    "tell_mlflow",
+    "trial_key",
+]
+
+
+EXPERIMENT = "agft"
+STATUS: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
+    "complete": "FINISHED",
+    "pruned": "KILLED",
+    "failed": "FAILED",
+    "dropped": "KILLED",
+}
+# Few and well-named: what a person compares between trials. Everything else is in the trial's JSON artifacts.
+METRICS = (
+    "clean_accuracy", "robust_accuracy", "best_clean_accuracy", "best_robust_accuracy", "train_loss", "lr",
+    "images_per_second", "grad_norm",
+)  # fmt: skip
+
+
+def study_key(study: StudyRow) -> str:
+    """Names the parent run for ever; a deleted and recreated study has another."""
+    return f"{study.name}:{study.created_ms}"
+
+
+def trial_key(study: StudyRow, number: int) -> str:
+    """Names a trial's run."""
+    return f"{study_key(study)}/{number}"
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted paths to text, as MLflow's params are."""
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            values = value if isinstance(value, list | tuple) else [value]
+            found[f"{prefix}{key}"] = ", ".join(_text(f"{prefix}{key}", each) for each in values)
+    return found
+
+
+def _text(path: str, value: Any) -> str:
+    """Floats short enough for a column; their every digit is in config.json."""
+    return shown(path, value) if path.endswith(".eps") or not isinstance(value, float) else f"{value:.6g}"
+
+
+def project_study(tracker: Tracker, study: StudyRow, *, reopen: bool = True) -> None:
+    """The parent run: what is searched, on what, and how good the unmodified CLIP is. `reopen`: it goes on."""
+    spec = study.spec
+    fixed = {**spec.base(), "data": spec.data.model_dump(mode="json")}
+    for part in ("evaluate", "goal"):
+        fixed.pop(part)
+    params = {k: v for k, v in flat(fixed).items() if not any(f"{k}.".startswith(f"{path}.") for path in spec.search)}
+    params |= {f"search.{path}": json.dumps(entry) for path, entry in spec.search.items()}
+    params |= {
+        "goal": f"max {', '.join(spec.goal.metrics or (spec.goal.metric,))}",
+        "budget.trials": str(spec.budget.trials),
+    }
+    params |= {f"goal.{name}": floor for name, floor in spec.goal.subject_to.items()}
+    tracker.ensure_run(
+        study_key(study),
+        name=spec.name,
+        parent=None,
+        params=params,
+        tags={"agft.study": spec.name, "agft.spec_hash": study.spec_hash, **_code_tags(study.provenance)},
+        start_time_ms=study.created_ms,
+        reopen=reopen,
+    )
+    tracker.log_text(study_key(study), json.dumps(spec.model_dump(mode="json"), indent=2), "study.json")
+    if study.provenance:
+        tracker.log_text(study_key(study), json.dumps(study.provenance, indent=2), "provenance.json")
+    if study.baseline:
+        points = [
+            Point(f"clip_{name}", float(study.baseline[name]), 0, study.created_ms)
+            for name in ("clean_accuracy", "robust_accuracy")
+        ]
+        tracker.log(study_key(study), points)
+        tracker.log_text(study_key(study), json.dumps(study.baseline, indent=2), "unmodified-clip.json")
+
+
+def project_best(
+    tracker: Tracker, study: StudyRow, trials: Sequence[TrialRow], *, newest: int | None = None
+) -> None:  # fmt: skip
+    """On the parent run: its description, and the best full-length trial after each that finished, in that order.
+
+    `newest`: the number of the trial that has just finished, whose point alone is missing; None: all are sent.
+    """
+    assert study.baseline is not None, "no trial starts before the unmodified model is measured"
+    goal = study.spec.goal.resolve(study.baseline)
+    done = sorted((trial for trial in trials if trial.state == "complete"), key=lambda t: (t.ended_ms or 0, t.number))
+    points = []
+    best: TrialRow | None = None
+    for step, trial in enumerate(done, start=1):
+        best = best_trial([trial] if best is None else [best, trial], goal)
+        if best is not None and best.last is not None and newest in (None, trial.number):
+            for name in ("best_clean_accuracy", "best_robust_accuracy"):
+                points.append(Point(name, float(best.last[name]), step, trial.ended_ms or trial.started_ms))
+    tracker.log(study_key(study), points)
+    tracker.describe(study_key(study), lambda page: describe_study(study, trials, page))
+
+
+# Of the parent run; a study in any other state goes on.
+ENDED: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "failed": "FAILED",
+}
+
+
+def end_study(tracker: Tracker, study: StudyRow) -> None:
+    """Close the parent run of a study that is over, or has failed; its next driver opens it again."""
+    if study.state in ENDED:
+        tracker.finish(study_key(study), ENDED[study.state], int(time.time() * 1000))
+
+
+def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[str], str | None]) -> str:
+    """Markdown of the parent run's page. `page(key)` is the address of a run in the UI, None while it is unknown."""
+    spec = study.spec
+    floors = "; ".join(f"{name} {floor}" for name, floor in spec.goal.subject_to.items()) or "no floors"
+    wanted = " and ".join(spec.goal.metrics or (spec.goal.metric,))
+    lines = [
+        f"**{spec.name}**: {spec.budget.trials} trials of `{', '.join(spec.blocks())}` on `{spec.model.arch}`, "
+        f"fine-tuned on `{spec.data.train}`, searched for the best {wanted} ({floors}) on {', '.join(spec.data.dev)}."
+    ]
+    links = []  # near the top: the UI folds what is long
+    if own := page(study_key(study)):
+        links.append(f"[interactive report]({own}/artifacts/report/report.html)")
+    if found := next((row.latest["uri"] for row in trials if row.latest), None):
+        links.append(f"checkpoints: `{found.partition('/trials/')[0]}/trials/NUMBER/`")
+    links.append(f"`agft report {spec.name}`, `agft status {spec.name}`")
+    lines.append(" · ".join(links))
+    if study.baseline:
+        lines.append(_accuracies(study, trials, page))
+    lines.append("Nested runs are trials: FINISHED = full length, KILLED = stopped early or dropped, FAILED = see "
+                 "`agft.failure_kind`.")  # fmt: skip
+    return "\n\n".join(lines)
+
+
+def _accuracies(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[str], str | None]) -> str:
+    """A table: the best trial beside the unmodified CLIP, on the dev sets."""
+    assert study.baseline is not None
+    best = best_trial(trials, study.spec.goal.resolve(study.baseline))
+    rows = ["| dev sets | robust | clean |", "| --- | ---: | ---: |"]
+    if best is not None and best.last is not None:
+        own = page(trial_key(study, best.number))
+        name = f"[trial {best.number}]({own}) (best)" if own else f"trial {best.number} (best)"
+        robust, clean = best.last["best_robust_accuracy"], best.last["best_clean_accuracy"]
+        rows.append(f"| {name} | {robust:.1%} | {clean:.1%} |")
+    clip = study.baseline
+    rows.append(f"| unmodified CLIP | {clip['robust_accuracy']:.1%} | {clip['clean_accuracy']:.1%} |")
+    return "\n".join(rows)
+
+
+def project_trial(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
+    """A trial's run as it starts or goes on."""
+    tracker.ensure_run(
+        trial_key(study, trial.number),
+        name=f"{study.name}-{trial.number:03d}",
+        parent=study_key(study),
+        params=flat(trial.config),
+        tags={
+            "agft.study": study.name,
+            "agft.optuna_number": str(trial.number),
+            **attempt_tags(trial.attempts),
+        },
+        start_time_ms=trial.started_ms,
+        reopen=not trial.finished,
+    )
+
+
+def attempt_tags(attempts: Sequence[Attempt]) -> dict[str, str]:
+    """Where and with what the newest attempt that reported ran: code, versions, machine, what it started from."""
+    tags = {"agft.attempts": str(len(attempts))}
+    found = next((attempt.provenance for attempt in reversed(attempts) if attempt.provenance), None)
+    if found is None:
+        return tags
+    devices = found.get("devices") or ["CPU"]
+    tags |= _code_tags(found) | {"agft.device": ", ".join(dict.fromkeys(devices))}
+    tags["agft.host"] = str(found.get("hostname"))
+    tags["agft.python"] = str(found.get("python"))
+    tags["agft.versions"] = ", ".join(f"{name} {version}" for name, version in found.get("packages", {}).items())
+    return tags | {f"agft.{name}.sha256": value for name, value in _named_inputs(found).items()}
+
+
+def _code_tags(provenance: Mapping[str, Any] | None) -> dict[str, str]:
+    code = (provenance or {}).get("code") or {}
+    known = {"agft.revision": code.get("revision"), "agft.dirty": code.get("dirty")}
+    return {name: str(value).lower() for name, value in known.items() if value is not None}
+
+
+def _named_inputs(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """`weights`, `data.train`, `data.dev.0`, ... -> SHA-256."""
+    inputs = provenance.get("inputs") or {}
+    return {name if name == "weights" else f"data.{name}": value for name, value in inputs.items()}
+
+
+def _inputs(trial: TrialRow) -> list[tuple[str, str, str]]:
+    """(dataset, SHA-256, role) of every dataset that the trial read."""
+    named = {
+        name: value for attempt in trial.attempts for name, value in _named_inputs(attempt.provenance or {}).items()
+    }
+    data = trial.config.get("data", {})
+    names = {"data.train": data.get("train"), **{f"data.dev.{i}": name for i, name in enumerate(data.get("dev", ()))}}
+    return [(str(names[role]), named[role], role.split(".")[1]) for role in names if role in named]
+
+
+def project_epochs(tracker: Tracker, study: StudyRow, number: int, records: Sequence[Mapping[str, Any]]) -> None:
+    """Curves: one point a metric and epoch, at the time of the measurement."""
+    points = [
+        Point(name, float(record[name]), int(record["epoch"]), int(record["timestamp_ms"]))
+        for record in records
+        for name in METRICS
+    ]
+    for record in records:
+        when = int(record["epoch"]), int(record["timestamp_ms"])
+        points += [
+            Point(f"robust_accuracy/{safe_name(dataset)}", _mean_robust(scores), *when)
+            for dataset, scores in record["datasets"].items()
+        ]
+    points += [
+        Point(f"system/{name}", float(value), int(record["epoch"]), int(record["timestamp_ms"]))
+        for record in records
+        for name, value in record.get("system", {}).items()
+    ]
+    tracker.log(trial_key(study, number), points)
+
+
+def _mean_robust(scores: Mapping[str, Mapping[str, Any]]) -> float:
+    return sum(score["robust_accuracy"] for score in scores.values()) / len(scores)
+
+
+def project_outcome(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
+    """How a finished trial ended, and where its weights are."""
+    key = trial_key(study, trial.number)
+    tags = {"agft.state": trial.state, **attempt_tags(trial.attempts)}
+    for role in ("latest", "best"):
+        for name, value in (getattr(trial, role) or {}).items():
+            tags[f"agft.{role}.{name}"] = str(value)
+    if trial.stop_reason:
+        tags["agft.stop_reason"] = trial.stop_reason[:4000]
+    if trial.failure_kind:
+        tags["agft.failure_kind"] = trial.failure_kind
+    tracker.set_tags(key, tags)
+    tracker.log_text(key, json.dumps(trial.config, indent=2), "config.json")
+    tracker.log_text(key, json.dumps([asdict(attempt) for attempt in trial.attempts], indent=2), "attempts.json")
+    if inputs := _inputs(trial):
+        tracker.log_inputs(key, inputs)
+        tracker.log_inputs(study_key(study), inputs)
+    tracker.log_text(key, json.dumps(list(trial.epochs), indent=2), "epochs.json")
+    tracker.finish(key, STATUS[trial.state], trial.ended_ms or trial.started_ms)
+
+
+# MLflow's side of what is done to a study that nobody drives: without it a stopped study would look alive there.
+#
+# A study that is driven is shown by its driver; one whose MLflow is away is shown by its next driver.
+
+PATIENCE_SECONDS = 20.0
+
+
+def tell_mlflow(store: StudyStore, home: Path, say: Callable[[str], None]) -> None:
+    """Show the study's ended trials and its own end as they are stored; nothing is started for it, nothing raised."""
+    study, trials = store.load(), store.trials()
+    if study.lease_seconds > 0 or study.baseline is None:
+        return
+    try:
+        services = _that_run(home)
+    except (UserError, ServiceError) as error:
+        say(f"MLflow was not told: {error}")
+        return
+    if services is None:
+        return
+    os.environ.update(services.environment())
+    tracker = Tracker(services.mlflow_uri, EXPERIMENT)
+    project_study(tracker, study, reopen=False)
+    for trial in (row for row in trials if row.finished):
+        project_trial(tracker, study, trial)
+        project_epochs(tracker, study, trial.number, trial.epochs)
+        project_outcome(tracker, study, trial)
+    project_best(tracker, study, trials)
+    end_study(tracker, study)
+    if tracker.close(PATIENCE_SECONDS):
+        say("MLflow does not answer; it is told by the study's next driver")
+
+
+def _that_run(home: Path) -> Services | None:
+    """What the environment names, or the embedded services if they are up."""
+    found = services_from_environment(os.environ)
+    if found is None and any(one.name == "mlflow" and one.state == "running" for one in stack.status(home)):
+        found = stack.up(home)
+    return found

@@ -1,0 +1,1 @@
+"""A dataset's own files, from the web to a folder."""

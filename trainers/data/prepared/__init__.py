@@ -1,0 +1,1 @@
+"""A dataset decoded once: its parts, its files, and how they are read again."""

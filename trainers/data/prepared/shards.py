@@ -1,0 +1,197 @@
+"""A prepared set: uint8 images in a few .npy files, their SHA-256s, labels, and a manifest that is written last.
+
+<prepared>/<name>/
+    images-00000.npy ...   uint8 [n, 3, H, W]; all but the last hold `images_per_shard`
+    labels.npy             int64 [N]
+    digests.npy            uint8 [N, 32]: SHA-256 of every image's pixels
+    manifest.json          what it is, and the SHA-256 of every other file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainers.data.base import DatasetEntry
+from trainers.data.prepared.decode import TRANSFORMS
+from trainers.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["DIGESTS", "FORMAT", "LABELS", "MANIFEST", "Manifest", "Shard", "ShardedImages", "differences", "faults",
+           "read_manifest", "shard_size"]  # fmt: skip
+
+FORMAT = 1  # of the files and of what is in them: raise it when either changes
+MANIFEST, LABELS, DIGESTS = "manifest.json", "labels.npy", "digests.npy"
+SMALLEST_BYTES, LARGEST_BYTES, SHARDS = 16 << 20, 1 << 30, 32
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: str
+    images: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a prepared set says about itself."""
+
+    format: int
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    names: str  # the rule that made the class names
+    duplicate_prompts: tuple[tuple[int, ...], ...]  # classes that cannot be told apart
+    transform: str
+    shape: tuple[int, int, int, int]  # [N, 3, H, W]
+    images_per_shard: int
+    shards: tuple[Shard, ...]
+    labels_sha256: str
+    digests_sha256: str
+    source: dict[str, Any]  # what it was made from: a hash over names, sizes and labels of the files; files' SHA-256s
+    made_with: dict[str, str]
+
+    def text(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    def files(self) -> dict[str, str]:
+        """SHA-256 of every file but the manifest."""
+        shards = {shard.file: shard.sha256 for shard in self.shards}
+        return {**shards, LABELS: self.labels_sha256, DIGESTS: self.digests_sha256}
+
+
+def shard_size(num_images: int, image_bytes: int) -> int:
+    """Images a file: a set has 32 files, or as many as keep a file between 16 MiB and 1 GiB.
+
+    Few, since every mapped file is an open one, and a process may have 1024; enough for as many cores.
+    """
+    wanted = min(max(num_images * image_bytes // SHARDS, SMALLEST_BYTES), LARGEST_BYTES)
+    return max(1, wanted // image_bytes)
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest in a file; None if there is none. `UserError` if it is not one."""
+    try:
+        fields = json.loads(path.read_text())
+        shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
+        for name in ("classes", "templates", "shape"):
+            fields[name] = tuple(fields[name])
+        groups = tuple(tuple(group) for group in fields.pop("duplicate_prompts"))
+        return Manifest(**fields, shards=shards, duplicate_prompts=groups)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not the manifest of a prepared dataset ({type(error).__name__}: {error})") from error
+
+
+def differences(manifest: Manifest, entry: DatasetEntry) -> list[str]:
+    """What the manifest says and the table does not: made by another version, or of something else."""
+    wanted = {
+        "format": FORMAT,
+        "name": entry.name,
+        "split": entry.split,
+        "templates": entry.templates,
+        "transform": TRANSFORMS[entry.resolution],
+        "number of images": entry.num_images,
+        "number of classes": entry.num_classes,
+    }
+    found = {
+        **vars(manifest),
+        "number of images": manifest.shape[0],
+        "number of classes": len(manifest.classes),
+    }
+    listed = sum(shard.images for shard in manifest.shards)
+    short = [f"its files hold {listed} images, not {manifest.shape[0]}"] if listed != manifest.shape[0] else []
+    return [f"{key} is {found[key]!r}, not {value!r}" for key, value in wanted.items() if found[key] != value] + short
+
+
+def faults(folder: Path, entry: DatasetEntry, *, progress: Callable[[int], None] | None = None) -> list[str]:
+    """Everything wrong with a prepared set, every byte of it read; nothing, if it is good."""
+    import numpy as np
+
+    manifest = read_manifest(folder / MANIFEST)
+    if manifest is None:
+        return [f"{folder / MANIFEST}: not there; {entry.name} is not prepared"]
+    found = [f"{folder / MANIFEST}: {difference}" for difference in differences(manifest, entry)]
+    for file, sha256 in manifest.files().items():
+        path = folder / file
+        if not path.is_file():
+            found.append(f"{path}: not there")
+            continue
+        with path.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if digest != sha256:
+            found.append(f"{path}: its SHA-256 is {digest}, not {sha256}")
+        if progress is not None:
+            progress(next((shard.images for shard in manifest.shards if shard.file == file), 0))
+    if not found:
+        labels = np.load(folder / LABELS)
+        if labels.min() < 0 or labels.max() >= len(manifest.classes):
+            found.append(f"{folder / LABELS}: labels from {labels.min()} to {labels.max()}, "
+                         f"for {len(manifest.classes)} classes")  # fmt: skip
+    return found
+
+
+class ShardedImages:
+    """The images of a prepared set as `ImageSet` wants them; what is not asked for is not read.
+
+    `bring(file)` gives the path of one of the set's files on this machine. Rows are copied out of memory maps, so that
+    the page cache is all the memory that it takes.
+    """
+
+    def __init__(self, manifest: Manifest, bring: Callable[[str], Path]) -> None:
+        self.shape: tuple[int, ...] = manifest.shape
+        self._manifest, self._bring = manifest, bring
+        self._mapped = lru_cache(maxsize=None)(self._map)  # 180 files for ImageNet's 193 GB
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any, /) -> Tensor:
+        """One image for a number; a new tensor of rows for a slice, or an int64 (or bool) tensor of any length."""
+        import numpy as np
+        import torch
+
+        if isinstance(index, slice):
+            rows = np.arange(len(self))[index]
+        else:
+            given = np.asarray(index)
+            rows = np.flatnonzero(given) if given.dtype == np.bool_ else given.astype(np.int64)
+        if rows.size and not (-len(self) <= rows.min() and rows.max() < len(self)):
+            raise IndexError(f"{self._manifest.name} has {len(self)} images; asked for {rows.min()} to {rows.max()}")
+        flat = rows.reshape(-1) % max(1, len(self))
+        found = np.empty((len(flat), *self.shape[1:]), np.uint8)
+        for row, image in enumerate(flat.tolist()):
+            shard, offset = divmod(image, self._manifest.images_per_shard)
+            found[row] = self._mapped(shard)[offset]
+        return torch.from_numpy(found.reshape(*rows.shape, *self.shape[1:]))
+
+    def _map(self, number: int) -> NDArray[np.uint8]:
+        import numpy as np
+
+        shard = self._manifest.shards[number]
+        path = self._bring(shard.file)
+        try:
+            mapped: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({error}); see `agft data verify {shlex.quote(self._manifest.name)}`"
+            ) from error
+        if mapped.shape != (shard.images, *self.shape[1:]) or mapped.dtype != np.uint8:
+            raise UserError(f"{path}: {mapped.dtype} {mapped.shape}, not uint8 {(shard.images, *self.shape[1:])}; "
+                            f"see `agft data verify {shlex.quote(self._manifest.name)}`")  # fmt: skip
+        return mapped
+
+    def __reduce__(self) -> Any:
+        return ShardedImages, (self._manifest, self._bring)

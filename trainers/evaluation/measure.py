@@ -1,0 +1,195 @@
+"""Clean and robust accuracy, image by image, from one load of model and data.
+
+The verdict on an image depends neither on the batch size, nor on the number of workers, nor on its neighbours, nor on
+which other images were skipped: forwards have one fixed shape (`trainers.evaluation.scorer`), and all random draws are
+keyed by the image's index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trainers.attacks import Case, run_attack
+from trainers.data import ImageSet, load_dataset
+from trainers.data.prefetch import prefetched
+from trainers.draws import noise
+from trainers.evaluation.readings import Readings, read, top_classes
+from trainers.evaluation.record import wilson
+from trainers.evaluation.scorer import Scorer, embed_images, exact, fitting_batch, micro_batch
+from trainers.evaluation.verdicts import SetResult, Verdicts, count, gather, stratified_sample
+from trainers.model.build import tokenizer_for
+from trainers.model.robust import RobustCLIP, class_embeddings
+from trainers.schema.attacks import PGD, EvalAttackParameters
+from trainers.schema.suite import AttackAt, Protocol
+from trainers.schema.training import EvalAttack, EvalConfig
+
+__all__ = [
+    "EvalAttack",
+    "EvalConfig",
+    "Scorer",
+    "SetResult",
+    "Verdicts",
+    "count",
+    "embed_images",
+    "evaluate",
+    "evaluate_sets",
+    "gather",
+    "measure",
+    "micro_batch",
+    "random_noise",
+    "stratified_sample",
+    "wilson",
+]
+
+PACKAGE_BATCH = 64  # images that an attack which draws for the batch is given together, whatever the batch size
+
+
+def measure(
+    scorer: Scorer,
+    image_set: ImageSet,
+    index: Tensor,
+    entry: AttackAt,
+    *,
+    protocol: Protocol = "strict",
+    seed: int = 0,
+    batch_size: int | None = None,
+    original: Scorer | None = None,
+    surrogate: Scorer | None = None,
+    skip: bool = True,
+) -> Verdicts:
+    """Verdicts on the images `index` (int64 [n]) under one attack at every one of its radii, each judged alone.
+
+    Protocol strict: an image that is wrong already is not attacked; an image is fooled if *any* iterate fools it, the
+    start included, and is then left alone. Protocol paper (AGFT section 4.1): every image, final iterate.
+    `batch_size`: images under attack together, default: as many as memory holds; `skip=False` attacks also those whose
+    verdict is settled, to no effect. Neither changes a verdict. `original`: the model whose top 5 on the clean images
+    is compared with. `surrogate`: the model that a transfer attack is made on.
+    """
+    labels, device = image_set.labels[index].to(torch.int64), scorer.device
+    models = [each.model for each in (scorer, original, surrogate) if each is not None]
+    batch_size = batch_size or fitting_batch(scorer, tuple(image_set.images.shape[1:]))
+    strict, package = protocol == "strict", not entry.attack.keyed
+    with exact(*models):
+        clean, others_top = _look(scorer, original, image_set, index, labels, batch_size)
+        right = clean.prediction == labels
+        todo = torch.arange(len(index))
+        if strict and (skip or package):  # a package's draws depend on who else is in the batch
+            todo = right.nonzero().squeeze(1)
+        attacked = []
+        for eps in entry.eps:
+            found = clean.each(torch.clone)
+            where = todo if eps > 0 else todo[:0]
+            for rows, images in _batches(scorer, image_set, index, where, PACKAGE_BATCH if package else batch_size):
+                case = Case(
+                    scorer,
+                    images,
+                    labels[rows].to(device),
+                    index[rows].to(device),
+                    eps,
+                    scorer.num_classes,
+                    norm=entry.norm,
+                    seed=seed,
+                    surrogate=surrogate,
+                    skipping=strict and skip,
+                )
+                outcome = run_attack(case, entry.attack)
+                adversarial = outcome.worst.images if strict else outcome.adversarial
+                top = None if others_top is None else others_top[rows].to(device)
+                with torch.no_grad():
+                    now = read(scorer(adversarial), case.labels, scorer.model.logit_scale, top)
+                # Without skipping, images that were wrong already were attacked in vain: their record is the clean one.
+                counted = right[rows] if strict else torch.ones(len(rows), dtype=torch.bool)
+                found.put(rows[counted], now.at(counted))
+            attacked.append(found)
+    return Verdicts(image_set.name, entry.eps, index, labels, clean, Readings.stack(attacked))
+
+
+def _batches(
+    scorer: Scorer, image_set: ImageSet, index: Tensor, where: Tensor, size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Positions in `index`, `size` at a time out of `where`, with their images, fp32 on the device."""
+    parts = where.split(size) if len(where) else ()
+    pixels = prefetched(image_set.images, [index[rows] for rows in parts], scorer.device)
+    for rows, images in zip(parts, pixels, strict=True):
+        yield rows, scorer.pixels(images)
+
+
+def _look(
+    scorer: Scorer, original: Scorer | None, image_set: ImageSet, index: Tensor, labels: Tensor, batch_size: int
+) -> tuple[Readings, Tensor | None]:
+    """Readings of the clean images [n], and the original model's top classes there, int64 [n, k], if there is one."""
+    parts, tops = [Readings.empty()], []
+    with torch.no_grad():
+        for rows, images in _batches(scorer, image_set, index, torch.arange(len(index)), batch_size):
+            top = None
+            if original is not None:
+                top = top_classes(original(images))
+                tops.append(top.cpu())
+            parts.append(read(scorer(images), labels[rows].to(scorer.device), scorer.model.logit_scale, top))
+    return Readings.join(parts), torch.cat(tops) if tops else None
+
+
+def evaluate(
+    model: RobustCLIP,
+    image_set: ImageSet,
+    class_embeddings: Tensor,
+    config: EvalConfig,
+    *,
+    seed: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Verdicts:
+    """Verdicts on this rank's share of the sample. `class_embeddings` fp32 [K, D], unit norm; `seed`: config.seed.
+
+    PGD on the cross-entropy at the model's own scale, one random start, fp32 whatever the model trains in; see
+    `measure`.
+    """
+    seed = config.seed if seed is None else seed
+    sample = stratified_sample(image_set.labels, config.samples, seed=seed)
+    entry = AttackAt(attack=_parameters(config.attack), eps=config.attack.eps)
+    scorer = Scorer(model, class_embeddings)
+    return measure(scorer, image_set, sample[rank::world_size], entry, protocol=config.protocol, seed=seed)
+
+
+def _parameters(attack: EvalAttack) -> EvalAttackParameters:
+    return PGD(steps=attack.steps, step_size=attack.step_size)
+
+
+def evaluate_sets(
+    clip: nn.Module,
+    names: Sequence[str],
+    config: EvalConfig,
+    *,
+    seed: int | None = None,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+) -> dict[str, SetResult]:
+    """Counts of an open_clip model (from `load_clip`, `load_weights`) on the datasets called `names`."""
+    clip = clip.to(device)
+    model, tokenizer = RobustCLIP(clip), tokenizer_for(clip)
+    results = {}
+    for name in names:
+        image_set = load_dataset(name, path="data")
+        classes = class_embeddings(clip, image_set.prompts(), tokenizer)
+        share = evaluate(model, image_set, classes, config, seed=seed, rank=rank, world_size=world_size)
+        results[name] = count(share)
+    return results
+
+
+def random_noise(model: RobustCLIP, image_set: ImageSet, class_embeddings: Tensor, config: EvalConfig) -> SetResult:
+    """Accuracy under a random corner of the ball (every pixel + eps or - eps): an attack must do better than this."""
+    index = stratified_sample(image_set.labels, config.samples, seed=config.seed)
+    labels = image_set.labels[index].to(torch.int64)
+    scorer = Scorer(model, class_embeddings)
+    correct = [0] * (1 + len(config.attack.eps))
+    with torch.no_grad(), exact(model):
+        for rows, images in _batches(scorer, image_set, index, torch.arange(len(index)), scorer.size):
+            corner = noise(config.seed, 0, 1, index[rows].to(scorer.device), tuple(images.shape[1:])).sign()
+            for number, eps in enumerate((0.0, *config.attack.eps)):
+                found = scorer((images + eps * corner).clamp(0, 1)).argmax(1).cpu()
+                correct[number] += int((found == labels[rows]).sum())
+    return SetResult(image_set.name, len(index), correct[0], config.attack.eps, tuple(correct[1:]))

@@ -1,0 +1,11 @@
+"""Sanity checks of an evaluation: can its robust accuracy be believed? Each is explained in docs/sanity.md."""
+
+from __future__ import annotations
+
+from trainers.evaluation.record import Finding
+from trainers.evaluation.sanity.checks import CHECKS
+from trainers.evaluation.sanity.run import sanity_checks
+from trainers.evaluation.sanity.settings import passes
+from trainers.evaluation.sanity.subject import NotApplicable, Subject
+
+__all__ = ["CHECKS", "Finding", "NotApplicable", "Subject", "passes", "sanity_checks"]

@@ -1,0 +1,183 @@
+"""Results of an evaluation: per image, and as integer counts over all ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from trainers.distributed import all_reduce_sum, gather_rows
+from trainers.draws import noise
+from trainers.evaluation.readings import READINGS, Readings
+from trainers.schema.records import Score
+from trainers.schema.units import eps_label
+
+__all__ = [
+    "SetResult",
+    "Verdicts",
+    "count",
+    "gather",
+    "join_verdicts",
+    "pack_verdicts",
+    "stratified_sample",
+    "unpack_verdicts",
+]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What happened to every image of this rank's share; all tensors on the CPU, n images, E radii.
+
+    `clean` holds readings [n] of the images as they are, `attacked` [E, n] of their adversarial forms: in protocol
+    strict the first iterate that fools, else the one of least margin, and the image itself where that is wrong already;
+    in protocol paper the last iterate. `fooled[e, i]`: not classified right under attack e.
+    """
+
+    name: str
+    eps: tuple[float, ...]
+    index: Tensor  # int64 [n], position in the dataset
+    label: Tensor  # int64 [n]
+    clean: Readings
+    attacked: Readings
+
+    @property
+    def right(self) -> Tensor:
+        """bool [n]: classified right without attack."""
+        return self.clean.prediction == self.label
+
+    @property
+    def fooled(self) -> Tensor:
+        """bool [E, n]."""
+        return self.attacked.prediction != self.label
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """Integer counts of one dataset over all ranks; `robust_correct` has one count per radius."""
+
+    name: str
+    n: int
+    clean_correct: int
+    eps: tuple[float, ...]
+    robust_correct: tuple[int, ...]
+
+    @property
+    def clean_accuracy(self) -> float:
+        return self.clean_correct / self.n
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Mean over the radii."""
+        return sum(self.robust_correct) / (len(self.eps) * self.n)
+
+    def scores(self) -> dict[str, Score]:
+        """By radius, for a record."""
+        return {
+            eps_label(eps): Score.of(correct=self.clean_correct, robust=robust, total=self.n)
+            for eps, robust in zip(self.eps, self.robust_correct, strict=True)
+        }
+
+
+def stratified_sample(labels: Tensor, samples: int | None, *, seed: int) -> Tensor:
+    """Sorted indices of `samples` images whose class shares are those of `labels` (largest remainders), by `seed`.
+
+    The same for every model and run, and a smaller sample is part of a larger one. None, or as many as there are,
+    gives all.
+    """
+    n = len(labels)
+    if samples is None or samples >= n:
+        return torch.arange(n)
+    order = torch.argsort(noise(seed, 0, -1, torch.arange(n), (1,)).squeeze(1), stable=True)
+    shuffled = labels[order]
+    by_class = order[torch.argsort(shuffled, stable=True)]
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    within = torch.arange(n) - starts.repeat_interleave(counts)
+    # The k-th image of a class with c images comes due at (k + 1/2) / c of the way: the first `samples` due are taken.
+    due = (within + 0.5) / counts.repeat_interleave(counts)
+    return by_class[torch.argsort(due, stable=True)[:samples]].sort().values
+
+
+def count(verdicts: Verdicts) -> SetResult:
+    """Counts over all ranks: one all-reduce of integers."""
+    own = [len(verdicts.index), int(verdicts.right.sum())]
+    totals = all_reduce_sum(torch.tensor([*own, *(~verdicts.fooled).sum(1).tolist()], dtype=torch.int64)).tolist()
+    return SetResult(verdicts.name, totals[0], totals[1], verdicts.eps, tuple(totals[2:]))
+
+
+def gather(verdicts: Verdicts) -> Verdicts:
+    """All ranks' verdicts, in dataset order, on every rank."""
+    index = gather_rows(verdicts.index)
+    order = index.argsort()
+
+    def joined(rows: Tensor) -> Tensor:
+        return gather_rows(rows)[order]
+
+    return Verdicts(
+        name=verdicts.name,
+        eps=verdicts.eps,
+        index=index[order],
+        label=joined(verdicts.label),
+        clean=verdicts.clean.each(joined),
+        attacked=verdicts.attacked.each(lambda rows: joined(rows.T).T),
+    )
+
+
+# Verdicts as safetensors bytes: what a finished piece of an evaluation leaves, so that nothing is computed twice.
+
+KINDS = ("clean", "attacked")
+
+
+def pack_verdicts(verdicts: Verdicts, facts: Mapping[str, Any]) -> bytes:
+    """A safetensors file of them; its header holds `facts`, JSON values about how they were made, and a SHA-256."""
+    tensors = {"index": verdicts.index, "label": verdicts.label}
+    for kind in KINDS:
+        tensors |= {f"{kind}.{name}": getattr(getattr(verdicts, kind), name).contiguous() for name in READINGS}
+    content = json.dumps({"name": verdicts.name, "eps": verdicts.eps, "facts": dict(facts)})
+    return save(tensors, {"content": content, "sha256": _digest(content, tensors)})
+
+
+def unpack_verdicts(data: bytes, source: str) -> tuple[Verdicts, dict[str, Any]]:
+    """The verdicts and the facts, every byte of them checked; `ValueError` naming `source` if they are damaged."""
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        if header["sha256"] != _digest(header["content"], tensors):
+            raise ValueError("not the bytes that were written")
+        content = json.loads(header["content"])
+        clean, attacked = (Readings(**{name: tensors[f"{kind}.{name}"] for name in READINGS}) for kind in KINDS)
+        verdicts = Verdicts(content["name"], tuple(content["eps"]), tensors["index"], tensors["label"], clean, attacked)
+        return verdicts, dict(content["facts"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{source}: not a file of verdicts ({error})") from error
+
+
+def _digest(content: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(content.encode())
+    for name in sorted(tensors):
+        digest.update(repr((name, tuple(tensors[name].shape), str(tensors[name].dtype))).encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def join_verdicts(parts: Sequence[Verdicts]) -> Verdicts:
+    """Verdicts on disjoint images of one set, in dataset order; needs at least one part."""
+    first = parts[0]
+    index = torch.cat([part.index for part in parts])
+    order = index.argsort()
+    if len(order) and not (index[order].diff() > 0).all():
+        raise ValueError(f"{first.name}: an image is in two parts")
+    return replace(
+        first,
+        index=index[order],
+        label=torch.cat([part.label for part in parts])[order],
+        clean=Readings.join([part.clean for part in parts]).at(order),
+        attacked=Readings.join([part.attacked for part in parts], 1).each(lambda values: values[:, order]),
+    )

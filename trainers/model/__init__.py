@@ -1,0 +1,1 @@
+"""The robust model: architectures, weights, files from elsewhere."""

@@ -1,0 +1,93 @@
+"""An open_clip model from its description, without weights."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from trainers.model import bundled as tiny
+
+__all__ = ["Description", "build_clip", "describe", "tokenizer_for"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What rebuilds an open_clip model without its weights: names and configurations, as open_clip writes them."""
+
+    arch: str
+    model_cfg: dict[str, Any]
+    preprocess: dict[str, Any]
+
+
+def _finished(clip: nn.Module, description: Description) -> nn.Module:
+    """Eval mode, fp32, nothing trainable, and its description attached."""
+    clip.eval().float().requires_grad_(False)
+    clip.__dict__["description"] = description
+    return clip
+
+
+def describe(clip: nn.Module) -> Description:
+    """The description of a model made by `load_clip` or `build_clip`."""
+    description = clip.__dict__.get("description")
+    assert isinstance(description, Description), "this model was not made by trainers.model"
+    return description
+
+
+_QUIET = threading.RLock()
+
+
+def build_clip(description: Description) -> nn.Module:
+    """The architecture with open_clip's random initial weights, whatever they are; the random state is restored."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = {"model_cfg": description.model_cfg, "preprocess_cfg": description.preprocess}
+        Path(folder, "open_clip_config.json").write_text(json.dumps(config))
+        with _quiet_open_clip(), torch.random.fork_rng(devices=[]):
+            clip = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    return _finished(clip, Description(description.arch, description.model_cfg, _preprocess(clip)))
+
+
+@contextlib.contextmanager
+def _quiet_open_clip() -> Iterator[None]:
+    """open_clip reports to the root logger what we raise, or what is meant (no weights yet).
+
+    One thread at a time: of two that overlap, the second would put back the level that the first has set.
+    """
+    root = logging.getLogger()
+    with _QUIET:
+        level = root.level
+        try:
+            root.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            root.setLevel(level)
+
+
+def _preprocess(clip: nn.Module) -> dict[str, Any]:
+    preprocess: dict[str, Any] = json.loads(json.dumps(clip.visual.preprocess_cfg))  # type: ignore[union-attr]
+    return preprocess
+
+
+def tokenizer_for(clip: nn.Module) -> Callable[[list[str]], Tensor]:
+    """The tokenizer that the model was trained with: texts -> int64 [N, context length]."""
+    description = describe(clip)
+    tiny.register()
+    text_cfg = description.model_cfg.get("text_cfg", {})
+    tokenizer: Callable[[list[str]], Tensor]
+    if description.arch in open_clip.list_models():
+        tokenizer = open_clip.get_tokenizer(description.arch)
+    elif "hf_tokenizer_name" in text_cfg:
+        tokenizer = open_clip.HFTokenizer(text_cfg["hf_tokenizer_name"], **text_cfg.get("tokenizer_kwargs", {}))
+    else:
+        tokenizer = open_clip.SimpleTokenizer(context_length=text_cfg.get("context_length", 77))
+    return tokenizer

@@ -1,0 +1,185 @@
+"""Where a CLIP comes from: open_clip's tags, a file, an export folder, the hub, storage, or the package itself."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import open_clip
+import torch
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from torch import nn
+
+from trainers.errors import MissingWeights, UnknownName, UserError, nearest
+from trainers.model import bundled as tiny
+from trainers.model.build import Description, _finished, _preprocess, _quiet_open_clip, describe
+from trainers.model.definitions import check_promised, check_same_model
+from trainers.model.fitting import whole_clip
+from trainers.model.official import read_checkpoint, recognise, unpack
+from trainers.model.weights import is_weights_file, load_weights
+from trainers.schema.training import ModelConfig
+
+__all__ = ["FETCHERS", "load_clip"]
+
+
+FETCHERS: dict[str, Callable[[str], Path]] = {}
+"""Scheme of an address -> what brings the file or folder at `scheme://...` to this machine. Empty here, since this
+package knows no storage: whoever starts a process fills in what it can reach."""
+
+
+def load_clip(config: ModelConfig) -> nn.Module:
+    """The open_clip model of `config`: fp32, eval, on the CPU, nothing trainable.
+
+    `pretrained` is an open_clip tag, `bundled` (tiny-clip), or a place: an export folder (also `local-dir:FOLDER`), a
+    checkpoint file (ours, or a plain state dict as .safetensors or .pt, read with `weights_only`, so that no code in it
+    can run), `hf-hub:ORG/NAME`, or an address that `FETCHERS` has a function for (`s3://...`).
+    Raises `UnknownName` for an architecture or tag, `MissingWeights`, or `UserError` for a wrong combination.
+    """
+    tiny.register()
+    arch, pretrained = config.arch, config.pretrained
+    if pretrained == "bundled":
+        if arch != tiny.ARCH:
+            raise UserError(f"model.pretrained: 'bundled' exists for {tiny.ARCH} only, not for {arch!r}")
+        if not tiny.weights_path().is_file():
+            raise MissingWeights(f"model.pretrained: the package's own weights are missing: {tiny.weights_path()}")
+        return _load_path(arch, tiny.weights_path())
+    if config.names_a_place():
+        return _load_place(arch, pretrained)
+    _check_arch(arch)
+    tags = list_pretrained_tags_by_model(arch)
+    if pretrained not in tags:
+        raise _unknown("model.pretrained", pretrained, [*tags, *(["bundled"] if arch == tiny.ARCH else [])])
+    _check_activation(arch, pretrained)
+    page = get_pretrained_cfg(arch, pretrained).get("hf_hub", "").strip("/")
+    download = f"the open_clip weights of https://huggingface.co/{page}" if page else "the file"
+    with _impatient_hub():
+        return _create(
+            arch,
+            pretrained,
+            f"the tag {pretrained!r} of {arch}",
+            hint=f"Without access to the hub, download {download} elsewhere and give its path, or try arch: tiny-clip, "
+            "pretrained: bundled",
+        )
+
+
+def _load_place(arch: str, place: str) -> nn.Module:
+    scheme, colon, rest = place.partition(":")
+    if scheme == "hf-hub":
+        hint = (
+            "Without access to the hub, download the repository elsewhere and give its folder as local-dir:FOLDER; a "
+            "private one needs HF_TOKEN in the environment"
+        )
+        with _impatient_hub():
+            clip = _create(place, None, place, arch=arch, hint=hint)
+        check_same_model(arch, describe(clip).model_cfg, place)
+        return clip
+    if scheme == "local-dir":
+        folder = Path(rest).expanduser()
+        if not folder.is_dir():
+            raise MissingWeights(f"model.pretrained: no such folder: {folder}")
+        return _load_path(arch, folder)
+    if colon and rest.startswith("//"):
+        if scheme not in FETCHERS:
+            raise UserError(f"model.pretrained: {place}: nothing here fetches {scheme}:// addresses; download the file")
+        return _load_path(arch, FETCHERS[scheme](place), named=place)
+    return _load_path(arch, Path(place).expanduser())
+
+
+@contextlib.contextmanager
+def _impatient_hub() -> Iterator[None]:
+    """Where the hub does not answer at all, use its cache or fail, instead of retrying for most of a minute."""
+    from huggingface_hub import constants
+
+    before, endpoint = constants.HF_HUB_OFFLINE, urlsplit(constants.ENDPOINT)
+    if not before and not getproxies():
+        try:
+            socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=5).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _check_arch(arch: str) -> None:
+    if arch not in open_clip.list_models():
+        raise _unknown("model.arch", arch, open_clip.list_models())
+
+
+def _unknown(path: str, name: str, known: list[str]) -> UnknownName:
+    close = nearest(name, known)
+    listed = ", ".join(close if close else sorted(known)[:20]) or "a checkpoint path"
+    return UnknownName(f"{path}: open_clip does not know {name!r}; {'nearest' if close else 'known'}: {listed}")
+
+
+def _check_activation(arch: str, tag: str) -> None:
+    """Weights trained with QuickGELU give wrong numbers in an architecture without it, and open_clip only warns."""
+    trained = bool(get_pretrained_cfg(arch, tag).get("quick_gelu", False))
+    built = bool((open_clip.get_model_config(arch) or {}).get("quick_gelu", False))
+    if trained != built:
+        stem = arch.removesuffix("-quickgelu")
+        right = f"{stem}-quickgelu" if trained else stem
+        raise UserError(
+            f"model.arch: the weights {tag!r} were trained {'with' if trained else 'without'} QuickGELU and "
+            f"{arch!r} is built {'with' if built else 'without'} it; use arch: {right}"
+        )
+
+
+def _load_path(arch: str, path: Path, *, named: str | None = None) -> nn.Module:
+    """From a folder or file; `named`: what the user calls it."""
+    source = named or str(path)
+    if not path.exists():
+        raise MissingWeights(f"model.pretrained: no such checkpoint: {source}")
+    if path.is_dir():
+        if not (path / "open_clip_config.json").is_file():
+            raise MissingWeights(f"model.pretrained: {source} is no open_clip export: open_clip_config.json is missing")
+        check_promised(path, source)
+        clip = _create(f"local-dir:{path}", None, source, arch=arch)
+        check_same_model(arch, describe(clip).model_cfg, source)
+        return clip
+    if not is_weights_file(path):
+        _check_arch(arch)
+        try:
+            return _create(arch, str(path), source)
+        except MissingWeights as error:
+            raise _explained(error, arch, path, source) from error
+    clip = load_weights(path)
+    if describe(clip).arch != arch:
+        raise UserError(f"model.arch: {source} holds a {describe(clip).arch!r}, not a {arch!r}")
+    return clip
+
+
+def _explained(error: MissingWeights, arch: str, path: Path, source: str) -> UserError:
+    """Why open_clip could not take a file: it is of an official layout, holds code, is damaged, or does not fit."""
+    try:
+        layout = recognise(read_checkpoint(path))
+        if layout == "state-dict":
+            whole_clip(unpack(read_checkpoint(path), "auto", str(path)), arch, str(path))
+    except UserError as reason:
+        text = str(reason).replace("--arch:", "model.arch:").replace("--arch ", "arch: ")
+        return MissingWeights(f"model.pretrained: {text}")
+    if layout is None:
+        return error
+    return UserError(
+        f"model.pretrained: {source} has the layout {layout!r} of another code; make weights of it first: "
+        f"agft import {source} --arch {arch} --out weights.safetensors"
+    )
+
+
+def _create(name: str, pretrained: str | None, source: str, *, arch: str | None = None, hint: str = "") -> nn.Module:
+    """open_clip.create_model, its many exceptions turned into one that says what could not be had from where."""
+    try:
+        with _quiet_open_clip(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            clip = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        raise MissingWeights(f"model.pretrained: could not load {source} ({reason}). {hint}".rstrip()) from error
+    model_cfg = open_clip.get_model_config(name) or {}
+    return _finished(clip, Description(arch or name, model_cfg, _preprocess(clip)))

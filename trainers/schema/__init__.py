@@ -1,0 +1,1 @@
+"""The typed settings of training and evaluation. Imports no torch."""

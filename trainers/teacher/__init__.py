@@ -1,0 +1,1 @@
+"""The frozen model's answers on clean images, computed once and kept."""

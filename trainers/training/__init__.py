@@ -1,0 +1,1 @@
+"""One fine-tuning run: data, epochs, updates, the state to go on from."""
