@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-AGFT = [sys.executable, "-c", "from study.cli import main; main()"]
+AGFT = [sys.executable, "-c", "from study.cli.main import main; main()"]
 
 
 @dataclass

@@ -12,13 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from infra.cluster.cluster import connect
-from infra.cluster.node_check import check_nodes
 from infra.errors import UserError as InfraUserError
-from infra.services import default_home, services_from_environment
 from study.errors import SERVICE_ERRORS, USER_ERRORS, UserError
-from study.store.database import database_url
-from study.store.store import StudyStore
 
 if TYPE_CHECKING:
     from study.store.store import StudyStore
@@ -176,6 +171,10 @@ def print_status(study: str | None, database: str, *, as_json: bool) -> None:
 
 def check_here(name: str, created_ms: int) -> StudyStore:
     """The study's store as this node's environment gives it, if it is the one that the study was put into."""
+    from infra.services import default_home, services_from_environment
+    from study.store.database import database_url
+    from study.store.store import StudyStore
+
     if services_from_environment(os.environ) is None:
         raise InfraUserError(
             "the cluster's nodes know no services: set AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, "
@@ -195,6 +194,10 @@ def check_here(name: str, created_ms: int) -> StudyStore:
 
 def main() -> int:
     """The exit code: 0 when the study has ended, 1 when it can go on or a service failed, 2 for wrong settings."""
+    from infra.cluster.cluster import connect
+    from infra.cluster.node_check import check_nodes
+    from infra.services import default_home
+
     name, created_ms = sys.argv[1], int(sys.argv[2])
     try:
         store = check_here(name, created_ms)

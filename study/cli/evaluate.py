@@ -12,35 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import ray
-
-from infra.cluster.cluster import capacity, node_capacities
-from infra.services import Services
-from study.artifacts.datasets import reach_storage
-from study.artifacts.sources import storage_here
-from study.console import wide_console
-from study.evaluation.evaluate import (
-    Inputs,
-    Order,
-    Progress,
-    Work,
-    finish,
-    missing_looks,
-    missing_work,
-    read_inputs,
-    record_of,
-)
-from study.evaluation.ledger import Ledger
-from study.evaluation.place import alone_in, place_at
-from study.evaluation.pool import Pool, hands_for
-from study.evaluation.table import failed_checks, summary, summary_table
-from study.evaluation.tracking import ship
-from study.evaluation.units import Device, units
-from study.session import cluster_here, services_here
-from trainers.evaluation.record import EvaluationRecord
 
 if TYPE_CHECKING:
+    from infra.services import Services
+    from study.evaluation.evaluate import Inputs, Order, Progress, Work
+    from study.evaluation.ledger import Ledger
+    from study.evaluation.units import Device
+    from trainers.evaluation.record import EvaluationRecord
     from trainers.schema.suite import Suite
+
+    Results = list[tuple[Ledger, list[EvaluationRecord]]]
 
 __all__ = ["attach", "evaluate_here"]
 
@@ -118,11 +99,12 @@ def show_plan(suite: Suite, *, as_json: bool) -> None:
 
 # One `agft evaluate` on this machine: models, places, Ray, records, MLflow, and what a person sees of it.
 
-Results = list[tuple[Ledger, list[EvaluationRecord]]]
-
 
 def evaluate_here(order: Order, home: Path, *, as_json: bool) -> int:
     """Evaluate (or go on with it) and show the result; the exit code."""
+    from study.evaluation.evaluate import Progress, read_inputs
+    from study.evaluation.tracking import ship
+
     progress = Progress()
     try:
         progress(f"reading {', '.join(order.models)} ...")
@@ -142,6 +124,10 @@ def evaluate_here(order: Order, home: Path, *, as_json: bool) -> int:
 
 def _services(order: Order, home: Path, progress: Progress) -> Services | None:
     """What is needed of S3 and MLflow; workers inherit addresses and keys through the environment."""
+    from study.artifacts.datasets import reach_storage
+    from study.artifacts.sources import storage_here
+    from study.session import services_here
+
     services = services_here(home, progress) if order.mlflow else None
     if order.out is not None and order.out.startswith("s3://"):
         storage_here(home, progress)
@@ -151,6 +137,9 @@ def _services(order: Order, home: Path, progress: Progress) -> Services | None:
 
 def _results(order: Order, inputs: Inputs, home: Path, stack: ExitStack, progress: Progress) -> Results:
     """All records, computed where they are not there yet; each evaluation alone in its place until it is done."""
+    from study.evaluation.evaluate import record_of
+    from study.evaluation.place import alone_in, place_at
+
     ledgers = []
     for evaluation in inputs.evaluations(_device(order, stack, progress)):
         place = place_at(order.out or str(home / "evaluations"), evaluation.name)
@@ -169,6 +158,8 @@ def _results(order: Order, inputs: Inputs, home: Path, stack: ExitStack, progres
 
 def _device(order: Order, stack: ExitStack, progress: Progress) -> Device:
     """Kind of device of all workers."""
+    from infra.cluster.cluster import capacity
+
     if order.gpus is not None:
         return "cuda" if order.gpus > 0 else "cpu"
     if os.environ.get("RAY_ADDRESS"):
@@ -182,6 +173,10 @@ def _device(order: Order, stack: ExitStack, progress: Progress) -> Device:
 @contextmanager
 def _connected(progress: Progress) -> Iterator[None]:
     """Connected to Ray; let go again by whoever was first."""
+    import ray
+
+    from study.session import cluster_here
+
     if ray.is_initialized():
         yield
         return
@@ -191,6 +186,13 @@ def _connected(progress: Progress) -> Iterator[None]:
 
 def _compute(ledgers: Sequence[Ledger], order: Order, inputs: Inputs, stack: ExitStack, progress: Progress) -> None:
     """Everything that is not finished."""
+    import ray
+
+    from infra.cluster.cluster import node_capacities
+    from study.evaluation.evaluate import finish, missing_looks
+    from study.evaluation.pool import Pool, hands_for
+    from study.evaluation.units import units
+
     looks = missing_looks(ledgers)
     work = [] if looks else _work(ledgers, order, inputs)
     if not looks and not work:
@@ -216,16 +218,23 @@ def _compute(ledgers: Sequence[Ledger], order: Order, inputs: Inputs, stack: Exi
 
 
 def _work(ledgers: Sequence[Ledger], order: Order, inputs: Inputs) -> list[Work]:
+    from study.evaluation.evaluate import missing_work
+
     return [
         each for ledger in ledgers for each in missing_work(ledger, checked=inputs.checked, batch_size=order.batch_size)
     ]
 
 
 def _summary(ledger: Ledger, records: Sequence[EvaluationRecord]) -> dict[str, Any]:
+    from study.evaluation.table import summary
+
     return summary(ledger.evaluation, records, ledger.place.at(""))
 
 
 def _show(results: Results, *, as_json: bool) -> None:
+    from study.console import wide_console
+    from study.evaluation.table import failed_checks, summary_table
+
     if as_json:
         click.echo(json.dumps([_summary(ledger, records) for ledger, records in results], indent=2))
         return

@@ -7,30 +7,23 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from infra.cluster.cluster import Cluster
 from infra.errors import ServiceError
-from infra.services import Services
-from infra.tracking.runs import Tracker
-from study.cli.tables import accuracy_table
-from study.console import Clock, percent, wide_console
+from study.console import Clock
 from study.errors import UserError
-from study.evaluation.calibration import version_facts
-from study.models.card import card_files
-from study.models.head import model_prefix, read_head
-from study.models.registry import RunOf, follow_head
-from study.models.rollback import chosen_name, roll_back
-from study.promotion.promote import promote
-from study.promotion.records import UNMODIFIED, Order, Promotion, Site, trial_label
-from study.session import cluster_here, services_here
-from study.store.store import StudyStore
-from study.tracking import EXPERIMENT, project_study, study_key
+
+if TYPE_CHECKING:
+    from infra.cluster.cluster import Cluster
+    from infra.services import Services
+    from study.models.registry import RunOf
+    from study.promotion.records import Order, Promotion
+    from study.store.store import StudyStore
 
 __all__ = ["attach", "gates_table", "promote_here", "promote_on", "repair_here", "rollback_here", "show_promotion"]
 
@@ -146,6 +139,9 @@ def gates_table(promotion: Promotion) -> Table:
 
 def show_promotion(console: Console, promotion: Promotion, services: Services) -> None:
     """All of it, for a terminal."""
+    from study.cli.tables import accuracy_table
+    from study.promotion.records import UNMODIFIED, trial_label
+
     console.print()
     console.print(gates_table(promotion))
     if promotion.seeds:
@@ -160,6 +156,8 @@ def show_promotion(console: Console, promotion: Promotion, services: Services) -
 
 
 def _ending(promotion: Promotion, services: Services) -> list[str]:
+    from study.models.head import model_prefix
+
     lines: list[str] = []
     if promotion.state.startswith("would"):
         lines += ["dry run: nothing was written, registered or moved"
@@ -190,6 +188,8 @@ def _times(number: int) -> str:
 
 
 def _seeds_line(seeds: Mapping[str, Any]) -> str:
+    from study.console import percent
+
     parts: Sequence[str] = [
         f"{name.removesuffix('_accuracy')} {percent(each['mean'])}"
         + ("" if each["low"] is None else f" [{100 * each['low']:.1f}, {100 * each['high']:.1f}]")
@@ -215,6 +215,9 @@ class _Aside(Clock):
 
 def promote_here(store: StudyStore, home: Path, order: Order, *, as_json: bool) -> int:
     """`agft promote`: decide about the champion; the exit code."""
+    from study.console import wide_console
+    from study.session import cluster_here, services_here
+
     clock = _Aside() if as_json else Clock()
     services = services_here(home, clock)
     try:
@@ -234,6 +237,11 @@ def promote_on(
     store: StudyStore, services: Services, cluster: Cluster, clock: Clock, order: Order | None = None
 ) -> Promotion:
     """Promote on a cluster that is connected."""
+    from study.evaluation.calibration import version_facts
+    from study.models.card import card_files
+    from study.promotion.promote import promote
+    from study.promotion.records import Order, Site
+
     site = Site(
         services.bucket, services.mlflow_uri, cluster, clock, run_of(store, services), card_files, version_facts
     )
@@ -242,6 +250,9 @@ def promote_on(
 
 def run_of(store: StudyStore, services: Services) -> RunOf:
     """From a manifest of this study to the study's MLflow run, which is made if MLflow does not have it."""
+    from infra.tracking.runs import Tracker
+    from study.tracking import EXPERIMENT, project_study, study_key
+
     study = store.load()
 
     def found(manifest: Mapping[str, Any]) -> str | None:
@@ -263,6 +274,10 @@ def run_of(store: StudyStore, services: Services) -> RunOf:
 
 def repair_here(store: StudyStore, home: Path) -> int:
     """`agft promote STUDY --repair`: MLflow's registry in line with HEAD; nothing is decided."""
+    from study.models.head import read_head
+    from study.models.registry import follow_head
+    from study.session import services_here
+
     clock = Clock()
     study = store.load()
     services, name = services_here(home, clock), study.spec.promote.model_name
@@ -276,6 +291,9 @@ def repair_here(store: StudyStore, home: Path) -> int:
 
 def rollback_here(home: Path, name: str | None, *, to: int | None, reason: str, as_json: bool) -> int:
     """`agft rollback`: the exit code."""
+    from study.models.rollback import chosen_name, roll_back
+    from study.session import services_here
+
     clock = _Aside() if as_json else Clock()
     services = services_here(home, clock)
     name = chosen_name(services.bucket, name)

@@ -10,19 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study.cli.tables import trials_table
-from study.console import Clock, percent, wide_console
-from study.control.logs import copied_output
-from study.driver.messages import Notifier
-from study.driver.run import Outcome, run_study
-from study.results.ranking import best_trial
-from study.search.prior import check_prior
-from study.session import cluster_here, services_here
-from study.spec.config import StudyConfig
-from study.store.database import database_url
-from study.store.store import StudyStore
-
 if TYPE_CHECKING:
+    from study.driver.run import Outcome
+    from study.spec.config import StudyConfig
     from study.store.store import StudyStore
 
 __all__ = ["attach", "resume_here", "run_here"]
@@ -171,6 +161,10 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
 
 def run_here(spec: StudyConfig, home: Path, *, then_promote: bool) -> int:
     """Run a study (or go on with it) and show it; the exit code."""
+    from study.search.prior import check_prior
+    from study.store.database import database_url
+    from study.store.store import StudyStore
+
     store = StudyStore(database_url(home), spec.name)
     check_prior(store.url, spec)
     store.create(spec)  # refuses another spec before anything is started
@@ -179,6 +173,12 @@ def run_here(spec: StudyConfig, home: Path, *, then_promote: bool) -> int:
 
 def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
     """Drive a stored study from where it is, and show it; exit code 0 when it has ended, 1 when it can go on."""
+    from study.console import Clock, wide_console
+    from study.control.logs import copied_output
+    from study.driver.messages import Notifier
+    from study.driver.run import run_study
+    from study.session import cluster_here, services_here
+
     clock = Clock()
     store.refuse_if_driven_here()
     spec = store.load().spec
@@ -212,6 +212,10 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
 
 
 def _show(store: StudyStore, home: Path, outcome: Outcome, *, here: bool) -> None:
+    from study.cli.tables import trials_table
+    from study.console import percent, wide_console
+    from study.results.ranking import best_trial
+
     study = store.load()
     assert study.baseline is not None
     goal = study.spec.goal.resolve(study.baseline)

@@ -9,9 +9,6 @@ from typing import Any
 
 import click
 
-from study.cli.tables import accuracy_table
-from study.console import wide_console
-
 __all__ = ["attach", "show_measured"]
 
 
@@ -83,6 +80,9 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
 
 def show_measured(found: dict[str, Any]) -> None:
     """The table of `interpolate_files`, if it measured."""
+    from study.cli.tables import accuracy_table
+    from study.console import wide_console
+
     if "measured" not in found:
         return
     config, labels = found["evaluation"], {0.0: "alpha 0: base", 1.0: "alpha 1: robust"}

@@ -26,7 +26,7 @@ from typing import Any
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
 
-AGFT = [sys.executable, "-c", "from study.cli import main; main()"]
+AGFT = [sys.executable, "-c", "from study.cli.main import main; main()"]
 STUDY = """\
 name: overhead
 model: {{arch: tiny-clip, pretrained: bundled}}

@@ -111,7 +111,7 @@ def test_a_set_goes_to_s3_and_comes_back_as_it_was(prefix, tmp_path, monkeypatch
     small_parts(monkeypatch)
     monkeypatch.setenv("AGFT_DATA", str(tmp_path))
     monkeypatch.setenv("AGFT_CACHE", str(tmp_path / "cache"))
-    for module in ("trainers.data", "study.data"):
+    for module in ("trainers.data", "study.artifacts.datasets"):
         monkeypatch.setattr(f"{module}.DATASETS", {**data.DATASETS, "eurosat": entry})
     sent: list[str] = []
     put = storage.put_file
@@ -150,7 +150,7 @@ def test_a_set_goes_to_s3_and_comes_back_as_it_was(prefix, tmp_path, monkeypatch
 LOAD = """
 import sys
 import infra.storage
-from study.sources import use_s3_data
+from study.artifacts.sources import use_s3_data
 from tests.miniatures import row
 from trainers.data.stored import load_stored
 

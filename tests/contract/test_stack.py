@@ -33,7 +33,10 @@ from infra.stack import postgres, processes
 from infra.stack import stack as embedded
 from infra.stack.embedded import NAMES, with_settings
 
-UP = "import sys; from pathlib import Path; from infra import stack; print(stack.up(Path(sys.argv[1])).s3_endpoint)"
+UP = (
+    "import sys; from pathlib import Path; from infra.stack import stack; "
+    "print(stack.up(Path(sys.argv[1])).s3_endpoint)"
+)
 OPEN_ON_PURPOSE = {
     ("seaweedfs", "/status"),  # 200 with no body
     ("seaweedfs", "/healthz"),

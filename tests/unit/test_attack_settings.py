@@ -25,7 +25,7 @@ from trainers.schema.units import OfEps
 
 
 def test_the_parameters_import_no_torch() -> None:
-    code = "import sys, trainers.attack_parameters; sys.exit('torch' in sys.modules)"
+    code = "import sys, trainers.schema.attacks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.small import CLASSES, Flat, small_clip, trial
 from trainers.errors import UserError
+from trainers.model import weights as checkpoint
 from trainers.model.build import describe
 from trainers.model.robust import RobustCLIP, exact_math, fingerprint
 from trainers.model.weights import (
@@ -27,7 +28,6 @@ from trainers.model.weights import (
 from trainers.objectives import Losses
 from trainers.schema.records import EpochRecord, Score
 from trainers.schema.training import OptimizerConfig, Trainable, TrainConfig
-from trainers.training import state as checkpoint
 from trainers.training.state import load_state, restore, save_state
 from trainers.training.trainable import select_trainable
 from trainers.training.update import Updater

@@ -23,7 +23,7 @@ from infra.stack import processes
 DRIVER = """
 import json, sys, time
 {first}
-from infra import cluster
+from infra.cluster import cluster
 made = cluster.connect(num_cpus=2)
 again = cluster.connect()
 import ray
@@ -189,7 +189,7 @@ def test_disconnect_leaves_no_process_also_when_ray_was_imported_before(tmp_path
 @pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_a_service_error(tmp_path: Path) -> None:
     code = (
-        "from infra import cluster\nfrom infra.errors import ServiceError\n"
+        "from infra.cluster import cluster\nfrom infra.errors import ServiceError\n"
         "try: cluster.connect()\nexcept ServiceError as error: print('SAID', error)"
     )
     environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1", "AGFT_HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}

@@ -39,7 +39,7 @@ CONFIG: dict[str, Any] = {
 STUDY = """
 import json, time, ray
 ray.init(address="auto", log_to_driver=False)
-from study.admission import open_admission
+from study.driver.admission import open_admission
 actor = open_admission()
 
 def ask(trial):

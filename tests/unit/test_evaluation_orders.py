@@ -75,7 +75,7 @@ def test_a_wrong_order_is_answered_within_three_seconds_and_nothing_is_started(t
     file = tmp_path / "mine.yaml"
     file.write_text(WRONG)
     code = (
-        "import sys\nfrom study.cli import main\n"
+        "import sys\nfrom study.cli.main import main\n"
         "try: main(['evaluate', *sys.argv[1:]])\n"
         "finally: assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
     )
@@ -127,7 +127,8 @@ def test_a_model_is_called_by_the_part_of_its_name_that_says_something(named: st
 
 
 def test_torch_is_not_needed_to_plan() -> None:
-    code = "import sys; from study.cli import main; sys.argv = ['agft', 'evaluate', 'tiny-clip', '--plan', '--json']\n"
+    code = "import sys; from study.cli.main import main\n"
+    code += "sys.argv = ['agft', 'evaluate', 'tiny-clip', '--plan', '--json']\n"
     code += "try: main()\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

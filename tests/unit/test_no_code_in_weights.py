@@ -11,7 +11,7 @@ import open_clip
 import pytest
 
 from study.models.registry import save_pyfunc
-from study.models.served import fetch
+from study.models.served_model import fetch
 from tests.shipped import manifest_of
 from tests.small import small_clip
 from trainers.model.importing import import_checkpoint

@@ -86,5 +86,5 @@ def test_every_field_of_every_method_has_a_description() -> None:
 
 
 def test_reading_a_configuration_does_not_import_torch() -> None:
-    code = "import sys, trainers.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, trainers.schema.training; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

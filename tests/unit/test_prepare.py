@@ -37,7 +37,7 @@ START = """
 import sys
 from pathlib import Path
 from tests.miniatures import row
-from trainers.data.prepare import prepare
+from trainers.data.prepared.prepare import prepare
 root, place, number, workers = sys.argv[1:]
 prepare(row("dtd", int(number), 2), Path(root), Path(place), workers=int(workers), say=lambda t: print(t, flush=True))
 """
@@ -79,7 +79,7 @@ INTERRUPTED = """
 import sys
 import trainers.data
 from tests.miniatures import row
-from study.cli import main
+from study.cli.main import main
 trainers.data.DATASETS = {"dtd": row("dtd", int(sys.argv[1]), 2)}
 main(["data", "prepare", "dtd", "--workers", "2"])
 """

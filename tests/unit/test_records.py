@@ -77,6 +77,6 @@ def test_decisions_are_words() -> None:
 
 
 def test_the_schema_is_read_without_torch() -> None:
-    modules = "trainers.config, trainers.objectives, trainers.data, trainers.records"
+    modules = "trainers.trial_config, trainers.objectives, trainers.data, trainers.schema.records"
     code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from study.models.served import checked_classes, columns, read_image, texts
+from study.models.served_model import checked_classes, columns, read_image, texts
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 

@@ -165,7 +165,7 @@ def test_the_table_of_a_study_in_life(tmp_path):
 
 def agft(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "MLFLOW_", "AGFT_", "RAY_"))}
-    command = [sys.executable, "-c", "from study.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from study.cli.main import main; main()", *arguments]
     environment = {**clean, "AGFT_HOME": str(home)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 

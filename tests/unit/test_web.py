@@ -66,7 +66,7 @@ def test_a_server_that_is_busy_is_asked_again_and_one_that_says_no_is_not(server
 GET = """
 import sys
 from pathlib import Path
-from trainers.data.web import bring
+from trainers.data.fetch.web import bring
 bring(sys.argv[1], Path(sys.argv[2]))
 """
 
