@@ -276,7 +276,6 @@ def machine() -> Record:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cpu": _cpu(),
         "threads": THREADS,
-        "teacher_cache": False,
         "optuna": optuna.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
