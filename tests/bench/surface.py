@@ -141,9 +141,8 @@ def command_differences(stored: Mapping[str, str], found: Mapping[str, str]) -> 
             lines.append(f"{command}: {'is gone' if command in stored else 'is new'}")
         elif stored[command] != found[command]:
             pair = (stored[command].splitlines(), found[command].splitlines())
-            changed = [
-                line for line in difflib.unified_diff(*pair, lineterm="", n=0) if line[:2] not in ("--", "++", "@@")
-            ]
+            diff = list(difflib.unified_diff(*pair, lineterm="", n=0))[2:]
+            changed = [line for line in diff if not line.startswith("@@")]
             lines.append("\n".join([f"{command}: another help", *changed]))
     return lines
 

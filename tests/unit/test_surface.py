@@ -1,4 +1,4 @@
-"""Commands, their help and the fields of users' files are those in tests/golden; `tests/bench/surface.py` writes them."""
+"""Every command, its help and every field of users' files are those of the lists in tests/golden."""
 
 from __future__ import annotations
 
