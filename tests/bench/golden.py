@@ -4,8 +4,9 @@
     python tests/bench/golden.py                                      # compares, and names every difference
 
 On the kind of machine that wrote the file (its torch, CPU and instruction set) every bit must be the same. On another
-kind sums are added in another order: losses agree to `LOSS_TOLERANCE`, relative, counts to `IMAGES_TOLERANCE` images,
-and hashes are not compared. Proposals and verdicts are double precision on one core: the same everywhere.
+kind sums are added in another order, and signs of gradients near 0 flip, so that runs drift apart: losses agree to
+`EARLY_TOLERANCE` for `EARLY` updates and to `LATE_TOLERANCE` after them, counts to `IMAGES_TOLERANCE` images, and
+hashes are not compared. Proposals and verdicts are double precision on one core: the same everywhere.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ from trainers.suite import AttackAt
 from trainers.verdicts import stratified_sample
 
 FILE = Path(__file__).parents[1] / "golden" / "numbers.json"
-LOSS_TOLERANCE, IMAGES_TOLERANCE = 1e-5, 1
+# Relative, and absolute below 1. Found between AVX-512 and torch's plainest code on one CPU (attacks' signs in FARE and
+# TGA-ZSR drift most): 2e-5 in the first five updates, 7e-4 in all twenty.
+EARLY, EARLY_TOLERANCE, LATE_TOLERANCE = 5, 1e-4, 5e-3
+IMAGES_TOLERANCE = 1
 THREADS = 1
 Record = dict[str, Any]
 
@@ -61,23 +65,34 @@ TINY = {"arch": "tiny-clip", "pretrained": "bundled"}
 STEPS = 20  # in two epochs, so that an epoch's end, its evaluation and its files lie within
 
 
-def training(method: str) -> Record:
-    """Every loss of `STEPS` updates of a method with its defaults, and the hash of what the run then is."""
+RUNS: dict[str, Record] = {name: {"method": {"name": name}} for name in METHODS} | {
+    "agft, options": {
+        "method": {"name": "agft", "attack_on": "total", "label_weight": 0.5, "feature_weight": 2.0},
+        "attack": {"norm": "l2", "eps": 0.3, "step_size": 0.2, "restarts": 2, "momentum": 0.9},
+        "train": {"optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01}, "ema": 0.9, "accumulation": 2},
+    }
+}  # with the methods' defaults; then much of what a study may change
+
+
+def training(key: str) -> Record:
+    """Every loss of `STEPS` updates of one of `RUNS`, and the hashes of what the run then is."""
+    run = RUNS[key]
+    plain = {
+        "epochs": 2, "batch_size": 8, "samples_per_epoch": 8 * STEPS // 2, "threads": THREADS,
+        "teacher_cache": False,  # computed here, and not found on disk
+        "optimizer": {"name": "sgd", "lr": 1e-3}, "clip_grad_norm": 1.0,
+    }  # fmt: skip
     config = TrialConfig.model_validate(
         {
             "model": TINY,
-            "method": {"name": method},
-            "attack": {"eps": "4/255", "steps": 2},
+            "method": run["method"],
+            "attack": run.get("attack", {"eps": "4/255", "steps": 2}),
             "data": {"train": "tiny-color-shapes", "dev": ["tiny-digits"]},
-            "train": {
-                "epochs": 2, "batch_size": 8, "samples_per_epoch": 8 * STEPS // 2, "threads": THREADS,
-                "teacher_cache": False,  # computed here, and not found on disk
-                "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01},
-            },
+            "train": plain | run.get("train", {}),
             "evaluate": {"attack": {"eps": ["2/255"], "steps": 2}, "samples": 20},
             "seed": 11,
         }
-    )  # fmt: skip
+    )
     losses: dict[str, list[float]] = {}
 
     def observe(step: int, values: dict[str, float]) -> None:
@@ -320,14 +335,15 @@ def _agree(stored: Any, found: Any, *, exact: bool, path: str) -> bool:
     if path.endswith("_sha256"):
         return True
     if isinstance(stored, float):
-        return abs(stored - found) <= LOSS_TOLERANCE * abs(stored)
+        early = int(path.rpartition("[")[2].rstrip("]")) < EARLY
+        return abs(stored - found) <= (EARLY_TOLERANCE if early else LATE_TOLERANCE) * max(1.0, abs(stored))
     return abs(stored - found) <= IMAGES_TOLERANCE if isinstance(stored, int) else bool(stored == found)
 
 
 def computed() -> Record:
     """All numbers of the file, as JSON gives them back: doubles are written so that no bit is lost."""
     numbers = {
-        "training": {method: training(method) for method in METHODS},
+        "training": {key: training(key) for key in RUNS},
         "evaluation": {key: evaluation(key) for key in ATTACKS},
         "study": study(),
     }
