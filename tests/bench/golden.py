@@ -30,26 +30,30 @@ import optuna
 import torch
 from torch import Tensor
 
-from study.config import StudyConfig
-from study.schedule import rungs, score, verdict
-from study.searcher import OptunaBook
-from study.space import apply_params
-from study.store import StudyStore
-from study.studyfile import parse_study
+from study.results.ranking import score
+from study.search.optuna_book import OptunaBook
+from study.search.stopping import rungs, verdict
+from study.spec.config import StudyConfig
+from study.spec.dimension import apply_params
+from study.spec.files import parse_study
+from study.store.store import StudyStore
 from trainers.attacks import EVAL_ATTACKS
-from trainers.checkpoint import load_state
-from trainers.config import Goal, ModelConfig, TrialConfig
 from trainers.data import load_dataset
-from trainers.evaluate import count, measure
-from trainers.loop import train
-from trainers.model import RobustCLIP, class_embeddings, load_clip, tokenizer_for
+from trainers.evaluation.measure import measure
+from trainers.evaluation.readings import READINGS
+from trainers.evaluation.scorer import Scorer
+from trainers.evaluation.verdicts import count, stratified_sample
+from trainers.model.build import tokenizer_for
+from trainers.model.pretrained import load_clip
+from trainers.model.robust import RobustCLIP, class_embeddings
 from trainers.objectives import METHODS
-from trainers.readings import READINGS
-from trainers.records import Decision
-from trainers.run import LATEST
-from trainers.scorer import Scorer
-from trainers.suite import AttackAt
-from trainers.verdicts import stratified_sample
+from trainers.schema.records import Decision
+from trainers.schema.suite import AttackAt
+from trainers.schema.training import Goal, ModelConfig
+from trainers.training.loop import train
+from trainers.training.run import LATEST
+from trainers.training.state import load_state
+from trainers.trial_config import TrialConfig
 
 FILE = Path(__file__).parents[1] / "golden" / "numbers.json"
 # Relative, and absolute below 1. Found between AVX-512 and torch's plainest code on one CPU (attacks' signs in FARE and

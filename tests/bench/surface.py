@@ -21,11 +21,11 @@ import click
 from click.testing import CliRunner
 from pydantic import BaseModel
 
-from study.cli import main as agft
-from study.compare_file import OWN, PER_METHOD, STUDY_KEYS
-from study.config import StudyConfig
-from trainers.presets import PRESETS
-from trainers.suite import Suite
+from study.cli.main import main as agft
+from study.comparison.file import OWN, PER_METHOD, STUDY_KEYS
+from study.spec.config import StudyConfig
+from trainers.schema.presets import PRESETS
+from trainers.schema.suite import Suite
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 COMMANDS, FIELDS = GOLDEN / "commands.txt", GOLDEN / "fields.txt"
