@@ -11,8 +11,6 @@ RuntimeError
 
 from __future__ import annotations
 
-__all__ = ["ChecksumMismatch", "Conflict", "Missing", "ServiceError", "UserError"]
-
 
 class UserError(ValueError):
     """The input or the environment is wrong. The message names the variable, the value and the rule."""

@@ -10,8 +10,6 @@ import os
 import signal
 from collections import Counter
 
-__all__ = ["FAILPOINTS", "reach"]
-
 # What has been written when the process dies here, and what has not.
 FAILPOINTS = {
     "driver.acquired": "the lease is ours; nothing else",

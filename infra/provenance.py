@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PACKAGES", "code_revision", "package_versions", "provenance"]
-
 DISTRIBUTION = "agft-study"
 PACKAGES = (
     DISTRIBUTION, "torch", "torchvision", "open_clip_torch", "ray", "optuna", "mlflow", "numpy", "safetensors",

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from infra.errors import UserError
 
-__all__ = ["Services", "default_home", "services_from_environment"]
-
 DEFAULT_BUCKET = "agft"
 DEFAULT_REGION = "us-east-1"
 

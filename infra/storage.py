@@ -31,25 +31,6 @@ from infra.errors import ChecksumMismatch, Conflict, Missing, ServiceError, User
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = [
-    "StoredObject",
-    "client",
-    "copy",
-    "delete",
-    "delete_prefix",
-    "get_bytes",
-    "get_file",
-    "get_json",
-    "hash_file",
-    "head",
-    "list_objects",
-    "put_bytes",
-    "put_file",
-    "put_json",
-    "s3_errors",
-    "split_uri",
-]
-
 
 # The connection to S3: one client, addresses, and what boto3 raises as our own errors.
 

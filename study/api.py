@@ -16,19 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from study.errors import UserError
 from study.report.content import Content, content_of
-from study.results.facts import Epoch, Trial, trials_of
-from study.results.importance import Importance, Importances
+from study.results.facts import Trial, trials_of
+from study.results.importance import Importances
 from study.results.ranking import best_trial, pareto_front, ranked
 from study.results.status import live_state
 from study.spec.config import StudyConfig
 from study.spec.files import load_study
 from study.store.database import database_url
-from study.store.rows import Attempt
 from study.store.store import StudyStore, study_names
-
-__all__ = ["Attempt", "Content", "Epoch", "Importance", "Importances", "Study", "Trial", "UserError", "studies"]
 
 
 def studies(*, home: str | Path | None = None) -> list[str]:

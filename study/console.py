@@ -7,8 +7,6 @@ import time
 
 from rich.console import Console
 
-__all__ = ["Clock", "percent", "wide_console"]
-
 
 class Clock:
     """Prints lines that begin with the time since it was made. `clock("...")`."""

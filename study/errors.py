@@ -17,8 +17,6 @@ from infra.errors import ServiceError
 from infra.errors import UserError as InfraUserError
 from trainers.errors import UserError as TrainersUserError
 
-__all__ = ["SERVICE_ERRORS", "USER_ERRORS", "LeaseLost", "Problem", "StudyFailed", "StudyFileError", "UserError"]
-
 
 class UserError(ValueError):
     """The input is wrong. The message names the path, the value and the rule."""

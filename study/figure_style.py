@@ -8,18 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = [
-    "ACCENT",
-    "GREY",
-    "LABELS",
-    "OUTCOMES",
-    "STATES",
-    "new_figure",
-    "percent_axis",
-    "plain_axes",
-    "whole_numbers",
-]
-
 # state -> colour, marker; one colour a meaning in all figures
 STATES = {
     "complete": ("#0072B2", "o"),

@@ -13,9 +13,6 @@ from infra.services import Services, services_from_environment
 from infra.stack import stack
 from study.console import Clock
 
-__all__ = ["cluster_here", "services_here"]
-
-
 CLOSE_SECONDS = 60.0
 
 

@@ -15,26 +15,6 @@ from numpy.typing import NDArray
 
 from trainers.evaluation.record import EvaluationRecord, Proportion
 
-__all__ = [
-    "FEWEST_PAIRS",
-    "METRICS",
-    "Difference",
-    "Mean",
-    "Paired",
-    "SeedDifference",
-    "Spread",
-    "Z",
-    "differences",
-    "means",
-    "paired",
-    "paired_difference",
-    "right_of_each",
-    "set_accuracy",
-    "spread",
-    "t_quantile",
-]
-
-
 REPLICATES = 20_000
 SEED = 0
 CLEAN = "clean"

@@ -25,22 +25,6 @@ from study.store.rows import Attempt, StudyRow, TrialRow
 from study.store.store import StudyStore
 from trainers.data import safe_name
 
-__all__ = [
-    "EXPERIMENT",
-    "attempt_tags",
-    "describe_study",
-    "end_study",
-    "project_best",
-    "project_epochs",
-    "project_outcome",
-    "project_study",
-    "project_trial",
-    "study_key",
-    "tell_mlflow",
-    "trial_key",
-]
-
-
 EXPERIMENT = "agft"
 STATUS: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
     "complete": "FINISHED",

@@ -6,8 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_reduce_sum", "barrier", "broadcast_int", "gather_rows", "rank", "world_size"]
-
 
 def _active() -> bool:
     return dist.is_available() and dist.is_initialized()

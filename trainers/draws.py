@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["STREAMS", "noise", "uniform"]
-
 STREAMS = {"start": 0, "target": -1, "diversity": -2, "square": -3}
 """What the draws of an evaluation are for, in the place that training has for its epoch: they share no number."""
 

@@ -13,8 +13,6 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-__all__ = ["MissingWeights", "NotPrepared", "UnknownName", "UserError", "lookup", "nearest"]
-
 Entry = TypeVar("Entry")
 
 

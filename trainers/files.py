@@ -11,9 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["TEMPORARY", "FileLock", "cache_folder", "locked", "sync_folder", "take_space", "write_whole"]
-
-
 TEMPORARY = ".tmp"  # what every unfinished file is called at the end
 
 

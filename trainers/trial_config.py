@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from trainers.objectives import Objective
     from trainers.schema.training import TrainConfig
 
-__all__ = ["TrialConfig", "mismatches"]
-
 
 def mismatches(arch: str, method: Objective, train: TrainConfig) -> list[tuple[str, str]]:
     """(path, rule) for what the architecture cannot do. One that is not known here is checked when it is built."""

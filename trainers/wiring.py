@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainers.teacher.cache import SharedFiles
 
-__all__ = ["Restored", "Wiring"]
-
 
 @dataclass(frozen=True)
 class Restored:

@@ -25,8 +25,6 @@ from trainers.training.update import NonFinite
 from trainers.trial_config import TrialConfig
 from trainers.wiring import Wiring
 
-__all__ = ["train_on_worker"]
-
 ORDER = list(Decision)
 
 

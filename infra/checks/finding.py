@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-__all__ = ["HERE", "Check", "Finding", "failed", "ok", "placed", "side_by_side", "skipped", "warning"]
-
 HERE = "this machine"
 State = Literal["ok", "warning", "failed", "skipped"]
 

@@ -22,8 +22,6 @@ from infra.checks.finding import Finding, failed, ok, skipped, warning
 from infra.provenance import code_revision
 from infra.stack.processes import MARKER
 
-__all__ = ["check_disk", "check_gpus", "check_packages", "check_ports", "check_shared_memory", "open_ports", "versions"]
-
 COMPARED = ("torch", "ray", "optuna", "mlflow")
 DASHBOARD_MODULES = ("aiohttp_cors", "prometheus_client", "opencensus")
 TOOL_SECONDS, TORCH_SECONDS = 8, 60

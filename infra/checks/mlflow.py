@@ -17,8 +17,6 @@ from typing import Any
 from infra.checks.finding import Finding, failed, ok, warning
 from infra.checks.s3 import clock_finding
 
-__all__ = ["check_mlflow"]
-
 MLFLOW = "MLflow"
 TIMEOUT_SECONDS = 6.0
 API = "/api/2.0/mlflow/"

@@ -18,8 +18,6 @@ from infra.checks.finding import Finding, failed, ok, warning
 from infra.errors import ServiceError
 from infra.storage import s3_errors
 
-__all__ = ["DOCTOR_PREFIX", "S3", "check_s3", "clock_finding", "conditional_puts", "require_conditional_puts"]
-
 DOCTOR_PREFIX = ".agft/doctor"
 S3 = "S3"
 CONDITIONS = "S3 conditional puts"

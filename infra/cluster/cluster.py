@@ -23,10 +23,6 @@ from infra.errors import ServiceError, UserError
 from infra.services import default_home
 from infra.stack import processes
 
-__all__ = [
-    "SETTINGS", "Cluster", "capacity", "connect", "disconnect", "max_concurrent", "node_capacities", "placement_groups",
-]  # fmt: skip
-
 Resources = Mapping[str, float]  # Ray's names: CPU, GPU, memory in bytes, or custom ones
 
 # Read by Ray's processes and by ours; a value that is already in the environment stays.

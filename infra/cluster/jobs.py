@@ -24,8 +24,6 @@ import psutil
 
 from infra.errors import Conflict, ServiceError, UserError
 
-__all__ = ["Job", "Jobs", "Node", "dashboard_address", "is_loopback"]
-
 TIMEOUT_SECONDS = 10.0
 VERSION = "/api/version"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")

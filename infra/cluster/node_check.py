@@ -10,8 +10,6 @@ from typing import Any
 from infra.errors import ServiceError
 from infra.services import REQUIRED
 
-__all__ = ["check_nodes", "environment_facts"]
-
 ADDRESSES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AGFT_BUCKET")  # must be the same everywhere
 PATIENCE_SECONDS = 90.0
 

@@ -6,8 +6,6 @@ import sys
 import urllib.error
 import urllib.request
 
-__all__ = ["answer"]
-
 TIMEOUT_SECONDS = 4.0
 
 

@@ -20,8 +20,6 @@ from infra.deploy.settings import required
 from infra.errors import ServiceError, UserError
 from infra.stack import seaweed
 
-__all__ = ["PORTS", "command", "main"]
-
 PORTS = {
     "s3": 8333, "s3_grpc": 18333, "filer": 8888, "filer_grpc": 18888,
     "volume": 8080, "volume_grpc": 18080, "master": 9333, "master_grpc": 19333,

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from infra.errors import UserError
 
-__all__ = ["required"]
-
 
 def required(environ: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
     """The values of `names`; `UserError` with every name that is missing or empty."""

@@ -15,8 +15,6 @@ from pathlib import Path
 from infra.deploy.settings import required
 from infra.errors import UserError
 
-__all__ = ["authentication", "command", "main"]
-
 REQUIRED = (
     "MLFLOW_BACKEND_STORE_URI", "MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD",
     "MLFLOW_FLASK_SERVER_SECRET_KEY", "AGFT_BUCKET", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID",

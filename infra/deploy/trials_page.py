@@ -19,8 +19,6 @@ from wsgiref.simple_server import WSGIServer, make_server
 from infra.deploy.settings import required
 from infra.errors import UserError
 
-__all__ = ["guarded", "main"]
-
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 PORT = 8080
 PUBLIC = "/health"

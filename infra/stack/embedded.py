@@ -15,11 +15,6 @@ from infra.errors import ServiceError, UserError
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION, Services
 from infra.stack import mlflow_server, postgres, processes, seaweed
 
-__all__ = [
-    "NAMES", "PORT_NAMES", "Service", "Settings", "addresses", "credentials", "database_address", "definitions",
-    "settings_of", "with_settings",
-]  # fmt: skip
-
 LOOPBACK = "127.0.0.1"
 PORT_NAMES = {"postgres": ("sql",), "seaweedfs": seaweed.PORT_NAMES, "mlflow": ("http",)}
 NAMES = tuple(PORT_NAMES)  # in the order of their start

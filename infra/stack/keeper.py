@@ -14,8 +14,6 @@ from pathlib import Path
 from infra.errors import ServiceError, UserError
 from infra.stack.processes import alive, bound_logs
 
-__all__ = ["main"]
-
 LOOK_SECONDS = 2.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0
 

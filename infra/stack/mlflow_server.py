@@ -20,8 +20,6 @@ from infra.errors import ServiceError, UserError
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
 from infra.stack.processes import write_private
 
-__all__ = ["SECRETS", "USERNAME", "address", "command", "configure", "environment", "probe", "version"]
-
 USERNAME = "agft"
 SECRETS = ("mlflow_password", "mlflow_server_key")
 AUTH_CACHE_SECONDS = 300  # without it each request costs a PBKDF2

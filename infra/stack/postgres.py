@@ -25,11 +25,6 @@ import psutil
 from infra.errors import ServiceError, UserError
 from infra.stack.processes import write_private
 
-__all__ = [
-    "DATABASES", "SECRETS", "USER", "account", "address", "command", "configure", "environment", "folder_of", "probe",
-    "programs", "version",
-]  # fmt: skip
-
 SECRETS = ("postgres_password",)
 USER = "agft"
 DATABASES = ("agft", "mlflow", "mlflow_auth")

@@ -19,11 +19,6 @@ import psutil
 
 from infra.errors import ServiceError
 
-__all__ = [
-    "Started", "alive", "bound_logs", "exclusive", "free_ports", "members", "memory_bytes", "ports_free", "spawn",
-    "tail", "terminate", "unix_sockets", "wait_gone", "write_private",
-]  # fmt: skip
-
 # Every process of a service inherits this variable, so they are found even when the state file is lost.
 MARKER = "AGFT_STACK_SERVICE"
 PORTS = range(20000, 32000)  # below the kernel's range for outgoing connections, so that remembered ports stay free

@@ -35,19 +35,6 @@ from infra.errors import ServiceError, UserError
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
 from infra.stack.processes import write_private
 
-__all__ = [
-    "PORT_NAMES",
-    "SECRETS",
-    "command",
-    "configure",
-    "endpoint",
-    "ensure_certificates",
-    "probe",
-    "sockets",
-    "version",
-]
-
-
 # A private certificate authority for one machine: it lets the parts of the embedded S3 store recognise each other.
 
 LIFETIME = datetime.timedelta(days=3650)

@@ -34,8 +34,6 @@ from infra.stack.embedded import (  # fmt: skip
     with_settings,
 )
 
-__all__ = ["ServiceStatus", "down", "kept_up", "ports_of", "status", "up"]
-
 READY_TIMEOUT_SECONDS = 180.0  # some 10 s on an idle machine; MLflow's start is 9 s of pure CPU
 PATIENCE_SECONDS = 30.0  # a live process that does not answer for so long is replaced
 PORT_PATIENCE_SECONDS = 5.0  # a killed process may hold its ports a little longer

@@ -15,21 +15,6 @@ from typing import Any
 from infra.errors import ServiceError, UserError
 from infra.failpoint import reach
 
-__all__ = [
-    "Point",
-    "check_name",
-    "check_server",
-    "connect",
-    "delete_runs",
-    "ensure_run",
-    "experiment_id",
-    "find_run",
-    "outage",
-    "send_inputs",
-    "send_points",
-    "settle",
-]
-
 LEGAL_NAME = re.compile(r"[\w.\- :/]{1,250}", re.ASCII)
 KEY_TAG = "agft.trial_key"
 POINTS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # limits of log_batch

@@ -17,17 +17,6 @@ from typing import Any, TypeVar
 from infra.errors import ServiceError
 from infra.tracking import calls as mlflow_calls
 
-__all__ = [
-    "MeasuredOn",
-    "Registered",
-    "alias_version",
-    "project_aliases",
-    "register_version",
-    "registered",
-    "set_alias",
-    "version_by_key",
-]
-
 VERSION_TAG = "agft.version_key"
 MODEL_TAG = "agft.logged_model_id"  # the server itself forgets which LoggedModel an S3 source belongs to
 ATTEMPTS, PAUSE_SECONDS = 3, 1.0

@@ -20,9 +20,7 @@ from typing import Any, Literal
 
 from infra.errors import UserError
 from infra.tracking import calls as mlflow_calls
-from infra.tracking.calls import Point, check_name, check_server
-
-__all__ = ["Point", "Tracker", "check_server"]
+from infra.tracking.calls import Point, check_name
 
 log = logging.getLogger("agft.tracking")
 

@@ -25,19 +25,6 @@ from infra import storage
 from infra.errors import ChecksumMismatch, Conflict, Missing
 from trainers.wiring import Restored
 
-__all__ = [
-    "SharedPrefix",
-    "attempt_prefix",
-    "claim_group",
-    "delete_superseded",
-    "fetch_state",
-    "group_prefix",
-    "keep_file",
-    "scratch_prefix",
-    "study_prefix",
-    "trial_prefix",
-]
-
 log = logging.getLogger("agft")
 
 ROLES = ("latest", "best")

@@ -20,18 +20,6 @@ from trainers.data.prepared.shards import MANIFEST, differences, read_manifest
 from trainers.data.progress import Progress, bytes_done
 from trainers.data.stored import data_root, is_remote, prepared_place, set_at, state
 
-__all__ = [
-    "check_ready",
-    "faults_in_s3",
-    "list_datasets",
-    "prepare_datasets",
-    "prepared_in_s3",
-    "reach_storage",
-    "upload",
-    "verify_datasets",
-]
-
-
 S3 = "s3://"
 GROUPS = ("paper", "other", "drawn")  # of the papers' tables, read from files as well, drawn here
 STATES = {"drawn": "built in", "prepared": "prepared", "raw": "files here", "missing": "missing"}

@@ -18,8 +18,6 @@ from infra.errors import Missing
 from trainers.errors import MissingWeights, UserError
 from trainers.files import cache_folder, locked
 
-__all__ = ["fetch_data", "fetch_weights", "storage_here", "use_s3_data", "use_s3_weights"]
-
 FOLDER_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")  # of an export: configuration, weights, tokenizer
 WEIGHTS = "open_clip_model.safetensors"
 OWN_STORAGE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")

@@ -18,8 +18,6 @@ from study.errors import SERVICE_ERRORS, USER_ERRORS, UserError
 if TYPE_CHECKING:
     from study.store.store import StudyStore
 
-__all__ = ["attach", "main"]
-
 
 REFRESH_SECONDS = 3.0
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)

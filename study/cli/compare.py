@@ -12,8 +12,6 @@ import click
 if TYPE_CHECKING:
     from study.comparison.file import Comparison
 
-__all__ = ["attach"]
-
 
 def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
     """Add the command. `answering` turns errors into exit codes, `home` says where things are kept."""

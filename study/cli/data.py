@@ -10,9 +10,6 @@ from typing import Any
 
 import click
 
-__all__ = ["attach"]
-
-
 SOURCE, WIDE = "source and licence", 120  # a column, and how wide a terminal must be to show it
 TITLES = {"paper": "AGFT's fifteen", "other": "others from files", "drawn": "drawn here, nothing to prepare"}
 

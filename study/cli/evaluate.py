@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     Results = list[tuple[Ledger, list[EvaluationRecord]]]
 
-__all__ = ["attach", "evaluate_here"]
-
 
 def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
     """Add the command. `answering` turns errors into exit codes, `home` says where things are kept."""

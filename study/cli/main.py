@@ -32,7 +32,6 @@ from trainers.schema.presets import PRESETS
 if TYPE_CHECKING:
     from study.store.store import StudyStore
 
-__all__ = ["main"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 

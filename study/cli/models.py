@@ -12,7 +12,6 @@ import click
 if TYPE_CHECKING:
     from infra.services import Services
 
-__all__ = ["attach"]
 
 FOLDER = click.Path(path_type=Path)
 

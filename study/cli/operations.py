@@ -17,8 +17,6 @@ import click
 if TYPE_CHECKING:
     from infra.checks.finding import Finding
 
-__all__ = ["attach", "attach_doctor", "attach_metrics"]
-
 
 def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
     """Add the commands. `answering` turns errors into exit codes, `home` says where things are kept."""

@@ -9,8 +9,6 @@ from typing import Any
 
 import click
 
-__all__ = ["attach"]
-
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from study.promotion.records import Order, Promotion
     from study.store.store import StudyStore
 
-__all__ = ["attach", "gates_table", "promote_here", "promote_on", "repair_here", "rollback_here", "show_promotion"]
-
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 

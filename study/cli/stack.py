@@ -13,7 +13,6 @@ import click
 if TYPE_CHECKING:
     from infra.stack.stack import ServiceStatus
 
-__all__ = ["attach"]
 
 LOOPBACK = "127.0.0.1"
 NOT_ENCRYPTED = (

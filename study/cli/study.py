@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from study.spec.config import StudyConfig
     from study.store.store import StudyStore
 
-__all__ = ["attach", "resume_here", "run_here"]
-
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 MORE = click.FloatRange(min=0, min_open=True)

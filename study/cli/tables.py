@@ -15,8 +15,6 @@ from study.spec.dimension import shown
 from study.store.rows import TrialRow
 from trainers.schema.training import Goal
 
-__all__ = ["accuracy_table", "advice", "attempts_table", "studies_table", "trials_table"]
-
 
 def trials_table(spec: StudyConfig, trials: Sequence[TrialRow], goal: Goal, *, token: int | None = None) -> Table:
     """All trials, the best first; accuracies are those of the trial's best epoch on the dev sets.

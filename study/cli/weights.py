@@ -9,9 +9,6 @@ from typing import Any
 
 import click
 
-__all__ = ["attach", "show_measured"]
-
-
 LAYOUTS = ("agft", "tecoa", "pmg-aft", "tga-zsr", "fare", "state-dict")  # of trainers.official, which needs torch
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)

@@ -11,7 +11,6 @@ from study.statistics import METRICS, set_accuracy
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["FIGURES", "draw_figures"]
 
 FIGURES = {
     "comparison-accuracy.png": "clean against robust accuracy",

@@ -23,8 +23,6 @@ from study.spec.files import check_study
 from study.spec.reader import Keys, dotted, line_of, read_mapping, read_text, shown_value
 from trainers.errors import nearest
 
-__all__ = ["Comparison", "load_comparison", "parse_comparison"]
-
 OWN = ("methods", "seeds", "reference")
 PER_METHOD = ("method", "search", "attack", "warm_starts")
 STUDY_KEYS = tuple(name for name in StudyConfig.model_fields if name != "method")

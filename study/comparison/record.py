@@ -19,19 +19,6 @@ from study.store.rows import TrialRow
 from study.store.store import StudyStore
 from trainers.objectives import METHODS
 
-__all__ = [
-    "UNMODIFIED",
-    "chosen",
-    "collect",
-    "conclude",
-    "form_lines",
-    "form_name",
-    "kept_measurement",
-    "measurement_key",
-    "measurement_path",
-]
-
-
 UNMODIFIED = "unmodified CLIP"
 
 

@@ -15,21 +15,6 @@ from study.comparison.record import form_lines, form_name
 from study.spec.dimension import shown
 from study.statistics import FEWEST_PAIRS, METRICS
 
-__all__ = [
-    "Record",
-    "attack_text",
-    "comparison_table",
-    "cost_rows",
-    "eps_text",
-    "listed",
-    "result_rows",
-    "search_rows",
-    "set_rows",
-    "spaces",
-    "write_comparison",
-]
-
-
 # Tables of a comparison, as rows of text: for the terminal and for Markdown.
 
 Record = Mapping[str, Any]

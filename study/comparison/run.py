@@ -31,8 +31,6 @@ from study.store.lease import owner_identity
 from study.store.store import StudyStore
 from study.tracking import EXPERIMENT
 
-__all__ = ["compare_here"]
-
 
 @dataclass(frozen=True)
 class Step:

@@ -25,8 +25,6 @@ from study.store.rows import FINISHED
 from study.store.store import DELETING, StudyStore
 from study.tracking import EXPERIMENT, study_key
 
-__all__ = ["delete_study", "drop_trial", "extend_study", "pause_study", "rerun_trial", "stop_study"]
-
 
 @contextmanager
 def _lease(store: StudyStore) -> Iterator[int]:

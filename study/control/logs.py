@@ -27,9 +27,6 @@ from study.store.lease import owner_identity
 from study.store.rows import StudyRow
 from study.store.store import StudyStore
 
-__all__ = ["ENDED", "copied_output", "follow_logs", "log_prefix", "logs", "print_logs"]
-
-
 log = logging.getLogger("agft")
 COPY_SECONDS = 20.0
 BYTES_PER_SECOND = 1_000_000  # a very long log is copied less often

@@ -25,8 +25,6 @@ from study.store.database import address_of
 from study.store.rows import StudyRow
 from study.store.store import StudyStore
 
-__all__ = ["Submission", "check_shared", "submit", "wait_for_driver"]
-
 START_SECONDS = 180.0
 POLL_SECONDS = 1.0
 # Ray would send SIGTERM and, 3 s later, SIGKILL; a driver needs a report boundary to pause.

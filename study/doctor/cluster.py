@@ -24,9 +24,6 @@ from study.doctor.database import database_check
 from study.doctor.node import NODE_SECONDS, examine_node
 from study.doctor.study import StudyNeeds
 
-__all__ = ["CLUSTER_SECONDS", "JOB_SECONDS", "check_by_job", "check_cluster", "demands_token", "main"]
-
-
 RAY, TOKEN, DASHBOARD = "Ray", "Ray token", "Ray dashboard"
 CLUSTER_SECONDS = NODE_SECONDS + 40.0
 TIMEOUT_SECONDS = 5.0

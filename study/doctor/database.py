@@ -14,8 +14,6 @@ from infra.checks.s3 import clock_finding
 from infra.errors import ServiceError
 from study.store.database import database_url, now
 
-__all__ = ["DATABASE", "SCHEMA", "check_database", "database_check"]
-
 DATABASE, SCHEMA = "study database", "database schema"
 TIMEOUT_SECONDS = 5
 # What the driver's text says, the cause in our words, and the remedy

@@ -22,8 +22,6 @@ from study.doctor.database import database_check
 from study.doctor.node import machine_checks, service_checks
 from study.doctor.study import StudyNeeds
 
-__all__ = ["examine", "exit_code"]
-
 SERVICES = "services"
 DATABASE_SECONDS = 25.0
 

@@ -21,8 +21,6 @@ from infra.checks.machine import (  # fmt: skip
 from infra.services import REQUIRED, default_home
 from study.doctor.study import StudyNeeds, check_datasets, check_weights
 
-__all__ = ["NODE_SECONDS", "examine_node", "machine_checks", "service_checks"]
-
 NODE_SECONDS = 60.0
 SECONDS = {"packages": 10.0, "GPUs": 45.0, "shared memory": 10.0, "disk": 10.0, "ports": 30.0, "datasets": 30.0,
            "weights": 45.0, "S3": 30.0, "MLflow": 30.0}  # fmt: skip

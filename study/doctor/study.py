@@ -11,8 +11,6 @@ from urllib.parse import urlsplit
 
 from infra.checks.finding import Finding, failed, ok, warning
 
-__all__ = ["StudyNeeds", "check_datasets", "check_weights", "needs_of"]
-
 DATASETS, WEIGHTS = "datasets", "weights"
 HUB_SECONDS = 4.0
 S3 = "s3://"

@@ -26,9 +26,6 @@ import ray
 from infra.cluster.cluster import node_capacities
 from study.driver.board import NAMESPACE
 
-__all__ = ["ADMISSION", "VARIABLE", "Ledger", "Slot", "keep_telling", "open_admission"]
-
-
 # What trials hold and wait for, told to Ray's autoscaler, so that nodes come for those that wait.
 #
 # A trial that waits for admission asks Ray for nothing, so an autoscaler would never hear of it. With

@@ -19,18 +19,6 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-__all__ = [
-    "NAMESPACE",
-    "Silence",
-    "announce",
-    "ask_board",
-    "board_name",
-    "end_the_silent",
-    "open_board",
-    "this_process",
-]
-
-
 NAMESPACE = "agft"
 RUNG_WAIT_SECONDS = 2.0
 BOARD_ANSWER_SECONDS = 20.0

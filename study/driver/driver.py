@@ -38,8 +38,6 @@ from study.store.store import StudyStore
 from study.tracking import project_best, project_epochs, project_outcome, project_study, project_trial
 from trainers.trial_config import TrialConfig
 
-__all__ = ["Driver"]
-
 log = logging.getLogger("agft")
 LEAVE_SECONDS = 45.0
 WAIT_SECONDS, WAIT_SAID_SECONDS = 60.0, 600.0  # until a wait for the cluster is mentioned, and mentioned again

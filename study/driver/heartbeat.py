@@ -15,8 +15,6 @@ from study.store.requests import pending
 from study.store.rows import StudyRow
 from study.store.store import StudyStore
 
-__all__ = ["HEARTBEAT_SECONDS", "Heartbeat"]
-
 log = logging.getLogger("agft")
 HEARTBEAT_SECONDS = 5.0
 

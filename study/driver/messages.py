@@ -21,8 +21,6 @@ from study.errors import UserError
 from study.results.ranking import best_trial
 from study.store.rows import StudyRow, TrialRow
 
-__all__ = ["EVENTS", "Notifier", "duration", "epoch_line", "message_of", "study_line", "waiting_line"]
-
 
 def duration(seconds: float) -> str:
     """`3.2 h` or `14 min`."""

@@ -47,8 +47,6 @@ from study.store.rows import TrialRow
 from study.store.store import StudyStore
 from study.tracking import EXPERIMENT, end_study, project_study
 
-__all__ = ["Outcome", "run_study"]
-
 log = logging.getLogger("agft")
 LOST_NODE_RETRIES = 2  # Tune starts a trial again when its driver process is lost with a node
 MLFLOW_PATIENCE_SECONDS = 60.0

@@ -11,8 +11,6 @@ from ray.tune.search import Searcher
 from study.search.optuna_book import OptunaBook
 from study.store.database import away
 
-__all__ = ["StudySearcher"]
-
 
 class StudySearcher(Searcher):
     """What Tune talks to. `begin(number, params)` stores the start, `end(number, tune_result, error)` the outcome.

@@ -31,9 +31,6 @@ from study.driver.board import announce, ask_board, board_name, this_process
 from trainers.trial_config import TrialConfig
 from trainers.wiring import Wiring
 
-__all__ = ["GivesBack", "TrialOrder", "run_trial"]
-
-
 WORKER_RESTARTS = 3  # lost workers a trial survives, each from its newest state
 CONTROLLER_FAILURES = 5  # Train's own start failures; its default is to try for ever
 

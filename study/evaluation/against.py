@@ -20,9 +20,6 @@ from trainers.evaluation.record import AtRadius, EvaluationRecord
 from trainers.schema.suite import SUITES
 from trainers.schema.units import eps_label
 
-__all__ = ["against_other", "against_paper", "lines_of_other", "lines_of_paper", "read_records", "report_against"]
-
-
 # Our numbers beside published ones: as JSON values, and as a page in Markdown.
 
 REFERENCE = "AGFT"  # the method whose numbers ours are subtracted from on the page

@@ -20,8 +20,6 @@ from study.spec.config import ResourcesConfig, StudyConfig
 from study.spec.evaluation import FinalEvaluation, entries
 from trainers.schema.training import EvalConfig, ModelConfig
 
-__all__ = ["measure", "measure_unmodified"]
-
 
 def _load(model: ModelConfig, weights: Mapping[str, Any] | None) -> Any:
     from trainers.model.pretrained import load_clip

@@ -21,9 +21,6 @@ from study.models.catalog import own_result
 from trainers.evaluation.readings import BINS, calibration_error
 from trainers.schema.training import ModelConfig
 
-__all__ = ["calibration", "fit_temperature", "measure_calibration", "version_facts"]
-
-
 LOWEST, HIGHEST = 0.01, 100.0  # temperatures that are tried
 HALVINGS = 80  # of the interval, each by the golden ratio
 

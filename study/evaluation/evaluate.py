@@ -26,9 +26,6 @@ from trainers.evaluation.record import EvaluationRecord, Finding
 from trainers.evaluation.sanity import passes
 from trainers.schema.suite import AttackAt, Suite
 
-__all__ = ["Inputs", "Order", "Progress", "Work", "finish", "missing_looks", "missing_work", "read_inputs", "record_of"]
-
-
 # How far an evaluation is, on standard error: results alone go to standard output.
 
 PAUSE_SECONDS = 5.0  # between two lines, but for the first and the last

@@ -34,9 +34,6 @@ from trainers.schema.attacks import AutoAttack, Composed, EvalAttackParameters
 from trainers.schema.suite import AttackAt
 from trainers.schema.units import eps_label
 
-__all__ = ["COLUMNS", "Damaged", "Ledger", "attack_parts", "image_rows", "make_record"]
-
-
 READERS = 8  # files read at a time
 FINDINGS = TypeAdapter(tuple[Finding, ...])
 Facts = dict[str, Any]

@@ -25,8 +25,6 @@ from trainers.model.robust import RobustCLIP
 from trainers.model.weights import is_weights_file, load_weights, read_metadata, save_weights
 from trainers.schema.training import ModelConfig
 
-__all__ = ["Gallery", "Subject"]
-
 Say = Callable[[str], None]
 
 

@@ -18,8 +18,6 @@ from trainers.errors import nearest
 from trainers.model import bundled as tiny
 from trainers.model.architectures import known_architectures
 
-__all__ = ["REFERENCE", "REGISTERED", "check_names", "default_label", "of_architecture"]
-
 REGISTERED = "models:/"
 REFERENCE = re.compile(r"^models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>champion|previous))?$")
 S3 = "s3://"

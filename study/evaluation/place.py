@@ -18,9 +18,6 @@ from infra.errors import ChecksumMismatch, Conflict, ServiceError
 from study.errors import StudyFailed, UserError
 from trainers.files import FileLock, write_whole
 
-__all__ = ["Folder", "Place", "Prefix", "alone_in", "place_at"]
-
-
 S3 = "s3://"
 
 

@@ -13,8 +13,6 @@ import ray
 from study.errors import StudyFailed, UserError
 from study.evaluation.worker import EvaluationWorker
 
-__all__ = ["Hands", "Job", "Pool", "best_job", "hands_for"]
-
 MOST_LOSSES = 3  # workers that one job may take with it
 WAIT_SECONDS = 1.0
 SILENCE_SECONDS = 60.0  # without a result before we look whether there is a worker at all

@@ -16,9 +16,6 @@ from trainers.schema.attacks import EvalAttackParameters
 from trainers.schema.suite import SUITES
 from trainers.schema.units import Fraction, Frozen, eps_label
 
-__all__ = ["MEAN", "Published", "PublishedAttack", "Standing", "published", "standing"]
-
-
 MEAN = "mean"
 
 

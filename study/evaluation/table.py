@@ -13,8 +13,6 @@ from study.evaluation.units import Evaluation
 from study.statistics import Mean, means
 from trainers.evaluation.record import EvaluationRecord, Proportion
 
-__all__ = ["by_dataset", "failed_checks", "markdown_table", "summary", "summary_table"]
-
 SANITY_PAGE = "docs/sanity.md"
 MARK = "!"
 Row = list[tuple[str, str]]

@@ -16,8 +16,6 @@ from trainers.evaluation.record import EvaluationRecord
 from trainers.schema.suite import AttackAt
 from trainers.schema.units import eps_label
 
-__all__ = ["EXPERIMENT", "metric_points", "project_evaluation", "run_key", "ship"]
-
 EXPERIMENT = "agft/evaluations"
 CLOSE_SECONDS = 60.0
 

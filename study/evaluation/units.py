@@ -12,8 +12,6 @@ from trainers.evaluation.record import FORMAT, DatasetFacts, ModelFacts
 from trainers.schema.suite import AttackAt, Suite
 from trainers.schema.units import Frozen
 
-__all__ = ["UNIT_IMAGES", "Device", "Evaluation", "Looked", "Unit", "cost", "size", "units"]
-
 Device = Literal["cpu", "cuda"]
 UNIT_IMAGES = 512  # images of a unit: what a lost worker costs, and what is handed out at a time
 UNIT_FORMAT = 1  # of a unit's file and of the arithmetic: raise it when either changes

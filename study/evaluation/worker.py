@@ -31,8 +31,6 @@ from trainers.model.robust import RobustCLIP, class_embeddings
 from trainers.model.weights import load_weights
 from trainers.schema.suite import AttackAt, Suite
 
-__all__ = ["SANITY_IMAGES", "EvaluationWorker", "Models"]
-
 MODELS_KEPT = 3  # the model, the one that overlap compares with, the one that a transfer attack is made on
 SANITY_IMAGES = 200
 

@@ -12,8 +12,6 @@ from study.tracking import flat
 from trainers.evaluation.record import wilson
 from trainers.model import bundled as tiny
 
-__all__ = ["CARD", "card_files"]
-
 CARD = "README.md"
 METHOD_NAMES = {"agft": "AGFT", "tecoa": "TeCoA", "pmg_aft": "PMG-AFT", "tga_zsr": "TGA-ZSR", "fare": "FARE"}
 METRICS = ("clean_accuracy", "robust_accuracy")

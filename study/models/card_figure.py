@@ -10,8 +10,6 @@ from study.figure_style import new_figure, percent_axis, plain_axes
 from study.models.catalog import own_result, unmodified_result
 from trainers.evaluation.record import wilson
 
-__all__ = ["FIGURE", "draw_card"]
-
 FIGURE = "results.png"
 OWN, CLIP, AT_TEMPERATURE = "#0072B2", "#8a8a8a", "#E69F00"
 ROW_INCHES, LONGEST_NAME = 0.5, 28

@@ -12,21 +12,6 @@ from study.errors import UserError
 from study.models.head import Head, model_prefix, read_head, read_manifest
 from trainers.errors import nearest
 
-__all__ = [
-    "Version",
-    "created",
-    "failed_gates",
-    "forced_reason",
-    "gate_verdict",
-    "known_name",
-    "model_names",
-    "own_result",
-    "read_version",
-    "unmodified_result",
-    "version_key",
-    "versions_of",
-]
-
 ALIASES = ("champion", "previous")
 REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:[@/](?P<which>[A-Za-z0-9]+))?$")
 UNMODIFIED = "unmodified CLIP"

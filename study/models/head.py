@@ -23,11 +23,6 @@ from infra import storage
 from infra.errors import Conflict, ServiceError
 from infra.failpoint import reach
 
-__all__ = [
-    "Generation", "Head", "Move", "history", "model_names", "model_prefix", "read_head", "read_manifest",
-    "reserve_version", "swap_head", "versions",
-]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Head:

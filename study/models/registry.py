@@ -34,9 +34,6 @@ from study.models.catalog import failed_gates, forced_reason, model_names, own_r
 from study.models.head import Head, model_prefix, read_head, read_manifest
 from study.tracking import EXPERIMENT, flat
 
-__all__ = ["follow_head", "project_head", "register_promoted", "repair", "save_pyfunc"]
-
-
 TEMPLATES = ("a photo of a {}.",)  # where the manifest has none
 REQUIREMENTS = ("mlflow", "torch", "torchvision", "open_clip_torch", "boto3", "pillow", "numpy", "pandas")
 _QUIET = threading.RLock()

@@ -12,8 +12,6 @@ from study.models.registry import RunOf, follow_head
 from study.models.ship import verify
 from trainers.errors import nearest
 
-__all__ = ["Rollback", "chosen_name", "roll_back", "taken_back"]
-
 
 @dataclass(frozen=True)
 class Rollback:

@@ -20,9 +20,6 @@ from study.models.card import card_files
 from study.models.catalog import Version
 from study.models.head import model_prefix, read_manifest, reserve_version, versions
 
-__all__ = ["CONFIG", "WEIGHTS", "ExtraFiles", "check_empty", "pull", "ship", "verify"]
-
-
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 ExtraFiles = Callable[[Mapping[str, Any]], Mapping[str, bytes]]
 """From a manifest without `files` to further files of the version, by name."""

@@ -27,9 +27,6 @@ from study.models.head import read_head
 from study.store.store import StudyStore
 from study.tracking import flat
 
-__all__ = ["all_facts", "difference_lines", "differences", "differences_table", "facts_of", "models_table"]
-
-
 FORCED_CHARACTERS = 40
 
 

@@ -39,8 +39,6 @@ from trainers.model.weights import (
 )
 from trainers.schema.training import EvalAttack, EvalConfig, ModelConfig
 
-__all__ = ["export_file", "import_file", "interpolate_files"]
-
 
 def say(text: str) -> None:
     """Progress and remarks; results alone go to standard output."""

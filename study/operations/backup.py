@@ -31,9 +31,6 @@ from study.errors import UserError
 from study.store.archive import export_study
 from study.store.store import StudyStore, study_names
 
-__all__ = ["FORMAT", "PREFIXES", "Backup", "check_place", "copy_back", "copy_out", "objects_of", "write_backup"]
-
-
 # The bytes behind a backup: objects of studies and models, copied to a folder or to another prefix, and back.
 #
 # Below the place an object has its key of before (`studies/...`, `models/...`). Each is compared with its SHA-256

@@ -29,9 +29,6 @@ from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore, study_names
 from trainers.files import FileLock, cache_folder
 
-__all__ = ["Doomed", "Findings", "addresses", "as_record", "delete", "gc_lines", "look", "spent", "trial_of"]
-
-
 # Which checkpoints are kept: rules as pure functions over stored rows, and what else points at a checkpoint.
 #
 # For ever: everything under a promoted version, the file that a version was copied from, everything of a trial that has

@@ -25,9 +25,6 @@ from study.store.database import engine_for, now
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import LEASE_SECONDS, StudyStore, study_names
 
-__all__ = ["STATES", "TOKEN_FILE", "MetricsServer", "StudyCollector", "exposition", "kept_token"]
-
-
 STATES = ("queued", "running", "paused", "interrupted", "stopped", "finished", "failed")
 
 

@@ -33,8 +33,6 @@ from study.tracking import (  # fmt: skip
     study_key,
 )
 
-__all__ = ["Restored", "restore_backup"]
-
 S3 = "s3://"
 MLFLOW_SECONDS = 300.0
 ENDED = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}

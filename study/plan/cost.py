@@ -20,8 +20,6 @@ from trainers.schema.suite import AttackAt, Protocol, Suite
 from trainers.schema.training import AttackConfig, EvalConfig
 from trainers.schema.units import eps_label
 
-__all__ = ["Assumed", "cost_of", "cost_text", "short", "study_passes", "update_passes"]
-
 
 def update_passes(method: Mapping[str, Any], attack: Mapping[str, Any]) -> dict[str, float]:
     """Encoder passes an image and update, in units of one forward; a backward to images or to weights is one too.

@@ -12,8 +12,6 @@ from study.errors import UserError
 from trainers.errors import nearest
 from trainers.model.architectures import known_architectures
 
-__all__ = ["Rate", "assumed_rate", "chosen_rate", "encoder_flops", "measured_rate", "stated_rate"]
-
 SECONDS = 5.0  # of measuring, at least
 NO_TEXT = {"width": 64, "heads": 1, "layers": 1}  # the text side is not counted: anything that open_clip builds
 

@@ -21,9 +21,6 @@ from study.spec.starts import given_trials
 from study.store.database import database_url
 from study.store.store import StudyStore, study_names
 
-__all__ = ["first_lines", "plan_of", "plan_text", "remarks", "search_lines", "search_plan"]
-
-
 # What a valid study file says without any effect, or with one that its writer may not expect.
 
 # field -> the names (of the sampler, of the scheduler) that read it

@@ -16,8 +16,6 @@ from study.spec.promotion import Preference, parse_floor, parse_preference
 from study.store.rows import StudyRow, TrialRow
 from trainers.schema.training import Metric
 
-__all__ = ["Standard", "candidates", "preference_of", "standard_of"]
-
 
 @dataclass(frozen=True)
 class Standard:

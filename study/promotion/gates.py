@@ -15,9 +15,6 @@ from study.store.rows import TrialRow
 from trainers.evaluation.record import Finding
 from trainers.schema.training import Metric
 
-__all__ = ["Gate", "Measured", "Outcome", "decide", "lacking", "outcome_of", "uncommitted"]
-
-
 Verdict = Literal["passed", "failed", "not applicable"]
 Outcome = Literal["promote", "keep", "refuse"]
 IMPROVEMENT = "improvement"

@@ -43,8 +43,6 @@ from study.store.store import StudyStore
 from study.tracking import study_key
 from trainers.evaluation.record import Finding
 
-__all__ = ["promote"]
-
 
 def promote(store: StudyStore, order: Order, site: Site) -> Promotion:
     """Decide and, if the candidate wins, ship it. Needs a Ray cluster to measure on.

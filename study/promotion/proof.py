@@ -51,8 +51,6 @@ from trainers.model.robust import RobustCLIP
 from trainers.model.weights import load_weights, save_weights
 from trainers.schema.suite import Suite
 
-__all__ = ["Prover"]
-
 FINDINGS = TypeAdapter(tuple[Finding, ...])
 Weights = Mapping[str, Any] | None
 

@@ -12,9 +12,6 @@ from study.models.ship import ExtraFiles
 from study.results.ranking import Measurement
 from study.spec.promotion import GatesConfig
 
-__all__ = ["CHAMPION", "GOOD", "UNMODIFIED", "Order", "Promotion", "Site", "trial_label"]
-
-
 GOOD = ("promoted", "kept", "superseded")
 
 

@@ -16,8 +16,6 @@ from study.store.lease import owner_identity
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
 
-__all__ = ["fresh_seeds", "intervals", "median", "repetition", "retrain", "spreads"]
-
 NAME_LENGTH = 63
 
 

@@ -16,8 +16,6 @@ from study.results.status import live_state
 from study.spec.dimension import Dimension, shown
 from study.store.rows import StudyRow, TrialRow
 
-__all__ = ["Axis", "Bar", "Content", "Step", "content_of", "label_of"]
-
 
 @dataclass(frozen=True)
 class Axis:

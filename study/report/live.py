@@ -21,8 +21,6 @@ from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
 from study.tracking import study_key, trial_key
 
-__all__ = ["LiveReport", "attach", "links_of"]
-
 log = logging.getLogger("agft.report")
 EVERY_SECONDS = 60.0
 SHARE = 0.05  # of one core, at most

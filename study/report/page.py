@@ -26,8 +26,6 @@ from study.store.rows import StudyRow, TrialRow
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURES", "PICTURES", "figures", "html_of", "report_json", "write_report"]
-
 
 PICTURES = {
     "tradeoff.png": "clean against robust accuracy",

@@ -21,22 +21,6 @@ from study.spec.dimension import Dimension, shown
 from study.spec.space import known_paths
 from study.store.rows import StudyRow, TrialRow
 
-__all__ = [
-    "at_once",
-    "curves",
-    "draw_grid",
-    "grid_cells",
-    "importance_bars",
-    "markdown_of",
-    "marked_cells",
-    "parallel",
-    "progress",
-    "slices",
-    "timeline",
-    "tradeoff",
-]
-
-
 CROWDED_ACCURACY = 0.012  # of clean accuracy
 REFERENCES = {"paper": ("D", "the paper's defaults"), "warm start": ("s", "warm start")}
 

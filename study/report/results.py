@@ -8,8 +8,6 @@ from study.figure_style import ACCENT, LABELS, STATES
 from study.report.content import Content
 from study.report.style import SYMBOLS, Plot, axis_of, hover, in_percent, layout_of
 
-__all__ = ["curves", "progress", "tradeoff"]
-
 
 def _points(content: Content, trials: list[Any], name: str, **marker: Any) -> dict[str, Any]:
     return {

@@ -12,9 +12,6 @@ from study.figure_style import ACCENT, OUTCOMES, STATES
 from study.report.content import Axis, Content
 from study.report.style import Plot, axis_of, hover, in_percent, layout_of
 
-__all__ = ["clock_of", "fraction", "importance_bars", "panels", "parallel", "slices", "ticks", "timeline"]
-
-
 CROWDED = 0.07  # ticks that are nearer than this would be printed over each other
 NOT_SET = -0.14  # place of a conditional parameter that a trial does not have, below the axis
 

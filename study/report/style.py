@@ -8,8 +8,6 @@ from typing import Any
 from study.figure_style import LABELS
 from study.report.content import Content
 
-__all__ = ["SYMBOLS", "Plot", "axis_of", "hover", "in_percent", "layout_of"]
-
 Plot = dict[str, Any]  # {"data": [...], "layout": {...}}
 SYMBOLS = {"complete": "circle", "pruned": "triangle-down", "failed": "x", "running": "square", "dropped": "cross"}
 GRID = "#e3e6e8"

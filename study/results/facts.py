@@ -16,8 +16,6 @@ from study.spec.space import known_paths
 from study.spec.starts import warm_starts
 from study.store.rows import Attempt, StudyRow, TrialRow
 
-__all__ = ["METRICS", "Epoch", "Trial", "trials_of"]
-
 METRICS = ("clean_accuracy", "robust_accuracy")
 Z95 = 1.959964
 Reference = Literal["", "paper", "warm start"]

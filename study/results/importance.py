@@ -24,8 +24,6 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from study.results.facts import METRICS, Trial
 from study.spec.dimension import Dimension
 
-__all__ = ["MIN_TRIALS", "Importance", "Importances", "importances"]
-
 MIN_TRIALS = 10
 BOOTSTRAPS, TREES, POINTS = 24, 24, 128
 FULL_TREES = 100

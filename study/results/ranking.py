@@ -8,8 +8,6 @@ from typing import Any
 from study.store.rows import TrialRow
 from trainers.schema.training import Goal
 
-__all__ = ["Measurement", "best_so_far", "best_trial", "pareto_front", "ranked", "score", "summary", "trial_table"]
-
 
 def score(record: Mapping[str, Any], goal: Goal) -> float:
     """One number that ranks as the study's rule does: feasible epochs by the goal's value, the others below them.

@@ -17,8 +17,6 @@ from trainers.schema.units import eps_label
 if TYPE_CHECKING:
     from trainers.evaluation.verdicts import Verdicts
 
-__all__ = ["Rights", "measurement", "radius_label", "rights_of", "scores_of"]
-
 
 @dataclass(frozen=True)
 class Rights:

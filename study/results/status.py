@@ -8,9 +8,6 @@ from typing import Any
 from study.results.ranking import best_trial, trial_table
 from study.store.rows import StudyRow, TrialRow
 
-__all__ = ["ALL_DONE", "live_state", "study_status"]
-
-
 ALL_DONE = "every trial of the budget is done"  # why a study has finished, if nothing else ended it
 COUNTED = ("complete", "pruned", "failed")  # a dropped trial is nobody's any more
 

@@ -24,9 +24,6 @@ from study.store.database import patient
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
 
-__all__ = ["OptunaBook", "delete_optuna_studies"]
-
-
 log = logging.getLogger("agft")
 STATES = {
     "complete": TrialState.COMPLETE,

@@ -16,8 +16,6 @@ from study.spec.starts import Start, at_path
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore, study_names
 
-__all__ = ["Prior", "check_prior", "earlier_studies", "resolve"]
-
 
 @dataclass(frozen=True)
 class Prior:

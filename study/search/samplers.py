@@ -25,24 +25,6 @@ from study.spec.config import StudyConfig
 from study.spec.dimension import Dimension
 from study.spec.starts import Start, given_trials
 
-__all__ = [
-    "directions",
-    "draw",
-    "enqueue_dropped_points",
-    "enqueue_warm_starts",
-    "given",
-    "number_of",
-    "proposals",
-    "propose",
-    "redraw",
-    "sampler_for",
-    "sobol_point",
-    "uniform",
-    "value_at",
-    "values",
-]
-
-
 # Draws that are keyed by (study seed, trial number, path), so that a new parameter leaves the others' draws alone.
 
 

@@ -25,9 +25,6 @@ from study.spec.config import BudgetConfig, SchedulerConfig
 from study.store.rows import TrialRow
 from trainers.schema.training import Goal
 
-__all__ = ["plateau", "rungs", "stagnation", "used_up", "verdict"]
-
-
 Verdict = tuple[str, str]
 ROUNDING = 1e-12  # 0.31 - 0.30 is a little less than 0.01
 

@@ -24,9 +24,6 @@ from trainers.schema.presets import PRESETS
 from trainers.schema.training import AttackConfig, ModelConfig, Steps, TrainConfig
 from trainers.trial_config import mismatches
 
-__all__ = ["Impossible", "alone_problems", "impossible_trials", "together_problems"]
-
-
 # Trials at the corners of a search space: every combination of choices, with all ranges at their low or high ends.
 
 MOST = 2000  # combinations that are looked at; each takes a tenth of a millisecond

@@ -12,15 +12,13 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from study.errors import UserError
 from study.spec.dimension import Dimension
 from study.spec.evaluation import FinalEvaluation
-from study.spec.promotion import Floor, FloorText, PromoteConfig, parse_floor
+from study.spec.promotion import FloorText, PromoteConfig, parse_floor
 from study.spec.space import parse_space
 from trainers.errors import nearest
 from trainers.objectives import MethodConfig
 from trainers.schema.presets import PRESETS
 from trainers.schema.training import AttackConfig, DataConfig, EvalConfig, Goal, Metric, ModelConfig, TrainConfig
 from trainers.schema.units import Frozen
-
-__all__ = ["Floor", "StudyConfig", "load_canonical", "parse_floor"]
 
 
 def _check_preset(name: str) -> str:

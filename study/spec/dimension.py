@@ -13,19 +13,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from trainers.errors import nearest
 from trainers.schema.units import parse_fraction
 
-__all__ = [
-    "METHOD",
-    "Dimension",
-    "active",
-    "apply_params",
-    "combinations",
-    "grid",
-    "grid_size",
-    "shown",
-    "with_conditions",
-]
-
-
 METHOD = "method.name"  # searched where a study has alternatives
 Condition = tuple[str, tuple[Any, ...]]  # a searched path, and the choices of it that let another one be searched
 

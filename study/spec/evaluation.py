@@ -11,8 +11,6 @@ from trainers.schema.attacks import PGD
 from trainers.schema.suite import AttackAt, Suite, problems
 from trainers.schema.training import EvalConfig
 
-__all__ = ["FinalEvaluation", "entries", "suite_problems"]
-
 
 class FinalEvaluation(EvalConfig):
     """An `EvalConfig`, or `attacks` as in a suite instead of its one `attack`.

@@ -26,19 +26,6 @@ from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS
 from trainers.schema.presets import PRESETS, with_preset
 from trainers.schema.training import ModelConfig
 
-__all__ = [
-    "Keys",
-    "check_study",
-    "dotted",
-    "line_of",
-    "load_policy",
-    "load_study",
-    "parse_study",
-    "shown_value",
-    "spec_difference",
-]
-
-
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)$"),

@@ -11,19 +11,6 @@ from pydantic import AfterValidator, Field, model_validator
 from trainers.schema.training import Metric
 from trainers.schema.units import Frozen
 
-__all__ = [
-    "Floor",
-    "FloorText",
-    "GatesConfig",
-    "ImprovementGate",
-    "Preference",
-    "PromoteConfig",
-    "SanityGate",
-    "parse_floor",
-    "parse_preference",
-]
-
-
 # Floors as people write them: `>= 0.55`, `>= clip - 0.06`, `>= clip * 0.8`.
 
 FLOOR = re.compile(r"^>=\s*(?:(clip)\s*(?:([-+*])\s*)?)?(\d*\.?\d+(?:e-?\d+)?)?$")

@@ -10,9 +10,6 @@ import yaml
 
 from study.errors import Problem, StudyFileError, UserError
 
-__all__ = ["Keys", "dotted", "line_of", "problem_at", "read_mapping", "read_text", "shown_value"]
-
-
 Keys = tuple[str | int, ...]
 
 

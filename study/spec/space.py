@@ -17,14 +17,12 @@ from optuna.distributions import (
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from study.spec.dimension import METHOD, Dimension, active, apply_params, shown, with_conditions
+from study.spec.dimension import METHOD, Dimension, with_conditions
 from trainers.errors import nearest
 from trainers.objectives import METHODS
 from trainers.schema.training import Steps
 from trainers.schema.units import OfEps, OfModel, parse_fraction
 from trainers.trial_config import TrialConfig
-
-__all__ = ["SEARCHABLE", "Dimension", "active", "apply_params", "known_paths", "parse_space", "shown"]
 
 SEARCHABLE = ("method", "attack", "train", "model", "seed")  # data, goal and evaluation are the same for every trial
 RANGE_KEYS = {"low", "high", "log", "step"}

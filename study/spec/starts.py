@@ -9,8 +9,6 @@ from study.spec.config import StudyConfig
 from study.spec.dimension import METHOD, Dimension, active, grid
 from trainers.schema.presets import PRESETS
 
-__all__ = ["Start", "at_path", "given_trials", "method_of_start", "warm_starts"]
-
 
 class Start(NamedTuple):
     """A given trial: where it comes from, its sampled values, and what is sampled after all because it does not fit."""

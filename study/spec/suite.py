@@ -18,17 +18,6 @@ from trainers.model import bundled as tiny
 from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS
 from trainers.schema.suite import SUITES, AttackAt, Suite, problems
 
-__all__ = [
-    "capped",
-    "check_ready",
-    "checked_sets",
-    "chosen_suite",
-    "default_suite",
-    "load_suite",
-    "parse_suite",
-    "unready",
-]
-
 FILES = (".yaml", ".yml")
 CHOICES = ("auto", "all", "none")  # of --sanity, beside the suite's sets
 SANITY_CLASSES = 4  # with fewer, a check that needs APGD-T says little

@@ -15,8 +15,6 @@ from study.spec.reader import Loader
 from trainers.schema.presets import PRESETS
 from trainers.schema.training import TrainConfig
 
-__all__ = ["write_study_file"]
-
 NAME = next(rule.pattern for rule in StudyConfig.model_fields["name"].metadata if hasattr(rule, "pattern"))
 DATA = """\
 data:                                                   # names of `docs/guide.md`, or folder:DIRECTORY; no set twice

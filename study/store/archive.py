@@ -19,8 +19,6 @@ from study.store import tables as t
 from study.store.database import now, transaction
 from study.store.store import StudyStore, study_names
 
-__all__ = ["FORMAT", "export_study", "import_study"]
-
 FORMAT = "agft-study/2"
 TABLES = (t.trials, t.attempts, t.epochs, t.verdicts, t.promotions, t.final_accesses, t.requests)
 

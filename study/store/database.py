@@ -21,8 +21,6 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from study.errors import StudyFailed, UserError
 
-__all__ = ["PATIENCE_SECONDS", "address_of", "away", "database_url", "engine_for", "now", "patient", "transaction"]
-
 log = logging.getLogger("agft")
 P = ParamSpec("P")
 R = TypeVar("R")

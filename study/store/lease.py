@@ -10,8 +10,6 @@ import psutil
 
 from study.errors import UserError
 
-__all__ = ["LeaseHeld", "is_driven", "is_local", "owner_identity", "owner_is_gone"]
-
 
 class LeaseHeld(UserError):
     """Another driver drives this study. `seconds` until its lease ends if it is not renewed."""

@@ -13,8 +13,6 @@ from study.store.database import now, patient, transaction
 from study.store.lease import owner_identity, owner_is_gone
 from study.store.store import StudyStore
 
-__all__ = ["accesses", "answer", "ask", "count_access", "end", "pending", "promotions", "settle", "start"]
-
 
 def ask(store: StudyStore, kind: str, number: int, note: str) -> int:
     """Ask for a trial to be run again (`rerun`) or taken out (`drop`); the request's id."""

@@ -7,8 +7,6 @@ from typing import Any
 
 from study.spec.config import StudyConfig
 
-__all__ = ["FINISHED", "Attempt", "StudyRow", "TrialRow"]
-
 # `dropped` is a user's word: the trial's history stays, and it counts nowhere.
 FINISHED = ("complete", "pruned", "failed", "dropped")
 

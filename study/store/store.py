@@ -19,20 +19,8 @@ from study.spec.config import StudyConfig, load_canonical
 from study.spec.files import spec_difference
 from study.store import tables as t
 from study.store.database import engine_for, now, patient, transaction
-from study.store.lease import LeaseHeld, is_driven, is_local, owner_identity
+from study.store.lease import LeaseHeld, is_driven, is_local
 from study.store.rows import FINISHED, Attempt, StudyRow, TrialRow
-
-__all__ = [
-    "DELETING",
-    "LEASE_SECONDS",
-    "Attempt",
-    "LeaseHeld",
-    "StudyRow",
-    "StudyStore",
-    "TrialRow",
-    "owner_identity",
-    "study_names",
-]
 
 LEASE_SECONDS = 30.0
 DELETING = "deleting"

@@ -4,18 +4,6 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Integer, MetaData, String, Table, Text
 
-__all__ = [
-    "attempts",
-    "epochs",
-    "final_accesses",
-    "metadata",
-    "promotions",
-    "requests",
-    "studies",
-    "trials",
-    "verdicts",
-]
-
 metadata = MetaData()
 NAME = String(64)
 

@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-import study.pull
+import study.models.ship
 from infra import storage
 from infra.errors import ChecksumMismatch
 from infra.services import Services
@@ -241,8 +241,8 @@ def test_a_pulled_version_is_whole_and_a_folder_with_something_in_it_is_left_alo
     name = two[0]["model"]
     target = tmp_path / "here"
     target.mkdir()
-    monkeypatch.setattr(study.pull, "SHOWN_BYTES", 0)
-    monkeypatch.setattr(study.pull, "SHOWN_SECONDS", 0.0)
+    monkeypatch.setattr(study.models.ship, "SHOWN_BYTES", 0)
+    monkeypatch.setattr(study.models.ship, "SHOWN_SECONDS", 0.0)
     result = done("pull", f"{name}@previous", target)
     assert "version 1" in result.stdout
     assert "MB, about 0 s left" in result.stderr

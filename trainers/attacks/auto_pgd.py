@@ -14,8 +14,6 @@ from trainers.attacks.verdict import Worst
 from trainers.draws import STREAMS, noise
 from trainers.schema.attacks import APGDCE, APGDDLR, APGDT
 
-__all__ = ["apgd_ce_attack", "apgd_dlr_attack", "apgd_t_attack", "checkpoints"]
-
 MOMENTUM = 0.75  # alpha of algorithm 1: weight of the new step against the last one
 
 

@@ -12,8 +12,6 @@ from trainers.attacks.geometry import Norm, ball, into_l2_ball
 from trainers.attacks.verdict import Worst
 from trainers.draws import uniform
 
-__all__ = ["Case", "LogitsFn", "Outcome"]
-
 LogitsFn = Callable[..., Tensor]
 """Images fp32 [B, 3, H, W] in [0, 1] -> logits fp32 [B, K]. Always called with all B images of the case, in order (but
 for `autoattack`, which calls it with any of them).

@@ -8,8 +8,6 @@ from dataclasses import replace
 from trainers.attacks.case import Case, Outcome
 from trainers.schema.attacks import Composed, EvalAttackParameters
 
-__all__ = ["composed"]
-
 Runner = Callable[[Case, EvalAttackParameters], Outcome]
 
 

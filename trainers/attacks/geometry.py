@@ -7,8 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Norm", "ball", "direction", "into_l2_ball", "per_image"]
-
 Norm = Literal["linf", "l2"]
 
 

@@ -12,8 +12,6 @@ from trainers.attacks.verdict import predict
 from trainers.errors import UserError
 from trainers.schema.attacks import LOSS_CLASSES, legal_losses
 
-__all__ = ["LogitsLoss", "aim", "cross_entropy", "dlr", "dlr_targeted", "margin_loss"]
-
 LogitsLoss = Callable[[Tensor], Tensor]
 """Logits [B, K] -> losses [B], the labels being known."""
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from trainers.attacks.case import Case, LogitsFn, Outcome
 from trainers.schema.attacks import AutoAttack
 
-__all__ = ["autoattack", "input_gradients_only"]
-
 NORMS = {"linf": "Linf", "l2": "L2"}
 
 

@@ -17,8 +17,6 @@ from torch import Tensor
 from trainers.attacks.geometry import Norm, ball, direction, into_l2_ball, per_image
 from trainers.attacks.verdict import Worst
 
-__all__ = ["ATTACKS", "Attack", "LossFn", "pgd", "pgd_any", "restarted"]
-
 LossFn = Callable[[Tensor], Tensor]
 """Images [B, ...] -> per-sample losses [B]; the attack maximises their sum, so batch size cannot matter."""
 

@@ -9,8 +9,6 @@ from trainers.attacks.geometry import ball
 from trainers.draws import STREAMS, noise, uniform
 from trainers.schema.attacks import Square
 
-__all__ = ["square_attack", "square_side"]
-
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries; section 3.2
 
 

@@ -11,8 +11,6 @@ from trainers.attacks.projected import pgd
 from trainers.draws import STREAMS, noise
 from trainers.schema.attacks import CW, FGSM, PGD
 
-__all__ = ["cw_attack", "fgsm_attack", "pgd_attack"]
-
 
 def fgsm_attack(case: Case, parameters: FGSM) -> Outcome:
     """One step of eps from the image, x' = clip(x + eps * direction(grad loss(x))). Goodfellow et al. 2015."""

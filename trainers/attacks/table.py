@@ -19,8 +19,6 @@ from trainers.attacks.transferable import di_fgsm_attack, mi_fgsm_attack, ti_fgs
 from trainers.errors import lookup
 from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS, EvalAttackParameters
 
-__all__ = ["EVAL_ATTACKS", "EvalAttackRow", "run_attack"]
-
 
 @dataclass(frozen=True)
 class EvalAttackRow:

@@ -11,8 +11,6 @@ from trainers.attacks.case import Case, Outcome
 from trainers.errors import UserError
 from trainers.schema.attacks import EvalAttackParameters, Transfer
 
-__all__ = ["transferred"]
-
 
 def transferred(run: Callable[[Case, EvalAttackParameters], Outcome]) -> Callable[[Case, Transfer], Outcome]:
     """The attack that runs `parameters.inner()` through `run` on `case.surrogate`; only its final images are looked at.

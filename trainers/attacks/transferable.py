@@ -12,8 +12,6 @@ from trainers.attacks.losses import aim
 from trainers.draws import uniform
 from trainers.schema.attacks import DIFGSM, MIFGSM, TIFGSM
 
-__all__ = ["di_fgsm_attack", "gaussian_kernel", "mi_fgsm_attack", "shrink_and_pad", "ti_fgsm_attack"]
-
 
 def mi_fgsm_attack(case: Case, parameters: MIFGSM) -> Outcome:
     """v <- decay * v + g / mean|g|;  x <- clip(x + step * sign(v)), from the image. Dong et al. 2018, algorithm 1.

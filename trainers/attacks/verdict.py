@@ -9,8 +9,6 @@ from torch import Tensor
 
 from trainers.attacks.geometry import per_image
 
-__all__ = ["Worst", "predict"]
-
 
 class Worst:
     """Every image's worst iterate: the first that fools it, or else the one of least margin.

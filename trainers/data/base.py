@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = [
-    "Archive", "DatasetEntry", "Files", "ImageSet", "Images", "Pixels", "RawSet", "alike", "duplicate_prompts",
-    "safe_name",
-]  # fmt: skip
 
 Resolution = Literal["224", "native"]
 

@@ -6,8 +6,6 @@ Congo, Korea and Virgin Islands are each the name of two codes.
 
 from __future__ import annotations
 
-__all__ = ["COUNTRIES"]
-
 NAMES = """
     AD Andorra; AE United Arab Emirates; AF Afghanistan; AG Antigua and Barbuda; AI Anguilla; AL Albania; AM
     Armenia; AO Angola; AQ Antarctica; AR Argentina; AS American Samoa; AT Austria; AU Australia; AW Aruba; AX Åland

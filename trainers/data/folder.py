@@ -8,8 +8,6 @@ from trainers.data.base import DatasetEntry, Files, RawSet
 from trainers.data.layouts import images_in_folders
 from trainers.errors import UserError
 
-__all__ = ["FOLDER_PREFIX", "folder_entry"]
-
 FOLDER_PREFIX = "folder:"
 TEMPLATE = "This is a photo of a {}."
 

@@ -29,11 +29,6 @@ from trainers.data.names import (
 )
 from trainers.errors import UserError
 
-__all__ = [
-    "aircraft", "caltech101", "caltech256", "cars", "country211", "dtd", "eurosat", "flowers102", "food101",
-    "imagenet_v2", "imagenet_val", "images_in_folders", "pets", "sun397", "tiny_imagenet_val", "wnid_folders",
-]  # fmt: skip
-
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 
 

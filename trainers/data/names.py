@@ -9,12 +9,6 @@ from functools import cache
 from trainers.data.countries import COUNTRIES
 from trainers.errors import UserError
 
-__all__ = [
-    "EUROSAT", "FLOWERS", "IMAGENET_NAMED_BY", "NAMED_HERE", "PCAM",
-    "aircraft_name", "caltech256_name", "car_name", "country_name", "imagenet_names",
-    "refine",
-]  # fmt: skip
-
 EUROSAT = {
     "AnnualCrop": "annual crop land",
     "Forest": "a forest",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from trainers.data import DATASETS, ZERO_SHOT_15, DatasetEntry
 
-__all__ = ["steps", "table"]
-
 
 def table() -> str:
     """Every dataset that is read from files, then those that are drawn."""

@@ -10,8 +10,6 @@ from trainers.data.base import RawSet
 from trainers.data.names import NAMED_HERE, PCAM, refine
 from trainers.errors import UserError
 
-__all__ = ["cifar", "pcam", "stl10"]
-
 
 class _ArraysOnly(pickle.Unpickler):
     """CIFAR's files hold plain containers and one numpy array; a file that names anything else is refused, unrun."""

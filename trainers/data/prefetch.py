@@ -12,8 +12,6 @@ from torch import Tensor
 
 from trainers.data.base import Images
 
-__all__ = ["prefetched"]
-
 AHEAD = 4  # batches that wait for their use
 POLL_SECONDS = 0.5
 

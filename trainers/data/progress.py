@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-__all__ = ["Progress", "bytes_done", "images_done"]
-
 QUIET_SECONDS = 5.0
 
 Say = Callable[[str], None]

@@ -13,14 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainers.data.base import DatasetEntry, ImageSet, RawSet, safe_name
-from trainers.data.prepared.remote import FETCHERS, remote_set
+from trainers.data.prepared.remote import remote_set
 from trainers.data.prepared.shards import DIGESTS, LABELS, MANIFEST, Manifest, ShardedImages, differences, read_manifest
 from trainers.errors import NotPrepared, UserError
-
-__all__ = [
-    "FETCHERS", "data_root", "is_remote", "load_stored", "prepare_command", "prepared_place", "read_raw", "set_at",
-    "state", "why_not_ready",
-]  # fmt: skip
 
 IN_MEMORY_BYTES = 300 << 20  # of decoded pixels: sets up to this size are read from their own files where unprepared
 

@@ -12,8 +12,6 @@ from trainers.data import layouts, pixels
 from trainers.data.base import Archive, DatasetEntry, Files
 from trainers.data.fetch.archives import ARCHIVES
 
-__all__ = ["FILE_DATASETS", "ZERO_SHOT_15"]
-
 PHOTO, THIS_PHOTO = "A photo of a {}.", "This is a photo of a {}."
 REFINED = "lower case; `_`, `-`, `/` read as spaces"
 SYNONYM = "first WordNet synonym by WordNet number, `_` and `-` read as spaces, case kept"

@@ -17,32 +17,13 @@ from trainers.data import ImageSet, load_dataset
 from trainers.data.prefetch import prefetched
 from trainers.draws import noise
 from trainers.evaluation.readings import Readings, read, top_classes
-from trainers.evaluation.record import wilson
-from trainers.evaluation.scorer import Scorer, embed_images, exact, fitting_batch, micro_batch
-from trainers.evaluation.verdicts import SetResult, Verdicts, count, gather, stratified_sample
+from trainers.evaluation.scorer import Scorer, exact, fitting_batch
+from trainers.evaluation.verdicts import SetResult, Verdicts, count, stratified_sample
 from trainers.model.build import tokenizer_for
 from trainers.model.robust import RobustCLIP, class_embeddings
 from trainers.schema.attacks import PGD, EvalAttackParameters
 from trainers.schema.suite import AttackAt, Protocol
 from trainers.schema.training import EvalAttack, EvalConfig
-
-__all__ = [
-    "EvalAttack",
-    "EvalConfig",
-    "Scorer",
-    "SetResult",
-    "Verdicts",
-    "count",
-    "embed_images",
-    "evaluate",
-    "evaluate_sets",
-    "gather",
-    "measure",
-    "micro_batch",
-    "random_noise",
-    "stratified_sample",
-    "wilson",
-]
 
 PACKAGE_BATCH = 64  # images that an attack which draws for the batch is given together, whatever the batch size
 

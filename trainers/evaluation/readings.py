@@ -10,8 +10,6 @@ from torch import Tensor
 
 from trainers.attacks import predict
 
-__all__ = ["READINGS", "TOP", "Readings", "calibration_error", "overlap", "read", "top_classes"]
-
 TOP = 5
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 

@@ -12,18 +12,6 @@ from pydantic import Field
 from trainers.schema.suite import AttackAt, Protocol
 from trainers.schema.units import Frozen
 
-__all__ = [
-    "FORMAT",
-    "AtRadius",
-    "DatasetFacts",
-    "EvaluationRecord",
-    "Evidence",
-    "Finding",
-    "ModelFacts",
-    "Proportion",
-    "wilson",
-]
-
 
 def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson, JASA 1927), 95 % by default."""

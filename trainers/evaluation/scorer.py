@@ -17,8 +17,6 @@ from trainers.data.base import Images
 from trainers.data.prefetch import prefetched
 from trainers.model.robust import RobustCLIP, exact_math
 
-__all__ = ["Scorer", "embed_images", "exact", "fitting_batch", "micro_batch", "padded"]
-
 CPU_BYTES = 2 << 30  # of activations that a CPU worker may hold
 CUDA_SHARE = 0.5  # of a GPU's free memory
 MOST_IMAGES = 1024

@@ -18,8 +18,6 @@ from trainers.model.robust import RobustCLIP
 from trainers.model.weights import hash_weights
 from trainers.schema.units import eps_label
 
-__all__ = ["at_radii", "clean_result", "dataset_facts", "model_facts"]
-
 
 def clean_result(verdicts: Verdicts) -> tuple[Proportion, Evidence]:
     """Of the images as they are."""

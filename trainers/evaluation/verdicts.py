@@ -19,17 +19,6 @@ from trainers.evaluation.readings import READINGS, Readings
 from trainers.schema.records import Score
 from trainers.schema.units import eps_label
 
-__all__ = [
-    "SetResult",
-    "Verdicts",
-    "count",
-    "gather",
-    "join_verdicts",
-    "pack_verdicts",
-    "stratified_sample",
-    "unpack_verdicts",
-]
-
 
 @dataclass(frozen=True)
 class Verdicts:

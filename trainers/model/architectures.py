@@ -13,8 +13,6 @@ from trainers.model import bundled as tiny
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Tower", "known_architectures", "tower"]
-
 
 Tower = Literal["vit", "resnet", "other"]
 

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from trainers.model import bundled as tiny
 
-__all__ = ["Description", "build_clip", "describe", "tokenizer_for"]
-
 
 @dataclass(frozen=True)
 class Description:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["ARCH", "FOLDER", "register", "weights_path"]
-
 ARCH = "tiny-clip"
 
 FOLDER = Path(__file__).parents[1] / "tiny"

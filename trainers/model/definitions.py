@@ -15,8 +15,6 @@ from torch import Tensor
 
 from trainers.errors import MissingWeights, UserError
 
-__all__ = ["check_promised", "check_same_model", "differences", "encoders_like", "plain_openai_encoder", "quick_gelu"]
-
 # What says where a tower's first weights came from or how text is cut, but not which function the model is.
 IGNORED = ("timm_model_pretrained", "hf_model_pretrained", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
 

@@ -17,8 +17,6 @@ from trainers.model.definitions import encoders_like, quick_gelu
 from trainers.model.official import Unpacked
 from trainers.model.robust import fingerprint
 
-__all__ = ["check_activation", "check_finite", "check_fit", "encoder_sizes", "fill", "whole_clip"]
-
 SHOWN = 3  # names of a long list in a message
 
 

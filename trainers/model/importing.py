@@ -26,8 +26,6 @@ from trainers.model.pretrained import load_clip
 from trainers.model.weights import load_weights, read_metadata
 from trainers.schema.training import ModelConfig
 
-__all__ = ["UNRELATED", "Imported", "default_base", "export_agft", "import_checkpoint"]
-
 UNRELATED = 0.9  # relative distance of two encoders: fine-tuning stays far below, independent ones are above 1
 
 

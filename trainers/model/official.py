@@ -26,8 +26,6 @@ from torch import Tensor
 
 from trainers.errors import UserError, lookup
 
-__all__ = ["LAYOUTS", "Layout", "Unpacked", "read_checkpoint", "recognise", "unpack"]
-
 Shape = Literal["modules", "family", "encoder", "model"]
 
 

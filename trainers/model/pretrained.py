@@ -24,9 +24,6 @@ from trainers.model.official import read_checkpoint, recognise, unpack
 from trainers.model.weights import is_weights_file, load_weights
 from trainers.schema.training import ModelConfig
 
-__all__ = ["FETCHERS", "load_clip"]
-
-
 FETCHERS: dict[str, Callable[[str], Path]] = {}
 """Scheme of an address -> what brings the file or folder at `scheme://...` to this machine. Empty here, since this
 package knows no storage: whoever starts a process fills in what it can reach."""

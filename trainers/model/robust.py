@@ -17,8 +17,6 @@ from trainers.draws import noise
 from trainers.errors import UserError
 from trainers.model.build import describe
 
-__all__ = ["RobustCLIP", "class_embeddings", "exact_math", "fingerprint", "fingerprint_inputs"]
-
 logger = logging.getLogger(__name__)
 FINGERPRINT_IMAGES, FINGERPRINT_TEXTS = 2, 3
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

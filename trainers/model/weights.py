@@ -25,22 +25,6 @@ from trainers.model.definitions import differences
 from trainers.model.robust import fingerprint
 from trainers.schema.records import EpochRecord
 
-__all__ = [
-    "CheckpointError",
-    "check_pair",
-    "copy_file",
-    "export_open_clip",
-    "hash_weights",
-    "interpolate",
-    "is_weights_file",
-    "load_weights",
-    "model_hash",
-    "read_metadata",
-    "save_weights",
-    "tensors_hash",
-]
-
-
 FORMATS = {"weights": 1, "state": 2}  # of what this version writes and reads
 KEY = "agft"  # our entry in the safetensors header
 TOLERANCE = 1e-4  # of a fingerprint's logits, relative to the logit scale: kernels differ between machines

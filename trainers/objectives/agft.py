@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from trainers.model.robust import RobustCLIP
     from trainers.schema.training import AttackConfig
 
-__all__ = ["AGFT"]
-
 
 class AGFT(ScoredObjective):
     """Alignment-guided fine-tuning. Cui et al., CVPR 2026, arXiv:2603.29410, eq. 8-10, with three optional terms.

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from trainers.model.robust import RobustCLIP
     from trainers.schema.training import AttackConfig
 
-__all__ = ["Batch", "Context", "Losses", "Objective", "ScoredObjective", "perturbed"]
 
 FP16_FACTOR = 128.0
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from trainers.model.robust import RobustCLIP
     from trainers.schema.training import AttackConfig
 
-__all__ = ["FARE"]
-
 
 class FARE(Objective):
     """Fine-tuning for adversarially robust embeddings. Schlarmann et al., ICML 2024, arXiv:2402.12336.

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from trainers.model.robust import RobustCLIP
     from trainers.schema.training import AttackConfig
 
-__all__ = ["PMGAFT"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from trainers.model.robust import RobustCLIP
     from trainers.schema.training import AttackConfig
 
-__all__ = ["TeCoA"]
-
 
 class TeCoA(ScoredObjective):
     """Text-guided contrastive adversarial training. Mao et al., ICLR 2023, arXiv:2212.07016.

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from trainers.model.robust import RobustCLIP
     from trainers.schema.training import AttackConfig
 
-__all__ = ["TGAZSR"]
 
 WEIGHTS = {False: (0.08, 0.05), True: (0.10, 0.07)}  # (a, b) of TGA-ZSR and of Comp-TGA
 

@@ -13,18 +13,6 @@ from pydantic import Field
 from trainers.errors import UserError
 from trainers.schema.units import Frozen, Length, OfEps
 
-__all__ = [
-    "EVAL_ATTACK_PARAMETERS",
-    "LOSS_CLASSES",
-    "Composed",
-    "EvalAttackParameters",
-    "Passes",
-    "Target",
-    "legal_attacks",
-    "legal_losses",
-]
-
-
 LOSS_CLASSES: Mapping[str, int] = {"ce": 2, "margin": 2, "dlr": 3, "dlr-targeted": 4}
 """The least number of classes for which a loss is defined: DLR divides by z_(1) - z_(3), its targeted form needs z_(4).
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["PRESETS", "with_preset"]
-
 # ImageNet, 1,281,167 images; 1000 warm-up updates; SGD with momentum 0.9 and no weight decay: common to the family.
 _SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0}
 _PGD2 = {"name": "pgd", "norm": "linf", "eps": "1/255", "step_size": {"of_eps": 1}, "steps": 2, "momentum": 0.0}

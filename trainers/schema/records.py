@@ -12,8 +12,6 @@ from pydantic import Field
 from trainers.schema.training import Goal
 from trainers.schema.units import Frozen
 
-__all__ = ["Decision", "EpochRecord", "Goal", "Progress", "Score", "TrainResult", "is_better", "violation"]
-
 
 class Score(Frozen):
     """One dataset under one attack radius: integer counts over all ranks, and their ratios."""

@@ -12,8 +12,6 @@ from trainers.errors import UserError, lookup
 from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS, EvalAttackParameters
 from trainers.schema.units import Fraction, Frozen, eps_label
 
-__all__ = ["SUITES", "AttackAt", "Protocol", "Suite", "problems"]
-
 Protocol = Literal["strict", "paper"]
 if TYPE_CHECKING:
     AnyAttack = EvalAttackParameters

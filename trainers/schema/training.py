@@ -10,21 +10,6 @@ from pydantic import Field, model_validator
 
 from trainers.schema.units import Fraction, Frozen, Length, OfEps
 
-__all__ = [
-    "AttackConfig",
-    "DataConfig",
-    "EvalAttack",
-    "EvalConfig",
-    "Goal",
-    "Metric",
-    "ModelConfig",
-    "OptimizerConfig",
-    "Steps",
-    "TrainConfig",
-    "Trainable",
-]
-
-
 PLACES = ("s3:", "hf-hub:", "local-dir:")
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".tar")
 

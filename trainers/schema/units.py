@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-__all__ = ["Fraction", "Frozen", "Length", "OfEps", "OfModel", "eps_label", "parse_fraction"]
-
 
 def parse_fraction(value: Any) -> Any:
     """`"4/255"` as a float; numbers pass; other text is refused with the rule."""

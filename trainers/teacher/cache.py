@@ -23,8 +23,6 @@ from trainers.files import TEMPORARY, FileLock
 from trainers.model.robust import RobustCLIP
 from trainers.teacher.rows import Damaged, Writer, embedding_rows, embedding_width, largest_error, read_embeddings
 
-__all__ = ["SharedFiles", "cached_embeddings"]
-
 TOLERANCE = 1e-3  # relative L2 distance of a row that is computed again; rounding on other hardware is far below
 PASSES = 2  # a file that is still not good after having been computed this often is given up for memory
 

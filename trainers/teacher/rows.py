@@ -25,9 +25,6 @@ from trainers.evaluation.scorer import embed_images, micro_batch
 from trainers.files import TEMPORARY, sync_folder, take_space
 from trainers.model.robust import RobustCLIP
 
-__all__ = ["TEMPORARY", "Damaged", "Writer", "embedding_rows", "embedding_width", "largest_error", "read_embeddings"]
-
-
 BATCHES = 8  # micro-batches that a rank computes between two exchanges
 QUIET_SECONDS = 5.0
 

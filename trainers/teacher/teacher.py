@@ -18,9 +18,6 @@ from trainers.model.robust import RobustCLIP
 from trainers.model.weights import hash_weights
 from trainers.teacher.cache import SharedFiles, cached_embeddings
 
-__all__ = ["SharedFiles", "cache_folder", "key_parts", "teacher_embeddings"]
-
-
 FORMAT = 1  # of the file and of the arithmetic: raise it when either changes
 RESIZE = "bicubic, antialiased, corners not aligned"  # RobustCLIP's rule for images of another size
 

@@ -15,8 +15,6 @@ from trainers.model.build import tokenizer_for
 from trainers.model.robust import RobustCLIP, class_embeddings
 from trainers.schema.training import EvalAttack, EvalConfig
 
-__all__ = ["RADII", "ZERO_SHOT", "Row", "format_table", "measure", "measure_all"]
-
 RADII = (2 / 255, 4 / 255, 6 / 255, 8 / 255)
 ZERO_SHOT = tuple(name for role in ("dev", "confirm", "final") for name in TINY_ROLES[role])
 

@@ -19,8 +19,6 @@ from trainers.model.pretrained import load_clip
 from trainers.schema.training import ModelConfig
 from trainers.tiny.report import format_table, measure_all
 
-__all__ = ["contrastive_loss", "fit", "save"]
-
 NUM_IMAGES, STEPS = 90_000, 4500  # of the shipped weights
 
 

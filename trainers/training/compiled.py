@@ -9,8 +9,6 @@ from torch import Tensor
 
 from trainers.model.robust import RobustCLIP
 
-__all__ = ["compile_encoder"]
-
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.05}  # relative L2 distance; ten times as much for gradients
 
 

@@ -14,14 +14,10 @@ from trainers import distributed
 from trainers.model.robust import exact_math
 from trainers.model.weights import CheckpointError
 from trainers.schema.records import Decision, Progress, TrainResult
-from trainers.schema.training import DataConfig, TrainConfig
 from trainers.teacher.cache import SharedFiles
-from trainers.training.run import LATEST, Observe, Run, epoch_order
+from trainers.training.run import LATEST, Observe, Run
 from trainers.training.state import State, load_state
-from trainers.training.update import NonFinite
 from trainers.trial_config import TrialConfig
-
-__all__ = ["DataConfig", "NonFinite", "TrainConfig", "TrialConfig", "epoch_order", "train"]
 
 Outcome = Literal["finished", "stopped", "paused"]
 

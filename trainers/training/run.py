@@ -30,10 +30,8 @@ from trainers.training.compiled import compile_encoder
 from trainers.training.standing import Usage, standing
 from trainers.training.state import State, restore, save_state
 from trainers.training.trainable import select_trainable
-from trainers.training.update import NonFinite, Updater
+from trainers.training.update import Updater
 from trainers.trial_config import TrialConfig
-
-__all__ = ["BEST", "LATEST", "NonFinite", "Observe", "Run", "epoch_order"]
 
 LATEST, BEST = "latest.safetensors", "best.safetensors"
 

@@ -15,8 +15,6 @@ from trainers.evaluation.verdicts import SetResult
 from trainers.schema.records import EpochRecord, is_better, violation
 from trainers.schema.training import Goal
 
-__all__ = ["Usage", "standing"]
-
 
 @dataclass(frozen=True)
 class Accuracy:

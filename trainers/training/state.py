@@ -14,8 +14,6 @@ from trainers.schema.records import EpochRecord
 from trainers.training.update import Updater
 from trainers.trial_config import TrialConfig
 
-__all__ = ["State", "load_state", "restore", "save_state"]
-
 
 @dataclass(frozen=True)
 class State:

@@ -8,8 +8,6 @@ from trainers.errors import UserError
 from trainers.model.robust import RobustCLIP
 from trainers.schema.training import Trainable
 
-__all__ = ["select_trainable"]
-
 
 def select_trainable(model: RobustCLIP, config: Trainable) -> list[nn.Parameter]:
     """Set `requires_grad` of the model's parameters as `config` says; returns those that learn, in a fixed order.

@@ -14,9 +14,6 @@ from trainers import distributed
 from trainers.objectives import Losses
 from trainers.schema.training import OptimizerConfig, Steps, TrainConfig
 
-__all__ = ["NonFinite", "OptimizerConfig", "Updater", "build_optimizer", "learning_rate"]
-
-
 # Optimizers and the learning-rate schedule, a pure function of the step.
 
 

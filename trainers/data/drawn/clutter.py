@@ -13,8 +13,6 @@ from PIL import Image, ImageDraw
 from trainers.data.drawn import corpus, draw, glyphs
 from trainers.data.drawn.draw import SIZE, TEXTURES, Field
 
-__all__ = ["cluttered_shape"]
-
 PATTERNED, SCRIBBLED = 0.4, 0.3  # shares of the images; the rest is as in the corpus
 FINE = 4  # strokes are drawn on a canvas so many times finer
 

@@ -21,9 +21,6 @@ from torch import Tensor
 from trainers.data.drawn import draw, glyphs
 from trainers.data.drawn.draw import COLORS, SHAPES, SIZE, TEXTURES, Field
 
-__all__ = ["COUNTED", "DIGITS", "LETTERS", "NUMBERS", "PAINTS", "TEMPLATES", "Corpus", "cache_folder", "load_corpus",
-           "scene", "source_hash"]  # fmt: skip
-
 LETTERS = tuple(string.ascii_uppercase)
 DIGITS = tuple(string.digits)
 NUMBERS = ("one", "two", "three", "four", "five")

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     Paint = Callable[[Generator, str], NDArray[np.float32]]
     TINY_DATASETS: dict[str, DatasetEntry]
 
-__all__ = ["STATED_EPS", "TINY_DATASETS", "TINY_ROLES"]
 
 STATED_EPS = 6 / 255  # the L-inf radius at which the shipped tiny CLIP's fragility on these sets is stated
 

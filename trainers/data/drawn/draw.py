@@ -7,8 +7,6 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-__all__ = ["COLORS", "FINE", "SHAPES", "SIZE", "TEXTURES", "Field", "shape", "shrink", "texture"]
-
 Field = NDArray[np.float32]
 
 SIZE = 32  # pixels a side

@@ -13,8 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 from trainers.data.drawn.draw import FINE, SIZE, Field, shrink
 from trainers.errors import UserError
 
-__all__ = ["FONTS", "STROKES", "enlarge", "glyph", "low_resolution", "strokes"]
-
 FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSerif",
     "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmb10", "cmr10",

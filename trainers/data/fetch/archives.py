@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from trainers.data.base import Archive
 
-__all__ = ["ARCHIVES"]
-
 OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
 PCAM = "https://zenodo.org/records/2546921/files/camelyonpatch_level_2_split_test"
 TINY_IMAGENET = Archive(

@@ -13,8 +13,6 @@ from trainers.data.fetch.web import Unreachable, bring
 from trainers.errors import UserError
 from trainers.files import locked
 
-__all__ = ["can_download", "download", "how_to_get"]
-
 IMAGENET_ARCHIVES = {
     "imagenet": ("val", "ILSVRC2012_img_val.tar"),
     "imagenet-train": ("train", "ILSVRC2012_img_train.tar"),

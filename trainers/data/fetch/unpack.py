@@ -11,8 +11,6 @@ from pathlib import Path
 
 from trainers.errors import UserError
 
-__all__ = ["unpack"]
-
 TAR = (".tar", ".tar.gz", ".tgz")
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 

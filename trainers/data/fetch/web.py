@@ -13,8 +13,6 @@ from typing import IO, Any
 
 from trainers.data.progress import Progress, bytes_done
 
-__all__ = ["Unreachable", "bring"]
-
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60.0
 ATTEMPTS = 3  # in a row, of which none brought a byte

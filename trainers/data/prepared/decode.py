@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["TRANSFORMS", "decode", "fit"]
 
 SIDE = 224
 TRANSFORMS = {

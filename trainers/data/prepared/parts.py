@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from trainers.data.base import Pixels
 
-__all__ = ["Made", "Part", "made_parts"]
 
 FEW = 256  # images for which no second process is worth its start
 POLL_SECONDS = 0.5

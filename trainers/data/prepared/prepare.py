@@ -38,7 +38,6 @@ from trainers.files import TEMPORARY, locked, write_whole
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["prepare"]
 
 Say = Callable[[str], None]
 

@@ -18,8 +18,6 @@ from trainers.data.prepared.shards import MANIFEST, Manifest, read_manifest
 from trainers.errors import UserError
 from trainers.files import TEMPORARY, cache_folder, locked, write_whole
 
-__all__ = ["FETCHERS", "remote_set"]
-
 FETCHERS: dict[str, Callable[[str, Path, str | None], bool]] = {}
 """By scheme (`s3`): write what is at an address to a path, checked against a SHA-256; False if nothing is there."""
 

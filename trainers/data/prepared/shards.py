@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["DIGESTS", "FORMAT", "LABELS", "MANIFEST", "Manifest", "Shard", "ShardedImages", "differences", "faults",
-           "read_manifest", "shard_size"]  # fmt: skip
 
 FORMAT = 1  # of the files and of what is in them: raise it when either changes
 MANIFEST, LABELS, DIGESTS = "manifest.json", "labels.npy", "digests.npy"

@@ -14,8 +14,6 @@ from trainers.evaluation.sanity.settings import RECODINGS, STEPS, huge_eps, unmo
 from trainers.evaluation.sanity.subject import NotApplicable, Subject
 from trainers.schema.units import eps_label
 
-__all__ = ["CHECKS"]
-
 SIGMAS = 3.0  # standard errors beyond which a difference is one
 GAIN_SIGMAS = 2.0  # the same for a gain that a sound model never has
 SAME = 1e-3  # of the spread of an image's logits

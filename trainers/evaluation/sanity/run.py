@@ -11,8 +11,6 @@ from trainers.evaluation.record import Finding
 from trainers.evaluation.sanity.checks import CHECKS
 from trainers.evaluation.sanity.subject import NotApplicable, Subject
 
-__all__ = ["sanity_checks"]
-
 
 def sanity_checks(
     *,

@@ -11,20 +11,6 @@ from torch import Tensor
 from trainers.attacks import Norm
 from trainers.schema.attacks import APGD, APGDCE, APGDDLR, PGD, EvalAttackParameters, Passes, Square, Transfer
 
-__all__ = [
-    "HUGE",
-    "QUERIES",
-    "RECODINGS",
-    "STEPS",
-    "STRICT",
-    "STRONGER",
-    "TRANSFERRED",
-    "huge_eps",
-    "on_unmodified",
-    "passes",
-    "unmodified_eps",
-]
-
 STEPS = 20
 STRICT = PGD(steps=STEPS)  # the strict protocol's: steps of eps / 4, one random start
 STRONGER = APGD(steps=50, targets=3)

@@ -25,8 +25,6 @@ from trainers.evaluation.sanity.settings import (
 )
 from trainers.schema.attacks import PGD, EvalAttackParameters
 
-__all__ = ["NotApplicable", "Subject"]
-
 
 class NotApplicable(Exception):
     """A check has nothing to look at; the message says why."""
