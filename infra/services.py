@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ DEFAULT_REGION = "us-east-1"
 
 # Any of these says "I bring my own services"; then every row of REQUIRED must be there.
 ANNOUNCING = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI")
+# Any of these says that S3 can be reached, if only for reading.
+NAMING_STORAGE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 REQUIRED: tuple[tuple[str, ...], ...] = (
     ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
     ("AWS_REGION", "AWS_DEFAULT_REGION"),
@@ -93,3 +96,17 @@ def services_from_environment(environ: Mapping[str, str]) -> Services | None:
         mlflow_username=environ.get("MLFLOW_TRACKING_USERNAME", ""),
         mlflow_password=environ.get("MLFLOW_TRACKING_PASSWORD", ""),
     )
+
+
+def names_storage(environ: Mapping[str, str]) -> bool:
+    """Whether the environment says how to reach S3, if only for reading."""
+    return any(environ.get(name) for name in NAMING_STORAGE)
+
+
+def use(services: Services) -> Services:
+    """Point this process, and every process that it starts, at the services: boto3, MLflow and Ray read variables.
+
+    The one place that writes them. Secrets reach other machines by their own environment alone.
+    """
+    os.environ.update(services.environment())
+    return services

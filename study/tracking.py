@@ -7,7 +7,6 @@ record, so shipping a study again adds nothing.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infra.errors import ServiceError, UserError
-from infra.services import Services, services_from_environment
-from infra.stack import stack
 from infra.tracking.calls import Point
 from infra.tracking.runs import Tracker
 from study.results.ranking import best_trial
+from study.session import running_services
 from study.spec.dimension import shown
 from study.store.rows import Attempt, StudyRow, TrialRow
 from study.store.store import StudyStore
@@ -285,13 +283,12 @@ def tell_mlflow(store: StudyStore, home: Path, say: Callable[[str], None]) -> No
     if study.lease_seconds > 0 or study.baseline is None:
         return
     try:
-        services = _that_run(home)
+        services = running_services(home)
     except (UserError, ServiceError) as error:
         say(f"MLflow was not told: {error}")
         return
     if services is None:
         return
-    os.environ.update(services.environment())
     tracker = Tracker(services.mlflow_uri, EXPERIMENT)
     project_study(tracker, study, reopen=False)
     for trial in (row for row in trials if row.finished):
@@ -302,11 +299,3 @@ def tell_mlflow(store: StudyStore, home: Path, say: Callable[[str], None]) -> No
     end_study(tracker, study)
     if tracker.close(PATIENCE_SECONDS):
         say("MLflow does not answer; it is told by the study's next driver")
-
-
-def _that_run(home: Path) -> Services | None:
-    """What the environment names, or the embedded services if they are up."""
-    found = services_from_environment(os.environ)
-    if found is None and any(one.name == "mlflow" and one.state == "running" for one in stack.status(home)):
-        found = stack.up(home)
-    return found

@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 from infra import storage
 from infra.cluster import cluster as ray_cluster
 from infra.tracking.registry import alias_version
+from study.cli.here.registry import run_of
 from study.cli.main import main
-from study.cli.promote import run_of
 from study.models.head import history, model_prefix, read_head, read_manifest
 from study.promotion.promote import promote
 from study.promotion.records import Order, Promotion, Site

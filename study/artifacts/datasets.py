@@ -13,6 +13,7 @@ import click
 from infra import storage
 from study.artifacts.sources import fetch_data
 from study.errors import StudyFailed, UserError
+from study.session import storage_here
 from study.spec.config import StudyConfig
 from trainers.data import DATASETS, ZERO_SHOT_15, DatasetEntry, dataset_entry, not_ready, safe_name
 from trainers.data.fetch.web import Unreachable
@@ -33,8 +34,6 @@ def say(text: str) -> None:
 def reach_storage(to: str | None, home: Path) -> None:
     """Where prepared sets are in S3, point this process at it."""
     if (to or prepared_place()).startswith(S3):
-        from study.artifacts.sources import storage_here  # brings in boto3, which listing does without
-
         storage_here(home, say)
 
 
