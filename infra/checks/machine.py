@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from infra.checks.finding import Finding, failed, ok, skipped, warning
+from infra.checks.diagnosis import Diagnosis, failed, ok, skipped, warning
 from infra.provenance import code_revision
 from infra.stack.processes import MARKER
 
@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_packages() -> list[Finding]:
+def check_packages() -> list[Diagnosis]:
     """Versions, and the parts that pip leaves out unless they are asked for."""
     found = versions()
     shown = ", ".join(f"{name} {value[:12] if name == 'agft' else value}" for name, value in found.items())
@@ -71,7 +71,7 @@ def check_packages() -> list[Finding]:
     return rows
 
 
-def check_gpus(wanted: float = 0.0) -> list[Finding]:
+def check_gpus(wanted: float = 0.0) -> list[Diagnosis]:
     """GPUs that are visible and free. `wanted`: by one worker of the study, 0 for none."""
     cards, problem = _cards()
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -136,7 +136,7 @@ def _torch() -> dict[str, Any]:
         return {"problem": done.stderr.strip().splitlines()[-1][:200] if done.stderr.strip() else "no answer"}
 
 
-def check_shared_memory() -> list[Finding]:
+def check_shared_memory() -> list[Diagnosis]:
     """Ray keeps its objects in shared memory."""
     if not SHARED.is_dir():
         return [skipped("shared memory", f"no {SHARED} on this system")]
@@ -150,7 +150,7 @@ def check_shared_memory() -> list[Finding]:
     return [ok("shared memory", text)]
 
 
-def check_disk(places: Iterable[tuple[str, Path]]) -> list[Finding]:
+def check_disk(places: Iterable[tuple[str, Path]]) -> list[Diagnosis]:
     """Room at every `(name, folder)`; folders on one disk are one row."""
     disks: dict[int, tuple[list[str], Path]] = {}
     for name, folder in places:
@@ -204,7 +204,7 @@ def open_ports(marks: Iterable[str] = ()) -> dict[str, set[str]]:
     return found
 
 
-def check_ports(marks: Iterable[str] = (), *, token: bool) -> list[Finding]:
+def check_ports(marks: Iterable[str] = (), *, token: bool) -> list[Diagnosis]:
     """Which ports are open to the network; that matters most where Ray demands no token."""
     found = open_ports(marks)
     if not found:

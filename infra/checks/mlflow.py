@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.metadata
 import json
 import os
@@ -10,12 +9,15 @@ import secrets
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPMessage
 from typing import Any
 
-from infra.checks.finding import Finding, failed, ok, warning
+from infra.checks.diagnosis import Diagnosis, failed, ok, warning
 from infra.checks.s3 import clock_finding
+from infra.services import Services
 
 MLFLOW = "MLflow"
 TIMEOUT_SECONDS = 6.0
@@ -28,32 +30,44 @@ class _Refused(Exception):
         super().__init__(f"HTTP {code}: {body[:200]}")
 
 
-def _ask(path: str, body: Any = None, *, method: str = "GET", known: bool = True) -> tuple[str, HTTPMessage]:
-    """(answer, headers). `known`: with the environment's user."""
-    headers = {"Content-Type": "application/json"}
-    user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")
-    if known and user:
-        pair = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}"
-        headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
-    elif known and token:
-        headers["Authorization"] = f"Bearer {token}"
-    url = os.environ["MLFLOW_TRACKING_URI"].rstrip("/") + path
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers=headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-            return answer.read(1_000_000).decode(errors="replace"), answer.headers
-    except urllib.error.HTTPError as error:
-        raise _Refused(error.code, error.read(2000).decode(errors="replace")) from None
+@dataclass(frozen=True)
+class _Server:
+    """MLflow's address, and how we say who we are (empty: not at all)."""
+
+    uri: str
+    user: str
+    authorization: str
+
+    def ask(self, path: str, body: Any = None, *, method: str = "GET", known: bool = True) -> tuple[str, HTTPMessage]:
+        """(answer, headers). `known`: as the environment's user."""
+        headers = {"Content-Type": "application/json"}
+        if known and self.authorization:
+            headers["Authorization"] = self.authorization
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.uri.rstrip("/") + path, data=data, headers=headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+                return answer.read(1_000_000).decode(errors="replace"), answer.headers
+        except urllib.error.HTTPError as error:
+            raise _Refused(error.code, error.read(2000).decode(errors="replace")) from None
 
 
-def check_mlflow() -> list[Finding]:
+def _server(services: Services) -> _Server:
+    if services.mlflow_username:
+        pair = f"{services.mlflow_username}:{services.mlflow_password}"
+        return _Server(services.mlflow_uri, services.mlflow_username, f"Basic {b64encode(pair.encode()).decode()}")
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN", "")  # of a server that others run; MLflow reads it by itself
+    return _Server(services.mlflow_uri, "", f"Bearer {token}" if token else "")
+
+
+def check_mlflow(services: Services) -> list[Diagnosis]:
     """Reach it, read, write, compare versions and clocks, and see whether a stranger may read."""
-    uri = os.environ["MLFLOW_TRACKING_URI"]
+    server = _server(services)
+    uri = server.uri
     if not uri.startswith(("http://", "https://")):
         return [failed(MLFLOW, f"{uri.split(':')[0]}: is a file or database of one machine", "name an MLflow server")]
     try:
-        _, headers = _ask("/health")
+        _, headers = server.ask("/health")
         heard = time.time()
     except _Refused as error:
         return [failed(MLFLOW, f"{uri} answers, but not as MLflow does ({error})", "set MLFLOW_TRACKING_URI")]
@@ -67,8 +81,8 @@ def check_mlflow() -> list[Finding]:
             )
         ]
     try:
-        refused = _authorised(uri)
-        found = refused or [ok(MLFLOW, f"{uri}: reads and writes are allowed"), *_version()]
+        refused = _authorised(server)
+        found = refused or [ok(MLFLOW, f"{uri}: reads and writes are allowed"), *_version(server)]
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         return [
@@ -83,12 +97,12 @@ def check_mlflow() -> list[Finding]:
     return found
 
 
-def _authorised(uri: str) -> list[Finding]:
+def _authorised(server: _Server) -> list[Diagnosis]:
     """Why we may not read or write, if so; a warning where anybody may."""
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    uri, user = server.uri, server.user
     name = f"agft-doctor-{secrets.token_hex(8)}"
     try:
-        _ask(f"{API}experiments/search?max_results=1")
+        server.ask(f"{API}experiments/search?max_results=1")
     except _Refused as error:
         if error.code == 401:
             who = f"refuses the password of user {user!r}" if user else "demands a user"
@@ -103,8 +117,8 @@ def _authorised(uri: str) -> list[Finding]:
             ]
         return [failed(MLFLOW, f"{uri}: reading: {error}", "look at the server's log")]
     try:  # a registered model, unlike a run or an experiment, is really gone once it is deleted
-        _ask(f"{API}registered-models/create", {"name": name}, method="POST")
-        _ask(f"{API}registered-models/delete", {"name": name}, method="DELETE")
+        server.ask(f"{API}registered-models/create", {"name": name}, method="POST")
+        server.ask(f"{API}registered-models/delete", {"name": name}, method="DELETE")
     except _Refused as error:
         return [
             failed(
@@ -114,7 +128,7 @@ def _authorised(uri: str) -> list[Finding]:
             )
         ]
     try:
-        _ask(f"{API}experiments/search?max_results=1", known=False)
+        server.ask(f"{API}experiments/search?max_results=1", known=False)
     except _Refused:
         return []
     return [
@@ -126,10 +140,10 @@ def _authorised(uri: str) -> list[Finding]:
     ]
 
 
-def _version() -> list[Finding]:
+def _version(server: _Server) -> list[Diagnosis]:
     ours = importlib.metadata.version("mlflow")
     try:
-        theirs = _ask("/version")[0].strip()
+        theirs = server.ask("/version")[0].strip()
     except _Refused:
         return []
     if theirs.split(".")[:2] != ours.split(".")[:2]:

@@ -16,7 +16,7 @@ import click
 from study.cli.edge import FILE, database, home, json_option, print_json
 
 if TYPE_CHECKING:
-    from infra.checks.finding import Finding
+    from infra.checks.diagnosis import Diagnosis
 
 CHECKS = "doctor-"  # names of the threads of checks
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[bold red]FAILED[/]", "skipped": "-"}
@@ -95,7 +95,7 @@ def doctor(study_file: Path | None, address: str | None, as_json: bool) -> None:
     sys.exit(exit_code(found))
 
 
-def _show(found: Sequence[Finding], seconds: float) -> None:
+def _show(found: Sequence[Diagnosis], seconds: float) -> None:
     from rich.markup import escape
     from rich.table import Table
 

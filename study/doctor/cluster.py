@@ -13,14 +13,14 @@ import urllib.request
 from dataclasses import asdict
 from http.client import HTTPException
 
-from infra.checks.finding import Finding, failed, ok, side_by_side, skipped, warning
+from infra.checks.diagnosis import Diagnosis, failed, ok, side_by_side, skipped, warning
 from infra.checks.machine import versions
 from infra.checks.s3 import clock_finding
 from infra.cluster.cluster import SETTINGS
 from infra.cluster.jobs import Jobs
 from infra.errors import ServiceError
 from infra.services import default_home
-from study.doctor.database import database_check
+from study.doctor.database import DATABASE_SECONDS, database_check
 from study.doctor.node import NODE_SECONDS, examine_node
 from study.doctor.study import StudyNeeds
 
@@ -37,7 +37,7 @@ def demands_token() -> bool:
     return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
-def check_cluster(needs: StudyNeeds | None, here: dict[str, str]) -> list[Finding]:
+def check_cluster(needs: StudyNeeds | None, here: dict[str, str]) -> list[Diagnosis]:
     """Connect to `RAY_ADDRESS` and ask every live node. `here`: the versions of this machine."""
     from infra.cluster.cluster import connect, disconnect
 
@@ -69,7 +69,7 @@ def _resources(total: dict[str, float]) -> str:
     return f"{total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU"
 
 
-def _no_connection(address: str, text: str) -> Finding:
+def _no_connection(address: str, text: str) -> Diagnosis:
     lowered = text.lower()
     if "version mismatch" in lowered or "same version" in lowered:
         return failed(RAY, f"{address}: {text}", "install the cluster's versions of Python and Ray here")
@@ -92,7 +92,7 @@ def _demands_token_at(address: str) -> bool:
     return False
 
 
-def _room(needs: StudyNeeds | None, total: dict[str, float]) -> list[Finding]:
+def _room(needs: StudyNeeds | None, total: dict[str, float]) -> list[Diagnosis]:
     if needs is None or needs.gpus_per_worker <= total.get("GPU", 0.0):
         return []
     return [
@@ -105,7 +105,7 @@ def _room(needs: StudyNeeds | None, total: dict[str, float]) -> list[Finding]:
     ]
 
 
-def _stranger(url: str) -> list[Finding]:
+def _stranger(url: str) -> list[Diagnosis]:
     """What the dashboard says to somebody without a token."""
     try:
         with urllib.request.urlopen(f"{url}/api/version", timeout=TIMEOUT_SECONDS):
@@ -126,7 +126,7 @@ def _stranger(url: str) -> list[Finding]:
         ]
 
 
-def _nodes(needs: StudyNeeds | None, here: dict[str, str]) -> list[Finding]:
+def _nodes(needs: StudyNeeds | None, here: dict[str, str]) -> list[Diagnosis]:
     """A task on every live node, all at once; one that does not answer is a row as well."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -141,7 +141,7 @@ def _nodes(needs: StudyNeeds | None, here: dict[str, str]) -> list[Finding]:
         for identity in nodes
     }
     deadline = time.monotonic() + NODE_SECONDS + 15
-    found: list[Finding] = []
+    found: list[Diagnosis] = []
     for identity, answer in asked.items():
         name = f"node {nodes[identity]['NodeManagerAddress']} ({identity[:6]})"
         try:
@@ -152,20 +152,20 @@ def _nodes(needs: StudyNeeds | None, here: dict[str, str]) -> list[Finding]:
         except ray.exceptions.RayError as error:
             rows = [_cannot_run(str(error))]
         else:
-            rows = [Finding(**row) for row in told["findings"]]
+            rows = [Diagnosis(**row) for row in told["findings"]]
             rows = [*_versions(told["versions"], here), *rows, *_clock(told["clock"], sent)]
-        found += [Finding(**{**row.as_json(), "where": name}) for row in rows]
+        found += [Diagnosis(**{**row.as_json(), "where": name}) for row in rows]
     return found
 
 
-def _cannot_run(text: str) -> Finding:
+def _cannot_run(text: str) -> Diagnosis:
     last = text.strip().splitlines()[-1][:250]
     if "ModuleNotFoundError" in text or "No module named" in text:
         return failed("versions", f"has no agft of this version: {last}", "install the same agft on every node")
     return failed(RAY, f"cannot run a task: {last}", "look at raylet.err on this node")
 
 
-def _versions(theirs: dict[str, str], here: dict[str, str]) -> list[Finding]:
+def _versions(theirs: dict[str, str], here: dict[str, str]) -> list[Diagnosis]:
     differing = [name for name in here if theirs.get(name) != here[name]]
     if not differing:
         return [ok("versions", "as on the driver")]
@@ -175,7 +175,7 @@ def _versions(theirs: dict[str, str], here: dict[str, str]) -> list[Finding]:
     return [failed("versions", shown, "install the same environment on every node (constraints.txt, one image)")]
 
 
-def _clock(theirs: float, sent: float) -> list[Finding]:
+def _clock(theirs: float, sent: float) -> list[Diagnosis]:
     """The node's clock at the task's start lies between sending and receiving, if the clocks agree."""
     received = time.time()
     if sent <= theirs <= received:
@@ -191,12 +191,11 @@ def _clock(theirs: float, sent: float) -> list[Finding]:
 
 MARK = "agft-doctor-findings "
 JOB_SECONDS = CLUSTER_SECONDS + 60.0
-DATABASE_SECONDS = 25.0
 POLL_SECONDS = 0.5
 FORGET_SECONDS, QUIET_SECONDS = 15.0, 3.0
 
 
-def check_by_job(address: str, needs: StudyNeeds | None) -> list[Finding]:
+def check_by_job(address: str, needs: StudyNeeds | None) -> list[Diagnosis]:
     """What the checks say that run on the cluster whose dashboard is at `address`."""
     try:
         jobs = Jobs(address)
@@ -218,7 +217,7 @@ def check_by_job(address: str, needs: StudyNeeds | None) -> list[Finding]:
         return [failed(RAY, str(error), "look at the job in the cluster's dashboard")]
 
 
-def _result(jobs: Jobs, identity: str) -> list[Finding]:
+def _result(jobs: Jobs, identity: str) -> list[Diagnosis]:
     deadline = time.monotonic() + JOB_SECONDS - 10
     while (job := jobs.job(identity)) is not None and not job.ended:
         if time.monotonic() > deadline:
@@ -234,7 +233,7 @@ def _result(jobs: Jobs, identity: str) -> list[Finding]:
         last = (text.strip().splitlines() or ["it printed nothing"])[-1][:250]
         remedy = "where `ray start` ran, `python` must have this agft"
         return [failed("versions", f"the cluster cannot run the doctor: {last}", remedy)]
-    return [Finding(**row) for row in json.loads(line.removeprefix(MARK))]
+    return [Diagnosis(**row) for row in json.loads(line.removeprefix(MARK))]
 
 
 def _forget(jobs: Jobs, identity: str) -> None:

@@ -9,13 +9,13 @@ import sqlalchemy as sa
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from infra.checks.finding import Check, Finding, failed, ok
+from infra.checks.diagnosis import Check, Diagnosis, failed, ok
 from infra.checks.s3 import clock_finding
 from infra.errors import ServiceError
 from study.store.database import database_url, now
 
 DATABASE, SCHEMA = "study database", "database schema"
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS, DATABASE_SECONDS = 5, 25.0  # of one connection, of the whole check
 # What the driver's text says, the cause in our words, and the remedy
 CAUSES = (
     (
@@ -43,7 +43,7 @@ CAUSES = (
 def database_check(home: Path) -> Check:
     """The check of the study database that this process's environment, or the home, names."""
 
-    def check() -> list[Finding]:
+    def check() -> list[Diagnosis]:
         try:
             return check_database(database_url(home))
         except ServiceError as error:  # the embedded PostgreSQL does not run
@@ -53,7 +53,7 @@ def database_check(home: Path) -> Check:
     return check
 
 
-def check_database(url: str) -> list[Finding]:
+def check_database(url: str) -> list[Diagnosis]:
     """Connect within 5 s, compare schemas, try a write that touches no row, and compare clocks."""
     try:
         parsed = sa.make_url(url)
@@ -87,7 +87,7 @@ def check_database(url: str) -> list[Finding]:
         engine.dispose()
 
 
-def _ask(connection: sa.Connection, shown: str) -> list[Finding]:
+def _ask(connection: sa.Connection, shown: str) -> list[Diagnosis]:
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text(f"SET statement_timeout = {TIMEOUT_SECONDS * 1000}"))
     before = time.time()
@@ -103,7 +103,7 @@ def _ask(connection: sa.Connection, shown: str) -> list[Finding]:
     return [ok(DATABASE, f"{shown}: reached, may be written"), *found, clock]
 
 
-def _schema(connection: sa.Connection, tables: set[str]) -> Finding:
+def _schema(connection: sa.Connection, tables: set[str]) -> Diagnosis:
     """Ours and Optuna's against what this version knows."""
     if "agft_schema" not in tables:
         return ok(SCHEMA, "none yet: made by the first study")
@@ -117,7 +117,7 @@ def _schema(connection: sa.Connection, tables: set[str]) -> Finding:
     return problem or ok(SCHEMA, f"{ours.get_current_head()}, as this version needs it")
 
 
-def _compare(name: str, connection: sa.Connection, table: str, scripts: ScriptDirectory) -> Finding | None:
+def _compare(name: str, connection: sa.Connection, table: str, scripts: ScriptDirectory) -> Diagnosis | None:
     there = connection.execute(sa.text(f"SELECT version_num FROM {table}")).scalars().first()
     head = scripts.get_current_head()
     if there == head:
@@ -140,7 +140,7 @@ def _scripts(folder: Path) -> ScriptDirectory:
     return ScriptDirectory.from_config(config)
 
 
-def _cause(shown: str, text: str) -> Finding:
+def _cause(shown: str, text: str) -> Diagnosis:
     lowered = text.lower()
     for word, cause, remedy in CAUSES:
         if word in lowered:

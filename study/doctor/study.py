@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from infra.checks.finding import Finding, failed, ok, warning
+from infra.checks.diagnosis import Diagnosis, failed, ok, warning
 
 DATASETS, WEIGHTS = "datasets", "weights"
 HUB_SECONDS = 4.0
@@ -44,7 +44,7 @@ def needs_of(path: Path) -> StudyNeeds:
     )
 
 
-def check_datasets(needs: StudyNeeds) -> list[Finding]:
+def check_datasets(needs: StudyNeeds) -> list[Diagnosis]:
     """Every set that cannot be loaded here, with what to do."""
     from trainers.data import dataset_entry, not_ready, safe_name
     from trainers.data.stored import prepared_place, state
@@ -65,7 +65,7 @@ def check_datasets(needs: StudyNeeds) -> list[Finding]:
     return rows or [ok(DATASETS, f"{', '.join(dict.fromkeys(needs.datasets.values()))}: can be loaded")]
 
 
-def check_weights(needs: StudyNeeds) -> list[Finding]:
+def check_weights(needs: StudyNeeds) -> list[Diagnosis]:
     """Whether the weights are here, or can be fetched. They are not loaded."""
     pretrained = needs.pretrained
     if pretrained == "bundled":
@@ -88,7 +88,7 @@ def check_weights(needs: StudyNeeds) -> list[Finding]:
     return _tag(needs.arch, pretrained)
 
 
-def _in_s3(uri: str) -> list[Finding]:
+def _in_s3(uri: str) -> list[Diagnosis]:
     from infra import storage
 
     there = bool(storage.list_objects(uri)) if uri.endswith("/") else storage.head(uri) is not None
@@ -97,7 +97,7 @@ def _in_s3(uri: str) -> list[Finding]:
     return [failed(WEIGHTS, f"model.pretrained: nothing at {uri}", "correct the address, or upload the weights")]
 
 
-def _tag(arch: str, tag: str) -> list[Finding]:
+def _tag(arch: str, tag: str) -> list[Diagnosis]:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -117,7 +117,7 @@ def _tag(arch: str, tag: str) -> list[Finding]:
     ]
 
 
-def _on_hub(repository: str, name: str, shown: str) -> list[Finding]:
+def _on_hub(repository: str, name: str, shown: str) -> list[Diagnosis]:
     from huggingface_hub import constants, try_to_load_from_cache
 
     candidates = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]

@@ -13,7 +13,7 @@ State = Literal["ok", "warning", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """`check` is the row's name, `where` the machine; `remedy` is empty when there is nothing to do."""
 
     check: str
@@ -27,36 +27,36 @@ class Finding:
         return asdict(self)
 
 
-Check = Callable[[], list[Finding]]
+Check = Callable[[], list[Diagnosis]]
 
 
-def ok(check: str, detail: str) -> Finding:
+def ok(check: str, detail: str) -> Diagnosis:
     """Nothing to do."""
-    return Finding(check, "ok", detail)
+    return Diagnosis(check, "ok", detail)
 
 
-def warning(check: str, detail: str, remedy: str) -> Finding:
+def warning(check: str, detail: str, remedy: str) -> Diagnosis:
     """It works, and somebody should know."""
-    return Finding(check, "warning", detail, remedy)
+    return Diagnosis(check, "warning", detail, remedy)
 
 
-def failed(check: str, detail: str, remedy: str) -> Finding:
+def failed(check: str, detail: str, remedy: str) -> Diagnosis:
     """A study cannot run, or a promise of the service does not hold."""
-    return Finding(check, "failed", detail, remedy)
+    return Diagnosis(check, "failed", detail, remedy)
 
 
-def skipped(check: str, detail: str) -> Finding:
+def skipped(check: str, detail: str) -> Diagnosis:
     """Not asked, and why."""
-    return Finding(check, "skipped", detail)
+    return Diagnosis(check, "skipped", detail)
 
 
-def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = HERE) -> list[Finding]:
+def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = HERE) -> list[Diagnosis]:
     """Run `{name: (seconds, check)}` at the same time; what they found, in their order. `where` is theirs, unless said.
 
     A check that takes longer than its seconds is left alone and counts as failed, as does one that raises. So this
     never takes longer than the slowest limit, whatever hangs.
     """
-    answers: dict[str, list[Finding]] = {}
+    answers: dict[str, list[Diagnosis]] = {}
 
     def run(name: str, check: Check) -> None:
         try:
@@ -72,7 +72,7 @@ def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = HERE
     for thread in threads.values():
         thread.start()
     started = time.monotonic()
-    found: list[Finding] = []
+    found: list[Diagnosis] = []
     for name, (seconds, _check) in checks.items():
         threads[name].join(max(0.0, started + seconds - time.monotonic()))
         late = [
@@ -86,6 +86,6 @@ def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = HERE
     return placed(found, where)
 
 
-def placed(findings: Iterable[Finding], where: str) -> list[Finding]:
+def placed(findings: Iterable[Diagnosis], where: str) -> list[Diagnosis]:
     """With `where` put to those that name no place."""
     return [finding if finding.where else replace(finding, where=where) for finding in findings]
