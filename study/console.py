@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Say = Callable[[str], None]  # what takes a line of progress
+
+
+def say(text: str) -> None:
+    """Progress and remarks; results alone go to standard output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class Clock:
@@ -25,6 +35,8 @@ class Clock:
 
 def wide_console() -> Console:
     """Standard output; never narrower than a table needs when it goes to a file."""
+    from rich.console import Console  # not for commands that print no table
+
     return Console(width=None if sys.stdout.isatty() else 150, highlight=False, soft_wrap=False)
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from infra.cluster.cluster import Cluster, connect, disconnect
 from infra.services import Services, names_storage, services_from_environment, use
 from infra.stack import stack
+from study.console import Say
 
 CLOSE_SECONDS = 60.0
-
-Say = Callable[[str], None]
 
 
 def services_here(home: Path, say: Say, *, kept_up: bool = True) -> Services:

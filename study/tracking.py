@@ -127,10 +127,10 @@ ENDED: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
 }
 
 
-def end_study(tracker: Tracker, study: StudyRow) -> None:
+def end_study(tracker: Tracker, study: StudyRow, *, when_ms: int | None = None) -> None:
     """Close the parent run of a study that is over, or has failed; its next driver opens it again."""
     if study.state in ENDED:
-        tracker.finish(study_key(study), ENDED[study.state], int(time.time() * 1000))
+        tracker.finish(study_key(study), ENDED[study.state], when_ms or int(time.time() * 1000))
 
 
 def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[str], str | None]) -> str:
@@ -270,6 +270,16 @@ def project_outcome(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
     tracker.finish(key, STATUS[trial.state], trial.ended_ms or trial.started_ms)
 
 
+def project_all(tracker: Tracker, study: StudyRow, trials: Sequence[TrialRow]) -> None:
+    """The study and these trials as they are stored; sending what is there adds nothing."""
+    project_study(tracker, study, reopen=False)
+    for trial in trials:
+        project_trial(tracker, study, trial)
+        project_epochs(tracker, study, trial.number, trial.epochs)
+        if trial.finished:
+            project_outcome(tracker, study, trial)
+
+
 # MLflow's side of what is done to a study that nobody drives: without it a stopped study would look alive there.
 #
 # A study that is driven is shown by its driver; one whose MLflow is away is shown by its next driver.
@@ -290,11 +300,7 @@ def tell_mlflow(store: StudyStore, home: Path, say: Callable[[str], None]) -> No
     if services is None:
         return
     tracker = Tracker(services.mlflow_uri, EXPERIMENT)
-    project_study(tracker, study, reopen=False)
-    for trial in (row for row in trials if row.finished):
-        project_trial(tracker, study, trial)
-        project_epochs(tracker, study, trial.number, trial.epochs)
-        project_outcome(tracker, study, trial)
+    project_all(tracker, study, [row for row in trials if row.finished])
     project_best(tracker, study, trials)
     end_study(tracker, study)
     if tracker.close(PATIENCE_SECONDS):

@@ -78,16 +78,6 @@ def outage(error: Exception) -> str | None:
     return reason if isinstance(error, ServiceError | OSError) else None  # requests' other errors are OSErrors
 
 
-def check_server(tracking_uri: str, experiment: str) -> None:
-    """One look before anything starts: `ServiceError` if the server is away, refuses, or deleted the experiment."""
-    try:
-        experiment_id(connect(tracking_uri), experiment)
-    except ServiceError:
-        raise
-    except Exception as error:
-        raise ServiceError(f"MLflow at {tracking_uri}: {outage(error) or error}") from error
-
-
 # The UI opens an experiment of this kind with its training runs, others with a page for language-model traces.
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 

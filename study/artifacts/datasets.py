@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import click
 
 from infra import storage
 from study.artifacts.sources import fetch_data
+from study.console import Say, say
 from study.errors import StudyFailed, UserError
 from study.session import storage_here
 from study.spec.config import StudyConfig
@@ -24,11 +25,6 @@ from trainers.data.stored import data_root, is_remote, prepared_place, set_at, s
 S3 = "s3://"
 GROUPS = ("paper", "other", "drawn")  # of the papers' tables, read from files as well, drawn here
 STATES = {"drawn": "built in", "prepared": "prepared", "raw": "files here", "missing": "missing"}
-
-
-def say(text: str) -> None:
-    """Progress and remarks; results alone go to standard output."""
-    click.echo(text, err=True)
 
 
 def reach_storage(to: str | None, home: Path) -> None:
@@ -172,8 +168,6 @@ def _faults(place: str, entry: DatasetEntry) -> list[str]:
 
 
 # Prepared datasets in S3: what is there, sending one, and whether it is as it should be.
-
-Say = Callable[[str], None]
 
 
 def prepared_in_s3(place: str) -> set[str]:

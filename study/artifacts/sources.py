@@ -8,20 +8,18 @@ folder. What is in it may be deleted at any time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from infra import storage
 from infra.errors import Missing
+from study.console import Say
 from trainers.errors import MissingWeights, UserError
 from trainers.files import cache_folder, locked
 
 FOLDER_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")  # of an export: configuration, weights, tokenizer
 WEIGHTS = "open_clip_model.safetensors"
 LARGE_BYTES = 50_000_000
-
-Say = Callable[[str], None]
 
 
 def use_s3_weights() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from study.cli.edge import home, json_option, print_json, say
+from study.cli.edge import home, json_option, print_json
+from study.console import say
 
 SOURCE, WIDE = "source and licence", 120  # a column, and how wide a terminal must be to show it
 TITLES = {"paper": "AGFT's fifteen", "other": "others from files", "drawn": "drawn here, nothing to prepare"}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from study.console import say
 from study.errors import SERVICE_ERRORS, USER_ERRORS
 
 if TYPE_CHECKING:
@@ -63,11 +64,6 @@ def answer(error: Exception) -> int:
     wrong = isinstance(error, USER_ERRORS)
     say(str(error) if wrong else f"failed: {error}")
     return 2 if wrong else 1
-
-
-def say(text: str) -> None:
-    """Progress and remarks; results alone go to standard output."""
-    click.echo(text, err=True)
 
 
 def print_json(value: Any) -> None:

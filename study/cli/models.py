@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from study.cli.edge import PLACE, connected, database, json_option, print_json, say
+from study.cli.edge import PLACE, connected, database, json_option, print_json
+from study.console import say
 from study.errors import UserError
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from infra.errors import UserError
-from study.cli.edge import FILE, home, json_option, print_json, say
+from study.cli.edge import FILE, home, json_option, print_json
+from study.console import say
 
 if TYPE_CHECKING:
     from infra.stack.stack import ServiceStatus

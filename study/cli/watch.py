@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.edge import PLACE, database, home, json_option, print_json, say, store_of
+from study.cli.edge import PLACE, database, home, json_option, print_json, store_of
+from study.console import say
 from study.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from study.cli.edge import FILE, FOLDER, PLACE, home, json_option, print_json, say
+from study.cli.edge import FILE, FOLDER, PLACE, home, json_option, print_json
+from study.console import say
 
 LAYOUTS = ("agft", "tecoa", "pmg-aft", "tga-zsr", "fare", "state-dict")  # of trainers.official, which needs torch
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from infra import storage
 from study.artifacts.checkpoints import study_prefix
+from study.console import Say
 from study.errors import UserError
 from study.models.catalog import model_names, versions_of
 from study.results.ranking import pareto_front, ranked
@@ -114,8 +115,6 @@ ABANDONED_SECONDS = 86400.0
 UNUSED_SECONDS = 30 * 86400.0
 CACHED = "weights"  # of the cache: the only part that is fetched again by itself
 MANIFEST, RESERVED = "manifest.json", "reserved.json"
-
-Say = Callable[[str], None]
 
 
 @dataclass
