@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 HERE = "this machine"
 State = Literal["ok", "warning", "failed", "skipped"]
@@ -28,6 +29,7 @@ class Diagnosis:
 
 
 Check = Callable[[], list[Diagnosis]]
+Asked = ParamSpec("Asked")
 
 
 def ok(check: str, detail: str) -> Diagnosis:
@@ -48,6 +50,30 @@ def failed(check: str, detail: str, remedy: str) -> Diagnosis:
 def skipped(check: str, detail: str) -> Diagnosis:
     """Not asked, and why."""
     return Diagnosis(check, "skipped", detail)
+
+
+class Failed(Exception):
+    """A failure behind which nothing more can be looked at: it ends its check."""
+
+    def __init__(self, check: str, detail: str, remedy: str) -> None:
+        self.diagnosis = failed(check, detail, remedy)
+        super().__init__(f"{check}: {detail}")
+
+
+def check(examine: Callable[Asked, Iterable[Diagnosis]]) -> Callable[Asked, list[Diagnosis]]:
+    """What `examine` yields, and the failure that ended it, if one did."""
+
+    @functools.wraps(examine)
+    def found(*args: Asked.args, **kwargs: Asked.kwargs) -> list[Diagnosis]:
+        rows = []
+        try:
+            for row in examine(*args, **kwargs):
+                rows.append(row)
+        except Failed as failure:
+            rows.append(failure.diagnosis)
+        return rows
+
+    return found
 
 
 def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = HERE) -> list[Diagnosis]:

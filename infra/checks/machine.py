@@ -59,13 +59,8 @@ def check_packages() -> list[Diagnosis]:
     rows = [ok("versions", shown)]
     lacking = [name for name in DASHBOARD_MODULES if importlib.util.find_spec(name) is None]
     if importlib.util.find_spec("aiohttp_cors") is None:
-        rows.append(
-            failed(
-                "Ray dashboard",
-                f"cannot start: {', '.join(lacking)} missing; without it trials that are stopped early keep their GPUs",
-                "pip install 'ray[default]'",
-            )
-        )
+        detail = f"cannot start: {', '.join(lacking)} missing; without it trials that are stopped early keep their GPUs"
+        rows.append(failed("Ray dashboard", detail, "pip install 'ray[default]'"))
     else:
         rows.append(ok("Ray dashboard", "installed (ray[default])"))
     return rows
@@ -92,13 +87,8 @@ def check_gpus(wanted: float = 0.0) -> list[Diagnosis]:
     names = ", ".join(f"{card['name']} {card['total'] / 1024:.0f} GiB" for card in cards)
     if busy:
         which = ", ".join(f"GPU {card['index']} has {card['used'] / 1024:.1f} GiB in use" for card in busy)
-        return [
-            warning(
-                "GPUs",
-                f"{names}: {which}",
-                "end what uses them (nvidia-smi shows it), or hide them from Ray by CUDA_VISIBLE_DEVICES",
-            )
-        ]
+        remedy = "end what uses them (nvidia-smi shows it), or hide them from Ray by CUDA_VISIBLE_DEVICES"
+        return [warning("GPUs", f"{names}: {which}", remedy)]
     return [ok("GPUs", f"{names}: free, visible to torch")]
 
 
@@ -212,20 +202,10 @@ def check_ports(marks: Iterable[str] = (), *, token: bool) -> list[Diagnosis]:
     shown = "; ".join(f"{name} {', '.join(sorted(each)[:3])}{' ...' if len(each) > 3 else ''}"
                       for name, each in sorted(found.items()))  # fmt: skip
     if not token and any(name not in ("seaweedfs", "mlflow", "postgres") for name in found):
-        return [
-            failed(
-                "ports",
-                f"open to the network, without a token: {shown}",
-                "whoever reaches them runs code here: start Ray with RAY_AUTH_MODE=token",
-            )
-        ]
-    return [
-        warning(
-            "ports",
-            f"open to the network, credentials demanded, not encrypted: {shown}",
-            "keep the network private (firewall, VPN)",
-        )
-    ]
+        remedy = "whoever reaches them runs code here: start Ray with RAY_AUTH_MODE=token"
+        return [failed("ports", f"open to the network, without a token: {shown}", remedy)]
+    detail = f"open to the network, credentials demanded, not encrypted: {shown}"
+    return [warning("ports", detail, "keep the network private (firewall, VPN)")]
 
 
 def _size(amount: float) -> str:

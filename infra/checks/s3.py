@@ -5,13 +5,13 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from infra.checks.diagnosis import Diagnosis, failed, ok, warning
+from infra.checks.diagnosis import Diagnosis, Failed, check, failed, ok, warning
 from infra.errors import ServiceError
 from infra.storage import impatient_client, s3_errors
 
@@ -41,7 +41,8 @@ REMEDIES = {
 }
 
 
-def check_s3(bucket: str) -> list[Diagnosis]:
+@check
+def check_s3(bucket: str) -> Iterator[Diagnosis]:
     """Every step on an object of our own below `.agft/doctor/`; the first that fails ends it."""
     client = impatient_client()
     endpoint = client.meta.endpoint_url
@@ -52,51 +53,42 @@ def check_s3(bucket: str) -> list[Diagnosis]:
         heard = time.time()
         step = "get"
         if client.get_object(Bucket=bucket, Key=key)["Body"].read() != body:
-            return [failed(S3, f"{endpoint}: other bytes came back than were put", "do not use this store")]
+            raise Failed(S3, f"{endpoint}: other bytes came back than were put", "do not use this store")
         step = "list"
         listed = client.list_objects_v2(Bucket=bucket, Prefix=f"{base}/").get("Contents", [])
         if [entry["Key"] for entry in listed] != [key]:
-            return [
-                failed(S3, f"{endpoint}: a listing lacks what was just put", "use a store with consistent listings")
-            ]
+            raise Failed(S3, f"{endpoint}: a listing lacks what was just put", "use a store with consistent listings")
         conditions = conditional_puts(client, bucket, f"{base}/race")
         step = "delete"
         client.delete_object(Bucket=bucket, Key=key)
         if client.list_objects_v2(Bucket=bucket, Prefix=key).get("Contents"):
-            return [
-                failed(S3, f"{endpoint}: a deleted object is still listed", "switch object locks off for the bucket")
-            ]
+            raise Failed(S3, f"{endpoint}: a deleted object is still listed", "switch object locks off for the bucket")
     except ClientError as error:
-        return [_refused(error, step, endpoint, bucket)]
+        raise _refused(error, step, endpoint, bucket) from None
     except BotoCoreError as error:
         reason = _short(error).partition(': "http')[0]
-        return [
-            failed(
-                S3,
-                f"{endpoint} does not answer: {reason}",
-                "start the store, or set AWS_ENDPOINT_URL; for embedded services: agft stack up",
-            )
-        ]
+        remedy = "start the store, or set AWS_ENDPOINT_URL; for embedded services: agft stack up"
+        raise Failed(S3, f"{endpoint} does not answer: {reason}", remedy) from None
     finally:
         _clean(client, bucket, base)
-    found = [ok(S3, f"{endpoint}, bucket {bucket}: put, get, list, delete"), *conditions]
+    yield ok(S3, f"{endpoint}, bucket {bucket}: put, get, list, delete")
+    yield from conditions
     if date:
-        found.append(clock_finding("S3", parsedate_to_datetime(date).timestamp() + 0.5 - heard, precision=1.0))
-    return found
+        yield clock_finding("S3", parsedate_to_datetime(date).timestamp() + 0.5 - heard, precision=1.0)
 
 
-def _refused(error: ClientError, step: str, endpoint: str, bucket: str) -> Diagnosis:
+def _refused(error: ClientError, step: str, endpoint: str, bucket: str) -> Failed:
     code = error.response.get("Error", {}).get("Code", "")
     if not error.response.get("Error", {}).get("Message") and code.isdigit():
-        return failed(
+        return Failed(
             S3, f"{endpoint} answers ({code}), but not as S3 does", "set AWS_ENDPOINT_URL to the store's address"
         )
     if code == "NoSuchBucket":
-        return failed(
+        return Failed(
             S3, f"{endpoint}: there is no bucket {bucket!r}", "create it, or set AGFT_BUCKET to one that is there"
         )
     cause, remedy = REMEDIES.get(code, (_short(error), "see the store's documentation of this code"))
-    return failed(S3, f"{endpoint}: {step} in bucket {bucket!r}: {cause} ({code})", remedy)
+    return Failed(S3, f"{endpoint}: {step} in bucket {bucket!r}: {cause} ({code})", remedy)
 
 
 def conditional_puts(client: Any, bucket: str, key: str) -> list[Diagnosis]:

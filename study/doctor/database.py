@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from infra.checks.diagnosis import Check, Diagnosis, failed, ok
+from infra.checks.diagnosis import Check, Diagnosis, Failed, check, failed, ok
 from infra.checks.s3 import clock_finding
 from infra.errors import ServiceError
 from study.store.database import database_url, now
@@ -43,46 +44,43 @@ CAUSES = (
 def database_check(home: Path) -> Check:
     """The check of the study database that this process's environment, or the home, names."""
 
-    def check() -> list[Diagnosis]:
+    @check
+    def looked() -> list[Diagnosis]:
         try:
             return check_database(database_url(home))
         except ServiceError as error:  # the embedded PostgreSQL does not run
             text, _, remedy = str(error).partition(": ")
-            return [failed(DATABASE, text, remedy)]
+            raise Failed(DATABASE, text, remedy) from None
 
-    return check
+    return looked
 
 
-def check_database(url: str) -> list[Diagnosis]:
+@check
+def check_database(url: str) -> Iterator[Diagnosis]:
     """Connect within 5 s, compare schemas, try a write that touches no row, and compare clocks."""
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-            return [
-                failed(DATABASE, f"{parsed.get_backend_name()!r} is not supported", "use sqlite or postgresql+psycopg")
-            ]
+            detail = f"{parsed.get_backend_name()!r} is not supported"
+            raise Failed(DATABASE, detail, "use sqlite or postgresql+psycopg")
         shown = parsed.render_as_string(hide_password=True)
         if parsed.get_backend_name() == "sqlite":
             path = Path(parsed.database or "")
             if not path.exists() or not path.stat().st_size:
-                return [ok(DATABASE, f"{shown}: made by the first study")]
+                yield ok(DATABASE, f"{shown}: made by the first study")
+                return
             options: dict[str, object] = {"timeout": TIMEOUT_SECONDS}
         else:
             options = {"connect_timeout": TIMEOUT_SECONDS}
         engine = sa.create_engine(parsed, connect_args=options, poolclass=sa.pool.NullPool)
     except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
-        return [
-            failed(
-                DATABASE,
-                f"AGFT_STUDY_DB is not a usable address: {error}",
-                "like postgresql+psycopg://USER:PASSWORD@HOST/DATABASE",
-            )
-        ]
+        remedy = "like postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
+        raise Failed(DATABASE, f"AGFT_STUDY_DB is not a usable address: {error}", remedy) from None
     try:
         with engine.connect() as connection:
-            return _ask(connection, shown)
+            yield from _ask(connection, shown)
     except sa.exc.DBAPIError as error:
-        return [_cause(shown, " ".join(str(error.orig).split()))]
+        raise _cause(shown, " ".join(str(error.orig).split())) from None
     finally:
         engine.dispose()
 
@@ -95,12 +93,11 @@ def _ask(connection: sa.Connection, shown: str) -> list[Diagnosis]:
     ahead = theirs - (before + time.time()) / 2
     tables = set(sa.inspect(connection).get_table_names())
     schema = _schema(connection, tables)
-    found = [schema]
     if schema.state == "ok" and "agft_study" in tables:  # no row has an empty name: only the right is tried
         connection.execute(sa.text("UPDATE agft_study SET state = state WHERE name = ''"))
     connection.rollback()
     clock = clock_finding("the database", ahead, precision=0.5)
-    return [ok(DATABASE, f"{shown}: reached, may be written"), *found, clock]
+    return [ok(DATABASE, f"{shown}: reached, may be written"), schema, clock]
 
 
 def _schema(connection: sa.Connection, tables: set[str]) -> Diagnosis:
@@ -140,9 +137,9 @@ def _scripts(folder: Path) -> ScriptDirectory:
     return ScriptDirectory.from_config(config)
 
 
-def _cause(shown: str, text: str) -> Diagnosis:
+def _cause(shown: str, text: str) -> Failed:
     lowered = text.lower()
     for word, cause, remedy in CAUSES:
         if word in lowered:
-            return failed(DATABASE, f"{shown} {cause} ({text[:160]})", remedy)
-    return failed(DATABASE, f"{shown}: {text[:250]}", "see the database's log")
+            return Failed(DATABASE, f"{shown} {cause} ({text[:160]})", remedy)
+    return Failed(DATABASE, f"{shown}: {text[:250]}", "see the database's log")

@@ -86,13 +86,8 @@ def _embedded(home: Path) -> tuple[list[Diagnosis], Services | None]:
     settings, kept = settings_of(home), credentials(home)
     services = use(addresses(home, kept, definitions(home, kept, ports_of(home), settings)))
     if settings.bind != "127.0.0.1":
-        rows.append(
-            warning(
-                SERVICES,
-                f"the embedded ones listen on {settings.bind}, not encrypted",
-                "agft stack up --bind 127.0.0.1, unless that network is trusted",
-            )
-        )
+        remedy = "agft stack up --bind 127.0.0.1, unless that network is trusted"
+        rows.append(warning(SERVICES, f"the embedded ones listen on {settings.bind}, not encrypted", remedy))
     return rows or [ok(SERVICES, f"embedded: {', '.join(f'{line.name} {line.version}' for line in lines)}")], services
 
 
