@@ -37,13 +37,17 @@ def check_ready(spec: StudyConfig) -> None:
     """Refuse a study whose datasets cannot be loaded here; on another cluster, its first task says the same."""
     if os.environ.get("RAY_ADDRESS"):
         return
-    names = {
+    if problems := not_ready(named_sets(spec)):
+        raise UserError("\n".join(problems))
+
+
+def named_sets(spec: StudyConfig) -> dict[str, str]:
+    """Every dataset of a study by its path in the file."""
+    return {
         f"data.{role}" if role == "train" else f"data.{role}.{index}": name
         for role, members in spec.data_sets().items()
         for index, name in enumerate(members)
     }
-    if problems := not_ready(names):
-        raise UserError("\n".join(problems))
 
 
 def list_datasets() -> list[dict[str, Any]]:

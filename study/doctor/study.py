@@ -30,17 +30,18 @@ class StudyNeeds:
 
 def needs_of(path: Path) -> StudyNeeds:
     """Of the study file at `path`; `UserError` with every mistake if it is not one."""
+    from study.artifacts.datasets import named_sets
     from study.spec.files import load_study
 
     spec = load_study(path)
-    sets = {
-        f"data.{role}" if role == "train" else f"data.{role}.{index}": name
-        for role, members in spec.data_sets().items()
-        for index, name in enumerate(members)
-    }
     model = spec.model
     return StudyNeeds(
-        spec.name, model.arch, model.pretrained, model.names_a_place(), sets, float(spec.resources.gpus_per_worker)
+        spec.name,
+        model.arch,
+        model.pretrained,
+        model.names_a_place(),
+        named_sets(spec),
+        float(spec.resources.gpus_per_worker),
     )
 
 
