@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from infra.errors import UserError as InfraUserError
 from study.cli.edge import ANSWERED, FILE, answer, database, home
 from study.errors import UserError
 
@@ -67,7 +66,7 @@ def check_here(name: str, created_ms: int) -> StudyStore:
     from study.store.store import StudyStore
 
     if services_from_environment(os.environ) is None:
-        raise InfraUserError(
+        raise UserError(
             "the cluster's nodes know no services: set AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY, AGFT_BUCKET and MLFLOW_TRACKING_URI where `ray start` runs, on every node"
         )

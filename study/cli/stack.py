@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from infra.errors import UserError
 from study.cli.edge import FILE, home, json_option, print_json
 from study.console import say
+from study.errors import UserError
 
 if TYPE_CHECKING:
     from infra.stack.stack import ServiceStatus

@@ -14,8 +14,7 @@ from pathlib import Path
 from infra.checks.diagnosis import HERE, Diagnosis, failed, ok, placed, side_by_side, warning
 from infra.checks.machine import versions
 from infra.cluster.jobs import dashboard_address
-from infra.errors import ServiceError
-from infra.errors import UserError as InfraUserError
+from infra.errors import ServiceError, UserError
 from infra.services import Services, services_from_environment, use
 from infra.stack import seaweed
 from infra.stack.embedded import NAMES, addresses, credentials, definitions, settings_of
@@ -46,7 +45,7 @@ def examine(home: Path, needs: StudyNeeds | None, *, address: str | None = None)
             marks = tuple(f"{home}:{name}" for name in NAMES)
         else:
             found.append(ok(SERVICES, "named by the environment"))
-    except (InfraUserError, ServiceError) as error:
+    except (UserError, ServiceError) as error:
         found.append(failed(SERVICES, str(error), "complete the environment"))
     token = demands_token() or not cluster
     checks = machine_checks(needs, gpus_here=not cluster, token=token, marks=marks)
@@ -67,7 +66,7 @@ def _embedded(home: Path) -> tuple[list[Diagnosis], Services | None]:
     """The embedded services as they are, used by this process from now on; None where they do not run."""
     try:
         seaweed.executable()
-    except InfraUserError as error:
+    except UserError as error:
         return [failed(SERVICES, "the environment names no services, and the embedded ones are not installed",
                        str(error).partition(": ")[2])], None  # fmt: skip
     lines = status(home)
