@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,45 +76,29 @@ def plan(
     timing: dict[str, Any] = {"measure": measure, "seconds": seconds_per_pass, "tflops": tflops, "arch": arch}
     if suite is None and any(each is not None for each in timing.values()):
         raise UserError("--measure, --seconds-per-pass, --tflops and --arch tell a suite's hours: name a --suite")
-    study = None if file is None else study_plan(file)
-    timing["arch"] = arch or (study and study["arch"])
-    cost = None if suite is None else suite_cost(suite, clean, robust, timing)
-    if as_json:
-        print_json({"study": study, "suite": cost} if cost else study)
-    else:
-        click.echo(text_of(study, cost))
-
-
-def suite_cost(named: str, clean: float, robust: float, timing: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a suite by name or file; `timing`: what `chosen_rate` is told."""
-    from study.plan.cost import Assumed, cost_of
+    from study.artifacts.datasets import check_ready
+    from study.plan.cost import Assumed, cost_of, cost_text
     from study.plan.rate import chosen_rate
+    from study.plan.study import plan_of, plan_text
+    from study.spec.files import load_study
     from study.spec.suite import load_suite
 
-    suite = load_suite(named)
-    return cost_of(suite, Assumed(clean, robust), chosen_rate(**timing, home=home()))
-
-
-def text_of(study: dict[str, Any] | None, cost: dict[str, Any] | None) -> str:
-    """For a person."""
-    from study.plan.cost import cost_text
-    from study.plan.study import plan_text
-
-    found = [] if study is None else [plan_text(study)]
+    study, cost = None, None
+    if file is not None:
+        spec = load_study(file)
+        check_ready(spec)
+        study = plan_of(spec, home())
+        timing["arch"] = arch or study["arch"]
+    if suite is not None:
+        chosen = load_suite(suite)
+        cost = cost_of(chosen, Assumed(clean, robust), chosen_rate(**timing, home=home()))
+    if as_json:
+        print_json({"study": study, "suite": cost} if cost else study)
+        return
+    if study is not None:
+        click.echo(plan_text(study))
     if cost is not None:
-        found.append(cost_text(cost, None if study is None else study["passes"]["training"]))
-    return "\n".join(found)
-
-
-def study_plan(file: Path) -> dict[str, Any]:
-    """Of a study file that is right and whose data are here."""
-    from study.artifacts.datasets import check_ready
-    from study.plan.study import plan_of
-    from study.spec.files import load_study
-
-    spec = load_study(file)
-    check_ready(spec)
-    return plan_of(spec, home())
+        click.echo(cost_text(cost, None if study is None else study["passes"]["training"]))
 
 
 @click.command()
