@@ -161,6 +161,11 @@ def send_settings(client: Any, run: Any, *, params: Mapping[str, str], tags: Map
         client.log_batch(run_id, params=new_params[part], tags=new_tags[part])
 
 
+def send_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags that differ."""
+    send_settings(client, client.get_run(run_id), params={}, tags=tags)
+
+
 def delete_runs(client: Any, experiment: str, key: str) -> int:
     """Delete the run of `key` and those of its children (`key/...`); how many there were. MLflow's trash keeps them."""
     found = client.get_experiment_by_name(experiment)
