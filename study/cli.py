@@ -29,6 +29,7 @@ from study import (
     weights_cli,
 )
 from study.errors import SERVICE_ERRORS, USER_ERRORS
+from study.interrupts import hear_interrupts
 from trainers.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(package_name="agft-study")
 def main() -> None:
     """Hyperparameter studies for adversarially robust CLIP: search, watch, promote."""
+    hear_interrupts()
 
 
 def home() -> Path:

@@ -14,6 +14,7 @@ from infra.node_check import check_nodes
 from infra.services import default_home, services_from_environment
 from study.database import database_url
 from study.errors import SERVICE_ERRORS, USER_ERRORS, UserError
+from study.interrupts import hear_interrupts
 from study.store import StudyStore
 
 __all__ = ["main"]
@@ -40,6 +41,7 @@ def check_here(name: str, created_ms: int) -> StudyStore:
 
 def main() -> int:
     """The exit code: 0 when the study has ended, 1 when it can go on or a service failed, 2 for wrong settings."""
+    hear_interrupts()  # `ray start` may have been a script's background process, and all that Ray starts inherits it
     name, created_ms = sys.argv[1], int(sys.argv[2])
     try:
         store = check_here(name, created_ms)
