@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.edge import ANSWERED, FILE, answer, database, home
+from study.cli.edge import ANSWERED, FILE, answer, database, hear_interrupts, home
 from study.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def check_here(name: str, created_ms: int) -> StudyStore:
 
 def main() -> int:
     """The exit code: 0 when the study has ended, 1 when it can go on or a service failed, 2 for wrong settings."""
+    hear_interrupts()  # `ray start` may have been a script's background process, and all that Ray starts inherits it
     from infra.cluster.cluster import connect
     from infra.cluster.node_check import check_nodes
 

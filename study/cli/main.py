@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from study.cli.edge import ANSWERED, answer
+from study.cli.edge import ANSWERED, answer, hear_interrupts
 
 # module of study.cli -> its commands
 COMMANDS = {
@@ -59,3 +59,4 @@ class Agft(click.Group):
 @click.version_option(package_name="agft-study")
 def main() -> None:
     """Hyperparameter studies for adversarially robust CLIP: search, watch, promote."""
+    hear_interrupts()
