@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from databases import postgres_programs
 from infra.stack import postgres
-from real_run import Run, read_until
+from tests.support.services.databases import postgres_programs
+from tests.support.services.real_run import Run, read_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-LIGHT = str(Path(__file__).parents[1] / "light.py")
+LIGHT = str(Path(__file__).parents[1] / "support" / "light.py")
 STUDY = """\
 name: kept
 model: {arch: tiny-clip, pretrained: bundled}
