@@ -1,5 +1,6 @@
-"""Seconds of a real nested trial outside training: from its start to its first update, and from its last report to its
-end, and from there to the next trial's start.
+"""Seconds of a real nested trial outside training.
+
+From its start to its first update, from its last report to its end, and from there to the next trial's start.
 
     PYTHONPATH=. python tests/bench/trial_overhead.py [--trials 8] [--side-by-side 1] [--out FILE]
 
