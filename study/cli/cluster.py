@@ -1,6 +1,6 @@
-"""`agft submit`: a study on a Ray cluster; and the first lines of its driver there, which Ray runs as
+"""`agft submit`: a study on a Ray cluster, and the first lines of its driver there.
 
-python -m study.cli.cluster STUDY CREATED_MS
+Ray runs them as `python -m study.cli.cluster STUDY CREATED_MS`.
 """
 
 from __future__ import annotations
