@@ -115,7 +115,7 @@ def test_one_driver_at_a_time(store):
 
 
 def test_the_lease_of_a_dead_process_of_this_machine_is_taken_at_once(store):
-    code = "from study.store.store import owner_identity; print(owner_identity())"
+    code = "from study.store.lease import owner_identity; print(owner_identity())"
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     first = store.acquire(dead)
     assert store.load().lease_seconds == 0, "a terminal does not take it for alive"
