@@ -13,7 +13,7 @@ from study.figures import interactive, static
 from study.figures.content import Bars, Cells, Figure, Panel, Path, Paths, Rule, Scale, Series, Shade
 from study.figures.style import ROLES
 from study.models.card_figure import card_figure
-from tests.shipped import manifest_of
+from tests.support.shipped import manifest_of
 from trainers.evaluation.record import wilson
 
 EVIL = "<img src=x onerror=alert(1)> $a_$ & %{x}"
