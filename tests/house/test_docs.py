@@ -42,7 +42,8 @@ def test_every_documented_command_is_accepted_by_the_command_line(line):
     arguments = shlex.split(line)[1:]
     while isinstance(command, click.Group):
         command = command.commands[arguments.pop(0)]
-    command.make_context(command.name, arguments)  # parses; runs nothing
+    above = click.Context(main, info_name="agft", **main.context_settings)  # a command keeps what its first one says
+    command.make_context(command.name, arguments, parent=above)  # parses; runs nothing
     for argument in arguments:
         if argument.endswith(".yaml") and command.name != "init":
             assert (ROOT / argument).exists(), line
