@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,9 +241,8 @@ def promote_on(
     from study.promotion.promote import promote
     from study.promotion.records import Order, Site
 
-    site = Site(
-        services.bucket, services.mlflow_uri, cluster, clock, run_of(store, services), card_files, version_facts
-    )
+    facts = partial(version_facts, say=clock)
+    site = Site(services.bucket, services.mlflow_uri, cluster, clock, run_of(store, services), card_files, facts)
     return promote(store, order or Order(), site)
 
 
