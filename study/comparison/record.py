@@ -32,9 +32,7 @@ def chosen(store: StudyStore) -> TrialRow:
     return best
 
 
-def result_path(
-    comparison: Comparison, folder: Path, label: str, seed: str, weights: Mapping[str, Any] | None
-) -> Path:
+def result_path(comparison: Comparison, folder: Path, label: str, seed: str, weights: Mapping[str, Any] | None) -> Path:
     """Where a result on the final sets is kept: told by the weights, the sets and the evaluation's settings."""
     spec = comparison.shared()
     of = {

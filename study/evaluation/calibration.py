@@ -35,8 +35,8 @@ Labelled = Logits  # logits [n, K] at the shipped scale, labels int64 [n]
 def fit_temperature(sets: Sequence[Labelled]) -> float:
     """The temperature T in [0.01, 100] with the least mean cross-entropy of logits / T, every set weighing the same.
 
-    The loss is convex in 1 / T, so a bounded search of log T finds it, to 1e-7 of T or better. A set that is classified without an error has no
-    best temperature of its own (the colder the better); with others it only pulls.
+    The loss is convex in 1 / T, so a bounded search of log T finds it, to 1e-7 of T or better. A set that is classified
+    without an error has no best temperature of its own (the colder the better); with others it only pulls.
     """
     if not sets or any(len(labels) == 0 for _, labels in sets):
         raise ValueError("a temperature needs at least one set, and images in every set")

@@ -84,7 +84,12 @@ class Executor:
         self.finish(missing_looks(ledgers), progress, jobs=most)
 
     def complete(
-        self, ledgers: Sequence[Ledger], progress: Progress, *, checked: Sequence[str] = (), batch_size: int | None = None
+        self,
+        ledgers: Sequence[Ledger],
+        progress: Progress,
+        *,
+        checked: Sequence[str] = (),
+        batch_size: int | None = None,
     ) -> None:
         """Everything of these evaluations that is not finished; `checked`: datasets to make sanity checks on."""
         self.look(ledgers, progress)
