@@ -105,7 +105,7 @@ def version_facts(
     """
     config, how = manifest["config"], manifest.get("measured_with") or {}
     sets = {role: tuple((own_result(manifest, role) or {}).get("datasets") or {}) for role in ("confirm", "final")}
-    dev = tuple(config["data"]["dev"])
+    dev = tuple(config["evaluate"]["datasets"])
     attacks = (AttackAt(attack=CLEAN, eps=(0.0,), samples=how.get("samples")),)
     suite = Suite(name="calibration", datasets=tuple(dict.fromkeys((*dev, *sets["final"]))), attacks=attacks,
                   seed=how.get("seed", 0))  # fmt: skip

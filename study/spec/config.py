@@ -201,8 +201,8 @@ class StudyConfig(Frozen):
     def base(self, goal: Goal | None = None) -> dict[str, Any]:
         """A trial's configuration before sampled values are put in, as plain JSON values."""
         parts = self.model_dump(mode="json", include={"model", "method", "attack", "train", "seed"})
-        data = DataConfig(train=self.data.train, dev=self.data.dev).model_dump(mode="json")
-        select = self.evaluate.select.model_dump(mode="json")
+        data = DataConfig(train=self.data.train).model_dump(mode="json")
+        select = self.evaluate.select.suite("dev", self.data.dev).model_dump(mode="json")
         return {**parts, "data": data, "evaluate": select, "goal": (goal or Goal()).model_dump(mode="json")}
 
     def renamed(self, name: str) -> StudyConfig:
