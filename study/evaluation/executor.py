@@ -148,7 +148,9 @@ class StudyExecutor(Executor):
         `what` is being done, for people. `compared`: with the unmodified model, for the overlap of top classes.
         """
         ledgers = {label: self.ledger(suite, weights, compared=compared) for label, weights in models.items()}
-        self.complete(_distinct(ledgers.values()), Said(self.say, what))
+        distinct = _distinct(ledgers.values())
+        self.look(distinct, self._looking())
+        self.complete(distinct, Said(self.say, what))
         return {label: _result(ledger) for label, ledger in ledgers.items()}
 
     def missing(self, suite: Suite, models: Mapping[str, Weights], *, compared: bool = False) -> bool:
@@ -162,11 +164,11 @@ class StudyExecutor(Executor):
 
     def logits(self, suite: Suite, models: Mapping[str, Weights], what: str) -> dict[str, dict[str, Logits]]:
         """Every model's logits of the images themselves, set by set; `suite` has one attack, at a radius of zero."""
-        (entry,), progress = suite.attacks, Said(self.say, what)
+        (entry,) = suite.attacks
         ledgers = {label: self.ledger(suite, weights) for label, weights in models.items()}
         distinct = _distinct(ledgers.values())
-        self.look(distinct, progress)
-        self.finish([each for ledger in distinct for each in missing_logits(ledger)], progress)
+        self.look(distinct, self._looking())
+        self.finish([each for ledger in distinct for each in missing_logits(ledger)], Said(self.say, what))
         return {
             label: {name: ledger.logits(name, entry) for name in suite.datasets} for label, ledger in ledgers.items()
         }
@@ -181,7 +183,7 @@ class StudyExecutor(Executor):
 
         work = [Work(Job(f"hashing {name}", ("", name), 1.0, "hashes", (name,)), partial(keep, name), 1.0)
                 for name in dict.fromkeys(names)]  # fmt: skip
-        self.finish(work, Said(self.say, "hashing the images of every set"))
+        self.finish(work, Said(self.say, "hashing the images of every set", "sets"))
         return found
 
     def contents(self, suite: Suite) -> dict[str, str]:
@@ -195,7 +197,7 @@ class StudyExecutor(Executor):
         settings = suite.model_dump(mode="json")
         work = [Work(Job(f"looking at {name}", ("", name), 1.0, "look", (name, settings)), partial(keep, name), 1.0)
                 for name in suite.datasets]  # fmt: skip
-        self.finish(work, Said(self.say, "looking at the sets"))
+        self.finish(work, self._looking())
         return found
 
     def ledger(self, suite: Suite, weights: Weights, *, compared: bool = False) -> Ledger:
@@ -226,6 +228,9 @@ class StudyExecutor(Executor):
             self.packed.setdefault(facts.weights_sha256, path.read_bytes)
             self._facts[key] = facts.model_copy(update={"label": facts.weights_sha256[:12]})
         return self._facts[key]
+
+    def _looking(self) -> Said:
+        return Said(self.say, "looking at the sets", "sets")
 
     def _hired(self, hands: str) -> None:
         """Of no interest in a study: its file says what a worker holds."""

@@ -64,16 +64,16 @@ class Said(Progress):
     Of what is done within a few seconds nothing is told.
     """
 
-    def __init__(self, say: Callable[[str], None], what: str) -> None:
+    def __init__(self, say: Callable[[str], None], what: str, of: str = "units") -> None:
         super().__init__()
-        self.say, self.what = say, what
+        self.say, self.what, self.of = say, what, of
 
     def __call__(self, text: str) -> None:
         self.say(text)
 
     def step(self, left: str, text: str) -> None:
         if self._finished < self._number and self._shown - self._begun > PAUSE_SECONDS:
-            self.say(f"{self.what}: {self._finished} of {self._number} units{left}")
+            self.say(f"{self.what}: {self._finished} of {self._number} {self.of}{left}")
 
 
 def _duration(seconds: float) -> str:
