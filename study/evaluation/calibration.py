@@ -107,19 +107,20 @@ def version_facts(
     sets = {role: tuple((own_result(manifest, role) or {}).get("datasets") or {}) for role in ("confirm", "final")}
     dev = tuple(config["evaluate"]["datasets"])
     attacks = (AttackAt(attack=CLEAN, eps=(0.0,), samples=how.get("samples")),)
-    suite = Suite(name="calibration", datasets=tuple(dict.fromkeys((*dev, *sets["final"]))), attacks=attacks,
-                  seed=how.get("seed", 0))  # fmt: skip
+    every = tuple(dict.fromkeys((*dev, *sets["confirm"], *sets["final"])))
+    suite = Suite(name="calibration", datasets=every, attacks=attacks, seed=how.get("seed", 0))
     resources = ResourcesConfig(cpus_per_worker=1, gpus_per_worker=1 if ray.cluster_resources().get("GPU") else 0)
     bucket, _ = storage.split_uri(weights["uri"])
     with StudyExecutor(ModelConfig.model_validate(config["model"]), resources, bucket, say) as executor:
         models = {"model": weights, "unmodified": None}
         logits = executor.logits(suite, models, "measuring the calibration")
-        measured = dict.fromkeys((*sets["confirm"], *sets["final"]))
-        inputs = executor.contents(suite.model_copy(update={"datasets": tuple(measured)}))
+        looked = executor.ledger(suite, weights).looked
     return {
         "calibration": {
             label: calibration({name: found[name] for name in dev}, {name: found[name] for name in sets["final"]})
             for label, found in logits.items()
         },
-        "inputs": {name: inputs[name] for name in measured},
+        "inputs": {
+            name: next(iter(looked[name].facts.values())).content_sha256 for name in (*sets["confirm"], *sets["final"])
+        },
     }

@@ -25,8 +25,8 @@ from study.errors import UserError
 from study.evaluation.ledger import Ledger, Logits
 from study.evaluation.place import Aside, Folder, Prefix
 from study.evaluation.pool import Job, Pool, hands_for
-from study.evaluation.units import Device, Evaluation, Looked, planned
-from study.evaluation.work import Progress, Said, Work, finish, missing_logits, missing_looks, missing_work
+from study.evaluation.units import Device, Evaluation, planned
+from study.evaluation.work import Progress, Said, Work, finish, missing_looks, missing_work
 from study.results.ranking import Measurement
 from study.results.rights import Rights, measurement, rights_of
 from study.spec.config import ResourcesConfig, StudyConfig
@@ -78,23 +78,14 @@ class Executor:
             self._pool.close()
             self._pool = None
 
-    def look(self, ledgers: Sequence[Ledger], progress: Progress) -> None:
-        """What must be known of the datasets before their units can be told apart."""
-        most = sum(planned(ledger.evaluation.suite) for ledger in ledgers)
-        self.finish(missing_looks(ledgers), progress, jobs=most)
-
     def complete(
-        self,
-        ledgers: Sequence[Ledger],
-        progress: Progress,
-        *,
-        checked: Sequence[str] = (),
-        batch_size: int | None = None,
+        self, ledgers: Sequence[Ledger], progress: Progress, *, looking: Progress | None = None, **how: Any
     ) -> None:
-        """Everything of these evaluations that is not finished; `checked`: datasets to make sanity checks on."""
-        self.look(ledgers, progress)
-        work = [each for ledger in ledgers for each in missing_work(ledger, checked=checked, batch_size=batch_size)]
-        self.finish(work, progress)
+        """Everything of these evaluations that is not finished. `how`: as in `missing_work`; `looking`: what tells how
+        far the looks are, without which units cannot be told apart."""
+        most = sum(planned(ledger.evaluation.suite) for ledger in ledgers)
+        self.finish(missing_looks(ledgers), looking or progress, jobs=most)
+        self.finish([each for ledger in ledgers for each in missing_work(ledger, **how)], progress)
 
     def finish(self, work: Sequence[Work], progress: Progress, *, jobs: int = 0) -> None:
         """All of it. `jobs`: how many may follow, so that workers are started for them too."""
@@ -104,13 +95,10 @@ class Executor:
             self.rest()  # workers are told of models when they start
         if self._pool is None:
             hands = hands_for(node_capacities(), max(len(work), jobs), **self._asked)
-            self._hired(str(hands))
+            self.say(f"workers: {hands}")
             weights = {sha256: ray.put(packed()) for sha256, packed in self.packed.items()}
             self._pool = Pool(hands, weights, self.say, self.tick)
         finish(work, self._pool.run, progress)
-
-    def _hired(self, hands: str) -> None:
-        self.say(f"workers: {hands}")
 
 
 class StudyExecutor(Executor):
@@ -148,9 +136,7 @@ class StudyExecutor(Executor):
         `what` is being done, for people. `compared`: with the unmodified model, for the overlap of top classes.
         """
         ledgers = {label: self.ledger(suite, weights, compared=compared) for label, weights in models.items()}
-        distinct = _distinct(ledgers.values())
-        self.look(distinct, self._looking())
-        self.complete(distinct, Said(self.say, what))
+        self._complete(ledgers.values(), what)
         return {label: _result(ledger) for label, ledger in ledgers.items()}
 
     def missing(self, suite: Suite, models: Mapping[str, Weights], *, compared: bool = False) -> bool:
@@ -166,9 +152,7 @@ class StudyExecutor(Executor):
         """Every model's logits of the images themselves, set by set; `suite` has one attack, at a radius of zero."""
         (entry,) = suite.attacks
         ledgers = {label: self.ledger(suite, weights) for label, weights in models.items()}
-        distinct = _distinct(ledgers.values())
-        self.look(distinct, self._looking())
-        self.finish([each for ledger in distinct for each in missing_logits(ledger)], Said(self.say, what))
+        self._complete(ledgers.values(), what, method="logits")
         return {
             label: {name: ledger.logits(name, entry) for name in suite.datasets} for label, ledger in ledgers.items()
         }
@@ -184,20 +168,6 @@ class StudyExecutor(Executor):
         work = [Work(Job(f"hashing {name}", ("", name), 1.0, "hashes", (name,)), partial(keep, name), 1.0)
                 for name in dict.fromkeys(names)]  # fmt: skip
         self.finish(work, Said(self.say, "hashing the images of every set", "sets"))
-        return found
-
-    def contents(self, suite: Suite) -> dict[str, str]:
-        """The datasets' content hashes."""
-        found: dict[str, str] = {}
-
-        def keep(name: str, text: str) -> str:
-            found[name] = next(iter(Looked.model_validate_json(text).facts.values())).content_sha256
-            return "finished"
-
-        settings = suite.model_dump(mode="json")
-        work = [Work(Job(f"looking at {name}", ("", name), 1.0, "look", (name, settings)), partial(keep, name), 1.0)
-                for name in suite.datasets]  # fmt: skip
-        self.finish(work, self._looking())
         return found
 
     def ledger(self, suite: Suite, weights: Weights, *, compared: bool = False) -> Ledger:
@@ -229,16 +199,11 @@ class StudyExecutor(Executor):
             self._facts[key] = facts.model_copy(update={"label": facts.weights_sha256[:12]})
         return self._facts[key]
 
-    def _looking(self) -> Said:
-        return Said(self.say, "looking at the sets", "sets")
-
-    def _hired(self, hands: str) -> None:
-        """Of no interest in a study: its file says what a worker holds."""
-
-
-def _distinct(ledgers: Iterable[Ledger]) -> list[Ledger]:
-    """Models of the same weights share one."""
-    return list({ledger.evaluation.digest: ledger for ledger in ledgers}.values())
+    def _complete(self, ledgers: Iterable[Ledger], what: str, **how: Any) -> None:
+        """Of models of the same weights, which share a ledger, once."""
+        distinct = list({ledger.evaluation.digest: ledger for ledger in ledgers}.values())
+        looking = Said(self.say, "looking at the sets", "sets")
+        self.complete(distinct, Said(self.say, what), looking=looking, **how)
 
 
 def _result(ledger: Ledger) -> tuple[Measurement, dict[str, Rights]]:

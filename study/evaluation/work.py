@@ -116,8 +116,13 @@ def _keep_look(ledgers: Sequence[Ledger], name: str, text: str) -> str:
     return f"{facts.images:,} images, {facts.num_classes:,} classes"
 
 
-def missing_work(ledger: Ledger, *, checked: Sequence[str], batch_size: int | None) -> list[Work]:
-    """Units that are not finished, and sanity checks on the datasets `checked`. Needs all looks."""
+def missing_work(
+    ledger: Ledger, *, checked: Sequence[str] = (), batch_size: int | None = None, method: str = "measure"
+) -> list[Work]:
+    """Units that are not finished, and sanity checks on the datasets `checked`. Needs all looks.
+
+    `method`: `logits` keeps them too, in a suite that has no radius but zero.
+    """
     evaluation, found = ledger.evaluation, []
     suite = evaluation.suite.model_dump(mode="json")
     for dataset in evaluation.suite.datasets:
@@ -127,7 +132,7 @@ def missing_work(ledger: Ledger, *, checked: Sequence[str], batch_size: int | No
             for unit in ledger.missing(dataset, entry):
                 share = cost(unit, num_classes)
                 arguments = (unit, _models(ledger, entry), suite, evaluation.digest, batch_size)
-                job = Job(f"{evaluation.model.label}: {unit.name}", group, share, "measure", arguments)
+                job = Job(f"{evaluation.model.label}: {unit.name}", group, share, method, arguments)
                 found.append(Work(job, partial(_keep_unit, ledger, unit, checked), share))
         first = next((entry for entry in evaluation.suite.attacks if max(entry.eps) > 0), None)
         if dataset in checked and dataset not in ledger.findings and first is not None:
@@ -141,24 +146,6 @@ def missing_work(ledger: Ledger, *, checked: Sequence[str], batch_size: int | No
                 Work(job, partial(_keep_findings, ledger, dataset), SANITY_IMAGES * (forward + 2.0 * backward))
             )
     return found
-
-
-def missing_logits(ledger: Ledger) -> list[Work]:
-    """Units whose logits are not kept; their one attack has a radius of zero. Needs all looks."""
-    evaluation, found = ledger.evaluation, []
-    suite = evaluation.suite.model_dump(mode="json")
-    for dataset in evaluation.suite.datasets:
-        group = (evaluation.model.weights_sha256, dataset)
-        for entry in evaluation.suite.attacks:
-            for unit in ledger.missing(dataset, entry):
-                arguments = (unit, _models(ledger, None), suite, evaluation.digest)
-                job = Job(f"{evaluation.model.label}: {unit.name}", group, unit.images, "logits", arguments)
-                found.append(Work(job, partial(_keep_logits, ledger, unit), unit.images))
-    return found
-
-
-def _keep_logits(ledger: Ledger, unit: Unit, data: bytes) -> str:
-    return f"{len(ledger.keep_unit(unit, data).index)} images"
 
 
 def _keep_unit(ledger: Ledger, unit: Unit, checked: Sequence[str], data: bytes) -> str:

@@ -100,7 +100,9 @@ class EvaluationWorker:
         )  # fmt: skip
         return pack_verdicts(verdicts, self._how(unit, evaluation, image_set, scorer, started))
 
-    def logits(self, unit: Unit, models: Models, suite: Mapping[str, Any], evaluation: str) -> bytes:
+    def logits(
+        self, unit: Unit, models: Models, suite: Mapping[str, Any], evaluation: str, batch_size: int | None
+    ) -> bytes:
         """As `measure` at a radius of zero, where an image's attacked form is the image itself, with its logits."""
         started = time.time(), time.monotonic()
         image_set, index = self._part(unit, int(suite["seed"]))

@@ -10,10 +10,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 
-from pydantic import TypeAdapter
-
 from study.evaluation.executor import StudyExecutor, Weights
-from study.evaluation.ledger import Ledger, image_rows
+from study.evaluation.ledger import FINDINGS, Ledger, image_rows
 from study.evaluation.pool import Job
 from study.evaluation.work import FIRST, Said, Work, record_of
 from study.evaluation.worker import Models
@@ -24,8 +22,6 @@ from study.spec.suite import SANITY_CLASSES
 from trainers.data import dataset_entry, safe_name
 from trainers.evaluation.record import Finding
 from trainers.schema.suite import Suite
-
-FINDINGS = TypeAdapter(tuple[Finding, ...])
 
 
 class Prover:

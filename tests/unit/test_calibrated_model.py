@@ -13,7 +13,7 @@ from study.evaluation.calibration import calibration
 from study.evaluation.ledger import Ledger
 from study.evaluation.place import Folder
 from study.evaluation.units import Evaluation
-from study.evaluation.work import missing_logits, missing_looks
+from study.evaluation.work import missing_looks, missing_work
 from study.evaluation.worker import EvaluationWorker
 from tests.small import pgd_suite, small_clip, use_small_sets
 from trainers import data
@@ -45,11 +45,11 @@ def test_a_models_calibration_is_of_the_images_that_its_evaluation_looks_at(
 
     ledger.open()
     assert finish(missing_looks([ledger])) == 3
-    assert finish(missing_logits(ledger)) == 3
-    assert missing_logits(ledger) == []
+    assert finish(missing_work(ledger, method="logits")) == 3
+    assert missing_work(ledger) == []
     again = Ledger(ledger.evaluation, ledger.place, print, lambda: None)
     again.open()
-    assert missing_logits(again) == [], "what is kept is found by the next one"
+    assert missing_work(again) == [], "what is kept is found by the next one"
 
     logits = {name: again.logits(name, suite.attacks[0]) for name in SETS}
     found = calibration({"small-dev": logits["small-dev"]}, {name: logits[name] for name in SETS[1:]})
