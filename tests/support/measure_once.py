@@ -1,4 +1,4 @@
-"""`python tests/support/measure_once.py STUDY.yaml unmodified|confirm`: one measuring in a process of its own, to be killed.
+"""`python tests/support/measure_once.py STUDY.yaml unmodified|confirm`: one measuring in a process that can be killed.
 
 Every step is told, however short it was.
 """
