@@ -53,7 +53,7 @@ def evaluate(
     check_names(models, original=original, surrogate=surrogate)
     found = chosen_suite(suite, models)
     from study.cli.here.evaluate import evaluate_here
-    from study.evaluation.evaluate import Order
+    from study.evaluation.models import Order
 
     order = Order(
         models=models, labels=labels, suite=found, original=original, surrogate=surrogate, out=out,

@@ -214,8 +214,8 @@ def _recipe(manifest: Mapping[str, Any]) -> str:
 
 
 def _data(manifest: Mapping[str, Any]) -> str:
-    data = _config(manifest).get("data") or {}
-    rows = [("fine-tuning", data.get("train")), ("dev: the search looked here", ", ".join(data.get("dev") or ()))]
+    train, dev = ((_config(manifest).get(key) or {}) for key in ("data", "evaluate"))
+    rows = [("fine-tuning", train.get("train")), ("dev: the search looked here", ", ".join(dev.get("datasets") or ()))]
     for role, meaning in (("confirm", "confirm: chosen and gated here"), ("final", "final: reported above")):
         rows.append((meaning, ", ".join((own_result(manifest, role) or {}).get("datasets") or {})))
     return "## Data\n\n" + _table(("role", "sets"), [row for row in rows if row[1]], right=False)

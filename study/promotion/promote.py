@@ -271,12 +271,9 @@ class _Work:
         reach("promotion.proved")
 
     def _ship(self, winner: TrialRow, gates: list[Gate]) -> dict[str, Any]:
-        label, promotion = trial_label(winner.number), self.promotion
-        files = {
-            **self.prover.files("confirm", label, self.weights),
-            **self.prover.files("final", label, self.weights),
-        }
-        evaluation = {role: self.prover.evaluation_of(role, label, self.weights) for role in ("confirm", "final")}
+        promotion = self.promotion
+        files = self.prover.files("confirm", self.weights) | self.prover.files("final", self.weights)
+        evaluation = {role: self.prover.evaluation_of(role, self.weights) for role in ("confirm", "final")}
         plan = {"gates": self.gates.model_dump(mode="json"), "evaluation": evaluation, "forced": promotion.forced,
                 "seeds": promotion.seeds}  # fmt: skip
         purpose = {

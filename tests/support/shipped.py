@@ -18,7 +18,8 @@ CONFIG: dict[str, Any] = {
     "model": {"arch": "small-clip", "pretrained": "openai"},
     "method": {"name": "agft", "logit_scale": {"of_model": 1.8}, "scale_ratio": 0.4},
     "attack": {"name": "pgd", "norm": "linf", "eps": 4 / 255, "steps": 2},
-    "data": {"train": "small-train", "dev": ["small-dev"]},
+    "data": {"train": "small-train"},
+    "evaluate": {"datasets": ["small-dev"]},
     "train": {"epochs": 4, "optimizer": {"name": "sgd", "lr": 4e-4}},
     "seed": 3,
 }

@@ -11,31 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import click
-import ray
 import torch
 
-from infra.cluster.cluster import capacity, node_capacities
+from infra.cluster.cluster import capacity
 from infra.services import Services
 from study.artifacts.datasets import reach_storage
 from study.cli.edge import print_json
 from study.console import wide_console
-from study.evaluation.evaluate import (  # fmt: skip
-    Inputs,
-    Order,
-    Progress,
-    Work,
-    finish,
-    missing_looks,
-    missing_work,
-    read_inputs,
-    record_of,
-)
+from study.evaluation.executor import Executor
 from study.evaluation.ledger import Ledger
+from study.evaluation.models import Inputs, Order, read_inputs
 from study.evaluation.place import alone_in, place_at
-from study.evaluation.pool import Pool, hands_for
 from study.evaluation.table import failed_checks, summary, summary_table
 from study.evaluation.tracking import ship
-from study.evaluation.units import Device, units
+from study.evaluation.units import Device
+from study.evaluation.work import Progress, missing_looks, missing_work, record_of
 from study.session import cluster_here, services_here, storage_here
 from trainers.evaluation.record import EvaluationRecord
 
@@ -100,34 +90,19 @@ def _device(order: Order, stack: ExitStack, progress: Progress) -> Device:
 
 def _compute(ledgers: Sequence[Ledger], order: Order, inputs: Inputs, stack: ExitStack, progress: Progress) -> None:
     """Everything that is not finished."""
-    looks = missing_looks(ledgers)
-    work = [] if looks else _work(ledgers, order, inputs)
-    if not looks and not work:
+    how: dict[str, Any] = {"checked": inputs.checked, "batch_size": order.batch_size}
+    if not missing_looks(ledgers) and not any(missing_work(ledger, **how) for ledger in ledgers):
         progress("everything is finished already")
         return
     stack.enter_context(cluster_here(progress))
-    suite = inputs.suite
-    jobs = len(work) or sum(len(units(name, entry)) for name in suite.datasets for entry in suite.attacks)
-    hands = hands_for(node_capacities(), jobs, workers=order.workers, cpus=order.cpus, gpus=order.gpus)
-    progress(f"workers: {hands}")
 
     def tick() -> None:
         for ledger in ledgers:
             ledger.check()
 
-    weights = {each.facts.weights_sha256: ray.put(each.packed()) for each in inputs.models()}
-    pool = Pool(hands, weights, progress, tick)
-    try:
-        finish(looks, pool.run, progress)
-        finish(work or _work(ledgers, order, inputs), pool.run, progress)
-    finally:
-        pool.close()
-
-
-def _work(ledgers: Sequence[Ledger], order: Order, inputs: Inputs) -> list[Work]:
-    return [
-        each for ledger in ledgers for each in missing_work(ledger, checked=inputs.checked, batch_size=order.batch_size)
-    ]
+    with Executor(progress, workers=order.workers, cpus=order.cpus, gpus=order.gpus, tick=tick) as executor:
+        executor.packed = {each.facts.weights_sha256: each.packed for each in inputs.models()}
+        executor.complete(ledgers, progress, **how)
 
 
 def _summary(ledger: Ledger, records: Sequence[EvaluationRecord]) -> dict[str, Any]:

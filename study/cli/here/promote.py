@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,8 @@ def promote_on(
     store: StudyStore, services: Services, cluster: Cluster, clock: Clock, order: Order | None = None
 ) -> Promotion:
     """Promote on a cluster that is connected."""
-    site = Site(
-        services.bucket, services.mlflow_uri, cluster, clock, run_of(store, services), card_files, version_facts
-    )
+    facts = partial(version_facts, say=clock)
+    site = Site(services.bucket, services.mlflow_uri, cluster, clock, run_of(store, services), card_files, facts)
     return promote(store, order or Order(), site)
 
 

@@ -40,11 +40,11 @@ def test_the_calibration_of_the_unmodified_clip_beside_itself_is_the_same(
     stored = storage.put_file(path, f"{prefix}/w.safetensors")
     sets = ("tiny-digits", "tiny-colors")
     manifest = manifest_of(
-        config={**CONFIG, "model": model, "data": {"train": "tiny-color-shapes", "dev": ["tiny-shapes"]}},
+        config={**CONFIG, "model": model, "evaluate": {"datasets": ["tiny-shapes"]}},
         confirm={"trial 3": measured(9, 5, sets[1], total=10)}, final={"trial 3": measured(9, 5, sets[0], total=10)},
         measured_with={"protocol": "strict", "samples": 64, "seed": 0, "attack": {"name": "pgd", "steps": 4}},
     )  # fmt: skip
-    found = version_facts(manifest, {"uri": stored.uri, "sha256": stored.sha256})
+    found = version_facts(manifest, {"uri": stored.uri, "sha256": stored.sha256}, say=print)
     assert found["inputs"] == {name: load_dataset(name).content_hash for name in sets}
     own, clip = found["calibration"]["model"], found["calibration"]["unmodified"]
     assert own == clip
