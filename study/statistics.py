@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.evaluation.record import EvaluationRecord, Proportion
+from trainers.schema.training import Metric
 
 REPLICATES = 20_000
 SEED = 0
@@ -137,7 +138,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 # Arithmetic of a comparison: means over seeds, paired differences with t intervals, and what a method costs.
 
-METRICS = ("clean_accuracy", "robust_accuracy")
+METRICS: tuple[Metric, ...] = ("clean_accuracy", "robust_accuracy")
 FEWEST_PAIRS = 3  # for an interval: two differences say next to nothing about their spread
 ROUNDING = 1e-12  # a deviation of accuracies below this is that of floating-point numbers
 

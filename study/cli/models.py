@@ -85,8 +85,8 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
 
         version = read_version(services.bucket, model)
         download(version, folder, say)
-        click.echo(f"pulled     {version.name} version {version.number} to {folder}")
-        click.echo(f"sha256     {version.manifest['weights']['sha256']}  (compared)")
+        click.echo(f"pulled     {version.model} version {version.version} to {folder}")
+        click.echo(f"sha256     {version.weights.sha256}  (compared)")
         click.echo(f'use        open_clip.create_model_and_transforms("local-dir:{folder}")')
 
     @main.command()

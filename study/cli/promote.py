@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from study.errors import UserError
 if TYPE_CHECKING:
     from infra.cluster.cluster import Cluster
     from infra.services import Services
+    from study.models.manifest import Manifest, Seeds
     from study.models.registry import RunOf
     from study.promotion.records import Order, Promotion
     from study.store.store import StudyStore
@@ -131,14 +132,14 @@ def gates_table(promotion: Promotion) -> Table:
     table.add_column("found")
     table.add_column("needed")
     for gate in promotion.gates:
-        table.add_row(gate["name"], MARKS[gate["verdict"]], escape(gate["found"]), escape(gate["needed"]))
+        table.add_row(gate.name, MARKS[gate.verdict], escape(gate.found), escape(gate.needed))
     return table
 
 
 def show_promotion(console: Console, promotion: Promotion, services: Services) -> None:
     """All of it, for a terminal."""
     from study.cli.tables import accuracy_table
-    from study.promotion.records import UNMODIFIED, trial_label
+    from study.models.manifest import UNMODIFIED, trial_label
 
     console.print()
     console.print(gates_table(promotion))
@@ -185,17 +186,17 @@ def _times(number: int) -> str:
     return "once" if number == 1 else f"{number} times"
 
 
-def _seeds_line(seeds: Mapping[str, Any]) -> str:
+def _seeds_line(seeds: Seeds) -> str:
     from study.console import percent
 
     parts: Sequence[str] = [
-        f"{name.removesuffix('_accuracy')} {percent(each['mean'])}"
-        + ("" if each["low"] is None else f" [{100 * each['low']:.1f}, {100 * each['high']:.1f}]")
-        + ("" if each["deviation"] is None else f", deviation {100 * each['deviation']:.1f}")
-        for name, each in seeds["summary"].items()
+        f"{name.removesuffix('_accuracy')} {percent(each.mean)}"
+        + ("" if each.low is None or each.high is None else f" [{100 * each.low:.1f}, {100 * each.high:.1f}]")
+        + ("" if each.deviation is None else f", deviation {100 * each.deviation:.1f}")
+        for name, each in seeds.summary.items()
     ]
-    number = len(seeds["measured"])
-    return escape(f"{number} fresh seeds on the confirm sets: {'; '.join(parts)}; shipped: {seeds['shipped']}")
+    number = len(seeds.measured)
+    return escape(f"{number} fresh seeds on the confirm sets: {'; '.join(parts)}; shipped: {seeds.shipped}")
 
 
 # One `agft promote` or `agft rollback` on this machine: services, Ray, the decision, and what a person sees of it.
@@ -253,8 +254,8 @@ def run_of(store: StudyStore, services: Services) -> RunOf:
 
     study = store.load()
 
-    def found(manifest: Mapping[str, Any]) -> str | None:
-        if manifest.get("study_key", study_key(study)) != study_key(study):
+    def found(manifest: Manifest) -> str | None:
+        if manifest.study_key != study_key(study):
             return None
         tracker = Tracker(services.mlflow_uri, EXPERIMENT)
         try:

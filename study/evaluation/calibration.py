@@ -17,8 +17,9 @@ import ray
 import torch
 from torch import Tensor
 
-from study.models.catalog import own_result
+from study.models.manifest import Calibrations, Draft
 from trainers.evaluation.readings import BINS, calibration_error
+from trainers.schema.records import Weights
 from trainers.schema.training import ModelConfig
 
 LOWEST, HIGHEST = 0.01, 100.0  # temperatures that are tried
@@ -174,23 +175,23 @@ def _logits(clip: torch.nn.Module, name: str, samples: int | None, seed: int) ->
 # What a promotion measures of a version beside its accuracies: its calibration, and which images it was about.
 
 
-def version_facts(manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's keys `calibration` (of the version and of the unmodified CLIP) and `inputs` (set -> content hash).
+def version_facts(draft: Draft, weights: Weights) -> Draft:
+    """The draft with `calibration` (of the version and of the unmodified CLIP) and `inputs` (set -> content hash).
 
-    `manifest`: with config, confirm, final and measured_with; `weights`: {uri, sha256} of what ships. Needs a Ray
-    cluster with a CPU, and takes a GPU where there is one. The final sets are looked at by the images that the
-    promotion's own look at them was about, without an attack: it is no further choice.
+    `weights`: what ships. Needs a Ray cluster with a CPU, and takes a GPU where there is one. The final sets are looked
+    at by the images that the promotion's own look at them was about, without an attack: it is no further choice.
     """
-    config, how = manifest["config"], manifest.get("measured_with") or {}
-    sets = {role: list((own_result(manifest, role) or {}).get("datasets") or {}) for role in ("confirm", "final")}
+    config, how = draft.config, draft.measured_with
+    sets = {role: list(draft.own(role)["datasets"]) for role in ("confirm", "final")}
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     hashes = ray.remote(num_cpus=1)(_content_hashes).remote([*sets["confirm"], *sets["final"]])
     calibration = measure_calibration(
-        {"model": weights, "unmodified": None}, ModelConfig.model_validate(config["model"]), dev=config["data"]["dev"],
-        judged=sets["final"], samples=how.get("samples"), seed=how.get("seed", 0), num_gpus=gpus,
+        {"model": weights.model_dump(), "unmodified": None}, ModelConfig.model_validate(config["model"]),
+        dev=config["data"]["dev"], judged=sets["final"], samples=how.samples, seed=how.seed, num_gpus=gpus,
     )  # fmt: skip
     try:
-        return {"calibration": calibration, "inputs": ray.get(hashes)}
+        measured = {"calibration": Calibrations.model_validate(calibration), "inputs": ray.get(hashes)}
+        return draft.model_copy(update=measured)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
 

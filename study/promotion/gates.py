@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from study.models.manifest import Gate, Verdict
 from study.promotion.candidates import Standard
 from study.results.ranking import Measurement
 from study.results.rights import Rights, scores_of
@@ -15,7 +16,6 @@ from study.store.rows import TrialRow
 from trainers.evaluation.record import Finding
 from trainers.schema.training import Metric
 
-Verdict = Literal["passed", "failed", "not applicable"]
 Outcome = Literal["promote", "keep", "refuse"]
 IMPROVEMENT = "improvement"
 
@@ -30,21 +30,6 @@ class Measured:
 
     def of(self, metric: Metric) -> float:
         return float(self.result[metric])
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One gate's verdict; `found` and `needed` are for people, `numbers` for machines."""
-
-    name: str
-    verdict: Verdict
-    found: str
-    needed: str
-    numbers: dict[str, Any] = field(default_factory=dict)
-
-    def record(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
 
 
 def decide(

@@ -49,10 +49,10 @@ from trainers.evaluation.summary import model_facts
 from trainers.model.pretrained import load_clip
 from trainers.model.robust import RobustCLIP
 from trainers.model.weights import load_weights, save_weights
+from trainers.schema.records import Weights
 from trainers.schema.suite import Suite
 
 FINDINGS = TypeAdapter(tuple[Finding, ...])
-Weights = Mapping[str, Any] | None
 
 
 class _Aside:
@@ -111,8 +111,8 @@ class Prover:
             self._pool.close()
             self._pool = None
 
-    def measure(self, role: str, models: Mapping[str, Weights]) -> dict[str, Measured]:
-        """Every model (label -> `{uri, sha256}` of its weights, None: the study's unmodified CLIP) on a role's sets."""
+    def measure(self, role: str, models: Mapping[str, Weights | None]) -> dict[str, Measured]:
+        """Every model (label -> its weights, None: the study's unmodified CLIP) on a role's sets."""
         ledgers = {label: self._ledger(role, label, weights) for label, weights in models.items()}
         work = missing_looks(list(ledgers.values()))
         self._finish(work)
@@ -121,7 +121,7 @@ class Prover:
         )
         return {label: self._measured(label, ledger) for label, ledger in ledgers.items()}
 
-    def missing(self, role: str, models: Mapping[str, Weights]) -> bool:
+    def missing(self, role: str, models: Mapping[str, Weights | None]) -> bool:
         """Whether measuring them would look at an image."""
         for ledger in (self._ledger(role, label, weights) for label, weights in models.items()):
             suite = ledger.evaluation.suite
@@ -131,7 +131,7 @@ class Prover:
                 return True
         return False
 
-    def check(self, label: str, weights: Weights, how: SanityGate) -> tuple[Finding, ...]:
+    def check(self, label: str, weights: Weights | None, how: SanityGate) -> tuple[Finding, ...]:
         """Findings of the sanity checks on the first confirm set with classes enough; for a model measured there."""
         ledger = self._ledger("confirm", label, weights)
         suite, entry = ledger.evaluation.suite, ledger.evaluation.suite.attacks[0]
@@ -159,7 +159,7 @@ class Prover:
                 record_of(ledger, each, at, checked=(dataset,))
         return ledger.findings[dataset]
 
-    def files(self, role: str, label: str, weights: Weights) -> dict[str, bytes]:
+    def files(self, role: str, label: str, weights: Weights | None) -> dict[str, bytes]:
         """A measured model's records and tables of images, by the name that they are shipped under."""
         ledger, found = self._ledger(role, label, weights), {}
         for dataset in ledger.evaluation.suite.datasets:
@@ -171,7 +171,7 @@ class Prover:
                 found[f"{base}.csv.gz"] = rows
         return found
 
-    def evaluation_of(self, role: str, label: str, weights: Weights) -> str:
+    def evaluation_of(self, role: str, label: str, weights: Weights | None) -> str:
         """SHA-256 of everything that decides a model's verdicts on a role's sets."""
         return self._ledger(role, label, weights).evaluation.digest
 
@@ -205,8 +205,8 @@ class Prover:
             )
         finish(work, self._pool.run, _Lines(self.say))
 
-    def _ledger(self, role: str, label: str, weights: Weights) -> Ledger:
-        key = (role, weights["sha256"] if weights else "")
+    def _ledger(self, role: str, label: str, weights: Weights | None) -> Ledger:
+        key = (role, weights.sha256 if weights else "")
         if key not in self._ledgers:
             model, original = self._model(weights), self._model(None)
             evaluation = Evaluation(model, original, None, self._suite(role), self._device())
@@ -226,9 +226,9 @@ class Prover:
     def _device(self) -> Any:
         return "cuda" if self.spec.resources.gpus_per_worker else "cpu"
 
-    def _model(self, weights: Weights) -> ModelFacts:
+    def _model(self, weights: Weights | None) -> ModelFacts:
         """A model's facts, its label made of its weights, so that whoever measures it finds what is kept."""
-        key = weights["sha256"] if weights else ""
+        key = weights.sha256 if weights else ""
         if key not in self._facts:
             path = Path(self._scratch.name) / "weights" / f"{key or 'unmodified'}.safetensors"
             if weights is None:
@@ -236,7 +236,7 @@ class Prover:
                 clip = load_clip(self.spec.model)
                 save_weights(path, clip)
             else:
-                storage.get_file(weights["uri"], path, sha256=weights["sha256"])
+                storage.get_file(weights.uri, path, sha256=weights.sha256)
                 clip = load_weights(path)
             facts = model_facts(clip, RobustCLIP(clip), "model")
             self._files.setdefault(facts.weights_sha256, path)

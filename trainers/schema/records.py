@@ -30,6 +30,13 @@ class Score(Frozen):
         )
 
 
+class Weights(Frozen):
+    """A weights file: where it is, and the SHA-256 of its bytes."""
+
+    uri: str
+    sha256: str = Field(min_length=64, max_length=64)
+
+
 class EpochRecord(Frozen):
     """One finished epoch. The record's history lives in the checkpoint, so that nothing is lost with a node."""
 
