@@ -92,7 +92,7 @@ def init(file: Path, preset: str, arch: str, pretrained: str) -> None:
 @answering
 def validate(file: Path, as_json: bool) -> None:
     """Check a study file; every mistake is reported at once, nothing is started."""
-    from study.plan.remarks import remarks
+    from study.plan.study import remarks
     from study.spec.files import load_study
 
     spec = load_study(file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from optuna.distributions import CategoricalDistribution
 
 from study.errors import UserError
 from study.plan.cost import short, study_passes
-from study.plan.remarks import remarks
 from study.search.prior import earlier_studies, resolve
 from study.search.samplers import directions, given, proposals
 from study.search.stopping import rungs
@@ -21,6 +20,144 @@ from study.spec.dimension import Dimension, shown
 from study.spec.starts import given_trials
 from study.store.database import database_url
 from study.store.store import StudyStore, study_names
+
+# What a valid study file says without any effect, or with one that its writer may not expect.
+
+# field -> the names (of the sampler, of the scheduler) that read it
+SAMPLER_FIELDS = {"startup_trials": ("tpe", "cmaes"), "population": ("nsga2", "cmaes")}
+SCHEDULER_FIELDS = {"reduction_factor": ("asha",), "min_trials": ("median",)}
+
+
+def remarks(spec: StudyConfig, starts: int = 0) -> list[str]:
+    """One line each, `path: rule`. `starts`: trials that are given, which come before anything is proposed."""
+    return [*_unread(spec), *_sampler(spec, starts), *_stopping(spec)]
+
+
+def _unread(spec: StudyConfig) -> Iterator[str]:
+    """Fields that the file gives and nobody reads."""
+    for part, fields in (("sampler", SAMPLER_FIELDS), ("scheduler", SCHEDULER_FIELDS)):
+        block = getattr(spec, part)
+        for name, readers in fields.items():
+            if name in block.model_fields_set and block.name not in readers:
+                yield f"{part}.{name}: has no effect with {block.name}; read by {' and '.join(readers)}"
+    for part in ("scheduler", "budget"):
+        block = getattr(spec, part)
+        if "min_delta" in block.model_fields_set and block.min_delta and block.patience is None:
+            yield f"{part}.min_delta: has no effect without {part}.patience"
+    if spec.sampler.name == "grid":
+        for name in ("warm_starts", "prior"):
+            if name in spec.model_fields_set and getattr(spec, name):
+                yield f"{name}: has no effect with a grid, whose points are all the trials there are"
+
+
+def _sampler(spec: StudyConfig, starts: int) -> Iterator[str]:
+    name, trials, dimensions = spec.sampler.name, spec.budget.trials, spec.dimensions()
+    if name in ("tpe", "cmaes") and trials <= spec.sampler.startup_trials:
+        yield f"sampler.startup_trials: {spec.sampler.startup_trials}, so {name} proposes none of the {trials} trials"
+    if name == "nsga2" and trials <= (population := spec.sampler.population or 16):
+        yield f"sampler.population: {population}, so the {trials} trials do not fill a second generation"
+    if name != "grid" and starts > trials:
+        yield f"budget.trials: {trials}, and {starts} trials are given: the last {starts - trials} are never run"
+    choices = [d.path for d in dimensions if isinstance(d.distribution, CategoricalDistribution)]
+    conditional = [d.path for d in dimensions if d.when]
+    if name == "cmaes" and (drawn := list(dict.fromkeys([*choices, *conditional]))):
+        yield f"sampler.name: cmaes models ranges without conditions; drawn at random: {', '.join(drawn)}"
+    if name == "nsga2" and conditional:
+        yield f"sampler.name: nsga2 crosses what every trial has; drawn at random: {', '.join(conditional)}"
+    if name in ("cmaes", "qmc", "random") and spec.goal.subject_to:
+        yield f"goal.subject_to: {name} does not look at floors; they decide which trial is the best"
+    if name in ("cmaes", "nsga2") and spec.scheduler.name != "none":
+        yield f"scheduler.name: {name} learns from full-length trials only; {spec.scheduler.name} leaves fewer"
+
+
+def _stopping(spec: StudyConfig) -> Iterator[str]:
+    if spec.scheduler.name != "none" and not rungs(spec.scheduler, spec.train.epochs):
+        yield f"scheduler.name: {spec.scheduler.name} has no epoch of {spec.train.epochs} to stop a trial at"
+    if spec.scheduler.name == "median" and spec.budget.trials <= spec.scheduler.min_trials:
+        yield f"scheduler.min_trials: {spec.scheduler.min_trials} others are too many of {spec.budget.trials} trials"
+    if spec.budget.patience is not None and spec.budget.patience >= spec.budget.trials:
+        yield f"budget.patience: {spec.budget.patience} trials in a row are too many of {spec.budget.trials}"
+
+
+# What `agft plan` says of the search: who proposes, over which space, the first trials, and what has no effect.
+
+FIRST = 5  # trials that are shown at least; given ones are shown all, and two drawn ones with them
+WORDS: Mapping[str, Callable[[SamplerConfig], str]] = {
+    "tpe": lambda s: f"tpe: {s.startup_trials} trials drawn or given, then the results are modelled",
+    "cmaes": lambda s: f"cmaes: {s.startup_trials} trials drawn or given, then ranges evolve; choices are drawn",
+    "nsga2": lambda s: f"nsga2: generations of {s.population or 16}, the first one drawn",
+    "qmc": lambda s: "qmc: points of a scrambled Sobol sequence, whatever the results",
+    "random": lambda s: "random: draws, whatever the results",
+    "grid": lambda s: "grid: every combination of the choices",
+}
+
+
+def search_plan(spec: StudyConfig, home: Path) -> dict[str, Any]:
+    """As JSON values. The first samples are those that the study will draw (same seeds, same sampler)."""
+    dimensions = spec.dimensions()
+    prior = resolve(spec, earlier_studies(database_url(home), spec))
+    starts = given(spec, dimensions, prior.starts)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    count = min(spec.budget.trials, max(FIRST, len(starts) + 2), max(_blind(spec), len(starts)))
+    samples = proposals(optuna.create_study(directions=directions(spec)), spec, count, prior.starts)
+    origins = [start.origin for start in starts][:count]
+    return {
+        "sampler": WORDS[spec.sampler.name](spec.sampler),
+        "goal": list(spec.goal.at({}).names),
+        "space": [{"path": d.path, "values": _values(d), "when": _when(d)} for d in dimensions],
+        "first_samples": [params for _, params in samples],
+        "origins": origins + ["drawn"] * (len(samples) - len(origins)),
+        "notes": [
+            *(f"{start.origin}: {path}: its value is outside the range, sampled instead"
+              for start in given_trials(spec, dimensions) for path in start.left_out),
+            *prior.notes, *remarks(spec, len(starts)),
+        ],
+    }  # fmt: skip
+
+
+def _blind(spec: StudyConfig) -> int:
+    """How many first trials cannot depend on results."""
+    sampler = spec.sampler
+    blind = {"tpe": sampler.startup_trials, "cmaes": sampler.startup_trials, "nsga2": sampler.population or 16}
+    return blind.get(sampler.name, spec.budget.trials)
+
+
+def _values(dimension: Dimension) -> str:
+    distribution, path = dimension.distribution, dimension.path
+    of = f" ({dimension.wrapper})" if dimension.wrapper else ""
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(shown(path, value) for value in dict.fromkeys(distribution.choices)) + of
+    ends = f"{shown(path, distribution.low)} to {shown(path, distribution.high)}"
+    step = getattr(distribution, "step", None)
+    by = f" in steps of {shown(path, step)}" if step and step != 1 else ""
+    return ends + (" (log)" if distribution.log else "") + by + of
+
+
+def _when(dimension: Dimension) -> str:
+    return " and ".join(f"{path} is {' or '.join(map(str, allowed))}" for path, allowed in dimension.when)
+
+
+def search_lines(plan: Mapping[str, Any]) -> list[str]:
+    """For a person: goal, sampler and space."""
+    several = len(plan["goal"]) > 1
+    lines = [f"  goal          {'Pareto front of ' if several else 'max '}{' and '.join(plan['goal'])}"]
+    lines.append(f"  sampler       {plan['sampler']}")
+    widths = [max((len(row[key]) for row in plan["space"]), default=0) for key in ("path", "values")]
+    for place, row in enumerate(plan["space"]):
+        head = "  search        " if place == 0 else " " * 16
+        when = f"  when {row['when']}" if row["when"] else ""
+        lines.append(f"{head}{row['path']:<{widths[0]}}  {row['values']:<{widths[1]}}{when}".rstrip())
+    return lines
+
+
+def first_lines(plan: Mapping[str, Any]) -> list[str]:
+    """For a person: the first trials and where they come from; then what has no effect."""
+    width = max(map(len, plan["origins"]), default=0)
+    lines = ["  first trials"]
+    for number, (params, origin) in enumerate(zip(plan["first_samples"], plan["origins"], strict=True)):
+        values = ", ".join(f"{path} {shown(path, value)}" for path, value in params.items())
+        lines.append(f"    {number:>3}  {origin:<{width}}  {values}")
+    return lines + (["  notes"] if plan["notes"] else []) + [f"    {note}" for note in plan["notes"]]
 
 
 def plan_of(spec: StudyConfig, home: Path) -> dict[str, Any]:
@@ -94,67 +231,6 @@ def promotion_hours(plan: Mapping[str, Any]) -> float:
     return float(passes["promotion"] * seconds / (passes["training"] + passes["evaluations"]) / 3600)
 
 
-# What `agft plan` says of the search: who proposes, over which space, the first trials, and what has no effect.
-
-FIRST = 5  # trials that are shown at least; given ones are shown all, and two drawn ones with them
-WORDS: Mapping[str, Callable[[SamplerConfig], str]] = {
-    "tpe": lambda s: f"tpe: {s.startup_trials} trials drawn or given, then the results are modelled",
-    "cmaes": lambda s: f"cmaes: {s.startup_trials} trials drawn or given, then ranges evolve; choices are drawn",
-    "nsga2": lambda s: f"nsga2: generations of {s.population or 16}, the first one drawn",
-    "qmc": lambda s: "qmc: points of a scrambled Sobol sequence, whatever the results",
-    "random": lambda s: "random: draws, whatever the results",
-    "grid": lambda s: "grid: every combination of the choices",
-}
-
-
-def search_plan(spec: StudyConfig, home: Path) -> dict[str, Any]:
-    """As JSON values. The first samples are those that the study will draw (same seeds, same sampler)."""
-    dimensions = spec.dimensions()
-    prior = resolve(spec, earlier_studies(database_url(home), spec))
-    starts = given(spec, dimensions, prior.starts)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    count = min(spec.budget.trials, max(FIRST, len(starts) + 2), max(_blind(spec), len(starts)))
-    samples = proposals(optuna.create_study(directions=directions(spec)), spec, count, prior.starts)
-    origins = [start.origin for start in starts][:count]
-    return {
-        "sampler": WORDS[spec.sampler.name](spec.sampler),
-        "goal": list(spec.goal.at({}).names),
-        "space": [{"path": d.path, "values": _values(d), "when": _when(d)} for d in dimensions],
-        "first_samples": [params for _, params in samples],
-        "origins": origins + ["drawn"] * (len(samples) - len(origins)),
-        "notes": [
-            *(f"{start.origin}: {path}: its value is outside the range, sampled instead"
-              for start in given_trials(spec, dimensions) for path in start.left_out),
-            *prior.notes, *remarks(spec, len(starts)),
-        ],
-    }  # fmt: skip
-
-
-def _blind(spec: StudyConfig) -> int:
-    """How many first trials cannot depend on results."""
-    sampler = spec.sampler
-    blind = {"tpe": sampler.startup_trials, "cmaes": sampler.startup_trials, "nsga2": sampler.population or 16}
-    return blind.get(sampler.name, spec.budget.trials)
-
-
-def _values(dimension: Dimension) -> str:
-    distribution, path = dimension.distribution, dimension.path
-    of = f" ({dimension.wrapper})" if dimension.wrapper else ""
-    if isinstance(distribution, CategoricalDistribution):
-        return ", ".join(shown(path, value) for value in dict.fromkeys(distribution.choices)) + of
-    ends = f"{shown(path, distribution.low)} to {shown(path, distribution.high)}"
-    step = getattr(distribution, "step", None)
-    by = f" in steps of {shown(path, step)}" if step and step != 1 else ""
-    return ends + (" (log)" if distribution.log else "") + by + of
-
-
-def _when(dimension: Dimension) -> str:
-    return " and ".join(f"{path} is {' or '.join(map(str, allowed))}" for path, allowed in dimension.when)
-
-
-# The plan for a person.
-
-
 def plan_text(plan: dict[str, Any]) -> str:
     """For a person."""
     lines = [f"study {plan['study']}" + (" (exists: `agft resume` goes on with it)" if plan["exists"] else "")]
@@ -185,26 +261,3 @@ def plan_text(plan: dict[str, Any]) -> str:
     lines.append("  writes")
     lines += [f"    {what:<16} {where}" for what, where in plan["writes"].items()]
     return "\n".join(lines)
-
-
-def search_lines(plan: Mapping[str, Any]) -> list[str]:
-    """For a person: goal, sampler and space."""
-    several = len(plan["goal"]) > 1
-    lines = [f"  goal          {'Pareto front of ' if several else 'max '}{' and '.join(plan['goal'])}"]
-    lines.append(f"  sampler       {plan['sampler']}")
-    widths = [max((len(row[key]) for row in plan["space"]), default=0) for key in ("path", "values")]
-    for place, row in enumerate(plan["space"]):
-        head = "  search        " if place == 0 else " " * 16
-        when = f"  when {row['when']}" if row["when"] else ""
-        lines.append(f"{head}{row['path']:<{widths[0]}}  {row['values']:<{widths[1]}}{when}".rstrip())
-    return lines
-
-
-def first_lines(plan: Mapping[str, Any]) -> list[str]:
-    """For a person: the first trials and where they come from; then what has no effect."""
-    width = max(map(len, plan["origins"]), default=0)
-    lines = ["  first trials"]
-    for number, (params, origin) in enumerate(zip(plan["first_samples"], plan["origins"], strict=True)):
-        values = ", ".join(f"{path} {shown(path, value)}" for path, value in params.items())
-        lines.append(f"    {number:>3}  {origin:<{width}}  {values}")
-    return lines + (["  notes"] if plan["notes"] else []) + [f"    {note}" for note in plan["notes"]]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from study.plan.remarks import remarks
+from study.plan.study import remarks
 from study.search.samplers import SAMPLERS
 from study.search.stopping import VERDICTS
 from study.spec.config import BudgetConfig, PriorConfig, SamplerConfig, SchedulerConfig

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from study.errors import StudyFileError, UserError
-from study.plan.remarks import remarks
+from study.plan.study import remarks
 from study.search.samplers import proposals
 from study.spec.config import StudyConfig, load_canonical
 from study.spec.files import load_study, parse_study
