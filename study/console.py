@@ -9,14 +9,19 @@ from rich.console import Console
 
 
 class Clock:
-    """Prints lines that begin with the time since it was made. `clock("...")`."""
+    """Prints lines that begin with the time since it was made. `clock("...")`.
 
-    def __init__(self) -> None:
-        self.started = time.monotonic()
+    `aside`: on standard error, where standard output is for results alone.
+    """
+
+    def __init__(self, *, aside: bool = False) -> None:
+        self.started, self.aside = time.monotonic(), aside
 
     def __call__(self, text: str) -> None:
         seconds = int(time.monotonic() - self.started)
-        print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}", flush=True)
+        print(
+            f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}", file=sys.stderr if self.aside else sys.stdout, flush=True
+        )
 
 
 def wide_console() -> Console:

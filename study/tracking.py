@@ -221,8 +221,8 @@ def _inputs(trial: TrialRow) -> list[tuple[str, str, str]]:
     named = {
         name: value for attempt in trial.attempts for name, value in _named_inputs(attempt.provenance or {}).items()
     }
-    data = trial.config.get("data", {})
-    names = {"data.train": data.get("train"), **{f"data.dev.{i}": name for i, name in enumerate(data.get("dev", ()))}}
+    train, dev = trial.config.get("data", {}).get("train"), trial.config.get("evaluate", {}).get("datasets", ())
+    names = {"data.train": train, **{f"data.dev.{i}": name for i, name in enumerate(dev)}}
     return [(str(names[role]), named[role], role.split(".")[1]) for role in names if role in named]
 
 

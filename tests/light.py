@@ -204,7 +204,7 @@ def _record(order: TrialOrder, history: list[EpochRecord], point: tuple[float, f
     return EpochRecord(
         epoch=epoch, timestamp_ms=int(time.time() * 1000), steps=8 * epoch, train_loss=2.0 * 0.8**epoch, parts={},
         lr=order.config["train"]["optimizer"]["lr"], grad_norm=1.0, **own,
-        datasets={name: {"4/255": score} for name in order.config["data"]["dev"]},
+        datasets={name: {"4/255": score} for name in order.config["evaluate"]["datasets"]},
         best_epoch=epoch if values is own else history[-1].best_epoch,
         **{f"best_{name}": value for name, value in values.items()},
         train_seconds=seconds, eval_seconds=0.1, images_per_second=512 / max(seconds, 1e-9),

@@ -58,10 +58,11 @@ def make_checkpoints(folder: Path) -> dict[float, Path]:
     config = TrialConfig.model_validate(
         {
             **{part: STUDY[part] for part in parts},
-            "data": {"train": "tiny-color-shapes", "dev": ["tiny-shapes"]},
+            "data": {"train": "tiny-color-shapes"},
             "train": {"epochs": 1, "batch_size": 64, "samples_per_epoch": 16 * 64, "warmup": 0.1, "threads": 1,
                       "optimizer": {"name": "adamw", "lr": 1e-3}},
-            "evaluate": {"attack": {"eps": [RADIUS], "steps": 1}, "samples": 16},
+            "evaluate": {"name": "dev", "datasets": ["tiny-shapes"],
+                         "attacks": [{"attack": {"name": "pgd", "steps": 1}, "eps": [RADIUS], "samples": 16}]},
         }
     )  # fmt: skip
     train(config, report=lambda _: Decision.CONTINUE, workdir=folder / "run", resume_from=None)

@@ -19,10 +19,17 @@ CONFIG: dict[str, Any] = {
     "model": {"arch": "small-clip", "pretrained": "openai"},
     "method": {"name": "agft", "logit_scale": {"of_model": 1.8}, "scale_ratio": 0.4},
     "attack": {"name": "pgd", "norm": "linf", "eps": 4 / 255, "steps": 2},
-    "data": {"train": "small-train", "dev": ["small-dev"]},
+    "data": {"train": "small-train"},
+    "evaluate": {"datasets": ["small-dev"]},
     "train": {"epochs": 4, "optimizer": {"name": "sgd", "lr": 4e-4}},
     "seed": 3,
 }
+
+
+FINAL: dict[str, Any] = {
+    "name": "final", "datasets": ["small-a", "small-b"], "seed": 0,
+    "attacks": [{"attack": {"name": "pgd", "steps": 10}, "eps": ["4/255"]}],
+}  # fmt: skip
 
 
 def measured(correct: int, robust: int, *names: str, total: int = 200) -> dict[str, Any]:
@@ -36,18 +43,18 @@ def measured(correct: int, robust: int, *names: str, total: int = 200) -> dict[s
 
 def manifest_of(version: int = 1, **changes: Any) -> Manifest:
     """A manifest as a promotion without gates, seeds or calibration writes it, with `changes`."""
-    prefix = model_prefix("agft", "robust-clip", version)
+    prefix, own = model_prefix("agft", "robust-clip", version), f"trial {changes.get('trial', 3)}"
     fields: dict[str, Any] = {
         "format": 1, "model": "robust-clip", "version": version, "study": "demo", "study_key": "demo:1", "trial": 3,
         "params": {"train.optimizer.lr": 4e-4}, "config": CONFIG, "created_ms": 1_760_000_000_000,
         "promotion": "0123456789abcdef", "champion_then": None, "gates": [], "forced": None, "seeds": None,
         "training": [], "evaluation": {"confirm": "c" * 64, "final": "f" * 64},
-        "measured_with": {"protocol": "strict", "attack": {"eps": ["4/255"], "steps": 10}},
+        "measured_with": FINAL,
         "weights": {"uri": f"{prefix}/open_clip_model.safetensors", "sha256": "a" * 64, "bytes": 5_000_000},
         "source": {"uri": "s3://agft/studies/demo-1/trials/3/a000001/best.safetensors", "sha256": "a" * 64},
-        "confirm": {"unmodified CLIP": measured(120, 20, "small-other"), "trial 3": measured(110, 70, "small-other")},
+        "confirm": {"unmodified CLIP": measured(120, 20, "small-other"), own: measured(110, 70, "small-other")},
         "final": {"unmodified CLIP": measured(130, 30, "small-a", "small-b"),
-                  "trial 3": measured(120, 80, "small-a", "small-b")},
+                  own: measured(120, 80, "small-a", "small-b")},
         "final_accesses": 1,
         "provenance": {"code": {"revision": "0" * 40, "dirty": False}, "packages": {"torch": "2.14"}, "hostname": "h"},
     }  # fmt: skip

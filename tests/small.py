@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from trainers import data
 from trainers.data.base import DatasetEntry, ImageSet
 from trainers.model.build import Description, build_clip
-from trainers.schema.training import AttackConfig, DataConfig, EvalAttack, EvalConfig, OptimizerConfig, TrainConfig
+from trainers.schema.attacks import PGD
+from trainers.schema.suite import AttackAt, Suite
+from trainers.schema.training import AttackConfig, DataConfig, OptimizerConfig, TrainConfig
 from trainers.trial_config import TrialConfig
 
 torch.set_num_threads(1)  # the models are so small that a second thread only waits for the first
@@ -105,15 +107,23 @@ def use_small_sets() -> None:
     data.DATASETS = {**data.DATASETS, **rows}
 
 
+def pgd_suite(
+    *datasets: str, eps: tuple[str | float, ...], steps: int, samples: int | None = None, **changes: Any
+) -> Suite:
+    """PGD with steps of a quarter of the radius on these sets."""
+    attack = AttackAt.model_validate({"attack": PGD(steps=steps), "eps": eps, "samples": samples})
+    return Suite(name="dev", datasets=datasets, attacks=(attack,), **changes)
+
+
 def trial(weights: Path, **changes: Any) -> TrialConfig:
     """A run of three updates an epoch on the model in `weights`."""
     fields: dict[str, Any] = {
         "model": {"arch": "small-clip", "pretrained": str(weights)},
         "method": {"name": "agft", "label_weight": 0.5},
         "attack": AttackConfig(eps="4/255"),
-        "data": DataConfig(train="small-train", dev=("small-dev", "small-other")),
+        "data": DataConfig(train="small-train"),
         "train": TrainConfig(epochs=4, batch_size=40, optimizer=OptimizerConfig(lr=3e-3), threads=1),
-        "evaluate": EvalConfig(attack=EvalAttack(eps=("2/255", "8/255"), steps=2)),
+        "evaluate": pgd_suite("small-dev", "small-other", eps=("2/255", "8/255"), steps=2),
         "seed": 3,
     }
     return TrialConfig.model_validate({**fields, **changes})

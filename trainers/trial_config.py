@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from trainers.model.architectures import _configurations, tower
 from trainers.objectives import MethodConfig
-from trainers.schema.training import AttackConfig, DataConfig, EvalConfig, Goal, ModelConfig, TrainConfig
+from trainers.schema.suite import Suite
+from trainers.schema.training import AttackConfig, DataConfig, Goal, ModelConfig, TrainConfig
 from trainers.schema.units import Frozen
 
 if TYPE_CHECKING:
@@ -50,9 +51,16 @@ class TrialConfig(Frozen):
     attack: AttackConfig = Field(default=AttackConfig(), description="training attack")
     data: DataConfig = Field(description="datasets")
     train: TrainConfig = Field(default=TrainConfig(), description="length and optimizer")
-    evaluate: EvalConfig = Field(default=EvalConfig(), description="fixed evaluation after every epoch")
+    evaluate: Suite = Field(description="fixed evaluation after every epoch, on the dev sets; of one attack")
     goal: Goal = Field(default=Goal(), description="what best means")
     seed: int = Field(default=0, ge=0, lt=2**31, description="seed of data order and attack starts")
+
+    @model_validator(mode="after")
+    def _one_attack(self) -> TrialConfig:
+        if len(self.evaluate.attacks) > 1:
+            labels = ", ".join(entry.label for entry in self.evaluate.attacks)
+            raise ValueError(f"evaluate.attacks: a trial is measured under one attack, and there are {labels}")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> TrialConfig:

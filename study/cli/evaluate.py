@@ -15,9 +15,10 @@ import click
 
 if TYPE_CHECKING:
     from infra.services import Services
-    from study.evaluation.evaluate import Inputs, Order, Progress, Work
     from study.evaluation.ledger import Ledger
+    from study.evaluation.models import Inputs, Order
     from study.evaluation.units import Device
+    from study.evaluation.work import Progress
     from trainers.evaluation.record import EvaluationRecord
     from trainers.schema.suite import Suite
 
@@ -67,7 +68,7 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
             return
         check_names(models, original=original, surrogate=surrogate)
         found = chosen_suite(suite, models)
-        from study.evaluation.evaluate import Order
+        from study.evaluation.models import Order
 
         order = Order(
             models=models, labels=labels, suite=found, original=original, surrogate=surrogate, out=out,
@@ -100,8 +101,9 @@ def show_plan(suite: Suite, *, as_json: bool) -> None:
 
 def evaluate_here(order: Order, home: Path, *, as_json: bool) -> int:
     """Evaluate (or go on with it) and show the result; the exit code."""
-    from study.evaluation.evaluate import Progress, read_inputs
+    from study.evaluation.models import read_inputs
     from study.evaluation.tracking import ship
+    from study.evaluation.work import Progress
 
     progress = Progress()
     try:
@@ -135,8 +137,8 @@ def _services(order: Order, home: Path, progress: Progress) -> Services | None:
 
 def _results(order: Order, inputs: Inputs, home: Path, stack: ExitStack, progress: Progress) -> Results:
     """All records, computed where they are not there yet; each evaluation alone in its place until it is done."""
-    from study.evaluation.evaluate import record_of
     from study.evaluation.place import alone_in, place_at
+    from study.evaluation.work import record_of
 
     ledgers = []
     for evaluation in inputs.evaluations(_device(order, stack, progress)):
@@ -184,43 +186,24 @@ def _connected(progress: Progress) -> Iterator[None]:
 
 def _compute(ledgers: Sequence[Ledger], order: Order, inputs: Inputs, stack: ExitStack, progress: Progress) -> None:
     """Everything that is not finished."""
-    import ray
+    from study.evaluation.executor import Executor
+    from study.evaluation.work import missing_looks, missing_work
 
-    from infra.cluster.cluster import node_capacities
-    from study.evaluation.evaluate import finish, missing_looks
-    from study.evaluation.pool import Pool, hands_for
-    from study.evaluation.units import units
-
-    looks = missing_looks(ledgers)
-    work = [] if looks else _work(ledgers, order, inputs)
-    if not looks and not work:
+    checked, batch_size = inputs.checked, order.batch_size
+    if not missing_looks(ledgers) and not any(
+        missing_work(ledger, checked=checked, batch_size=batch_size) for ledger in ledgers
+    ):
         progress("everything is finished already")
         return
     stack.enter_context(_connected(progress))
-    suite = inputs.suite
-    jobs = len(work) or sum(len(units(name, entry)) for name in suite.datasets for entry in suite.attacks)
-    hands = hands_for(node_capacities(), jobs, workers=order.workers, cpus=order.cpus, gpus=order.gpus)
-    progress(f"workers: {hands}")
 
     def tick() -> None:
         for ledger in ledgers:
             ledger.check()
 
-    weights = {each.facts.weights_sha256: ray.put(each.packed()) for each in inputs.models()}
-    pool = Pool(hands, weights, progress, tick)
-    try:
-        finish(looks, pool.run, progress)
-        finish(work or _work(ledgers, order, inputs), pool.run, progress)
-    finally:
-        pool.close()
-
-
-def _work(ledgers: Sequence[Ledger], order: Order, inputs: Inputs) -> list[Work]:
-    from study.evaluation.evaluate import missing_work
-
-    return [
-        each for ledger in ledgers for each in missing_work(ledger, checked=inputs.checked, batch_size=order.batch_size)
-    ]
+    with Executor(progress, workers=order.workers, cpus=order.cpus, gpus=order.gpus, tick=tick) as executor:
+        executor.packed = {each.facts.weights_sha256: each.packed for each in inputs.models()}
+        executor.complete(ledgers, progress, checked=checked, batch_size=batch_size)
 
 
 def _summary(ledger: Ledger, records: Sequence[EvaluationRecord]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,20 +204,12 @@ def _seeds_line(seeds: Seeds) -> str:
 CLOSE_SECONDS = 60.0
 
 
-class _Aside(Clock):
-    """The same lines on standard error, when standard output is for a machine."""
-
-    def __call__(self, text: str) -> None:
-        seconds = int(time.monotonic() - self.started)
-        print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}", file=sys.stderr, flush=True)
-
-
 def promote_here(store: StudyStore, home: Path, order: Order, *, as_json: bool) -> int:
     """`agft promote`: decide about the champion; the exit code."""
     from study.console import wide_console
     from study.session import cluster_here, services_here
 
-    clock = _Aside() if as_json else Clock()
+    clock = Clock(aside=as_json)
     services = services_here(home, clock)
     try:
         with cluster_here(clock) as cluster:
@@ -241,9 +233,8 @@ def promote_on(
     from study.promotion.promote import promote
     from study.promotion.records import Order, Site
 
-    site = Site(
-        services.bucket, services.mlflow_uri, cluster, clock, run_of(store, services), card_files, version_facts
-    )
+    facts = partial(version_facts, say=clock)
+    site = Site(services.bucket, services.mlflow_uri, cluster, clock, run_of(store, services), card_files, facts)
     return promote(store, order or Order(), site)
 
 
@@ -293,7 +284,7 @@ def rollback_here(home: Path, name: str | None, *, to: int | None, reason: str, 
     from study.models.rollback import chosen_name, roll_back
     from study.session import services_here
 
-    clock = _Aside() if as_json else Clock()
+    clock = Clock(aside=as_json)
     services = services_here(home, clock)
     name = chosen_name(services.bucket, name)
     done = roll_back(services.bucket, name, to=to, reason=reason, tracking_uri=services.mlflow_uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -31,30 +32,24 @@ def chosen(store: StudyStore) -> TrialRow:
     return best
 
 
-def measurement_key(comparison: Comparison, weights: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a measurement depends on: the weights' bytes, the sets and the evaluation's settings."""
+def result_path(comparison: Comparison, folder: Path, label: str, seed: str, weights: Mapping[str, Any] | None) -> Path:
+    """Where a result on the final sets is kept: told by the weights, the sets and the evaluation's settings."""
     spec = comparison.shared()
-    return {
+    of = {
         "weights": weights["sha256"] if weights else spec.model.model_dump(mode="json"),
-        "sets": list(spec.data.final),
-        "evaluation": spec.evaluate.final.model_dump(mode="json"),
+        "suite": spec.evaluate.final.suite("final", spec.data.final).model_dump(mode="json"),
     }
+    digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+    name = "-".join([label.replace(" ", "-"), *([seed] if seed else []), digest[:16]])
+    return folder / "measured" / f"{name}.json"
 
 
-def measurement_path(folder: Path, label: str, seed: str) -> Path:
-    """Where a measurement is kept."""
-    return folder / "measured" / f"{label.replace(' ', '-')}{f'-{seed}' if seed else ''}.json"
-
-
-def kept_measurement(
+def kept_result(
     comparison: Comparison, folder: Path, label: str, seed: str, weights: Mapping[str, Any] | None
 ) -> Measurement | None:
-    """An earlier measurement of the same weights under the same settings."""
-    path = measurement_path(folder, label, seed)
-    if not path.is_file():
-        return None
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    return dict(kept["result"]) if kept["key"] == measurement_key(comparison, weights) else None
+    """The result of these weights under these settings, if they have been measured."""
+    path = result_path(comparison, folder, label, seed, weights)
+    return dict(json.loads(path.read_text(encoding="utf-8"))["result"]) if path.is_file() else None
 
 
 def collect(comparison: Comparison, database: str, folder: Path) -> dict[str, Any]:
@@ -74,7 +69,7 @@ def collect(comparison: Comparison, database: str, folder: Path) -> dict[str, An
             "setting": {**setting, "trials": spec.budget.trials},
             "unmodified": {
                 "dev": first.baseline,
-                "final": kept_measurement(comparison, folder, UNMODIFIED, "", None),
+                "final": kept_result(comparison, folder, UNMODIFIED, "", None),
             },
             "methods": methods,
             "provenance": provenance(),
@@ -147,7 +142,7 @@ def _trial(trial: TrialRow) -> dict[str, Any]:
 def _run(comparison: Comparison, label: str, folder: Path, trial: TrialRow) -> dict[str, Any]:
     seed = int(trial.params["seed"])
     weights = trial.best if trial.state == "complete" else None
-    final = kept_measurement(comparison, folder, label, str(seed), weights) if weights else None
+    final = kept_result(comparison, folder, label, str(seed), weights) if weights else None
     return {**_trial(trial), "seed": seed, "weights": weights, "final": final}
 
 

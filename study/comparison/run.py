@@ -7,7 +7,6 @@ interrupted, or has finished, is simply run again.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from infra.provenance import provenance
 from infra.services import Services
 from infra.tracking.runs import Tracker
 from study.comparison.file import Comparison
-from study.comparison.record import UNMODIFIED, chosen, collect, kept_measurement, measurement_key, measurement_path
+from study.comparison.record import UNMODIFIED, chosen, collect, kept_result, result_path
 from study.comparison.report import comparison_table, write_comparison
 from study.console import Clock, wide_console
 from study.driver.run import run_study
@@ -30,6 +29,8 @@ from study.store.database import database_url
 from study.store.lease import owner_identity
 from study.store.store import StudyStore
 from study.tracking import EXPERIMENT
+from trainers.files import write_whole
+from trainers.schema.records import Weights
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _finish(
     while (step := next_step(comparison, database, folder)) is not None:
         clock(_progress(comparison, database, step))
         if step.study is None:
-            _measure(comparison, step, folder, clock)
+            _measure(comparison, step, folder, services.bucket, clock)
             continue
         _share_baseline(comparison, database, step.study)
         outcome = run_study(
@@ -112,7 +113,7 @@ def next_step(comparison: Comparison, database: str, folder: Path) -> Step | Non
     for label, repetition in repetitions.items():
         if StudyStore(database, repetition.name).load().state != "finished":
             return Step(label, study=repetition)
-    if kept_measurement(comparison, folder, UNMODIFIED, "", None) is None:
+    if kept_result(comparison, folder, UNMODIFIED, "", None) is None:
         return Step(UNMODIFIED, weights={"": None})
     for label, repetition in repetitions.items():
         trials = [trial for trial in StudyStore(database, repetition.name).trials() if trial.state == "complete"]
@@ -122,7 +123,7 @@ def next_step(comparison: Comparison, database: str, folder: Path) -> Step | Non
         missing = {
             seed: weights
             for seed, weights in every.items()
-            if weights and kept_measurement(comparison, folder, label, seed, weights) is None
+            if weights and kept_result(comparison, folder, label, seed, weights) is None
         }
         if missing:
             return Step(label, weights=missing)
@@ -151,26 +152,24 @@ def _progress(comparison: Comparison, database: str, step: Step) -> str:
     return f"== {what}; {done} of {total} runs done{left}"
 
 
-def _measure(comparison: Comparison, step: Step, folder: Path, clock: Clock) -> None:
+def _measure(comparison: Comparison, step: Step, folder: Path, bucket: str, clock: Clock) -> None:
     """Measure the step's checkpoints on the final sets; one file each, written whole."""
-    from study.evaluation.baseline import measure
+    from study.evaluation.executor import StudyExecutor
 
     spec = comparison.shared()
     assert step.weights is not None
-    found = measure(step.weights, spec.model, spec.data.final, spec.evaluate.final, spec.resources)
-    for seed, result in found.items():
-        weights = step.weights[seed]
-        path = measurement_path(folder, step.label, seed)
+    suite = spec.evaluate.final.suite("comparison", spec.data.final)
+    models = {
+        seed: None if kept is None else Weights(uri=kept["uri"], sha256=kept["sha256"])
+        for seed, kept in step.weights.items()
+    }
+    with StudyExecutor(spec.model, spec.resources, bucket, clock) as executor:
+        found = executor.measure(suite, models, f"  measuring {step.label}")
+    for seed, (result, _) in found.items():
+        path = result_path(comparison, folder, step.label, seed, step.weights[seed])
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = {
-            "key": measurement_key(comparison, weights),
-            "result": result,
-            "measured_ms": int(time.time() * 1000),
-            "provenance": provenance(),
-        }
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
+        kept = {"result": result, "measured_ms": int(time.time() * 1000), "provenance": provenance()}
+        write_whole(path, json.dumps(kept, indent=1).encode())
         name = f"{step.label} seed {seed}" if seed else step.label
         clock(f"  {name:<24} clean {result['clean_accuracy']:6.1%}  robust {result['robust_accuracy']:6.1%}")
 

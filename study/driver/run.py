@@ -36,7 +36,6 @@ from study.driver.messages import EVENTS, Notifier, message_of
 from study.driver.searcher import StudySearcher
 from study.driver.trial import run_trial
 from study.errors import LeaseLost, StudyFailed
-from study.evaluation.baseline import measure_unmodified
 from study.report.live import LiveReport
 from study.results.status import ALL_DONE
 from study.spec.config import StudyConfig
@@ -130,7 +129,7 @@ def run_study(
     heartbeat.start()
     state, message = "paused", "the driver was interrupted"
     try:
-        _prepare(store, token, say)
+        _prepare(store, token, bucket, say)
         reach("driver.prepared")
         driver = Driver(
             store=store, heartbeat=heartbeat, tracker=tracker, notifier=notifier, live=live, bucket=bucket,
@@ -209,7 +208,7 @@ def _acquire(store: StudyStore, say: Callable[[str], None]) -> int:
             time.sleep(1.0)
 
 
-def _prepare(store: StudyStore, token: int, say: Callable[[str], None]) -> None:
+def _prepare(store: StudyStore, token: int, bucket: str, say: Callable[[str], None]) -> None:
     """Once in a study's life: provenance, datasets disjoint, and the unmodified model's accuracies.
 
     Of the spec as it is now that the lease is ours: until then another terminal may replace it.
@@ -218,8 +217,10 @@ def _prepare(store: StudyStore, token: int, say: Callable[[str], None]) -> None:
     if study.provenance is None:
         store.set_study(token, provenance=provenance())
     if study.baseline is None:
+        from study.evaluation.executor import measure_unmodified  # imports torch, which a driver else never needs
+
         say("measuring the unmodified CLIP on the dev sets ...")
-        baseline = measure_unmodified(study.spec)
+        baseline = measure_unmodified(study.spec, bucket, say)
         store.set_study(token, baseline=baseline)
         say(f"unmodified CLIP: clean {baseline['clean_accuracy']:.1%}  robust {baseline['robust_accuracy']:.1%}")
 

@@ -20,7 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from study.errors import StudyFailed, UserError
 from study.evaluation.place import Place
@@ -29,7 +31,7 @@ from trainers.data import safe_name
 from trainers.evaluation.readings import READINGS
 from trainers.evaluation.record import DatasetFacts, EvaluationRecord, Finding
 from trainers.evaluation.summary import at_radii, clean_result
-from trainers.evaluation.verdicts import Verdicts, join_verdicts, unpack_verdicts
+from trainers.evaluation.verdicts import Verdicts, join_verdicts, packed_logits, unpack_verdicts
 from trainers.schema.attacks import AutoAttack, Composed, EvalAttackParameters
 from trainers.schema.suite import AttackAt
 from trainers.schema.units import eps_label
@@ -37,6 +39,7 @@ from trainers.schema.units import eps_label
 READERS = 8  # files read at a time
 FINDINGS = TypeAdapter(tuple[Finding, ...])
 Facts = dict[str, Any]
+Logits = tuple[Tensor, Tensor]  # fp32 [n, K] at the model's own scale, labels int64 [n]
 Content = TypeVar("Content")
 
 
@@ -113,6 +116,13 @@ class Ledger:
                 return join_verdicts([part for part, _ in pool.map(self._read, self.units(dataset, entry))])
         except (Damaged, FileNotFoundError) as error:
             raise StudyFailed(f"{error}: damaged since it was written; the same command computes it again") from error
+
+    def logits(self, dataset: str, entry: AttackAt) -> Logits:
+        """Of all images of the sample, where units were made with logits, from the files."""
+        units = self.units(dataset, entry)
+        label = self.verdicts(dataset, entry).label  # checks every byte
+        found = [self.place.read(_file(unit)) for unit in units]
+        return torch.cat([packed_logits(data) for data in found if data is not None]), label
 
     def record(self, dataset: str, entry: AttackAt, rows: bytes) -> EvaluationRecord | None:
         """The record that is there, if it is whole and `rows` are beside it."""

@@ -81,6 +81,23 @@ class Prefix:
         return f"{self.uri}/{name}" if name else self.uri
 
 
+class Aside:
+    """Reads what is in S3, writes beside it on the disk: for a dry run, which changes nothing."""
+
+    def __init__(self, shared: Place, own: Folder) -> None:
+        self.shared, self.own = shared, own
+
+    def read(self, name: str) -> bytes | None:
+        found = self.own.read(name)
+        return self.shared.read(name) if found is None else found
+
+    def write(self, name: str, data: bytes) -> None:
+        self.own.write(name, data)
+
+    def at(self, name: str = "") -> str:
+        return self.own.at(name)
+
+
 def place_at(out: str, name: str) -> Folder | Prefix:
     """The place called `name` below `out`, a folder or an s3:// address."""
     if out.startswith(S3):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainers.data import dataset_entry, safe_name
+from trainers.errors import UserError
 from trainers.evaluation.record import FORMAT, DatasetFacts, ModelFacts
 from trainers.schema.suite import AttackAt, Suite
 from trainers.schema.units import Frozen
@@ -91,6 +92,18 @@ def units(dataset: str, entry: AttackAt, images: int | None = None) -> tuple[Uni
         images = whole if entry.samples is None else min(entry.samples, whole)
     firsts = range(0, images, UNIT_IMAGES)
     return tuple(Unit(dataset, entry, number, min(UNIT_IMAGES, images - at)) for number, at in enumerate(firsts))
+
+
+def planned(suite: Suite) -> int:
+    """Units of a suite, before anybody has looked; a folder that only workers have counts as one."""
+
+    def number(dataset: str, entry: AttackAt) -> int:
+        try:
+            return len(units(dataset, entry))
+        except UserError:
+            return 1
+
+    return sum(number(dataset, entry) for dataset in suite.datasets for entry in suite.attacks)
 
 
 def cost(unit: Unit, num_classes: int) -> float:

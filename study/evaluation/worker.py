@@ -21,11 +21,13 @@ from torch import Tensor
 from study.artifacts.sources import use_s3_data
 from study.evaluation.units import UNIT_IMAGES, Looked, Unit, size
 from trainers.data import ImageSet, dataset_entry, load_dataset
+from trainers.data.prefetch import prefetched
 from trainers.errors import UserError
 from trainers.evaluation.measure import measure
+from trainers.evaluation.readings import Readings, read
 from trainers.evaluation.scorer import Scorer, exact, fitting_batch
 from trainers.evaluation.summary import dataset_facts
-from trainers.evaluation.verdicts import pack_verdicts, stratified_sample
+from trainers.evaluation.verdicts import Verdicts, pack_verdicts, stratified_sample
 from trainers.model.build import tokenizer_for
 from trainers.model.robust import RobustCLIP, class_embeddings
 from trainers.model.weights import load_weights
@@ -71,20 +73,23 @@ class EvaluationWorker:
             indices[size(at)] = tuple(_hash(part) for part in sample.split(UNIT_IMAGES))
         return Looked(facts=found, indices=indices).model_dump_json()
 
+    def hashes(self, dataset: str) -> list[str]:
+        """SHA-256 of every image."""
+        return self._images(dataset).image_hashes()
+
     def measure(
         self, unit: Unit, models: Models, suite: Mapping[str, Any], evaluation: str, batch_size: int | None
     ) -> bytes:
         """A unit's verdicts, with how they were made, as a file's bytes."""
-        started, clock = time.time(), time.monotonic()
-        image_set, whole = self._images(unit.dataset), Suite.model_validate(suite)
-        sample = stratified_sample(image_set.labels, unit.entry.samples, seed=whole.seed)
+        started = time.time(), time.monotonic()
+        whole = Suite.model_validate(suite)
+        image_set, index = self._part(unit, whole.seed)
         scorer = self._scorer(models.model, unit.dataset)
         original, surrogate = (
             None if sha256 is None else self._scorer(sha256, unit.dataset)
             for sha256 in (models.original, models.surrogate)
         )
         scorer.rows = 0
-        index = sample[unit.first : unit.first + UNIT_IMAGES]
         verdicts = self._fitting(
             batch_size or fitting_batch(scorer, tuple(image_set.images.shape[1:])),
             scorer.size,
@@ -93,18 +98,24 @@ class EvaluationWorker:
                 batch_size=size, original=original, surrogate=surrogate,
             ),
         )  # fmt: skip
-        facts = {
-            "evaluation": evaluation,
-            "unit": unit.name,
-            "content_sha256": image_set.content_hash,
-            "device": self._device_name(),
-            "micro_batch": scorer.size,
-            "images_forwarded": scorer.rows,
-            "worker": f"{socket.gethostname()}:{os.getpid()}",
-            "started_ms": int(1000 * started),
-            "seconds": round(time.monotonic() - clock, 3),
-        }
-        return pack_verdicts(verdicts, facts)
+        return pack_verdicts(verdicts, self._how(unit, evaluation, image_set, scorer, started))
+
+    def logits(
+        self, unit: Unit, models: Models, suite: Mapping[str, Any], evaluation: str, batch_size: int | None
+    ) -> bytes:
+        """As `measure` at a radius of zero, where an image's attacked form is the image itself, with its logits."""
+        started = time.time(), time.monotonic()
+        image_set, index = self._part(unit, int(suite["seed"]))
+        scorer = self._scorer(models.model, unit.dataset)
+        scorer.rows = 0
+        labels = image_set.labels[index].to(torch.int64)
+        with torch.no_grad(), exact(scorer.model):
+            parts = prefetched(image_set.images, index.split(scorer.size), self.device)
+            logits = torch.cat([scorer(scorer.pixels(part)) for part in parts])
+            clean = read(logits, labels.to(self.device), scorer.model.logit_scale)
+        verdicts = Verdicts(image_set.name, unit.entry.eps, index, labels, clean, Readings.stack([clean]))
+        facts = self._how(unit, evaluation, image_set, scorer, started)
+        return pack_verdicts(verdicts, facts, logits=logits.cpu())
 
     def check(
         self,
@@ -146,6 +157,28 @@ class EvaluationWorker:
                 if batch <= least:
                     raise UserError(f"{self._device_name()}: {batch} images do not fit into its memory") from error
                 batch = max(least, batch // 2)
+
+    def _part(self, unit: Unit, seed: int) -> tuple[ImageSet, Tensor]:
+        """The unit's dataset and the indices of its images."""
+        image_set = self._images(unit.dataset)
+        sample = stratified_sample(image_set.labels, unit.entry.samples, seed=seed)
+        return image_set, sample[unit.first : unit.first + UNIT_IMAGES]
+
+    def _how(
+        self, unit: Unit, evaluation: str, image_set: ImageSet, scorer: Scorer, started: tuple[float, float]
+    ) -> dict[str, Any]:
+        """What is remembered of how a unit was made; `started`: time of day, and of a clock that never jumps."""
+        return {
+            "evaluation": evaluation,
+            "unit": unit.name,
+            "content_sha256": image_set.content_hash,
+            "device": self._device_name(),
+            "micro_batch": scorer.size,
+            "images_forwarded": scorer.rows,
+            "worker": f"{socket.gethostname()}:{os.getpid()}",
+            "started_ms": int(1000 * started[0]),
+            "seconds": round(time.monotonic() - started[1], 3),
+        }
 
     def _images(self, dataset: str) -> ImageSet:
         return load_dataset(dataset, path="datasets")

@@ -9,7 +9,6 @@ from typing import Any
 from study.models.card_figure import FIGURE, draw_card
 from study.models.manifest import Calibration, Manifest, SetCalibration
 from study.results.ranking import Measurement
-from study.spec.evaluation import entries
 from study.statistics import METRICS
 from study.tracking import flat
 from trainers.evaluation.record import wilson
@@ -84,7 +83,7 @@ def _results(manifest: Manifest) -> str:
 
 def _setting(manifest: Manifest) -> str:
     how = manifest.measured_with
-    attacks = " and ".join(entry.label.upper() for entry in entries(how))
+    attacks = " and ".join(entry.label.upper() for entry in how.attacks)
     return (
         "Zero-shot accuracy on sets that neither the fine-tuning nor the search saw, beside the unmodified CLIP (the "
         "same weights before fine-tuning) on the same images, with Wilson's 95 % intervals for the number of images. "
@@ -177,10 +176,10 @@ def _recipe(manifest: Manifest) -> str:
 
 
 def _data(manifest: Manifest) -> str:
-    data = manifest.config["data"]
+    config = manifest.config
     rows = [
-        ("fine-tuning", data["train"]),
-        ("dev: the search looked here", ", ".join(data["dev"])),
+        ("fine-tuning", config["data"]["train"]),
+        ("dev: the search looked here", ", ".join(config["evaluate"]["datasets"])),
         ("confirm: chosen and gated here", ", ".join(manifest.own("confirm")["datasets"])),
         ("final: reported above", ", ".join(manifest.own("final")["datasets"])),
     ]

@@ -14,10 +14,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from infra.errors import ServiceError
 from study.results.ranking import Measurement
-from study.spec.evaluation import FinalEvaluation
 from study.statistics import METRICS
 from trainers.errors import nearest
 from trainers.schema.records import Weights
+from trainers.schema.suite import Suite
 from trainers.schema.training import Metric
 from trainers.schema.units import Frozen
 
@@ -111,7 +111,7 @@ class Draft(Frozen):
     confirm: dict[str, Measurement] = Field(description="measured model -> accuracies on the confirm sets")
     final: dict[str, Measurement]
     final_accesses: int = Field(description="looks of the study at its final sets, this one included")
-    measured_with: FinalEvaluation
+    measured_with: Suite = Field(description="on the final sets")
     evaluation: dict[str, str] = Field(description="role -> SHA-256 of everything that decides the verdicts")
     gates: tuple[Gate, ...]
     forced: str | None = Field(description="why it was promoted against its gates")

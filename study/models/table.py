@@ -195,13 +195,16 @@ def _accuracies(role: str, result: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+SETS = ("data.", "evaluate.datasets")
+
+
 def _sections(
     what: dict[str, Any], config: Mapping[str, Any], inputs: Mapping[str, Any], numbers: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     paths = flat(config)
-    data = {path: value for path, value in paths.items() if path.startswith("data.")}
+    data = {path: value for path, value in paths.items() if path.startswith(SETS)}
     data |= {f"content of {name}": value for name, value in inputs.items() if value}
-    plain = {path: value for path, value in paths.items() if not path.startswith("data.")}
+    plain = {path: value for path, value in paths.items() if not path.startswith(SETS)}
     return {"what": what, "configuration": plain, "data": data, "numbers": numbers}
 
 

@@ -37,7 +37,9 @@ from trainers.model.weights import (
     read_metadata,
     save_weights,
 )
-from trainers.schema.training import EvalAttack, EvalConfig, ModelConfig
+from trainers.schema.attacks import PGD
+from trainers.schema.suite import AttackAt, Suite
+from trainers.schema.training import ModelConfig
 
 
 def say(text: str) -> None:
@@ -134,7 +136,8 @@ def _alphas(text: str) -> list[float]:
     return values
 
 
-def _measuring(on: str | None, eps: str, samples: int | None) -> tuple[list[str], EvalConfig]:
+def _measuring(on: str | None, eps: str, samples: int | None) -> Suite | None:
+    """What is measured on the datasets, if any are given."""
     names = [name.strip() for name in (on or "").split(",") if name.strip()]
     for name in names:
         if not name.startswith("folder:"):
@@ -142,11 +145,12 @@ def _measuring(on: str | None, eps: str, samples: int | None) -> tuple[list[str]
     if problems := data.not_ready({f"--on: {name}": name for name in names}):
         raise UserError("\n".join(problems))
     try:
-        attack = EvalAttack.model_validate({"eps": [part.strip() for part in eps.split(",")], "steps": 10})
+        radii = [part.strip() for part in eps.split(",")]
+        attack = AttackAt.model_validate({"attack": PGD(steps=10), "eps": radii, "samples": samples})
     except ValidationError as error:
         rule = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError(f"--eps: {eps!r}: {rule}") from None
-    return names, EvalConfig(protocol="strict", attack=attack, samples=samples)
+    return Suite(name="interpolation", datasets=tuple(names), attacks=(attack,)) if names else None
 
 
 def _origin(path: Path, arch: str) -> str:
@@ -162,7 +166,7 @@ def interpolate_files(
 ) -> dict[str, Any]:
     """Write a weights file for every alpha and, if datasets are given, measure each; what was done, as JSON values."""
     shares = _alphas(alphas)
-    names, config = _measuring(on, eps, samples)
+    suite = _measuring(on, eps, samples)
     paths = {alpha: out / f"alpha-{alpha:g}.safetensors" for alpha in shares}
     for path in paths.values():
         _check_free(path)
@@ -184,25 +188,24 @@ def interpolate_files(
         rows.append({"alpha": alpha, "file": str(path), "sha256": hash_file(path)})
         say(f"written    {path}")
     found = {"arch": describe(far).arch, **sources, "files": rows}
-    if names:
+    if suite is not None:
         use_s3_data()
-        measured = _measure(near, far, sorted({0.0, 1.0, *shares}), names, config)
-        found["evaluation"] = config.model_dump(mode="json")
+        measured = _measure(near, far, sorted({0.0, 1.0, *shares}), suite)
+        found["evaluation"] = suite.model_dump(mode="json")
         found["measured"] = [{"alpha": alpha, **result} for alpha, result in measured.items()]
     return found
 
 
-def _measure(
-    near: nn.Module, far: nn.Module, alphas: Sequence[float], names: list[str], config: EvalConfig
-) -> dict[float, Measurement]:
+def _measure(near: nn.Module, far: nn.Module, alphas: Sequence[float], suite: Suite) -> dict[float, Measurement]:
     """Every alpha on every set, with a line of progress for each."""
     device = "cuda" if torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
     started = time.monotonic()
     results: dict[float, Measurement] = {}
     for done, alpha in enumerate(alphas, 1):
-        sets = evaluate_sets(interpolate(near, far, alpha), names, config, device=device)
+        sets = evaluate_sets(interpolate(near, far, alpha), suite, device=device)
         scores = {
-            name: {eps: score.model_dump(mode="json") for eps, score in sets[name].scores().items()} for name in names
+            name: {eps: score.model_dump(mode="json") for eps, score in each.scores().items()}
+            for name, each in sets.items()
         }
         results[alpha] = summary(scores)
         clean, fooled = (percent(results[alpha][key]) for key in ("clean_accuracy", "robust_accuracy"))

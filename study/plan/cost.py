@@ -13,11 +13,11 @@ from typing import Any
 from study.evaluation.units import units
 from study.plan.rate import Rate
 from study.spec.config import StudyConfig
-from study.spec.evaluation import entries
+from study.spec.evaluation import Selection
 from trainers.data import dataset_entry
 from trainers.objectives import METHODS, Objective
 from trainers.schema.suite import AttackAt, Protocol, Suite
-from trainers.schema.training import AttackConfig, EvalConfig
+from trainers.schema.training import AttackConfig
 from trainers.schema.units import eps_label
 
 
@@ -137,9 +137,9 @@ def study_passes(spec: StudyConfig) -> dict[str, int]:
     }
 
 
-def _evaluation(datasets: Sequence[str], config: EvalConfig) -> int:
+def _evaluation(datasets: Sequence[str], config: Selection) -> int:
     """Of one model on these sets, at most."""
-    suite = Suite(name="study", datasets=tuple(datasets), attacks=entries(config), protocol=config.protocol)
+    suite = config.suite("study", datasets)
     return sum(cost_of(suite, Assumed(), None)["total"]["at_most"].values())
 
 

@@ -256,7 +256,8 @@ def plan_text(plan: dict[str, Any]) -> str:
             f"  storage       {measured['bytes'] / 1e6:.3g} MB of checkpoints: {kept:.3g} MB a trial",
         ]
     else:
-        lines.append("  cost          not known yet: no full-length trial of this model, data and length was measured")
+        missing = "no full-length trial of this model, data and length has been measured"
+        lines.append(f"  cost          not known yet: {missing}")
     lines += first_lines(plan)
     lines.append("  writes")
     lines += [f"    {what:<16} {where}" for what, where in plan["writes"].items()]

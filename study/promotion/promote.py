@@ -149,8 +149,8 @@ def _ship(case: Case, known: Known, promotion: Promotion) -> Manifest:
     files: dict[str, bytes] = {}
     evaluation: dict[str, str] = {}
     for role in ("confirm", "final"):
-        files |= prover.files(role, known.label, known.weights)
-        evaluation[role] = prover.evaluation_of(role, known.label, known.weights)
+        files |= prover.files(role, known.weights)
+        evaluation[role] = prover.evaluation_of(role, known.weights)
     draft = _draft(case, known, promotion, evaluation)
     prover.rest()  # another promotion, or whoever measures more now, needs the workers' cores
     if site.extra_facts is not None:
@@ -190,7 +190,7 @@ def _draft(case: Case, known: Known, promotion: Promotion, evaluation: dict[str,
         confirm=promotion.confirm,
         final=promotion.final,
         final_accesses=promotion.final_accesses,
-        measured_with=case.spec.evaluate.final,
+        measured_with=case.spec.evaluate.final.suite("final", case.spec.data.final),
         evaluation=evaluation,
         gates=promotion.gates,
         forced=promotion.forced,

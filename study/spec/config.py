@@ -11,13 +11,13 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from study.errors import UserError
 from study.spec.dimension import Dimension
-from study.spec.evaluation import FinalEvaluation
+from study.spec.evaluation import FinalEvaluation, Selection
 from study.spec.promotion import FloorText, PromoteConfig, parse_floor
 from study.spec.space import parse_space
 from trainers.errors import nearest
 from trainers.objectives import MethodConfig
 from trainers.schema.presets import PRESETS
-from trainers.schema.training import AttackConfig, DataConfig, EvalConfig, Goal, Metric, ModelConfig, TrainConfig
+from trainers.schema.training import AttackConfig, DataConfig, Goal, Metric, ModelConfig, TrainConfig
 from trainers.schema.units import Frozen
 
 
@@ -44,7 +44,7 @@ class StudyData(Frozen):
 class StudyEvaluation(Frozen):
     """Evaluations that are the same for every trial, whatever it trains with."""
 
-    select: EvalConfig = Field(default_factory=EvalConfig, description="after every epoch, on the dev sets")
+    select: Selection = Field(default_factory=Selection, description="after every epoch, on the dev sets")
     final: FinalEvaluation = Field(
         default_factory=FinalEvaluation, description="at promotion, on confirm and final sets"
     )
@@ -201,8 +201,8 @@ class StudyConfig(Frozen):
     def base(self, goal: Goal | None = None) -> dict[str, Any]:
         """A trial's configuration before sampled values are put in, as plain JSON values."""
         parts = self.model_dump(mode="json", include={"model", "method", "attack", "train", "seed"})
-        data = DataConfig(train=self.data.train, dev=self.data.dev).model_dump(mode="json")
-        select = self.evaluate.select.model_dump(mode="json")
+        data = DataConfig(train=self.data.train).model_dump(mode="json")
+        select = self.evaluate.select.suite("dev", self.data.dev).model_dump(mode="json")
         return {**parts, "data": data, "evaluate": select, "goal": (goal or Goal()).model_dump(mode="json")}
 
     def renamed(self, name: str) -> StudyConfig:

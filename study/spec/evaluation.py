@@ -1,19 +1,55 @@
-"""The evaluation of confirm and final sets: one attack, or several, which an image must all survive. No torch."""
+"""An evaluation as a study file says it, in short; everything below the study file sees the `Suite` made of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from trainers.schema.attacks import PGD
-from trainers.schema.suite import AttackAt, Suite, problems
-from trainers.schema.training import EvalConfig
+from trainers.schema.suite import AttackAt, Protocol, Suite, problems
+from trainers.schema.units import Fraction, Frozen, Length, OfEps
 
 
-class FinalEvaluation(EvalConfig):
-    """An `EvalConfig`, or `attacks` as in a suite instead of its one `attack`.
+class StudyAttack(Frozen):
+    """The attack under which every trial is measured, whatever it trains with."""
+
+    name: Literal["pgd"] = Field(default="pgd", description="attack name")
+    eps: tuple[Fraction, ...] = Field(default=(1 / 255,), min_length=1, description="L-inf radii, pixels in [0, 1]")
+    step_size: Length | OfEps = Field(default=OfEps(of_eps=0.25), description="PGD step, absolute or a multiple of eps")
+    steps: int = Field(default=10, ge=1, le=10000, description="number of PGD steps")
+
+    @model_validator(mode="after")
+    def _radii(self) -> StudyAttack:
+        for eps in self.eps:
+            if not 0 <= eps <= 1:
+                raise ValueError(f"eps {eps:g}: a radius is between 0 and 1, pixels being in [0, 1]; write 4/255")
+        return self
+
+
+class Selection(Frozen):
+    """One evaluation: protocol, attack, and how many images of each set."""
+
+    protocol: Protocol = Field(
+        default="strict", description="strict: fooled if any iterate fools; paper: every image attacked, final iterate"
+    )
+    attack: StudyAttack = Field(default=StudyAttack(), description="the attack")
+    samples: int | None = Field(default=None, ge=1, description="images per set, class-stratified; null = all")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of sample and attack starts, one for all trials")
+
+    def suite(self, name: str, datasets: Sequence[str]) -> Suite:
+        """The evaluation on these sets."""
+        attacks, sets = self._attacks(), tuple(dict.fromkeys(datasets))
+        return Suite(name=name, datasets=sets, attacks=attacks, protocol=self.protocol, seed=self.seed)
+
+    def _attacks(self) -> tuple[AttackAt, ...]:
+        attack = PGD(steps=self.attack.steps, step_size=self.attack.step_size)
+        return (AttackAt(attack=attack, eps=tuple(dict.fromkeys(self.attack.eps)), samples=self.samples),)
+
+
+class FinalEvaluation(Selection):
+    """A `Selection`, or `attacks` as in a suite instead of its one `attack`.
 
     With several, an image is robust at a radius if none of the attacks at that radius fools it; only images that all
     of them were run on count.
@@ -28,7 +64,7 @@ class FinalEvaluation(EvalConfig):
     def _one_way_to_say_it(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and given.get("attacks") and "attack" in given:
             attack = given["attack"]
-            default = EvalConfig().attack.model_dump(mode="json")
+            default = StudyAttack().model_dump(mode="json")
             plain = attack if isinstance(attack, Mapping) else getattr(attack, "model_dump", dict)(mode="json")
             if dict(plain) != default:  # the default is what a stored study spells out
                 raise ValueError("write attack, or attacks, but not both")
@@ -43,14 +79,13 @@ class FinalEvaluation(EvalConfig):
             raise ValueError("attacks: transfer needs another model to make its images on; use `agft evaluate`")
         return self
 
-
-def entries(config: EvalConfig) -> tuple[AttackAt, ...]:
-    """The attacks of an evaluation as a suite has them; `samples` bounds each one's."""
-    several = config.attacks if isinstance(config, FinalEvaluation) else ()
-    if not several:
-        attack = PGD(steps=config.attack.steps, step_size=config.attack.step_size)
-        return (AttackAt(attack=attack, eps=tuple(dict.fromkeys(config.attack.eps)), samples=config.samples),)
-    return tuple(entry.model_copy(update={"samples": _fewer(entry.samples, config.samples)}) for entry in several)
+    def _attacks(self) -> tuple[AttackAt, ...]:
+        """`samples` bounds each one's."""
+        if not self.attacks:
+            return super()._attacks()
+        return tuple(
+            entry.model_copy(update={"samples": _fewer(entry.samples, self.samples)}) for entry in self.attacks
+        )
 
 
 def _fewer(one: int | None, other: int | None) -> int | None:
@@ -59,8 +94,4 @@ def _fewer(one: int | None, other: int | None) -> int | None:
 
 def suite_problems(config: FinalEvaluation, datasets: Sequence[str]) -> list[str]:
     """What keeps the attacks from being run on these sets (too few classes for a loss), one line each."""
-    return [
-        text
-        for text in problems(Suite(name="final", datasets=tuple(dict.fromkeys(datasets)), attacks=entries(config)))
-        if text.startswith("attacks.")
-    ]
+    return [text for text in problems(config.suite("final", datasets)) if text.startswith("attacks.")]

@@ -9,24 +9,24 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from tests.small import image_set, small_clip, use_small_sets
+from tests.small import image_set, pgd_suite, small_clip, use_small_sets
 from trainers import distributed
 from trainers.evaluation.measure import evaluate, evaluate_sets
 from trainers.evaluation.verdicts import SetResult, count, gather
 from trainers.model.build import tokenizer_for
 from trainers.model.robust import RobustCLIP, class_embeddings
 from trainers.model.weights import load_weights, save_weights
-from trainers.schema.training import EvalAttack, EvalConfig
+from trainers.schema.suite import Suite
 
 every_protocol = pytest.mark.parametrize("protocol", ["strict", "paper"])
 EPS = (0.0, 1 / 255, 4 / 255, 16 / 255)
 
 
-def settings(protocol: str, steps: int = 3, eps: tuple[float, ...] = EPS) -> EvalConfig:
-    return EvalConfig(protocol=protocol, attack=EvalAttack(eps=eps, steps=steps))  # type: ignore[arg-type]
+def settings(protocol: str, steps: int = 3, eps: tuple[float, ...] = EPS) -> Suite:
+    return pgd_suite("small-dev", "small-other", eps=eps, steps=steps, protocol=protocol)
 
 
-def measured(config: EvalConfig, rank: int = 0, world_size: int = 1) -> SetResult:
+def measured(config: Suite, rank: int = 0, world_size: int = 1) -> SetResult:
     """A random model that reads tints: class embeddings are its own embeddings of plain tints."""
     model, images = RobustCLIP(small_clip()), image_set("set", 61)
     with torch.no_grad():
@@ -68,14 +68,14 @@ def test_strict_finds_at_least_what_the_same_attacks_last_iterate_finds() -> Non
 def test_named_sets_are_measured_with_their_own_prompts(tmp_path: Path) -> None:
     use_small_sets()
     clip = small_clip()
-    results = evaluate_sets(clip, ["small-dev", "small-other"], settings("strict", eps=(2 / 255,)))
+    results = evaluate_sets(clip, settings("strict", eps=(2 / 255,)))
     assert {name: result.n for name, result in results.items()} == {"small-dev": 50, "small-other": 41}
     images = image_set("small-dev", 50, seed=2)
     classes = class_embeddings(clip, images.prompts(), tokenizer_for(clip))
     again = evaluate(RobustCLIP(clip), images, classes, settings("strict", eps=(2 / 255,)))
     assert count(again) == results["small-dev"]
     reloaded = load_weights(save_weights(tmp_path / "w.safetensors", clip))
-    assert evaluate_sets(reloaded, ["small-dev"], settings("strict", eps=(2 / 255,)))["small-dev"] == count(again)
+    assert evaluate_sets(reloaded, settings("strict", eps=(2 / 255,)))["small-dev"] == count(again)
 
 
 def _worker(rank: int, folder: str) -> None:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from study.cli.main import main
 from tests.miniatures import MINIATURES, row
-from tests.small import SMALL_SETS, image_set, small_clip, trial, use_small_sets
+from tests.small import SMALL_SETS, image_set, pgd_suite, small_clip, trial, use_small_sets
 from trainers import data
 from trainers.data.base import DatasetEntry, Files, RawSet
 from trainers.data.prepared.prepare import prepare
@@ -24,7 +24,7 @@ from trainers.data.prepared.shards import ShardedImages
 from trainers.data.stored import load_stored
 from trainers.model.weights import save_weights
 from trainers.schema.records import Decision
-from trainers.schema.training import DataConfig, OptimizerConfig, TrainConfig
+from trainers.schema.training import OptimizerConfig, TrainConfig
 from trainers.training.loop import train
 
 NAMES = ("small-train", "small-dev")
@@ -69,7 +69,7 @@ def run(workdir: Path, weights: Path, *, cached: bool = False) -> tuple[dict[str
     settings = TrainConfig(
         epochs=2, batch_size=40, optimizer=OptimizerConfig(lr=3e-3), threads=1, accumulation=2, teacher_cache=cached
     )
-    config = trial(weights, train=settings, data=DataConfig(train="small-train", dev=("small-dev",)))
+    config = trial(weights, train=settings, evaluate=pgd_suite("small-dev", eps=("2/255", "8/255"), steps=2))
     result = train(config, report=lambda _: Decision.CONTINUE, workdir=workdir)
     found = [(each.train_loss, each.clean_accuracy, each.robust_accuracy) for each in result.history]
     return load_file(workdir / "latest.safetensors"), found

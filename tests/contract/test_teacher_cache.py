@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
 from study.artifacts.checkpoints import SharedPrefix
-from tests.small import image_set, small_clip, trial, use_small_sets
+from tests.small import image_set, pgd_suite, small_clip, trial, use_small_sets
 from trainers.data import ImageSet
 from trainers.evaluation.scorer import embed_images
 from trainers.files import FileLock
@@ -409,7 +409,12 @@ def test_training_with_and_without_the_cache_has_the_same_losses(weights: Path, 
         fields = TrainConfig(
             epochs=2, batch_size=64, optimizer=OptimizerConfig(lr=3e-3), threads=1, teacher_cache=cached
         )
-        config = trial(weights, train=fields, data={"train": "small-large", "dev": ["small-dev"]})
+        config = trial(
+            weights,
+            train=fields,
+            data={"train": "small-large"},
+            evaluate=pgd_suite("small-dev", eps=("2/255", "8/255"), steps=2),
+        )
         train(
             config,
             report=lambda _: Decision.CONTINUE,

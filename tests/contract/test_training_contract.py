@@ -14,12 +14,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import multiprocessing
 
-from tests.small import small_clip, trial, use_small_sets
+from tests.small import pgd_suite, small_clip, trial, use_small_sets
 from trainers.errors import UnknownName
 from trainers.evaluation.measure import evaluate_sets
 from trainers.model.weights import CheckpointError, export_open_clip, load_weights, read_metadata, save_weights
 from trainers.schema.records import Decision, EpochRecord, Progress, TrainResult
-from trainers.schema.training import EvalAttack, EvalConfig, Goal, OptimizerConfig, TrainConfig
+from trainers.schema.training import Goal, OptimizerConfig, TrainConfig
 from trainers.training.loop import train
 from trainers.training.run import epoch_order
 from trainers.training.state import load_state
@@ -131,7 +131,7 @@ def test_the_best_weights_reproduce_the_best_epochs_counts_also_through_plain_op
     assert result.best_weights is not None
     assert result.best is not None
     assert read_metadata(result.best_weights)["epoch"] == result.best.epoch
-    results = evaluate_sets(load_weights(result.best_weights), ["small-dev", "small-other"], trial(weights).evaluate)
+    results = evaluate_sets(load_weights(result.best_weights), trial(weights).evaluate)
     assert {name: found.scores() for name, found in results.items()} == result.best.datasets
     folder = export_open_clip(result.best_weights, tmp_path / "export")
     plain = open_clip.create_model(f"local-dir:{folder}")
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_is_raised_with_its_parts(weights: Path, tmp_p
 
 
 def test_an_unknown_dataset_is_named_with_its_place(weights: Path, tmp_path: Path) -> None:
-    config = trial(weights, data={"train": "small-train", "dev": ["small-dev", "smal-other"]})
+    config = trial(weights, evaluate=pgd_suite("small-dev", "smal-other", eps=("2/255",), steps=2))
     with pytest.raises(UnknownName, match=r"data\.dev\.1: 'smal-other' is not known; did you mean 'small-other'"):
         train(config, report=keep([]), workdir=tmp_path)
 
@@ -237,7 +237,7 @@ def short(weights: Path) -> TrialConfig:
     return trial(
         weights,
         train=TrainConfig(epochs=2, batch_size=19, optimizer=OptimizerConfig(lr=3e-3), threads=1),
-        evaluate=EvalConfig(attack=EvalAttack(eps=("2/255",), steps=2)),
+        evaluate=pgd_suite("small-dev", "small-other", eps=("2/255",), steps=2),
     )
 
 

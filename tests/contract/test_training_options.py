@@ -15,7 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, multiprocessing
 
-from tests.small import small_clip, small_resnet_clip, trial, use_small_sets
+from tests.small import pgd_suite, small_clip, small_resnet_clip, trial, use_small_sets
 from trainers.errors import UserError
 from trainers.evaluation.measure import evaluate_sets
 from trainers.model.pretrained import load_clip
@@ -74,7 +74,12 @@ def assert_close(left: Steps, right: Steps, rel: float) -> None:
 def twenty_steps(weights: Path, **changes: Any) -> TrialConfig:
     """20 updates of batch 64."""
     fields = {"epochs": 2, "batch_size": 64, "samples_per_epoch": 640, "threads": 1, **changes}
-    return trial(weights, train=fields, data={"train": "small-large", "dev": ["small-other"]})
+    return trial(
+        weights,
+        train=fields,
+        data={"train": "small-large"},
+        evaluate=pgd_suite("small-other", eps=("2/255", "8/255"), steps=2),
+    )
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -162,7 +167,7 @@ def test_the_average_of_the_weights_is_measured_and_kept(weights: Path, tmp_path
         assert torch.equal(kept[name], state[f"update/average/{number}"])
         assert not torch.equal(kept[name], state[f"model/{name}"])
     assert result.best is not None
-    found = evaluate_sets(load_weights(tmp_path / "best.safetensors"), list(config.data.dev), config.evaluate)
+    found = evaluate_sets(load_weights(tmp_path / "best.safetensors"), config.evaluate)
     assert {name: counts.scores() for name, counts in found.items()} == result.best.datasets
 
 

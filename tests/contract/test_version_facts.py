@@ -14,7 +14,7 @@ from infra.services import Services
 from study.evaluation.calibration import version_facts
 from study.models.card import card_files
 from study.models.manifest import Manifest
-from tests.shipped import CONFIG, manifest_of, measured
+from tests.shipped import CONFIG, FINAL, manifest_of, measured
 from trainers.data import load_dataset
 from trainers.model.pretrained import load_clip
 from trainers.model.weights import save_weights
@@ -42,12 +42,12 @@ def test_the_calibration_of_the_unmodified_clip_beside_itself_is_the_same(
     stored = storage.put_file(path, f"{prefix}/w.safetensors")
     sets = ("tiny-digits", "tiny-colors")
     manifest = manifest_of(
-        config={**CONFIG, "model": model, "data": {"train": "tiny-color-shapes", "dev": ["tiny-shapes"]}},
+        config={**CONFIG, "model": model, "evaluate": {"datasets": ["tiny-shapes"]}},
         confirm={label: measured(9, 5, sets[1], total=10) for label in ("unmodified CLIP", "trial 3")},
         final={label: measured(9, 5, sets[0], total=10) for label in ("unmodified CLIP", "trial 3")},
-        measured_with={"protocol": "strict", "samples": 64, "seed": 0, "attack": {"eps": ["4/255"], "steps": 4}},
+        measured_with={**FINAL, "datasets": sets[:1], "attacks": [{**FINAL["attacks"][0], "samples": 64}]},
     )  # fmt: skip
-    found = version_facts(manifest, Weights(uri=stored.uri, sha256=stored.sha256 or ""))
+    found = version_facts(manifest, Weights(uri=stored.uri, sha256=stored.sha256 or ""), say=print)
     assert found.inputs == {name: load_dataset(name).content_hash for name in sets}
     assert found.calibration is not None
     own, clip = found.calibration.model, found.calibration.unmodified

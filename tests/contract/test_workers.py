@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import ray
 
+from tests.small import pgd_suite
 from trainers.objectives import METHODS
-from trainers.schema.training import AttackConfig, DataConfig, EvalAttack, EvalConfig, ModelConfig, TrainConfig
+from trainers.schema.training import AttackConfig, DataConfig, ModelConfig, TrainConfig
 from trainers.trial_config import TrialConfig
 from trainers.wiring import Restored, Wiring
 
@@ -44,11 +45,13 @@ def config(lr: float) -> dict[str, Any]:
         model=ModelConfig(arch="tiny-clip", pretrained="bundled"),
         method=METHODS["agft"](name="agft", clean_weight=0.5),
         attack=AttackConfig(eps=4 / 255),
-        data=DataConfig(train="tiny-color-shapes", dev=("tiny-shapes", "tiny-digits")),
+        data=DataConfig(train="tiny-color-shapes"),
         train=TrainConfig(
             epochs=1, batch_size=64, samples_per_epoch=640, optimizer={"name": "sgd", "lr": lr}, warmup=0
         ),
-        evaluate=EvalConfig(attack=EvalAttack(eps=(2 / 255, 4 / 255), steps=3), samples=101),  # odd: shares differ
+        evaluate=pgd_suite(
+            "tiny-shapes", "tiny-digits", eps=(2 / 255, 4 / 255), steps=3, samples=101
+        ),  # odd: shares differ
     ).model_dump(mode="json")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from study.comparison.file import Comparison, load_comparison, parse_comparison
-from study.comparison.record import UNMODIFIED, collect, conclude, measurement_key, measurement_path
+from study.comparison.record import UNMODIFIED, collect, conclude, result_path
 from study.comparison.report import attack_text, markdown, write_comparison
 from study.comparison.run import next_step
 from study.errors import StudyFileError, UserError
@@ -462,10 +462,10 @@ def finish(url: str, study: StudyConfig, robust: dict[int, float]) -> None:
 
 def measured(comparison: Comparison, folder: Path, label: str, seed: str, weights: Any) -> None:
     """Keep a measurement, as the command would."""
-    path = measurement_path(folder, label, seed)
+    path = result_path(comparison, folder, label, seed, weights)
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"clean_accuracy": 0.8, "robust_accuracy": 0.3, "datasets": {"tiny-letters": {"4/255": score(0.3)}}}
-    path.write_text(json.dumps({"key": measurement_key(comparison, weights), "result": result}))
+    path.write_text(json.dumps({"result": result}))
 
 
 def test_what_is_left_to_do_is_read_from_the_store_and_the_kept_measurements(tmp_path):
@@ -497,6 +497,8 @@ def test_what_is_left_to_do_is_read_from_the_store_and_the_kept_measurements(tmp
     record = collect(comparison, url, folder)
     assert record["methods"]["sharp"]["chosen"]["trial"] == 1, "the best by the goal"
     assert [run["seed"] for run in record["methods"]["agft"]["runs"]] == [101, 102, 103]
+    last = collect(comparison, url, folder)["methods"]["agft"]["runs"][-1]
+    result_path(comparison, folder, "agft", "103", last["weights"]).unlink()
     measured(comparison, folder, "agft", "103", {"sha256": "another checkpoint"})
     assert set(step().weights) == {"103"}, "a measurement of other weights does not count"
 

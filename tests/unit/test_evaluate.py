@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.small import FlatCLIP, image_set, small_clip
+from tests.small import FlatCLIP, image_set, pgd_suite, small_clip
 from trainers.attacks import pgd
 from trainers.data.base import ImageSet
 from trainers.draws import noise
@@ -15,7 +15,7 @@ from trainers.evaluation.measure import evaluate, random_noise
 from trainers.evaluation.readings import READINGS
 from trainers.evaluation.verdicts import Verdicts, count, gather, join_verdicts, stratified_sample
 from trainers.model.robust import RobustCLIP, exact_math
-from trainers.schema.training import EvalAttack, EvalConfig
+from trainers.schema.suite import Suite
 
 
 def fitted() -> tuple[RobustCLIP, Tensor, ImageSet]:
@@ -27,8 +27,8 @@ def fitted() -> tuple[RobustCLIP, Tensor, ImageSet]:
     return model, model.unit(means), images
 
 
-def config(*eps: str | float, steps: int = 3, protocol: str = "strict", samples: int | None = None) -> EvalConfig:
-    return EvalConfig(protocol=protocol, attack=EvalAttack(eps=eps, steps=steps), samples=samples)  # type: ignore[arg-type]
+def config(*eps: str | float, steps: int = 3, protocol: str = "strict", samples: int | None = None) -> Suite:
+    return pgd_suite("set", eps=eps, steps=steps, samples=samples, protocol=protocol)
 
 
 def equal(a: Verdicts, b: Verdicts) -> bool:
@@ -156,4 +156,3 @@ def test_the_protocol_and_the_seed_are_those_of_the_configuration() -> None:
     found = evaluate(model, images, classes, settings)
     assert torch.equal(found.index, stratified_sample(images.labels, 30, seed=3))
     assert not torch.equal(found.index, stratified_sample(images.labels, 30, seed=0))
-    assert equal(evaluate(model, images, classes, config("4/255", samples=30), seed=3), found)

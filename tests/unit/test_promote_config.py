@@ -17,7 +17,7 @@ from study.cli.main import main
 from study.errors import StudyFileError
 from study.plan.cost import study_passes
 from study.spec.config import StudyConfig, load_canonical
-from study.spec.evaluation import FinalEvaluation, entries
+from study.spec.evaluation import FinalEvaluation, Selection
 from study.spec.files import load_policy, parse_study
 from study.spec.promotion import SanityGate
 from study.store import requests as promotion_rows
@@ -25,7 +25,6 @@ from study.store.database import engine_for
 from study.store.store import StudyStore
 from tests.promoted import STUDY, finished_study
 from trainers.evaluation.sanity.checks import CHECKS
-from trainers.schema.training import EvalConfig
 
 THERE = {"uri": "s3://agft/x", "sha256": "0" * 64}
 
@@ -48,16 +47,17 @@ def test_one_attack_is_said_as_before_and_comes_back_from_the_store():
     spec = study()
     assert load_canonical(spec.canonical()) == spec
     assert spec.evaluate.final.attack.steps == 4
-    [entry] = entries(spec.evaluate.final)
+    [entry] = spec.evaluate.final.suite("final", spec.data.final).attacks
     assert (entry.label, entry.samples) == ("pgd-4", 96)
-    assert entries(EvalConfig()) == entries(FinalEvaluation()), "an evaluation without `attacks` is the plain one"
+    plain, final = (each().suite("s", ["tiny-digits"]) for each in (Selection, FinalEvaluation))
+    assert plain == final, "an evaluation without `attacks` is the plain one"
 
 
 def test_several_attacks_are_a_suites_and_come_back_from_the_store():
     attacks = [{"attack": {"name": "pgd", "steps": 20}, "eps": ["4/255"]},
                {"attack": {"name": "apgd"}, "eps": ["4/255", "8/255"], "samples": 50}]  # fmt: skip
     spec = study(evaluate=final(attacks=attacks, samples=200))
-    assert [(entry.label, entry.samples) for entry in entries(spec.evaluate.final)] == [
+    assert [(entry.label, entry.samples) for entry in spec.evaluate.final.suite("final", spec.data.final).attacks] == [
         ("pgd-20", 200),
         ("apgd-100", 50),
     ]

@@ -7,7 +7,7 @@ keyed by the image's index.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,7 @@ from trainers.evaluation.scorer import Scorer, exact, fitting_batch
 from trainers.evaluation.verdicts import SetResult, Verdicts, count, stratified_sample
 from trainers.model.build import tokenizer_for
 from trainers.model.robust import RobustCLIP, class_embeddings
-from trainers.schema.attacks import PGD, EvalAttackParameters
-from trainers.schema.suite import AttackAt, Protocol
-from trainers.schema.training import EvalAttack, EvalConfig
+from trainers.schema.suite import AttackAt, Protocol, Suite
 
 PACKAGE_BATCH = 64  # images that an attack which draws for the batch is given together, whatever the batch size
 
@@ -117,60 +115,45 @@ def evaluate(
     model: RobustCLIP,
     image_set: ImageSet,
     class_embeddings: Tensor,
-    config: EvalConfig,
+    suite: Suite,
     *,
-    seed: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Verdicts:
-    """Verdicts on this rank's share of the sample. `class_embeddings` fp32 [K, D], unit norm; `seed`: config.seed.
+    """Verdicts under the suite's one attack on this rank's share of the sample, in fp32 whatever the model trains in.
 
-    PGD on the cross-entropy at the model's own scale, one random start, fp32 whatever the model trains in; see
-    `measure`.
+    `class_embeddings` fp32 [K, D], unit norm. See `measure`.
     """
-    seed = config.seed if seed is None else seed
-    sample = stratified_sample(image_set.labels, config.samples, seed=seed)
-    entry = AttackAt(attack=_parameters(config.attack), eps=config.attack.eps)
+    (entry,) = suite.attacks
+    sample = stratified_sample(image_set.labels, entry.samples, seed=suite.seed)
     scorer = Scorer(model, class_embeddings)
-    return measure(scorer, image_set, sample[rank::world_size], entry, protocol=config.protocol, seed=seed)
+    return measure(scorer, image_set, sample[rank::world_size], entry, protocol=suite.protocol, seed=suite.seed)
 
 
-def _parameters(attack: EvalAttack) -> EvalAttackParameters:
-    return PGD(steps=attack.steps, step_size=attack.step_size)
-
-
-def evaluate_sets(
-    clip: nn.Module,
-    names: Sequence[str],
-    config: EvalConfig,
-    *,
-    seed: int | None = None,
-    device: torch.device | str = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-) -> dict[str, SetResult]:
-    """Counts of an open_clip model (from `load_clip`, `load_weights`) on the datasets called `names`."""
+def evaluate_sets(clip: nn.Module, suite: Suite, *, device: torch.device | str = "cpu") -> dict[str, SetResult]:
+    """Counts of an open_clip model (from `load_clip`, `load_weights`) on the datasets of a suite of one attack."""
     clip = clip.to(device)
     model, tokenizer = RobustCLIP(clip), tokenizer_for(clip)
     results = {}
-    for name in names:
+    for name in suite.datasets:
         image_set = load_dataset(name, path="data")
         classes = class_embeddings(clip, image_set.prompts(), tokenizer)
-        share = evaluate(model, image_set, classes, config, seed=seed, rank=rank, world_size=world_size)
-        results[name] = count(share)
+        results[name] = count(evaluate(model, image_set, classes, suite))
     return results
 
 
-def random_noise(model: RobustCLIP, image_set: ImageSet, class_embeddings: Tensor, config: EvalConfig) -> SetResult:
-    """Accuracy under a random corner of the ball (every pixel + eps or - eps): an attack must do better than this."""
-    index = stratified_sample(image_set.labels, config.samples, seed=config.seed)
+def random_noise(model: RobustCLIP, image_set: ImageSet, class_embeddings: Tensor, suite: Suite) -> SetResult:
+    """Accuracy under a random corner of the ball (every pixel + eps or - eps) instead of the suite's one attack, which
+    must do better than this."""
+    (entry,) = suite.attacks
+    index = stratified_sample(image_set.labels, entry.samples, seed=suite.seed)
     labels = image_set.labels[index].to(torch.int64)
     scorer = Scorer(model, class_embeddings)
-    correct = [0] * (1 + len(config.attack.eps))
+    correct = [0] * (1 + len(entry.eps))
     with torch.no_grad(), exact(model):
         for rows, images in _batches(scorer, image_set, index, torch.arange(len(index)), scorer.size):
-            corner = noise(config.seed, 0, 1, index[rows].to(scorer.device), tuple(images.shape[1:])).sign()
-            for number, eps in enumerate((0.0, *config.attack.eps)):
+            corner = noise(suite.seed, 0, 1, index[rows].to(scorer.device), tuple(images.shape[1:])).sign()
+            for number, eps in enumerate((0.0, *entry.eps)):
                 found = scorer((images + eps * corner).clamp(0, 1)).argmax(1).cpu()
                 correct[number] += int((found == labels[rows]).sum())
-    return SetResult(image_set.name, len(index), correct[0], config.attack.eps, tuple(correct[1:]))
+    return SetResult(image_set.name, len(index), correct[0], entry.eps, tuple(correct[1:]))

@@ -124,9 +124,12 @@ def gather(verdicts: Verdicts) -> Verdicts:
 KINDS = ("clean", "attacked")
 
 
-def pack_verdicts(verdicts: Verdicts, facts: Mapping[str, Any]) -> bytes:
-    """A safetensors file of them; its header holds `facts`, JSON values about how they were made, and a SHA-256."""
-    tensors = {"index": verdicts.index, "label": verdicts.label}
+def pack_verdicts(verdicts: Verdicts, facts: Mapping[str, Any], *, logits: Tensor | None = None) -> bytes:
+    """A safetensors file of them; its header holds `facts`, JSON values about how they were made, and a SHA-256.
+
+    `logits` fp32 [n, K]: what a calibration needs beside the verdicts.
+    """
+    tensors = {"index": verdicts.index, "label": verdicts.label} | ({} if logits is None else {"logits": logits})
     for kind in KINDS:
         tensors |= {f"{kind}.{name}": getattr(getattr(verdicts, kind), name).contiguous() for name in READINGS}
     content = json.dumps({"name": verdicts.name, "eps": verdicts.eps, "facts": dict(facts)})
@@ -146,6 +149,11 @@ def unpack_verdicts(data: bytes, source: str) -> tuple[Verdicts, dict[str, Any]]
         return verdicts, dict(content["facts"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: not a file of verdicts ({error})") from error
+
+
+def packed_logits(data: bytes) -> Tensor:
+    """The logits of a file that `unpack_verdicts` has checked, and that was made with them."""
+    return load(data)["logits"]
 
 
 def _digest(content: str, tensors: Mapping[str, Tensor]) -> str:

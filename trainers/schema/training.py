@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trainers.schema.units import Fraction, Frozen, Length, OfEps
+from trainers.schema.units import Fraction, Frozen, OfEps
 
 PLACES = ("s3:", "hf-hub:", "local-dir:")
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".tar")
@@ -57,35 +57,10 @@ class AttackConfig(Frozen):
         return self.step_size.of_eps * self.eps if isinstance(self.step_size, OfEps) else self.step_size
 
 
-class EvalAttack(Frozen):
-    """The attack under which every trial is measured, whatever it trains with."""
-
-    name: Literal["pgd"] = Field(default="pgd", description="attack name")
-    eps: tuple[Fraction, ...] = Field(default=(1 / 255,), min_length=1, description="L-inf radii, pixels in [0, 1]")
-    step_size: Length | OfEps = Field(default=OfEps(of_eps=0.25), description="PGD step, absolute or a multiple of eps")
-    steps: int = Field(default=10, ge=1, le=10000, description="number of PGD steps")
-
-    def resolved_step_size(self, eps: float) -> float:
-        """The step in pixels of [0, 1] for one radius."""
-        return self.step_size.of_eps * eps if isinstance(self.step_size, OfEps) else self.step_size
-
-
-class EvalConfig(Frozen):
-    """One evaluation: protocol, attack, and how many images of each set."""
-
-    protocol: Literal["strict", "paper"] = Field(
-        default="strict", description="strict: fooled if any iterate fools; paper: every image attacked, final iterate"
-    )
-    attack: EvalAttack = Field(default=EvalAttack(), description="the attack")
-    samples: int | None = Field(default=None, ge=1, description="images per set, class-stratified; null = all")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of sample and attack starts, one for all trials")
-
-
 class DataConfig(Frozen):
-    """Datasets of one trial, by the names of `agft data`."""
+    """What one trial learns from, by the names of `agft data`; what it is measured on, its evaluation says."""
 
     train: str = Field(description="dataset to fine-tune on")
-    dev: tuple[str, ...] = Field(min_length=1, description="zero-shot sets that the search looks at")
 
 
 class OptimizerConfig(Frozen):

@@ -13,7 +13,8 @@ from trainers.data.drawn.datasets import STATED_EPS, TINY_ROLES
 from trainers.evaluation.measure import evaluate_sets, random_noise
 from trainers.model.build import tokenizer_for
 from trainers.model.robust import RobustCLIP, class_embeddings
-from trainers.schema.training import EvalAttack, EvalConfig
+from trainers.schema.attacks import PGD
+from trainers.schema.suite import AttackAt, Suite
 
 RADII = (2 / 255, 4 / 255, 6 / 255, 8 / 255)
 ZERO_SHOT = tuple(name for role in ("dev", "confirm", "final") for name in TINY_ROLES[role])
@@ -33,10 +34,11 @@ class Row:
 
 def measure(clip: nn.Module, name: str, *, radii: Sequence[float] = RADII, samples: int | None = None) -> Row:
     """Counts on one set, by the strict protocol: PGD with 10 steps of eps / 4, fooled if any iterate fools."""
-    strict = EvalConfig(protocol="strict", attack=EvalAttack(eps=tuple(radii), steps=10), samples=samples)
-    noise = strict.model_copy(update={"attack": EvalAttack(eps=(STATED_EPS,))})
+    attack = AttackAt(attack=PGD(steps=10), eps=tuple(radii), samples=samples)
+    strict = Suite(name="strict", datasets=(name,), attacks=(attack,))
+    noise = strict.model_copy(update={"attacks": (attack.model_copy(update={"eps": (STATED_EPS,)}),)})
     data = load_dataset(name)
-    result = evaluate_sets(clip, [name], strict)[name]
+    result = evaluate_sets(clip, strict)[name]
     targets = class_embeddings(clip, data.prompts(), tokenizer_for(clip))
     noisy = random_noise(RobustCLIP(clip), data, targets, noise)
     robust = dict(zip(radii, result.robust_correct, strict=True))

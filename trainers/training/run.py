@@ -67,7 +67,7 @@ class Run:
         self.config, self.workdir, self.device, self.observe = config, workdir, device, observe
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.train_set = load_dataset(config.data.train, "data.train")
-        dev = {name: load_dataset(name, f"data.dev.{i}") for i, name in enumerate(config.data.dev)}
+        dev = {name: load_dataset(name, f"data.dev.{i}") for i, name in enumerate(config.evaluate.datasets)}
         self.clip = load_clip(config.model).to(device)
         tokenizer = tokenizer_for(self.clip)
         self.dev = {

@@ -1,30 +1,24 @@
-"""Evaluations on a Ray cluster: what is missing is computed unit by unit, kept at once, and made into records."""
+"""What is left to do of evaluations: the jobs, what keeps their results at once, how far they are, and the records."""
 
 from __future__ import annotations
 
 import json
-import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from infra.provenance import provenance
 from study.console import Clock
-from study.errors import UserError
 from study.evaluation.ledger import Ledger, image_rows, make_record
-from study.evaluation.models import Gallery, Subject
 from study.evaluation.pool import Job
-from study.evaluation.units import Device, Evaluation, Looked, Unit, cost, size
+from study.evaluation.units import Looked, Unit, cost, size
 from study.evaluation.worker import SANITY_IMAGES, Models
-from study.spec.suite import capped, check_ready, checked_sets, default_suite, load_suite
 from trainers.data import safe_name
 from trainers.evaluation.record import EvaluationRecord, Finding
 from trainers.evaluation.sanity import passes
-from trainers.schema.suite import AttackAt, Suite
+from trainers.schema.suite import AttackAt
 
 # How far an evaluation is, on standard error: results alone go to standard output.
 
@@ -35,12 +29,8 @@ class Progress(Clock):
     """Lines that begin with the time since it was made; `advance` adds how far we are and the time left."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(aside=True)
         self.begin(0, 0.0)
-
-    def __call__(self, text: str) -> None:
-        seconds = int(time.monotonic() - self.started)
-        print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}", file=sys.stderr, flush=True)
 
     def begin(self, number: int, share: float) -> None:
         """So many things are to do from now on, of so much cost together."""
@@ -56,8 +46,29 @@ class Progress(Clock):
         if now - self._shown >= PAUSE_SECONDS or self._finished == self._number:
             self._shown = now
             left = (now - self._begun) / self._done * (self._share - self._done)
-            ending = f", {_duration(left)} left" if self._finished < self._number else ""
-            self(f"{self._finished}/{self._number}{ending}  {text}")
+            self.step(f", {_duration(left)} left" if self._finished < self._number else "", text)
+
+    def step(self, left: str, text: str) -> None:
+        """What is told of one step."""
+        self(f"{self._finished}/{self._number}{left}  {text}")
+
+
+class Said(Progress):
+    """Progress told by whoever tells everything else: `what`, how much of it is done, and the time left.
+
+    Of what is done within a few seconds nothing is told.
+    """
+
+    def __init__(self, say: Callable[[str], None], what: str, of: str = "units") -> None:
+        super().__init__()
+        self.say, self.what, self.of = say, what, of
+
+    def __call__(self, text: str) -> None:
+        self.say(text)
+
+    def step(self, left: str, text: str) -> None:
+        if self._finished < self._number and self._shown - self._begun > PAUSE_SECONDS:
+            self.say(f"{self.what}: {self._finished} of {self._number} {self.of}{left}")
 
 
 def _duration(seconds: float) -> str:
@@ -100,8 +111,13 @@ def _keep_look(ledgers: Sequence[Ledger], name: str, text: str) -> str:
     return f"{facts.images:,} images, {facts.num_classes:,} classes"
 
 
-def missing_work(ledger: Ledger, *, checked: Sequence[str], batch_size: int | None) -> list[Work]:
-    """Units that are not finished, and sanity checks on the datasets `checked`. Needs all looks."""
+def missing_work(
+    ledger: Ledger, *, checked: Sequence[str] = (), batch_size: int | None = None, method: str = "measure"
+) -> list[Work]:
+    """Units that are not finished, and sanity checks on the datasets `checked`. Needs all looks.
+
+    `method`: `logits` keeps them too, in a suite that has no radius but zero.
+    """
     evaluation, found = ledger.evaluation, []
     suite = evaluation.suite.model_dump(mode="json")
     for dataset in evaluation.suite.datasets:
@@ -111,7 +127,7 @@ def missing_work(ledger: Ledger, *, checked: Sequence[str], batch_size: int | No
             for unit in ledger.missing(dataset, entry):
                 share = cost(unit, num_classes)
                 arguments = (unit, _models(ledger, entry), suite, evaluation.digest, batch_size)
-                job = Job(f"{evaluation.model.label}: {unit.name}", group, share, "measure", arguments)
+                job = Job(f"{evaluation.model.label}: {unit.name}", group, share, method, arguments)
                 found.append(Work(job, partial(_keep_unit, ledger, unit, checked), share))
         first = next((entry for entry in evaluation.suite.attacks if max(entry.eps) > 0), None)
         if dataset in checked and dataset not in ledger.findings and first is not None:
@@ -192,110 +208,3 @@ def record_of(ledger: Ledger, dataset: str, entry: AttackAt, *, checked: Sequenc
         return there
     ledger.keep_record(dataset, entry, record, rows)
     return record
-
-
-# What an evaluation is about: the models, what they are compared with, the suite; refused where they do not fit.
-
-NONE = "none"
-LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}")  # part of a folder's name
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the command line asks for; None where it leaves the choice to us. `suite`: if it names one."""
-
-    models: tuple[str, ...]
-    labels: tuple[str, ...]
-    suite: Suite | None
-    original: str | None
-    surrogate: str | None
-    out: str | None
-    workers: int | None
-    cpus: float | None
-    gpus: float | None
-    batch_size: int | None
-    samples: int | None
-    sanity: str
-    mlflow: bool
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Loaded models, each with the original it is compared with, and the sets that sanity checks are made on."""
-
-    subjects: tuple[Subject, ...]
-    originals: tuple[Subject | None, ...]
-    surrogate: Subject | None
-    suite: Suite
-    checked: tuple[str, ...]
-
-    def models(self) -> list[Subject]:
-        """All that take part."""
-        return [each for each in (*self.subjects, *self.originals, self.surrogate) if each is not None]
-
-    def evaluations(self, device: Device) -> list[Evaluation]:
-        """One for every model."""
-        surrogate = None if self.surrogate is None else self.surrogate.facts
-        return [
-            Evaluation(subject.facts, None if original is None else original.facts, surrogate, self.suite, device)
-            for subject, original in zip(self.subjects, self.originals, strict=True)
-        ]
-
-
-def read_inputs(order: Order, home: Path, say: Callable[[str], None]) -> Inputs:
-    """Load what the order names. Raises `UserError`."""
-    gallery = Gallery(home, say)
-    subjects = _subjects(order, gallery)
-    suite = capped(order.suite or _default_suite(subjects), order.samples)
-    checked = checked_sets(order.sanity, suite)
-    surrogate = _surrogate(order, suite, gallery)
-    originals = tuple(_original(order, each, gallery, say) for each in subjects)
-    return Inputs(subjects, originals, surrogate, suite, checked)
-
-
-def _subjects(order: Order, gallery: Gallery) -> tuple[Subject, ...]:
-    if order.labels and len(order.labels) != len(order.models):
-        raise UserError(f"--label: {len(order.labels)} for {len(order.models)} models; give one for each, or none")
-    if wrong := [label for label in order.labels if not LABEL.fullmatch(label)]:
-        raise UserError(f"--label: {wrong[0]!r}: a label is 1 to 60 letters, digits and . _ -, no dash or dot first")
-    labels = order.labels or (None,) * len(order.models)
-    subjects = tuple(gallery.subject(named, label) for named, label in zip(order.models, labels, strict=True))
-    names = [subject.facts.label for subject in subjects]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"--label: two models are called {', '.join(twice)}; give every one a --label")
-    return subjects
-
-
-def _default_suite(subjects: Sequence[Subject]) -> Suite:
-    suite = load_suite(default_suite([each.facts.arch for each in subjects]))
-    check_ready(suite, suite.name)
-    return suite
-
-
-def _surrogate(order: Order, suite: Suite, gallery: Gallery) -> Subject | None:
-    transfers = [entry.label for entry in suite.attacks if entry.attack.name == "transfer"]
-    if transfers and order.surrogate is None:
-        raise UserError(f"--surrogate: {', '.join(transfers)} needs a model to make its images on")
-    if order.surrogate is None:
-        return None
-    if not transfers:
-        raise UserError(f"--surrogate: no attack of suite {suite.name!r} is made on another model")
-    return gallery.subject(order.surrogate, path="--surrogate")
-
-
-def _original(order: Order, subject: Subject, gallery: Gallery, say: Callable[[str], None]) -> Subject | None:
-    """The model that top-5 overlap and sanity checks compare with."""
-    named = order.original or subject.origin
-    if named is None:
-        say(f"{subject.facts.label}: its file does not say what it was tuned from, so no top-5 overlap; see --original")
-    if named is None or named == NONE:
-        return None
-    try:
-        return gallery.subject(named, path="--original")
-    except UserError as error:
-        if order.original:
-            raise
-        raise UserError(
-            f"{error}\n{subject.facts.label} says that it was tuned from it; name another place of it with --original, "
-            "or --original none to go without top-5 overlap"
-        ) from error
