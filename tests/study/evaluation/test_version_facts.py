@@ -1,0 +1,59 @@
+"""What a promotion adds to a manifest, measured on a real Ray cluster with weights in real S3."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra import storage
+from infra.cluster.cluster import connect, disconnect
+from infra.services import Services
+from study.evaluation.calibration import version_facts
+from study.models.card import card_files
+from study.models.manifest import Manifest
+from tests.support.shipped import CONFIG, FINAL, manifest_of, measured
+from trainers.data import load_dataset
+from trainers.model.pretrained import load_clip
+from trainers.model.weights import save_weights
+from trainers.schema.records import Weights
+from trainers.schema.training import ModelConfig
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def ray_here(service_environment: Services, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    connect()
+    try:
+        yield
+    finally:
+        disconnect()
+
+
+def test_the_calibration_of_the_unmodified_clip_beside_itself_is_the_same(
+    ray_here: None, prefix: str, tmp_path: Path
+) -> None:
+    model = {"arch": "tiny-clip", "pretrained": "bundled"}
+    path = save_weights(tmp_path / "w.safetensors", load_clip(ModelConfig.model_validate(model)))
+    stored = storage.put_file(path, f"{prefix}/w.safetensors")
+    sets = ("tiny-digits", "tiny-colors")
+    manifest = manifest_of(
+        config={**CONFIG, "model": model, "evaluate": {"datasets": ["tiny-shapes"]}},
+        confirm={label: measured(9, 5, sets[1], total=10) for label in ("unmodified CLIP", "trial 3")},
+        final={label: measured(9, 5, sets[0], total=10) for label in ("unmodified CLIP", "trial 3")},
+        measured_with={**FINAL, "datasets": sets[:1], "attacks": [{**FINAL["attacks"][0], "samples": 64}]},
+    )  # fmt: skip
+    found = version_facts(manifest, Weights(uri=stored.uri, sha256=stored.sha256 or ""), say=print)
+    assert found.inputs == {name: load_dataset(name).content_hash for name in sets}
+    assert found.calibration is not None
+    own, clip = found.calibration.model, found.calibration.unmodified
+    assert own == clip
+    assert list(own.datasets) == ["tiny-digits"]
+    assert own.datasets["tiny-digits"].images == 64
+    assert isinstance(found, Manifest)
+    assert "## Calibration" in card_files(found)["README.md"].decode()
+    assert os.environ.get("RAY_AUTH_MODE") == "token"
