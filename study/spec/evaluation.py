@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from study.spec.suite import capped
 from trainers.schema.attacks import PGD
 from trainers.schema.suite import AttackAt, Protocol, Suite, problems
 from trainers.schema.units import Fraction, Frozen, Length, OfEps
@@ -41,11 +42,12 @@ class Selection(Frozen):
     def suite(self, name: str, datasets: Sequence[str]) -> Suite:
         """The evaluation on these sets."""
         attacks, sets = self._attacks(), tuple(dict.fromkeys(datasets))
-        return Suite(name=name, datasets=sets, attacks=attacks, protocol=self.protocol, seed=self.seed)
+        suite = Suite(name=name, datasets=sets, attacks=attacks, protocol=self.protocol, seed=self.seed)
+        return capped(suite, self.samples)
 
     def _attacks(self) -> tuple[AttackAt, ...]:
         attack = PGD(steps=self.attack.steps, step_size=self.attack.step_size)
-        return (AttackAt(attack=attack, eps=tuple(dict.fromkeys(self.attack.eps)), samples=self.samples),)
+        return (AttackAt(attack=attack, eps=tuple(dict.fromkeys(self.attack.eps))),)
 
 
 class FinalEvaluation(Selection):
@@ -80,16 +82,7 @@ class FinalEvaluation(Selection):
         return self
 
     def _attacks(self) -> tuple[AttackAt, ...]:
-        """`samples` bounds each one's."""
-        if not self.attacks:
-            return super()._attacks()
-        return tuple(
-            entry.model_copy(update={"samples": _fewer(entry.samples, self.samples)}) for entry in self.attacks
-        )
-
-
-def _fewer(one: int | None, other: int | None) -> int | None:
-    return min((each for each in (one, other) if each is not None), default=None)
+        return self.attacks or super()._attacks()
 
 
 def suite_problems(config: FinalEvaluation, datasets: Sequence[str]) -> list[str]:

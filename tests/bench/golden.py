@@ -91,9 +91,13 @@ def training(key: str) -> Record:
             "model": TINY,
             "method": run["method"],
             "attack": run.get("attack", {"eps": "4/255", "steps": 2}),
-            "data": {"train": "tiny-color-shapes", "dev": ["tiny-digits"]},
+            "data": {"train": "tiny-color-shapes"},
             "train": plain | run.get("train", {}),
-            "evaluate": {"attack": {"eps": ["2/255"], "steps": 2}, "samples": 20},
+            "evaluate": {
+                "name": "dev",
+                "datasets": ["tiny-digits"],
+                "attacks": [{"attack": {"name": "pgd", "steps": 2}, "eps": ["2/255"], "samples": 20}],
+            },
             "seed": 11,
         }
     )

@@ -49,12 +49,15 @@ def config(point: dict[str, float]) -> TrialConfig:
                 "scale_ratio": point["method.scale_ratio"], "feature_weight": 20, "attack_on": "total",
             },
             "attack": {"eps": eps, "step_size": {"of_eps": 0.75}, "steps": 2},
-            "data": {"train": "tiny-color-shapes", "dev": ["tiny-shapes", "tiny-digits"]},
+            "data": {"train": "tiny-color-shapes"},
             "train": {
                 "epochs": EPOCHS, "batch_size": 64, "samples_per_epoch": 512, "warmup": 0.05,
                 "optimizer": {"name": "adamw", "lr": point["train.optimizer.lr"]},
             },
-            "evaluate": {"attack": {"eps": [6 / 255], "steps": 5}, "samples": 120},
+            "evaluate": {
+                "name": "dev", "datasets": ["tiny-shapes", "tiny-digits"],
+                "attacks": [{"attack": {"name": "pgd", "steps": 5}, "eps": [6 / 255], "samples": 120}],
+            },
         }
     )  # fmt: skip
 

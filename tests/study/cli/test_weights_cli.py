@@ -19,7 +19,6 @@ from infra.errors import ChecksumMismatch
 from study.artifacts.sources import fetch_weights, use_s3_weights
 from study.cli.main import main
 from study.cli.weights import show_measured
-from study.evaluation.baseline import _load
 from tests.support.official import agft_file, base_weights, openai_vit, tecoa_file, toy_architectures, toy_clip
 from tests.support.small import small_clip, use_small_sets
 from trainers import data
@@ -181,7 +180,7 @@ def test_a_file_and_a_folder_in_s3_load_as_local_ones_and_are_fetched_once(
     for address in (f"{prefix}/w.safetensors", f"{prefix}/export/"):
         fetch_weights(address)
     assert {file: file.stat().st_ino for file in kept} == before
-    measured = _load(ModelConfig(arch="small-clip", pretrained=f"{prefix}/w.safetensors"), None)
+    measured = load_clip(ModelConfig(arch="small-clip", pretrained=f"{prefix}/w.safetensors"))
     assert hash_weights(measured) == hash_weights(small_clip())
 
 
