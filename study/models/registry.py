@@ -27,7 +27,7 @@ from infra import storage
 from infra.errors import ServiceError
 from infra.failpoint import reach
 from infra.tracking import calls as mlflow_calls
-from infra.tracking.registry import MeasuredOn, project_aliases, register_version, registered, version_by_key
+from infra.tracking.registry import MeasuredOn, project_aliases, register_version, registered
 from study.models.card import card_files
 from study.models.catalog import model_names
 from study.models.head import Head, read_head, read_manifest
@@ -270,6 +270,6 @@ def follow_head(bucket: str, name: str, tracking_uri: str, run_of: RunOf | None 
 def _registered(bucket: str, name: str, version: int, tracking_uri: str, run_of: RunOf | None) -> int:
     """MLflow's number of a version, which is registered if it is not."""
     manifest = read_manifest(bucket, name, version)
-    if (found := version_by_key(tracking_uri, name, manifest.key)) is not None:
+    if (found := registered(tracking_uri, name).versions.get(manifest.key)) is not None:
         return found
     return register_promoted(manifest, tracking_uri=tracking_uri, run_id=run_of(manifest) if run_of else None)
