@@ -1,4 +1,7 @@
-"""Means over datasets with intervals, and two models compared image by image."""
+"""Means over datasets with intervals; two models compared image by image, or two methods seed by seed; bounds.
+
+scipy is imported where it is needed: it takes seconds, and most commands compare nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.evaluation.record import EvaluationRecord, Proportion
+from trainers.schema.training import Metric
 
 REPLICATES = 20_000
 SEED = 0
@@ -78,7 +82,7 @@ def _interval(values: Sequence[Proportion]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ImageDifference:
     """One model less another on the same images of the same sets: points of 1, with a 95 % bootstrap interval.
 
     `only_one`, `only_other`: images that only the one, only the other has right; `p`: McNemar's exact test, by set.
@@ -99,7 +103,7 @@ def right_of_each(table: bytes, eps: str | None) -> dict[int, bool]:
     return {int(row["index"]): row[column] == row["label"] for row in rows if eps is None or row["eps"] == eps}
 
 
-def paired_difference(one: Mapping[str, Mapping[int, bool]], other: Mapping[str, Mapping[int, bool]]) -> Difference:
+def image_difference(one: Mapping[str, Mapping[int, bool]], other: Mapping[str, Mapping[int, bool]]) -> ImageDifference:
     """Of two models' images (dataset -> image -> right?). `ValueError` if they are not the same images.
 
     Resampling the images of a set gives multinomial counts of those that only the one, only the other has right.
@@ -119,25 +123,19 @@ def paired_difference(one: Mapping[str, Mapping[int, bool]], other: Mapping[str,
         drawn = rng.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], REPLICATES)
         draws.append((drawn[:, 0] - drawn[:, 1]) / n)
     low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
-    return Difference(float(np.mean(observed)), float(low), float(high), only_one, only_other, p)
+    return ImageDifference(float(np.mean(observed)), float(low), float(high), only_one, only_other, p)
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p of McNemar's test (Psychometrika, 1947): are the two kinds of discordant images as frequent?
+    """Two-sided exact p of McNemar's test (Psychometrika, 1947): are the two kinds of discordant images as frequent?"""
+    from scipy.stats import binomtest
 
-    Twice the binomial tail below the rarer kind, at most 1; in whole numbers, each coefficient from the one before.
-    """
-    n = gained + lost
-    coefficient = tail = 1
-    for k in range(1, min(gained, lost) + 1):
-        coefficient = coefficient * (n - k + 1) // k
-        tail += coefficient
-    return min(1.0, 2 * tail / 2**n)
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 # Arithmetic of a comparison: means over seeds, paired differences with t intervals, and what a method costs.
 
-METRICS = ("clean_accuracy", "robust_accuracy")
+METRICS: tuple[Metric, ...] = ("clean_accuracy", "robust_accuracy")
 FEWEST_PAIRS = 3  # for an interval: two differences say next to nothing about their spread
 ROUNDING = 1e-12  # a deviation of accuracies below this is that of floating-point numbers
 
@@ -177,30 +175,11 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, deviation, n)
 
 
-def _t_below(t: float, df: int) -> float:
-    """P(-t < T < t) of Student's t with `df` degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    theta = math.atan2(t, math.sqrt(df))
-    cos2 = math.cos(theta) ** 2
-    odd = df % 2
-    term = math.cos(theta) if odd else 1.0
-    total = term if df > 1 else 0.0
-    for k in range(3 if odd else 2, df - 1, 2):
-        term *= cos2 * (k - 1) / k
-        total += term
-    return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
-
-
 def t_quantile(df: int, coverage: float = 0.95) -> float:
-    """The t with P(-t < T < t) = coverage: 12.706 for one degree of freedom, 1.960 for many."""
-    if df < 1 or not 0 < coverage < 1:
-        raise ValueError(f"need df >= 1 and 0 < coverage < 1; got {df} and {coverage}")
-    low, high = 0.0, 1.0
-    while _t_below(high, df) < coverage:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_below(middle, df) < coverage else (low, middle)
-    return high
+    """The t with P(-t < T < t) = coverage, of Student's T: 12.706 for one degree of freedom, 1.960 for many."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + coverage) / 2, df))
 
 
 def seed_difference(own: Mapping[int, float], other: Mapping[int, float]) -> SeedDifference | None:
@@ -219,7 +198,7 @@ def seed_difference(own: Mapping[int, float], other: Mapping[int, float]) -> See
     return SeedDifference(found.mean, found.mean - half, found.mean + half, found.n)
 
 
-def differences(
+def seed_differences(
     runs: Mapping[str, Mapping[int, Mapping[str, float]]], reference: str
 ) -> dict[str, dict[str, SeedDifference | None]]:
     """Every other method against `reference`, by metric. `runs`: label -> seed -> accuracies."""
@@ -243,11 +222,9 @@ def set_accuracy(scores: Mapping[str, Mapping[str, Any]], metric: str) -> float:
 
 # How much worse one model may be than another, from both on the same images: a one-sided 95 % bound.
 
-Z = 1.6448536269514722  # 95 % of a standard normal distribution lie below
-
 
 @dataclass(frozen=True)
-class Paired:
+class BoundedDifference:
     """Mean of one less other over sets, points of 1; with probability 95 % the truth is below `upper`; above `lower`.
 
     `worse`, `better`: images on which one's score is below, above the other's.
@@ -261,13 +238,17 @@ class Paired:
     worse: int
 
 
-def paired(one: Mapping[str, NDArray[np.float64]], other: Mapping[str, NDArray[np.float64]]) -> Paired:
+def bounded_difference(
+    one: Mapping[str, NDArray[np.float64]], other: Mapping[str, NDArray[np.float64]]
+) -> BoundedDifference:
     """Of two models' scores, set -> [n] in [0, 1], image by image; sets weigh the same. `ValueError` if not alike.
 
     The adjusted Wald bound of Bonett and Price (J. Educ. Behav. Stat. 37, 2012), stratified: every set is given one
     image more that only the one, and one that only the other has right. So few images, or none on which the two
     differ, do not make a bound of no width, as resampling them would. With scores of 0 and 1 it is theirs exactly.
     """
+    from scipy.stats import norm
+
     if one.keys() != other.keys() or not one or any(len(one[name]) != len(other[name]) for name in one):
         raise ValueError("the two were not measured on the same images")
     means, adjusted, variances = [], [], []
@@ -280,5 +261,5 @@ def paired(one: Mapping[str, NDArray[np.float64]], other: Mapping[str, NDArray[n
         adjusted.append(middle)
         variances.append(((float((difference**2).sum()) + 2) / (n + 2) - middle**2) / (n + 2))
         images, better, worse = images + n, better + int((difference > 0).sum()), worse + int((difference < 0).sum())
-    centre, width = float(np.mean(adjusted)), Z * math.sqrt(sum(variances)) / len(means)
-    return Paired(float(np.mean(means)), centre - width, centre + width, images, better, worse)
+    centre, width = float(np.mean(adjusted)), float(norm.ppf(0.95)) * math.sqrt(sum(variances)) / len(means)
+    return BoundedDifference(float(np.mean(means)), centre - width, centre + width, images, better, worse)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from trainers.model.architectures import _configurations, tower
+from trainers.model.architectures import configurations, tower
 from trainers.objectives import MethodConfig
 from trainers.schema.suite import Suite
 from trainers.schema.training import AttackConfig, DataConfig, Goal, ModelConfig, TrainConfig
@@ -22,7 +22,7 @@ def mismatches(arch: str, method: Objective, train: TrainConfig) -> list[tuple[s
     kind = tower(arch)
     if kind is None:
         return []
-    vision, part = _configurations()[arch].get("vision_cfg", {}), train.trainable.part
+    vision, part = configurations()[arch].get("vision_cfg", {}), train.trainable.part
     found = {"vit": "a ViT", "resnet": "a ResNet", "other": "another kind of encoder"}[kind]
     problems = []
     if method.teacher_output == "tokens" and kind != "vit":

@@ -56,8 +56,8 @@ def pull(model: str, folder: Path) -> None:
 
     version = read_version(services.bucket, model)
     download(version, folder, say)
-    click.echo(f"pulled     {version.name} version {version.number} to {folder}")
-    click.echo(f"sha256     {version.manifest['weights']['sha256']}  (compared)")
+    click.echo(f"pulled     {version.model} version {version.version} to {folder}")
+    click.echo(f"sha256     {version.weights.sha256}  (compared)")
     click.echo(f'use        open_clip.create_model_and_transforms("local-dir:{folder}")')
 
 

@@ -15,7 +15,7 @@ from study.errors import StudyFailed
 from study.plan.cost import update_passes
 from study.results.ranking import Measurement, ranked
 from study.spec.dimension import shown
-from study.statistics import METRICS, differences, set_accuracy, spread
+from study.statistics import METRICS, seed_differences, set_accuracy, spread
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
 from trainers.objectives import METHODS
@@ -94,7 +94,7 @@ def conclude(record: dict[str, Any]) -> dict[str, Any]:
                 for each in names
             },
         }
-    found = differences(runs, record["reference"])
+    found = seed_differences(runs, record["reference"])
     record["differences"] = {
         label: {name: difference.record() if difference else None for name, difference in by_metric.items()}
         for label, by_metric in found.items()

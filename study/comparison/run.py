@@ -30,6 +30,7 @@ from study.store.lease import owner_identity
 from study.store.store import StudyStore
 from study.tracking import EXPERIMENT
 from trainers.files import write_whole
+from trainers.schema.records import Weights
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,12 @@ def _measure(comparison: Comparison, step: Step, folder: Path, bucket: str, cloc
     spec = comparison.shared()
     assert step.weights is not None
     suite = spec.evaluate.final.suite("comparison", spec.data.final)
+    models = {
+        seed: None if kept is None else Weights(uri=kept["uri"], sha256=kept["sha256"])
+        for seed, kept in step.weights.items()
+    }
     with StudyExecutor(spec.model, spec.resources, bucket, clock) as executor:
-        found = executor.measure(suite, step.weights, f"  measuring {step.label}")
+        found = executor.measure(suite, models, f"  measuring {step.label}")
     for seed, (result, _) in found.items():
         path = result_path(comparison, folder, step.label, seed, step.weights[seed])
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from infra import storage
 from study.errors import UserError
 from study.evaluation.published import MEAN, SAME, Published, published, standing
 from study.session import storage_here
-from study.statistics import means, paired_difference, right_of_each
+from study.statistics import image_difference, means, right_of_each
 from trainers.evaluation.record import AtRadius, EvaluationRecord
 from trainers.schema.suite import SUITES
 from trainers.schema.units import eps_label
@@ -207,7 +207,7 @@ def against_other(one: str, other: str) -> dict[str, Any]:
             {mine[name].dataset.name: right_of_each(_read(address, f"{name}.csv.gz"), eps) for name in names}
             for address in (one, other)
         ]
-        rows.append({"attack": attack, "eps": eps, **asdict(paired_difference(*sides))})
+        rows.append({"attack": attack, "eps": eps, **asdict(image_difference(*sides))})
     first, second = (next(iter(found.values())).model for found in (mine, theirs))
     return {"one": first.model_dump(mode="json"), "other": second.model_dump(mode="json"), "rows": rows}
 

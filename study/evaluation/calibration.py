@@ -19,10 +19,11 @@ from torch import Tensor
 from infra import storage
 from study.evaluation.executor import StudyExecutor
 from study.evaluation.ledger import Logits
-from study.models.catalog import own_result
+from study.models.manifest import Calibrations, Draft
 from study.spec.config import ResourcesConfig
 from trainers.evaluation.readings import BINS, calibration_error
 from trainers.schema.attacks import PGD
+from trainers.schema.records import Weights
 from trainers.schema.suite import AttackAt, Suite
 from trainers.schema.training import ModelConfig
 
@@ -94,33 +95,27 @@ def _bins(confidence: Tensor, right: Tensor) -> list[list[float]]:
 CLEAN = PGD()  # of no effect at a radius of zero
 
 
-def version_facts(
-    manifest: Mapping[str, Any], weights: Mapping[str, Any], *, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """The manifest's keys `calibration` (of the version and of the unmodified CLIP) and `inputs` (set -> content hash).
+def version_facts(draft: Draft, weights: Weights, *, say: Callable[[str], None]) -> Draft:
+    """The draft with `calibration` (of the version and of the unmodified CLIP) and `inputs` (set -> content hash).
 
-    `manifest`: with config, confirm, final and measured_with; `weights`: {uri, sha256} of what ships. Needs a Ray
-    cluster with a CPU, and takes a GPU where there is one. The final sets are looked at by the images that the
-    promotion's own look at them was about, without an attack: it is no further choice.
+    `weights`: what ships. Needs a Ray cluster with a CPU, and takes a GPU where there is one. The final sets are looked
+    at by the images that the promotion's own look at them was about, without an attack: it is no further choice.
     """
-    config, how = manifest["config"], manifest.get("measured_with") or {}
-    sets = {role: tuple((own_result(manifest, role) or {}).get("datasets") or {}) for role in ("confirm", "final")}
-    dev = tuple(config["evaluate"]["datasets"])
-    attacks = (AttackAt(attack=CLEAN, eps=(0.0,), samples=how.get("samples")),)
-    every = tuple(dict.fromkeys((*dev, *sets["confirm"], *sets["final"])))
-    suite = Suite(name="calibration", datasets=every, attacks=attacks, seed=how.get("seed", 0))
+    config, how = draft.config, draft.measured_with
+    dev, confirm = tuple(config["evaluate"]["datasets"]), tuple(draft.own("confirm")["datasets"])
+    sizes = [entry.samples for entry in how.attacks]  # the smaller samples are parts of the largest
+    samples = None if None in sizes else max(filter(None, sizes))
+    attacks = (AttackAt(attack=CLEAN, eps=(0.0,), samples=samples),)
+    every = tuple(dict.fromkeys((*dev, *confirm, *how.datasets)))
+    suite = Suite(name="calibration", datasets=every, attacks=attacks, seed=how.seed)
     resources = ResourcesConfig(cpus_per_worker=1, gpus_per_worker=1 if ray.cluster_resources().get("GPU") else 0)
-    bucket, _ = storage.split_uri(weights["uri"])
+    bucket, _ = storage.split_uri(weights.uri)
     with StudyExecutor(ModelConfig.model_validate(config["model"]), resources, bucket, say) as executor:
-        models = {"model": weights, "unmodified": None}
-        logits = executor.logits(suite, models, "measuring the calibration")
+        logits = executor.logits(suite, {"model": weights, "unmodified": None}, "measuring the calibration")
         looked = executor.ledger(suite, weights).looked
-    return {
-        "calibration": {
-            label: calibration({name: found[name] for name in dev}, {name: found[name] for name in sets["final"]})
-            for label, found in logits.items()
-        },
-        "inputs": {
-            name: next(iter(looked[name].facts.values())).content_sha256 for name in (*sets["confirm"], *sets["final"])
-        },
+    found = {
+        label: calibration({name: sets[name] for name in dev}, {name: sets[name] for name in how.datasets})
+        for label, sets in logits.items()
     }
+    inputs = {name: next(iter(looked[name].facts.values())).content_sha256 for name in (*confirm, *how.datasets)}
+    return draft.model_copy(update={"calibration": Calibrations.model_validate(found), "inputs": inputs})

@@ -35,10 +35,9 @@ from trainers.evaluation.summary import model_facts
 from trainers.model.pretrained import load_clip
 from trainers.model.robust import RobustCLIP
 from trainers.model.weights import load_weights, save_weights
+from trainers.schema.records import Weights
 from trainers.schema.suite import Suite
 from trainers.schema.training import ModelConfig
-
-Weights = Mapping[str, Any] | None
 
 
 class Executor:
@@ -102,7 +101,7 @@ class Executor:
 
 
 class StudyExecutor(Executor):
-    """Measures models by their label: `{uri, sha256}` of a weights file, or None for the unmodified `model`.
+    """Measures models by their label: a weights file, or None for the unmodified `model`.
 
     `write`: keep in S3 what is found; else read what is there and change nothing.
     """
@@ -129,7 +128,7 @@ class StudyExecutor(Executor):
         self._scratch.cleanup()
 
     def measure(
-        self, suite: Suite, models: Mapping[str, Weights], what: str, *, compared: bool = False
+        self, suite: Suite, models: Mapping[str, Weights | None], what: str, *, compared: bool = False
     ) -> dict[str, tuple[Measurement, dict[str, Rights]]]:
         """Every model's accuracies on the suite, and set by set which images it got right.
 
@@ -139,7 +138,7 @@ class StudyExecutor(Executor):
         self._complete(ledgers.values(), what)
         return {label: _result(ledger) for label, ledger in ledgers.items()}
 
-    def missing(self, suite: Suite, models: Mapping[str, Weights], *, compared: bool = False) -> bool:
+    def missing(self, suite: Suite, models: Mapping[str, Weights | None], *, compared: bool = False) -> bool:
         """Whether measuring them would look at an image."""
         ledgers = [self.ledger(suite, weights, compared=compared) for weights in models.values()]
         return any(
@@ -148,7 +147,7 @@ class StudyExecutor(Executor):
             for name in suite.datasets
         )
 
-    def logits(self, suite: Suite, models: Mapping[str, Weights], what: str) -> dict[str, dict[str, Logits]]:
+    def logits(self, suite: Suite, models: Mapping[str, Weights | None], what: str) -> dict[str, dict[str, Logits]]:
         """Every model's logits of the images themselves, set by set; `suite` has one attack, at a radius of zero."""
         (entry,) = suite.attacks
         ledgers = {label: self.ledger(suite, weights) for label, weights in models.items()}
@@ -170,7 +169,7 @@ class StudyExecutor(Executor):
         self.finish(work, Said(self.say, "hashing the images of every set", "sets"))
         return found
 
-    def ledger(self, suite: Suite, weights: Weights, *, compared: bool = False) -> Ledger:
+    def ledger(self, suite: Suite, weights: Weights | None, *, compared: bool = False) -> Ledger:
         """What is finished of a model on a suite."""
         original = self.facts(None) if compared else None
         evaluation = Evaluation(self.facts(weights), original, None, suite, self.device)
@@ -182,9 +181,9 @@ class StudyExecutor(Executor):
             self._ledgers[evaluation.digest] = ledger
         return self._ledgers[evaluation.digest]
 
-    def facts(self, weights: Weights) -> ModelFacts:
+    def facts(self, weights: Weights | None) -> ModelFacts:
         """A model's facts, its label made of its weights, so that whoever measures it finds what is kept."""
-        key = weights["sha256"] if weights else ""
+        key = weights.sha256 if weights else ""
         if key not in self._facts:
             path = Path(self._scratch.name) / "weights" / f"{key or 'unmodified'}.safetensors"
             if weights is None:
@@ -192,7 +191,7 @@ class StudyExecutor(Executor):
                 clip = load_clip(self.model)
                 save_weights(path, clip)
             else:
-                storage.get_file(weights["uri"], path, sha256=weights["sha256"])
+                storage.get_file(weights.uri, path, sha256=weights.sha256)
                 clip = load_weights(path)
             facts = model_facts(clip, RobustCLIP(clip), "model")
             self.packed.setdefault(facts.weights_sha256, path.read_bytes)

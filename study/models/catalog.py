@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from infra import storage
 from study.errors import UserError
-from study.models.head import Head, model_prefix, read_head, read_manifest
+from study.models.head import Head, read_head, read_manifest
+from study.models.manifest import Manifest
 from trainers.errors import nearest
 
 ALIASES = ("champion", "previous")
 REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:[@/](?P<which>[A-Za-z0-9]+))?$")
-UNMODIFIED = "unmodified CLIP"
-
-
-@dataclass(frozen=True)
-class Version:
-    """One promoted version: its number, where it is, and its manifest."""
-
-    name: str
-    number: int
-    prefix: str
-    manifest: Mapping[str, Any]
 
 
 def model_names(bucket: str) -> dict[str, list[int]]:
@@ -40,12 +28,7 @@ def model_names(bucket: str) -> dict[str, list[int]]:
     return {name: sorted(numbers) for name, numbers in sorted(found.items())}
 
 
-def versions_of(bucket: str, name: str, numbers: list[int]) -> list[Version]:
-    """Read the manifests."""
-    return [Version(name, n, model_prefix(bucket, name, n), read_manifest(bucket, name, n)) for n in numbers]
-
-
-def read_version(bucket: str, reference: str) -> Version:
+def read_version(bucket: str, reference: str) -> Manifest:
     """What `NAME`, `NAME@champion`, `NAME@previous` or `NAME@3` means; `UserError` with the nearest that there is."""
     match = REFERENCE.match(reference)
     if match is None:
@@ -53,7 +36,7 @@ def read_version(bucket: str, reference: str) -> Version:
     name, which = match["name"], match["which"] or "champion"
     known = model_names(bucket)
     number = _number(bucket, known_name(name, known), which, known[name])
-    return versions_of(bucket, name, [number])[0]
+    return read_manifest(bucket, name, number)
 
 
 def known_name(name: str, known: Mapping[str, list[int]]) -> str:
@@ -80,49 +63,3 @@ def _number(bucket: str, name: str, which: str, numbers: list[int]) -> int:
     if found is None:
         raise UserError(f"model {name!r} has no {which} yet; versions: {shown}")
     return found
-
-
-def version_key(prefix: str, manifest: Mapping[str, Any]) -> str:
-    """What identifies a version in MLflow's registry: where it is, and its weights."""
-    return f"{prefix}#{manifest['weights']['sha256']}"
-
-
-def forced_reason(manifest: Mapping[str, Any]) -> str | None:
-    """Why the version was promoted against its gates; None where it was not."""
-    forced = manifest.get("forced")
-    if not forced:
-        return None
-    if isinstance(forced, Mapping):
-        forced = forced.get("reason") or "; ".join(f"{key}: {value}" for key, value in forced.items())
-    return "no reason was recorded" if forced is True else str(forced)
-
-
-def failed_gates(manifest: Mapping[str, Any]) -> list[str] | None:
-    """Names of the gates that the version failed; None if the manifest knows none (of the first promotions)."""
-    gates = manifest.get("gates")
-    return None if gates is None else [gate["name"] for gate in gates if gate_verdict(gate) == "failed"]
-
-
-def gate_verdict(gate: Mapping[str, Any]) -> str:
-    """passed, failed or not applicable."""
-    return str(gate.get("verdict") or ("passed" if gate.get("passed", True) else "failed"))
-
-
-def created(manifest: Mapping[str, Any]) -> float | None:
-    """Seconds since 1970 at which the version was promoted, if its manifest says so."""
-    if manifest.get("created_ms"):
-        return float(manifest["created_ms"]) / 1000
-    return float(manifest["created"]) if manifest.get("created") else None
-
-
-def own_result(manifest: Mapping[str, Any], role: str) -> Mapping[str, Any] | None:
-    """The version's own measurement on `role` (confirm or final), or None."""
-    found = manifest.get(role) or {}
-    own: Mapping[str, Any] | None = found.get(f"trial {manifest.get('trial')}")
-    return own
-
-
-def unmodified_result(manifest: Mapping[str, Any], role: str) -> Mapping[str, Any] | None:
-    """The unmodified CLIP's measurement beside it, or None."""
-    clip: Mapping[str, Any] | None = (manifest.get(role) or {}).get(UNMODIFIED)
-    return clip

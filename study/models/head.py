@@ -22,6 +22,7 @@ from typing import Any
 from infra import storage
 from infra.errors import Conflict, ServiceError
 from infra.failpoint import reach
+from study.models.manifest import Manifest, parse_manifest
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,10 @@ def reserve_version(bucket: str, name: str, purpose: Mapping[str, Any]) -> int:
             version += 1
 
 
-def read_manifest(bucket: str, name: str, version: int) -> dict[str, Any]:
-    """What a version is: weights with SHA-256, study, trial, accuracies."""
-    found = storage.get_json(f"{model_prefix(bucket, name, version)}/manifest.json")
+def read_manifest(bucket: str, name: str, version: int) -> Manifest:
+    """What a version is; `ServiceError` where it is missing, or says what no promotion has written."""
+    address = f"{model_prefix(bucket, name, version)}/manifest.json"
+    found = storage.get_json(address)
     if found is None:
-        raise ServiceError(f"{model_prefix(bucket, name, version)}: its manifest is missing")
-    return dict(found[0])
+        raise ServiceError(f"{address}: is missing")
+    return parse_manifest(found[0], address)

@@ -67,8 +67,8 @@ def roll_back(
         raise UserError(f"--to {target}: {name} has no complete version {target}; versions: {shown}")
     generation = head.generation
     if target != head.champion:
-        verify(read_manifest(bucket, name, target))
-        left = read_manifest(bucket, name, head.champion)["weights"]["sha256"]
+        verify(read_manifest(bucket, name, target).weights)
+        left = read_manifest(bucket, name, head.champion).weights.sha256
         move = Move("rollback", reason or "no reason given", {"from": head.champion, "from_sha256": left})
         try:
             generation = swap_head(bucket, name, target, head, etag, move).generation

@@ -17,11 +17,12 @@ from infra.errors import ChecksumMismatch, Conflict
 from infra.failpoint import reach
 from study.errors import UserError
 from study.models.card import card_files
-from study.models.catalog import Version
 from study.models.head import model_prefix, read_manifest, reserve_version, versions
+from study.models.manifest import Draft, Manifest, Shipped
+from trainers.schema.records import Weights
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
-ExtraFiles = Callable[[Mapping[str, Any]], Mapping[str, bytes]]
+ExtraFiles = Callable[[Manifest], Mapping[str, bytes]]
 """From a manifest without `files` to further files of the version, by name."""
 
 
@@ -30,12 +31,12 @@ def ship(
     name: str,
     *,
     purpose: Mapping[str, Any],
-    weights: Mapping[str, Any],
+    weights: Weights,
     files: Mapping[str, bytes],
-    manifest: Mapping[str, Any],
+    draft: Draft,
     extra_files: ExtraFiles | None = None,
-) -> dict[str, Any]:
-    """The finished version's manifest; `weights`: `{uri, sha256}` of the checkpoint, shipped byte for byte.
+) -> Manifest:
+    """The finished version's manifest; `weights`: the checkpoint, shipped byte for byte.
 
     With open_clip_config.json beside them the folder is what open_clip calls a local directory. A version that was
     begun for the same `purpose` is gone on with, and taken as it is if it is complete.
@@ -43,42 +44,37 @@ def ship(
     version, complete = _version(bucket, name, purpose)
     reach("promotion.reserved")
     if complete is not None:
-        verify(complete)
+        verify(complete.weights)
         return complete
     prefix = model_prefix(bucket, name, version)
     with tempfile.TemporaryDirectory(prefix="agft-ship-") as folder:
         path = Path(folder) / "best.safetensors"
-        storage.get_file(weights["uri"], path, sha256=weights["sha256"])
+        storage.get_file(weights.uri, path, sha256=weights.sha256)
         sums = {CONFIG: _put(f"{prefix}/{CONFIG}", _configuration(path, Path(folder) / "export"))}
-        stored = _put_weights(path, f"{prefix}/{WEIGHTS}", weights["sha256"])
+        stored = _put_weights(path, f"{prefix}/{WEIGHTS}", weights.sha256)
     reach("promotion.weights-shipped")
-    whole = {
-        **manifest,
-        "version": version,
-        "weights": {"uri": stored.uri, "sha256": weights["sha256"], "bytes": stored.size},
-        "source": dict(weights),
-    }
+    own = Shipped(uri=stored.uri, sha256=weights.sha256, bytes=stored.size)
+    whole = Manifest(**dict(draft), format=1, version=version, weights=own, source=weights)
     more = extra_files(whole) if extra_files is not None else {}
     for file, data in {**files, **more}.items():
         sums[file] = _put(f"{prefix}/{file}", data, same=False)
-    whole["files"] = sums
+    whole = whole.model_copy(update={"files": sums})
     reach("promotion.described")
     try:
-        storage.put_json(f"{prefix}/manifest.json", whole, if_absent=True)
+        storage.put_json(f"{prefix}/manifest.json", whole.record(), if_absent=True)
     except Conflict:  # another promotion of the very same checkpoint, for the same purpose, was faster
         whole = read_manifest(bucket, name, version)
     reach("promotion.complete")
     return whole
 
 
-def verify(manifest: Mapping[str, Any]) -> None:
+def verify(weights: Weights) -> None:
     """Read a version's weights back; `ChecksumMismatch` or `Missing` if they are not those that were shipped."""
     with tempfile.TemporaryDirectory(prefix="agft-verify-") as folder:
-        weights = manifest["weights"]
-        storage.get_file(weights["uri"], Path(folder) / WEIGHTS, sha256=weights["sha256"])
+        storage.get_file(weights.uri, Path(folder) / WEIGHTS, sha256=weights.sha256)
 
 
-def _version(bucket: str, name: str, purpose: Mapping[str, Any]) -> tuple[int, dict[str, Any] | None]:
+def _version(bucket: str, name: str, purpose: Mapping[str, Any]) -> tuple[int, Manifest | None]:
     """A version for this purpose, and its manifest if it is complete."""
     for number, files in sorted(versions(bucket, name).items(), reverse=True):
         if "reserved.json" in files:
@@ -120,14 +116,14 @@ def _put(uri: str, data: bytes, *, same: bool = True) -> str:
 
 # `agft pull`: a promoted version as a folder of open_clip's, every byte compared, all of it or nothing.
 
-NEEDED = ("open_clip_config.json", "open_clip_model.safetensors", "manifest.json")
+NEEDED = (CONFIG, WEIGHTS, "manifest.json")
 SHOWN_BYTES, SHOWN_SECONDS = 50_000_000, 2.0
 RESERVED = "reserved.json"
 
 Say = Callable[[str], None]
 
 
-def pull(version: Version, folder: Path, say: Say) -> Path:
+def pull(version: Manifest, folder: Path, say: Say) -> Path:
     """Download `version` to `folder`, which must not exist or be empty; it appears complete or not at all.
 
     The weights must have the SHA-256 of the manifest, and every other file the one that the manifest or, where it has
@@ -155,17 +151,15 @@ def check_empty(folder: Path) -> Path:
     return folder
 
 
-def _fill(version: Version, folder: Path, say: Say) -> None:
+def _fill(version: Manifest, folder: Path, say: Say) -> None:
     base = f"{version.prefix}/"
     names = [stored.uri.removeprefix(base) for stored in storage.list_objects(base)]
-    weights, promised = version.manifest["weights"], version.manifest.get("files") or {}
     for name in dict.fromkeys([*NEEDED, *(n for n in names if "/" not in n and n != RESERVED)]):
-        is_weights = name == "open_clip_model.safetensors"
-        sha256 = weights["sha256"] if is_weights else promised.get(name)
-        large = is_weights and (weights.get("bytes") or 0) > SHOWN_BYTES
-        progress = _Progress(name, weights["bytes"], say) if large else None
+        is_weights, size = name == WEIGHTS, version.weights.bytes
+        sha256 = version.weights.sha256 if is_weights else version.files.get(name)
+        progress = _Progress(name, size, say) if is_weights and size > SHOWN_BYTES else None
         storage.get_file(f"{base}{name}", folder / name, sha256=sha256, on_bytes=progress)
-    for name, content in card_files(version.manifest).items():
+    for name, content in card_files(version).items():
         if not (folder / name).exists():
             (folder / name).write_bytes(content)
 

@@ -12,18 +12,10 @@ from rich.table import Table
 from infra.errors import ServiceError
 from infra.tracking.registry import Registered, registered
 from study.console import percent
-from study.models.catalog import (
-    Version,
-    created,
-    failed_gates,
-    forced_reason,
-    gate_verdict,
-    own_result,
-    read_version,
-    version_key,
-    versions_of,
-)
-from study.models.head import read_head
+from study.models.catalog import read_version
+from study.models.head import read_head, read_manifest
+from study.models.manifest import Manifest
+from study.statistics import METRICS
 from study.store.store import StudyStore
 from study.tracking import flat
 
@@ -54,7 +46,7 @@ def model_facts(
     """
     head, _ = read_head(bucket, name)
     aliases = {"champion": head.champion, "previous": head.previous}
-    versions = versions_of(bucket, name, numbers)
+    versions = [read_manifest(bucket, name, number) for number in numbers]
     rows = [_row(version, aliases, known) for version in versions]
     return {
         "model": name,
@@ -65,30 +57,28 @@ def model_facts(
     }
 
 
-def _row(version: Version, aliases: dict[str, int | None], known: Registered | None) -> dict[str, Any]:
-    manifest = version.manifest
-    final, confirm = own_result(manifest, "final") or {}, own_result(manifest, "confirm") or {}
-    key = version_key(version.prefix, manifest)
+def _row(version: Manifest, aliases: dict[str, int | None], known: Registered | None) -> dict[str, Any]:
+    final, confirm = version.own("final"), version.own("confirm")
     return {
-        "version": version.number,
-        "aliases": [alias for alias, number in aliases.items() if number == version.number],
-        "study": manifest.get("study"),
-        "trial": manifest.get("trial"),
-        "clean_accuracy": final.get("clean_accuracy"),
-        "robust_accuracy": final.get("robust_accuracy"),
-        "confirm_clean_accuracy": confirm.get("clean_accuracy"),
-        "confirm_robust_accuracy": confirm.get("robust_accuracy"),
-        "created": created(manifest),
-        "forced": forced_reason(manifest),
-        "failed_gates": failed_gates(manifest),
-        "sha256": manifest["weights"]["sha256"],
+        "version": version.version,
+        "aliases": [alias for alias, number in aliases.items() if number == version.version],
+        "study": version.study,
+        "trial": version.trial,
+        "clean_accuracy": final["clean_accuracy"],
+        "robust_accuracy": final["robust_accuracy"],
+        "confirm_clean_accuracy": confirm["clean_accuracy"],
+        "confirm_robust_accuracy": confirm["robust_accuracy"],
+        "created": version.created_ms / 1000,
+        "forced": version.forced,
+        "failed_gates": version.failed_gates,
+        "sha256": version.weights.sha256,
         "uri": f"{version.prefix}/",
-        "mlflow_version": None if known is None else known.versions.get(key),
+        "mlflow_version": None if known is None else known.versions.get(version.key),
     }
 
 
 def _differences(
-    versions: Sequence[Version], rows: Sequence[dict[str, Any]], aliases: dict[str, int | None], known: Registered
+    versions: Sequence[Manifest], rows: Sequence[dict[str, Any]], aliases: dict[str, int | None], known: Registered
 ) -> list[str]:
     found = [f"version {row['version']} is not in MLflow" for row in rows if row["mlflow_version"] is None]
     by_number: dict[int | None, int | None] = {row["version"]: row["mlflow_version"] for row in rows}
@@ -99,7 +89,7 @@ def _differences(
             says = "nothing" if there is None else f"version {back[there]}" if there in back else f"its version {there}"
             should = "none" if number is None else f"version {number}"
             found.append(f"alias {alias}: MLflow says {says}, HEAD.json says {should}")
-    keys = {version_key(version.prefix, version.manifest) for version in versions}
+    keys = {version.key for version in versions}
     extra = sorted(number for key, number in known.versions.items() if key not in keys)
     return found + [f"MLflow's version {number} is not in S3" for number in extra]
 
@@ -133,16 +123,14 @@ def _named(number: int | None) -> str:
     return "none" if number is None else f"version {number}"
 
 
-def when(seconds: float | None) -> str:
-    """Local time; a dash without one."""
-    return "-" if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+def when(seconds: float) -> str:
+    """Local time."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
 def _gates(row: dict[str, Any]) -> str:
     if row["forced"]:
         return f"forced: {row['forced']}"[:FORCED_CHARACTERS]
-    if row["failed_gates"] is None:
-        return "-"
     return "failed: " + ", ".join(row["failed_gates"]) if row["failed_gates"] else "passed"
 
 
@@ -180,29 +168,27 @@ def _of_trial(store: StudyStore, number: int) -> dict[str, dict[str, Any]]:
 
 def _of_version(named: str, bucket: str) -> dict[str, dict[str, Any]]:
     version = read_version(bucket, named)
-    manifest = version.manifest
     numbers: dict[str, Any] = {}
     for role in ("confirm", "final"):
-        for label, result in (manifest.get(role) or {}).items():
-            own = label == f"trial {manifest.get('trial')}"
-            if own or label == "unmodified CLIP":
-                numbers |= _accuracies(role if own else f"{role}.clip", result)
-    for gate in manifest.get("gates") or []:
-        numbers[f"gate {gate['name']}"] = f"{gate_verdict(gate)}: {gate.get('found', gate.get('value'))}"
-    calibration = (manifest.get("calibration") or {}).get("model") or {}
-    keys = ("temperature", "calibration_error", "calibration_error_at_temperature")
-    numbers |= {f"final.{key}": calibration[key] for key in keys if key in calibration}
-    what = {key: manifest.get(key) for key in ("model", "version", "study", "trial")}
-    what |= {"forced": forced_reason(manifest), "promoted": None if (at := created(manifest)) is None else int(at)}
-    what |= {"sha256": manifest["weights"]["sha256"]}
-    code = (manifest.get("provenance") or {}).get("code") or {}
-    what |= {"code": code.get("revision"), "code.dirty": code.get("dirty")}
-    return _sections(what, manifest.get("config") or {}, manifest.get("inputs") or {}, numbers)
+        numbers |= _accuracies(role, version.own(role)) | _accuracies(f"{role}.clip", version.unmodified(role))
+    numbers |= {f"gate {gate.name}": f"{gate.verdict}: {gate.found}" for gate in version.gates}
+    if version.calibration:
+        keys = {"temperature", "calibration_error", "calibration_error_at_temperature"}
+        numbers |= {f"final.{key}": value for key, value in version.calibration.model.model_dump(include=keys).items()}
+    code = version.provenance.get("code") or {}
+    what = {
+        **version.model_dump(include={"model", "version", "study", "trial", "forced"}),
+        "promoted": version.created_ms // 1000,
+        "sha256": version.weights.sha256,
+        "code": code.get("revision"),
+        "code.dirty": code.get("dirty"),
+    }
+    return _sections(what, version.config, version.inputs, numbers)
 
 
 def _accuracies(role: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    found = {f"{role}.{key}": result[key] for key in ("clean_accuracy", "robust_accuracy") if key in result}
-    for name, by_eps in (result.get("datasets") or {}).items():
+    found = {f"{role}.{key}": result[key] for key in METRICS}
+    for name, by_eps in result["datasets"].items():
         for eps, score in by_eps.items():
             found[f"{role}.{name}.clean"] = score["clean_accuracy"]
             found[f"{role}.{name}.robust at {eps}"] = score["robust_accuracy"]

@@ -27,14 +27,13 @@ from trainers.errors import lookup
 from trainers.evaluation.measure import evaluate_sets
 from trainers.model.build import describe
 from trainers.model.importing import UNRELATED, default_base, export_agft, import_checkpoint
+from trainers.model.interpolation import check_pair, interpolate
 from trainers.model.pretrained import load_clip
 from trainers.model.weights import (
-    check_pair,
     export_open_clip,
-    interpolate,
+    hash_weights,
     is_weights_file,
     load_weights,
-    model_hash,
     read_metadata,
     save_weights,
 )
@@ -175,13 +174,13 @@ def interpolate_files(
     with _as_options("ROBUST"), tempfile.TemporaryDirectory(prefix="agft-interpolate-") as scratch:
         path = _weights_file(robust, Path(scratch))
         far = load_weights(path)
-        sources = {"robust": {"from": robust, "sha256": hash_file(path), "model_sha256": model_hash(far)}}
+        sources = {"robust": {"from": robust, "sha256": hash_file(path), "model_sha256": hash_weights(far)}}
         base = base or _origin(path, describe(far).arch)
     _reach_storage(base, home=home)
     with _as_options():
         near = load_clip(ModelConfig(arch=describe(far).arch, pretrained=base))
         check_pair(near, far)
-    sources["base"] = {"from": base, "model_sha256": model_hash(near)}
+    sources["base"] = {"from": base, "model_sha256": hash_weights(near)}
     rows: list[dict[str, Any]] = []
     for alpha, path in paths.items():
         mixed = interpolate(near, far, alpha)

@@ -22,7 +22,8 @@ from infra import storage
 from study.artifacts.checkpoints import study_prefix
 from study.console import Say
 from study.errors import UserError
-from study.models.catalog import model_names, versions_of
+from study.models.catalog import model_names
+from study.models.head import model_prefix, read_manifest
 from study.results.ranking import pareto_front, ranked
 from study.store import tables
 from study.store.lease import owner_identity
@@ -153,8 +154,9 @@ def _pointed(bucket: str, stores: Sequence[StudyStore], studies: dict[str, Study
     """
     found: set[str] = set()
     for model, numbers in model_names(bucket).items():
-        for version in versions_of(bucket, model, numbers):
-            found |= {version.prefix, *addresses(dict(version.manifest))}
+        for number in numbers:
+            manifest = read_manifest(bucket, model, number)
+            found |= {model_prefix(bucket, model, number), *addresses(manifest.record())}
     for store in stores:
         found |= addresses(studies[store.name].spec.model_dump(mode="json"))
         for trial in store.trials():

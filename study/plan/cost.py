@@ -90,10 +90,10 @@ def cost_of(suite: Suite, assumed: Assumed, rate: Rate | None) -> dict[str, Any]
 
 def _row(name: str, entry: AttackAt, protocol: Protocol, assumed: Assumed, rate: Rate | None) -> dict[str, Any]:
     """Of an image: a look at it as it is; for every radius the attack, and a look at the worst image that it found."""
-    planned = units(name, entry)
+    planned, classes = units(name, entry), dataset_entry(name, "datasets").num_classes
     images = sum(unit.images for unit in planned)
     attacked = images * sum(eps > 0 for eps in entry.eps)
-    attack = dict(zip(KINDS, entry.attack.passes(_num_classes(name), norm=entry.norm), strict=True))
+    attack = dict(zip(KINDS, entry.attack.passes(classes, norm=entry.norm), strict=True))
     robust, fooled, right = 1.0, 0.0, 1.0
     if protocol == "strict":
         robust, fooled, right = assumed.robust, assumed.clean - assumed.robust, assumed.clean
@@ -106,10 +106,6 @@ def _row(name: str, entry: AttackAt, protocol: Protocol, assumed: Assumed, rate:
     radii = [eps_label(eps) for eps in entry.eps]
     told = {"dataset": name, "attack": entry.label, "eps": radii, "images": images, "units": len(planned)}
     return {**told, **found, **_hours(found, rate)}
-
-
-def _num_classes(name: str) -> int:
-    return dataset_entry(name, "datasets").num_classes
 
 
 def _hours(found: Mapping[str, Mapping[str, float]], rate: Rate | None) -> dict[str, float]:
@@ -169,18 +165,17 @@ def cost_text(found: Mapping[str, Any], training: int | None = None) -> str:
 
 
 def _cells(found: Mapping[str, Any]) -> list[list[str]]:
-    timed = found["rate"] is not None
-    rows = [["dataset", "attack", "radii", "images", "at most", "expected", *(["hours"] if timed else [])]]
-    for row in found["rows"]:
-        counted = row["dataset"], row["attack"], ", ".join(row["eps"]), f"{row['images']:,}"
-        rows.append([*counted, *_numbers(row, timed=timed)])
-    rows.append(["all", "", "", "", *_numbers(found["total"], timed=timed)])
-    return rows
+    def numbers(row: Mapping[str, Any]) -> list[str]:
+        passes = [short(sum(row[name].values())) for name in ("at_most", "expected")]
+        return passes if found["rate"] is None else [*passes, f"{row['hours_expected']:.3g}"]
 
-
-def _numbers(row: Mapping[str, Any], *, timed: bool) -> list[str]:
-    passes = [short(sum(row[name].values())) for name in ("at_most", "expected")]
-    return [*passes, *([f"{row['hours_expected']:.3g}"] if timed else [])]
+    titles = ["dataset", "attack", "radii", "images", "at most", "expected", "hours"]
+    rows = [
+        [row["dataset"], row["attack"], ", ".join(row["eps"]), f"{row['images']:,}", *numbers(row)]
+        for row in found["rows"]
+    ]
+    total = ["all", "", "", "", *numbers(found["total"])]
+    return [titles[: len(total)], *rows, total]
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -247,17 +247,17 @@ def plan_text(plan: dict[str, Any]) -> str:
         f"  image passes  a full trial {passes['training']} to train, at most {passes['evaluations']} to evaluate"
     )
     lines.append(f"                promotion at most {passes['promotion']}")
-    measured = plan["measured"]
-    lines.append(
-        f"  cost          at most {measured['at_most_device_hours']:.2f} device-hours "
-        f"({measured['device_seconds_per_trial']:.0f} s a full trial, measured on {measured['full_trials']})"
-        if measured
-        else "  cost          not known yet: no full-length trial of this model, data and length has been measured"
-    )
-    if measured:
-        lines.append(f"                promotion at that speed at most {promotion_hours(plan):.2f} device-hours")
+    if measured := plan["measured"]:
         kept = measured["bytes_per_trial"] / 1e6
-        lines.append(f"  storage       {measured['bytes'] / 1e6:.3g} MB of checkpoints: {kept:.3g} MB a trial")
+        lines += [
+            f"  cost          at most {measured['at_most_device_hours']:.2f} device-hours "
+            f"({measured['device_seconds_per_trial']:.0f} s a full trial, measured on {measured['full_trials']})",
+            f"                promotion at that speed at most {promotion_hours(plan):.2f} device-hours",
+            f"  storage       {measured['bytes'] / 1e6:.3g} MB of checkpoints: {kept:.3g} MB a trial",
+        ]
+    else:
+        missing = "no full-length trial of this model, data and length has been measured"
+        lines.append(f"  cost          not known yet: {missing}")
     lines += first_lines(plan)
     lines.append("  writes")
     lines += [f"    {what:<16} {where}" for what, where in plan["writes"].items()]

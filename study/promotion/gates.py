@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from study.models.manifest import Gate, Verdict
 from study.promotion.candidates import Standard
 from study.results.ranking import Measurement
 from study.results.rights import Rights, scores_of
 from study.spec.promotion import GatesConfig, parse_floor
-from study.statistics import Spread, paired
+from study.statistics import Spread, bounded_difference
 from study.store.rows import TrialRow
 from trainers.evaluation.record import Finding
 from trainers.schema.training import Metric
 
-Verdict = Literal["passed", "failed", "not applicable"]
 Outcome = Literal["promote", "keep", "refuse"]
 IMPROVEMENT = "improvement"
 
@@ -30,21 +30,6 @@ class Measured:
 
     def of(self, metric: Metric) -> float:
         return float(self.result[metric])
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One gate's verdict; `found` and `needed` are for people, `numbers` for machines."""
-
-    name: str
-    verdict: Verdict
-    found: str
-    needed: str
-    numbers: dict[str, Any] = field(default_factory=dict)
-
-    def record(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
 
 
 def decide(
@@ -142,7 +127,7 @@ def _non_inferior(metric: Metric, margin: float, own: Measured, champion: Measur
     name, needed = f"non-inferior {_word(metric)}", f"< {100 * margin:.1f} points"
     if champion is None:
         return Gate(name, "not applicable", "there is no champion", needed, {"margin": margin})
-    loss = paired(scores_of(champion.rights, metric), scores_of(own.rights, metric))
+    loss = bounded_difference(scores_of(champion.rights, metric), scores_of(own.rights, metric))
     found = f"champion - candidate {_points(loss.mean)}, at most {_points(loss.upper)} (95 %)"
     return Gate(name, _verdict(loss.upper < margin), found, needed, {**asdict(loss), "margin": margin})
 
@@ -158,7 +143,7 @@ def _improvement(gates: GatesConfig, standard: Standard, own: Measured, champion
     if missed > 0 and not standard.missing(own.of):
         numbers = {"champion_misses_floors_by": missed, "by": rule.by}
         return Gate(IMPROVEMENT, "passed", "the champion is below a floor here", needed, numbers)
-    gain = paired(_values(standard, own), _values(standard, champion))
+    gain = bounded_difference(_values(standard, own), _values(standard, champion))
     passed = (gain.lower if rule.certain else gain.mean) > rule.by
     found = f"{_points(gain.mean)}, at least {_points(gain.lower)} (95 %)"
     return Gate(IMPROVEMENT, _verdict(passed), found, needed, {**asdict(gain), "by": rule.by, "certain": rule.certain})

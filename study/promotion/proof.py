@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 
-from study.evaluation.executor import StudyExecutor, Weights
+from study.evaluation.executor import StudyExecutor
 from study.evaluation.ledger import FINDINGS, Ledger, image_rows
 from study.evaluation.pool import Job
 from study.evaluation.work import FIRST, Said, Work, record_of
@@ -21,6 +21,7 @@ from study.spec.promotion import SanityGate
 from study.spec.suite import SANITY_CLASSES
 from trainers.data import dataset_entry, safe_name
 from trainers.evaluation.record import Finding
+from trainers.schema.records import Weights
 from trainers.schema.suite import Suite
 
 
@@ -32,16 +33,16 @@ class Prover:
         self._executor = StudyExecutor(spec.model, spec.resources, bucket, say, write=write)
         self.close, self.rest = self._executor.close, self._executor.rest
 
-    def measure(self, role: str, models: Mapping[str, Weights]) -> dict[str, Measured]:
-        """Every model (label -> `{uri, sha256}` of its weights, None: the study's unmodified CLIP) on a role's sets."""
+    def measure(self, role: str, models: Mapping[str, Weights | None]) -> dict[str, Measured]:
+        """Every model (label -> its weights, None: the study's unmodified CLIP) on a role's sets."""
         found = self._executor.measure(self._suite(role), models, f"  {role}", compared=True)
         return {label: Measured(label, result, rights) for label, (result, rights) in found.items()}
 
-    def missing(self, role: str, models: Mapping[str, Weights]) -> bool:
+    def missing(self, role: str, models: Mapping[str, Weights | None]) -> bool:
         """Whether measuring them would look at an image."""
         return self._executor.missing(self._suite(role), models, compared=True)
 
-    def check(self, label: str, weights: Weights, how: SanityGate) -> tuple[Finding, ...]:
+    def check(self, label: str, weights: Weights | None, how: SanityGate) -> tuple[Finding, ...]:
         """Findings of the sanity checks on the first confirm set with classes enough; for a model measured there."""
         ledger = self._ledger("confirm", weights)
         suite, entry = ledger.evaluation.suite, ledger.evaluation.suite.attacks[0]
@@ -69,7 +70,7 @@ class Prover:
                 record_of(ledger, each, at, checked=(dataset,))
         return ledger.findings[dataset]
 
-    def files(self, role: str, weights: Weights) -> dict[str, bytes]:
+    def files(self, role: str, weights: Weights | None) -> dict[str, bytes]:
         """A measured model's records and tables of images, by the name that they are shipped under."""
         ledger, found = self._ledger(role, weights), {}
         for dataset in ledger.evaluation.suite.datasets:
@@ -81,11 +82,11 @@ class Prover:
                 found[f"{base}.csv.gz"] = rows
         return found
 
-    def evaluation_of(self, role: str, weights: Weights) -> str:
+    def evaluation_of(self, role: str, weights: Weights | None) -> str:
         """SHA-256 of everything that decides a model's verdicts on a role's sets."""
         return self._ledger(role, weights).evaluation.digest
 
-    def _ledger(self, role: str, weights: Weights) -> Ledger:
+    def _ledger(self, role: str, weights: Weights | None) -> Ledger:
         return self._executor.ledger(self._suite(role), weights, compared=True)
 
     def _suite(self, role: str) -> Suite:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from infra.cluster.cluster import Cluster
+from study.models.manifest import Draft, Gate, Seeds
 from study.models.registry import RunOf
 from study.models.ship import ExtraFiles
 from study.results.ranking import Measurement
 from study.spec.promotion import GatesConfig
+from trainers.schema.records import Weights
 
+CHAMPION = "champion"  # what the reigning champion is called among measured models
 GOOD = ("promoted", "kept", "superseded")
 
 
@@ -33,7 +36,7 @@ class Order:
 class Site:
     """Where everything is. `run_of`: from a manifest to its study's MLflow run.
 
-    `extra_facts`: from a manifest and the weights `{uri, sha256}` to further keys of the manifest, measured just before
+    `extra_facts`: from a draft of the manifest, and the weights, to the draft with what is measured just before
     shipping; `extra_files`: see `study.models.ship`.
     """
 
@@ -43,7 +46,7 @@ class Site:
     say: Callable[[str], None]
     run_of: RunOf | None = None
     extra_files: ExtraFiles | None = None
-    extra_facts: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] | None = None
+    extra_facts: Callable[[Draft, Weights], Draft] | None = None
 
 
 @dataclass
@@ -63,10 +66,10 @@ class Promotion:
     reason: str = ""
     candidates: list[int] = field(default_factory=list)
     standard: str = ""
-    gates: list[dict[str, Any]] = field(default_factory=list)
+    gates: tuple[Gate, ...] = ()
     confirm: dict[str, Measurement] = field(default_factory=dict)
     final: dict[str, Measurement] = field(default_factory=dict)
-    seeds: dict[str, Any] | None = None
+    seeds: Seeds | None = None
     forced: str | None = None
     version: int | None = None
     champion: int | None = None  # the one that was compared with
@@ -78,20 +81,10 @@ class Promotion:
 
     def record(self) -> dict[str, Any]:
         """As JSON values."""
-        return dict(self.__dict__)
+        seeds = None if self.seeds is None else self.seeds.model_dump(mode="json")
+        return {**self.__dict__, "gates": [gate.record() for gate in self.gates], "seeds": seeds}
 
     @property
     def exit_code(self) -> int:
         """0: decided; 1: refused, or MLflow does not know yet."""
         return int(self.state in ("refused", "would refuse") or bool(self.registry))
-
-
-# What the measured models of a promotion are called.
-
-UNMODIFIED = "unmodified CLIP"
-CHAMPION = "champion"
-
-
-def trial_label(number: int) -> str:
-    """Of a trial's checkpoint."""
-    return f"trial {number}"

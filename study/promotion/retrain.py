@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from infra.cluster.cluster import Cluster
 from study.errors import StudyFailed, UserError
+from study.models.manifest import SeedMean
 from study.promotion.gates import Measured
 from study.spec.config import StudyConfig
 from study.statistics import METRICS, Spread, spread, t_quantile
@@ -92,15 +92,15 @@ def spreads(seeds: Mapping[int, Measured]) -> dict[str, Spread]:
     return {name: spread([float(each.result[name]) for each in seeds.values()]) for name in METRICS}
 
 
-def intervals(found: Mapping[str, Spread]) -> dict[str, dict[str, Any]]:
+def summary(found: Mapping[str, Spread]) -> dict[str, SeedMean]:
     """Metric -> mean, deviation, number, and the mean's 95 % t interval, which one seed does not have."""
     result = {}
     for name, each in found.items():
-        half = None
+        low = high = None
         if each.deviation is not None:
             half = t_quantile(each.n - 1) * each.deviation / math.sqrt(each.n)
-        low, high = (None, None) if half is None else (each.mean - half, each.mean + half)
-        result[name] = {"mean": each.mean, "deviation": each.deviation, "n": each.n, "low": low, "high": high}
+            low, high = each.mean - half, each.mean + half
+        result[name] = SeedMean(mean=each.mean, deviation=each.deviation, n=each.n, low=low, high=high)
     return result
 
 

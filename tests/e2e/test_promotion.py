@@ -38,20 +38,24 @@ def test_a_proved_winner_is_shipped_whole_and_what_comes_after_moves_nothing(wor
     assert "the study's final sets were looked at once" in shown
     assert "champion: whole-clip version 1" in shown
     manifest = read_manifest(world.bucket, "whole-clip", 1)
-    assert (manifest["trial"], manifest["forced"], manifest["final_accesses"]) == (1, None, 1)
-    assert {gate["name"]: gate["verdict"] for gate in manifest["gates"]}["sanity"] == "passed"
+    assert (manifest.trial, manifest.forced, manifest.final_accesses) == (1, None, 1)
+    assert {gate.name: gate.verdict for gate in manifest.gates}["sanity"] == "passed"
     prefix = model_prefix(world.bucket, "whole-clip", 1)
-    assert versions(world.bucket, "whole-clip") == {1: {*manifest["files"], "reserved.json", "manifest.json",
+    assert versions(world.bucket, "whole-clip") == {1: {*manifest.files, "reserved.json", "manifest.json",
                                                         "open_clip_model.safetensors"}}  # fmt: skip
     table = storage.get_bytes(f"{prefix}/evaluation/confirm/{CONFIRM}/pgd-4.csv.gz")[0]
     rows = gzip.decompress(table).decode().splitlines()[1:]
-    [score] = manifest["confirm"]["trial 1"]["datasets"][CONFIRM].values()
+    [score] = manifest.confirm["trial 1"]["datasets"][CONFIRM].values()
     assert len(rows) == score["total"] == 96
     [row], [access] = promotion_rows.promotions(store), promotion_rows.accesses(store)
-    assert (row["state"], row["record"]["trial"], row["record"]["gates"]) == ("promoted", 1, manifest["gates"])
-    assert access["promotion"] == row["name"] == manifest["promotion"]
+    assert (row["state"], row["record"]["trial"], row["record"]["gates"]) == (
+        "promoted",
+        1,
+        [gate.record() for gate in manifest.gates],
+    )
+    assert access["promotion"] == row["name"] == manifest.promotion
     [move] = history(world.bucket, "whole-clip")
-    assert (move.action, move.champion, move.facts["promotion"]) == ("promotion", 1, manifest["promotion"])
+    assert (move.action, move.champion, move.facts["promotion"]) == ("promotion", 1, manifest.promotion)
     check_chain(world, "whole-clip", 1)
 
     before = everything(world)
@@ -185,8 +189,8 @@ def test_the_story_promote_fail_force_promote_a_better_one_and_roll_back(world: 
     assert reason in " ".join(forced.split())
     check_chain(world, model, 2)
     manifest = read_manifest(world.bucket, model, 2)
-    assert manifest["forced"] == reason
-    assert [gate["name"] for gate in manifest["gates"] if gate["verdict"] == "failed"] == ["floor robust"]
+    assert manifest.forced == reason
+    assert manifest.failed_gates == ["floor robust"]
     assert history(world.bucket, model)[0].facts["forced"] == reason
     assert told(world, model) == ["2 champion story-two forced", "1 previous story-one passed"]
 
@@ -234,7 +238,7 @@ def test_a_version_whose_weights_were_changed_is_not_rolled_back_to(world: World
     world.study("rot-two", {0: world.trial(1.0)}, model="rot-clip")
     for name in ("rot-one", "rot-two"):
         world.agft("promote", name)
-    uri = read_manifest(world.bucket, "rot-clip", 1)["weights"]["uri"]
+    uri = read_manifest(world.bucket, "rot-clip", 1).weights.uri
     data = bytearray(storage.get_bytes(uri)[0])
     data[len(data) // 2] ^= 1
     storage.put_bytes(uri, bytes(data))
@@ -298,15 +302,15 @@ def test_fresh_seeds_are_trained_measured_and_gate(world: World) -> None:
     found = world.promote(store)
     assert found.state in ("promoted", "refused"), found.reason
     assert found.seeds is not None
-    measured = found.seeds["measured"]
+    measured = found.seeds.measured
     assert len(measured) == 3
-    assert {row["name"]: row["verdict"] for row in found.gates}["seed spread robust"] == "passed"
+    assert {gate.name: gate.verdict for gate in found.gates}["seed spread robust"] == "passed"
     values = sorted(each["robust_accuracy"] for each in measured.values())
     assert found.confirm["trial 0"]["robust_accuracy"] == values[1], "the median one is who is judged"
     assert "trial 0, as searched" in found.confirm
-    summary = found.seeds["summary"]["robust_accuracy"]
-    assert summary["low"] < summary["mean"] < summary["high"]
-    assert summary["mean"] == pytest.approx(sum(values) / 3)
+    summary = found.seeds.summary["robust_accuracy"]
+    assert summary.low < summary.mean < summary.high
+    assert summary.mean == pytest.approx(sum(values) / 3)
     again = StudyStore(store.url, "seeds-seeds-0x3")
     assert [trial.state for trial in again.trials()] == ["complete"] * 3
     assert world.promote(store).state == {"promoted": "kept", "refused": "refused"}[found.state]

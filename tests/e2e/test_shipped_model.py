@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 
 from infra.services import Services
 from study.cli.main import main
+from study.models.manifest import Manifest
 from study.models.registry import project_head, register_promoted
 from tests.support.services.bare import bare_environment
 from tests.support.shipped import corrupt, ship
@@ -63,20 +64,20 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shipped(service_environment: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def shipped(service_environment: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     monkeypatch.setenv("AGFT_CACHE", str(tmp_path / "cache"))
     name = f"served-{secrets.token_hex(4)}"
     manifest = ship(service_environment.bucket, name, tmp_path)
     uri = service_environment.mlflow_uri
-    register_promoted(manifest, bucket=service_environment.bucket, tracking_uri=uri)
+    register_promoted(manifest, tracking_uri=uri)
     project_head(service_environment.bucket, name, uri)
     return manifest
 
 
 def test_a_bare_environment_with_open_clip_computes_the_logits_of_training(
-    shipped: dict[str, Any], python: Path, tmp_path: Path
+    shipped: Manifest, python: Path, tmp_path: Path
 ) -> None:
-    pulled = CliRunner().invoke(main, ["pull", shipped["model"], str(tmp_path / "model")])
+    pulled = CliRunner().invoke(main, ["pull", shipped.model, str(tmp_path / "model")])
     assert pulled.exit_code == 0, pulled.output
     clip = load_clip(ModelConfig(arch="small-clip", pretrained=f"local-dir:{tmp_path / 'model'}"))
     images, tokens = fingerprint_inputs(clip)
@@ -145,11 +146,11 @@ def pictures(number: int) -> list[bytes]:
 
 
 def test_over_http_the_classes_are_those_of_open_clip_and_a_changed_byte_is_not_served(
-    shipped: dict[str, Any], service_environment: Services, tmp_path: Path
+    shipped: Manifest, service_environment: Services, tmp_path: Path
 ) -> None:
     import open_clip
 
-    CliRunner().invoke(main, ["pull", shipped["model"], str(tmp_path / "model")])
+    CliRunner().invoke(main, ["pull", shipped.model, str(tmp_path / "model")])
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'model'}")
     files = pictures(4)
     with torch.no_grad():
@@ -160,7 +161,7 @@ def test_over_http_the_classes_are_those_of_open_clip_and_a_changed_byte_is_not_
     expected = logits.softmax(1).tolist()
     coded = [base64.b64encode(each).decode() for each in files]
     environment = {**os.environ, **service_environment.environment(), "PATH": f"{scripts()}:{os.environ['PATH']}"}
-    with served(shipped["model"], environment, tmp_path / "serve.log") as address:
+    with served(shipped.model, environment, tmp_path / "serve.log") as address:
         bodies = [
             {
                 "dataframe_split": {"columns": ["image"], "data": [[each] for each in coded]},
@@ -177,8 +178,8 @@ def test_over_http_the_classes_are_those_of_open_clip_and_a_changed_byte_is_not_
             post(address, {"dataframe_split": {"columns": ["image"], "data": [[coded[0]]]}})
         assert refused.value.code == 400
         assert "at least two class names" in json.load(refused.value)["message"]
-    corrupt(shipped["weights"]["uri"])
+    corrupt(shipped.weights.uri)
     environment["AGFT_CACHE"] = str(tmp_path / "another-cache")
-    refused_start = pytest.raises(AssertionError, match=f"expected {shipped['weights']['sha256']}")
-    with refused_start, served(shipped["model"], environment, tmp_path / "serve-bad.log"):
+    refused_start = pytest.raises(AssertionError, match=f"expected {shipped.weights.sha256}")
+    with refused_start, served(shipped.model, environment, tmp_path / "serve-bad.log"):
         pass

@@ -63,7 +63,7 @@ def test_a_promotion_killed_at_a_failpoint_leaves_the_old_champion_and_is_comple
     moved = point in MOVED
     assert (head.champion, head.generation) == ((2, 2) if moved else (1, 1))
     assert [move.generation for move in history(world.bucket, model)] == list(range(head.generation, 0, -1))
-    assert read_manifest(world.bucket, model, head.champion)["version"] == head.champion
+    assert read_manifest(world.bucket, model, head.champion).version == head.champion
     [row] = promotion_rows.promotions(store)
     assert row["state"] == ("promoted" if point in ENDED else "started")
     counted = len(promotion_rows.accesses(store))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from study.statistics import Z, paired
+from study.statistics import bounded_difference
+
+Z = NormalDist().inv_cdf(0.95)
 
 
 def scores(right: int, wrong: int) -> np.ndarray:
@@ -17,7 +20,7 @@ def scores(right: int, wrong: int) -> np.ndarray:
 def test_with_scores_of_0_and_1_it_is_bonett_and_prices_interval():
     one = np.array([1.0] * 60 + [1.0] * 12 + [0.0] * 5 + [0.0] * 23)
     other = np.array([1.0] * 60 + [0.0] * 12 + [1.0] * 5 + [0.0] * 23)
-    found = paired({"a": one}, {"a": other})
+    found = bounded_difference({"a": one}, {"a": other})
     p12, p21, n = (12 + 1) / 102, (5 + 1) / 102, 100
     centre, width = p12 - p21, Z * math.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
     assert found.mean == pytest.approx(0.07)
@@ -26,15 +29,17 @@ def test_with_scores_of_0_and_1_it_is_bonett_and_prices_interval():
 
 
 def test_two_models_that_differ_nowhere_still_have_a_bound_that_narrows_with_the_images():
-    widths = [paired({"a": scores(n // 2, n // 2)}, {"a": scores(n // 2, n // 2)}).upper for n in (48, 480, 4800)]
+    widths = [
+        bounded_difference({"a": scores(n // 2, n // 2)}, {"a": scores(n // 2, n // 2)}).upper for n in (48, 480, 4800)
+    ]
     assert widths == [pytest.approx(Z * math.sqrt(2) / (n + 2)) for n in (48, 480, 4800)]
 
 
 def test_sets_weigh_the_same_whatever_their_size_and_the_bound_is_stratified():
     big, small = np.zeros(900), np.zeros(100)
-    found = paired({"big": big, "small": small + 1}, {"big": big, "small": small})
+    found = bounded_difference({"big": big, "small": small + 1}, {"big": big, "small": small})
     assert found.mean == pytest.approx(0.5)
-    alone = [paired({"x": values + shift}, {"x": values}) for values, shift in ((big, 0), (small, 1))]
+    alone = [bounded_difference({"x": values + shift}, {"x": values}) for values, shift in ((big, 0), (small, 1))]
     widths = [(each.upper - each.lower) / 2 for each in alone]
     assert (found.upper - found.lower) / 2 == pytest.approx(math.hypot(*widths) / 2)
 
@@ -42,14 +47,14 @@ def test_sets_weigh_the_same_whatever_their_size_and_the_bound_is_stratified():
 def test_one_less_other_is_the_negative_of_other_less_one():
     rng = np.random.default_rng(0)
     one, other = ({"a": rng.integers(0, 4, 200) / 3, "b": rng.integers(0, 2, 50) / 1.0} for _ in range(2))
-    forth, back = paired(one, other), paired(other, one)
+    forth, back = bounded_difference(one, other), bounded_difference(other, one)
     assert (forth.mean, forth.lower, forth.upper) == pytest.approx((-back.mean, -back.upper, -back.lower))
 
 
 def test_other_images_are_refused():
     for other in ({"b": np.zeros(3)}, {"a": np.zeros(4)}, {}):
         with pytest.raises(ValueError, match="not measured on the same images"):
-            paired({"a": np.zeros(3)}, other)
+            bounded_difference({"a": np.zeros(3)}, other)
 
 
 @pytest.mark.parametrize("n", [48, 300])
@@ -61,5 +66,5 @@ def test_the_truth_lies_above_the_bound_in_about_one_of_twenty_draws(n, gained, 
     above = 0
     for up, down, _ in draws:
         difference = np.array([1.0] * up + [-1.0] * down + [0.0] * (n - up - down))
-        above += paired({"a": difference}, {"a": np.zeros(n)}).upper < gained - lost
+        above += bounded_difference({"a": difference}, {"a": np.zeros(n)}).upper < gained - lost
     assert above / len(draws) < 0.065

@@ -47,8 +47,9 @@ PROVENANCE = {
 
 def make_checkpoints(folder: Path) -> dict[float, Path]:
     """Weights files by their distance from the unmodified CLIP: 0.2, 0.6, 1.0. A few seconds."""
+    from trainers.model.interpolation import interpolate
     from trainers.model.pretrained import load_clip
-    from trainers.model.weights import interpolate, load_weights, save_weights
+    from trainers.model.weights import load_weights, save_weights
     from trainers.schema.records import Decision
     from trainers.schema.training import ModelConfig
     from trainers.training.loop import train

@@ -104,9 +104,9 @@ def check_chain(world: World, model: str, moves: int) -> None:
     assert found[0].champion == head.champion
     for move in found:
         manifest = read_manifest(world.bucket, model, move.champion)
-        stored = storage.head(manifest["weights"]["uri"])
+        stored = storage.head(manifest.weights.uri)
         assert stored is not None
-        assert stored.sha256 == manifest["weights"]["sha256"]
-        for file in manifest["files"]:
+        assert stored.sha256 == manifest.weights.sha256
+        for file in manifest.files:
             assert storage.head(f"{model_prefix(world.bucket, model, move.champion)}/{file}") is not None
     assert world.aliases(model) == (head.champion, head.previous)

@@ -10,6 +10,7 @@ import torch
 
 from infra import storage
 from study.models.head import model_prefix, read_head
+from study.models.manifest import Manifest
 from tests.support.small import small_clip
 from trainers.model.weights import export_open_clip, save_weights
 from trainers.schema.records import Score
@@ -25,6 +26,12 @@ CONFIG: dict[str, Any] = {
 }
 
 
+FINAL: dict[str, Any] = {
+    "name": "final", "datasets": ["small-a", "small-b"], "seed": 0,
+    "attacks": [{"attack": {"name": "pgd", "steps": 10}, "eps": ["4/255"]}],
+}  # fmt: skip
+
+
 def measured(correct: int, robust: int, *names: str, total: int = 200) -> dict[str, Any]:
     """The same counts on every set, as a promotion records them."""
     score = Score.of(correct=correct, robust=robust, total=total).model_dump(mode="json")
@@ -34,25 +41,27 @@ def measured(correct: int, robust: int, *names: str, total: int = 200) -> dict[s
     }  # fmt: skip
 
 
-def manifest_of(version: int = 1, **changes: Any) -> dict[str, Any]:
-    """A manifest as the first promotions wrote it; newer ones have more keys."""
-    prefix = model_prefix("agft", "robust-clip", version)
+def manifest_of(version: int = 1, **changes: Any) -> Manifest:
+    """A manifest as a promotion without gates, seeds or calibration writes it, with `changes`."""
+    prefix, own = model_prefix("agft", "robust-clip", version), f"trial {changes.get('trial', 3)}"
     fields: dict[str, Any] = {
-        "model": "robust-clip", "version": version, "study": "demo", "trial": 3, "config": CONFIG,
+        "format": 1, "model": "robust-clip", "version": version, "study": "demo", "study_key": "demo:1", "trial": 3,
+        "params": {"train.optimizer.lr": 4e-4}, "config": CONFIG, "created_ms": 1_760_000_000_000,
+        "promotion": "0123456789abcdef", "champion_then": None, "gates": [], "forced": None, "seeds": None,
+        "training": [], "evaluation": {"confirm": "c" * 64, "final": "f" * 64},
+        "measured_with": FINAL,
         "weights": {"uri": f"{prefix}/open_clip_model.safetensors", "sha256": "a" * 64, "bytes": 5_000_000},
         "source": {"uri": "s3://agft/studies/demo-1/trials/3/a000001/best.safetensors", "sha256": "a" * 64},
-        "confirm": {"unmodified CLIP": measured(120, 20, "small-other"), "trial 3": measured(110, 70, "small-other")},
+        "confirm": {"unmodified CLIP": measured(120, 20, "small-other"), own: measured(110, 70, "small-other")},
         "final": {"unmodified CLIP": measured(130, 30, "small-a", "small-b"),
-                  "trial 3": measured(120, 80, "small-a", "small-b")},
+                  own: measured(120, 80, "small-a", "small-b")},
         "final_accesses": 1,
         "provenance": {"code": {"revision": "0" * 40, "dirty": False}, "packages": {"torch": "2.14"}, "hostname": "h"},
     }  # fmt: skip
-    return {**fields, **changes}
+    return Manifest.model_validate({**fields, **changes})
 
 
-def ship(
-    bucket: str, name: str, folder: Path, *, seed: int = 0, champion: bool = True, **changes: Any
-) -> dict[str, Any]:
+def ship(bucket: str, name: str, folder: Path, *, seed: int = 0, champion: bool = True, **changes: Any) -> Manifest:
     """Put a small model into S3 as the next version of `name`, and make it the champion; its manifest."""
     version = reserve(bucket, name)
     prefix = model_prefix(bucket, name, version)
@@ -65,7 +74,7 @@ def ship(
     stored = storage.put_file(weights, f"{prefix}/open_clip_model.safetensors", if_absent=True)
     own = {"uri": stored.uri, "sha256": stored.sha256, "bytes": stored.size}
     manifest = manifest_of(version, model=name, weights=own, **changes)
-    storage.put_json(f"{prefix}/manifest.json", manifest, if_absent=True)
+    storage.put_json(f"{prefix}/manifest.json", manifest.record(), if_absent=True)
     if champion:
         set_head(bucket, name, version, read_head(bucket, name)[0].champion)
     return manifest

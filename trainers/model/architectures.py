@@ -6,19 +6,15 @@ import importlib.util
 import json
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from trainers.model import bundled as tiny
-
-if TYPE_CHECKING:
-    pass
-
 
 Tower = Literal["vit", "resnet", "other"]
 
 
 @cache
-def _configurations() -> dict[str, dict[str, Any]]:
+def configurations() -> dict[str, dict[str, Any]]:
     """open_clip's own model configurations by name, read without importing it (that takes seconds), and ours."""
     spec = importlib.util.find_spec("open_clip")
     assert spec is not None, "open_clip is a dependency"
@@ -30,12 +26,12 @@ def _configurations() -> dict[str, dict[str, Any]]:
 
 def known_architectures() -> list[str]:
     """Every architecture that `model.arch` may name without a checkpoint of its own."""
-    return sorted(_configurations())
+    return sorted(configurations())
 
 
 def tower(arch: str) -> Tower | None:
     """`vit`: open_clip's transformer with a class token; `resnet`: CLIP's ResNets; `other`; None: not known here."""
-    config = _configurations().get(arch)
+    config = configurations().get(arch)
     if config is None:
         return None
     vision = config.get("vision_cfg", {})

@@ -28,13 +28,6 @@ class Description:
     preprocess: dict[str, Any]
 
 
-def _finished(clip: nn.Module, description: Description) -> nn.Module:
-    """Eval mode, fp32, nothing trainable, and its description attached."""
-    clip.eval().float().requires_grad_(False)
-    clip.__dict__["description"] = description
-    return clip
-
-
 def describe(clip: nn.Module) -> Description:
     """The description of a model made by `load_clip` or `build_clip`."""
     description = clip.__dict__.get("description")
@@ -42,17 +35,29 @@ def describe(clip: nn.Module) -> Description:
     return description
 
 
-_QUIET = threading.RLock()
+def create(name: str, arch: str, *, model_cfg: dict[str, Any] | None = None, **how: Any) -> nn.Module:
+    """open_clip's model of that name, in silence: eval mode, fp32, nothing trainable, its description attached.
+
+    `how`: as open_clip.create_model takes it. The random state is left as it was.
+    """
+    with _quiet_open_clip(), torch.random.fork_rng(devices=[]):
+        clip = open_clip.create_model(name, **how)
+    clip.eval().float().requires_grad_(False)
+    preprocess: dict[str, Any] = json.loads(json.dumps(clip.visual.preprocess_cfg))
+    config = open_clip.get_model_config(name) or {} if model_cfg is None else model_cfg
+    clip.__dict__["description"] = Description(arch, config, preprocess)
+    return clip
 
 
 def build_clip(description: Description) -> nn.Module:
-    """The architecture with open_clip's random initial weights, whatever they are; the random state is restored."""
+    """The architecture with open_clip's random initial weights, whatever they are."""
     with tempfile.TemporaryDirectory() as folder:
         config = {"model_cfg": description.model_cfg, "preprocess_cfg": description.preprocess}
         Path(folder, "open_clip_config.json").write_text(json.dumps(config))
-        with _quiet_open_clip(), torch.random.fork_rng(devices=[]):
-            clip = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    return _finished(clip, Description(description.arch, description.model_cfg, _preprocess(clip)))
+        return create(f"local-dir:{folder}", description.arch, model_cfg=description.model_cfg, load_weights=False)
+
+
+_QUIET = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -69,11 +74,6 @@ def _quiet_open_clip() -> Iterator[None]:
             yield
         finally:
             root.setLevel(level)
-
-
-def _preprocess(clip: nn.Module) -> dict[str, Any]:
-    preprocess: dict[str, Any] = json.loads(json.dumps(clip.visual.preprocess_cfg))  # type: ignore[union-attr]
-    return preprocess
 
 
 def tokenizer_for(clip: nn.Module) -> Callable[[list[str]], Tensor]:

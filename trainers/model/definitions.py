@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import open_clip
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
-from trainers.errors import MissingWeights, UserError
+from trainers.errors import UserError
 
 # What says where a tower's first weights came from or how text is cut, but not which function the model is.
 IGNORED = ("timm_model_pretrained", "hf_model_pretrained", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
@@ -103,18 +100,3 @@ def plain_openai_encoder(model_cfg: Mapping[str, Any]) -> bool:
         return False
     shape = {name: vision[name] for name in ("layers", "width", "patch_size", "image_size") if name in vision}
     return CLIPVisionCfg(**vision) == CLIPVisionCfg(**shape)
-
-
-def check_promised(folder: Path, source: str) -> None:
-    """`MissingWeights` if a promoted version that was pulled does not have the weights that its manifest promises."""
-    manifest, weights = folder / "manifest.json", folder / "open_clip_model.safetensors"
-    if not (manifest.is_file() and weights.is_file()):
-        return
-    try:
-        expected = json.loads(manifest.read_text())["weights"]["sha256"]
-    except (ValueError, KeyError, TypeError):
-        return  # another program's manifest
-    with open(weights, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise MissingWeights(f"model.pretrained: {source}: {weights.name} has SHA-256 {found}, expected {expected}")

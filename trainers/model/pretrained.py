@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import socket
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,14 +13,13 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import open_clip
-import torch
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import nn
 
 from trainers.errors import MissingWeights, UnknownName, UserError, nearest
 from trainers.model import bundled as tiny
-from trainers.model.build import Description, _finished, _preprocess, _quiet_open_clip, describe
-from trainers.model.definitions import check_promised, check_same_model
+from trainers.model.build import create, describe
+from trainers.model.definitions import check_same_model, quick_gelu
 from trainers.model.fitting import whole_clip
 from trainers.model.official import read_checkpoint, recognise, unpack
 from trainers.model.weights import is_weights_file, load_weights
@@ -118,7 +119,7 @@ def _unknown(path: str, name: str, known: list[str]) -> UnknownName:
 def _check_activation(arch: str, tag: str) -> None:
     """Weights trained with QuickGELU give wrong numbers in an architecture without it, and open_clip only warns."""
     trained = bool(get_pretrained_cfg(arch, tag).get("quick_gelu", False))
-    built = bool((open_clip.get_model_config(arch) or {}).get("quick_gelu", False))
+    built = quick_gelu(open_clip.get_model_config(arch) or {})
     if trained != built:
         stem = arch.removesuffix("-quickgelu")
         right = f"{stem}-quickgelu" if trained else stem
@@ -136,7 +137,7 @@ def _load_path(arch: str, path: Path, *, named: str | None = None) -> nn.Module:
     if path.is_dir():
         if not (path / "open_clip_config.json").is_file():
             raise MissingWeights(f"model.pretrained: {source} is no open_clip export: open_clip_config.json is missing")
-        check_promised(path, source)
+        _check_promised(path, source)
         clip = _create(f"local-dir:{path}", None, source, arch=arch)
         check_same_model(arch, describe(clip).model_cfg, source)
         return clip
@@ -150,6 +151,21 @@ def _load_path(arch: str, path: Path, *, named: str | None = None) -> nn.Module:
     if describe(clip).arch != arch:
         raise UserError(f"model.arch: {source} holds a {describe(clip).arch!r}, not a {arch!r}")
     return clip
+
+
+def _check_promised(folder: Path, source: str) -> None:
+    """`MissingWeights` if a promoted version that was pulled does not have the weights that its manifest promises."""
+    manifest, weights = folder / "manifest.json", folder / "open_clip_model.safetensors"
+    if not (manifest.is_file() and weights.is_file()):
+        return
+    try:
+        expected = json.loads(manifest.read_text())["weights"]["sha256"]
+    except (ValueError, KeyError, TypeError):
+        return  # another program's manifest
+    with open(weights, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise MissingWeights(f"model.pretrained: {source}: {weights.name} has SHA-256 {found}, expected {expected}")
 
 
 def _explained(error: MissingWeights, arch: str, path: Path, source: str) -> UserError:
@@ -172,11 +188,9 @@ def _explained(error: MissingWeights, arch: str, path: Path, source: str) -> Use
 def _create(name: str, pretrained: str | None, source: str, *, arch: str | None = None, hint: str = "") -> nn.Module:
     """open_clip.create_model, its many exceptions turned into one that says what could not be had from where."""
     try:
-        with _quiet_open_clip(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            clip = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+            return create(name, arch or name, pretrained=pretrained, require_pretrained=True)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise MissingWeights(f"model.pretrained: could not load {source} ({reason}). {hint}".rstrip()) from error
-    model_cfg = open_clip.get_model_config(name) or {}
-    return _finished(clip, Description(arch or name, model_cfg, _preprocess(clip)))

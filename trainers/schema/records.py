@@ -30,6 +30,22 @@ class Score(Frozen):
         )
 
 
+class Measurement(Frozen):
+    """One model on several datasets: unweighted means beside the counts that they come from."""
+
+    clean_accuracy: float = Field(description="mean over the datasets")
+    robust_accuracy: float = Field(description="mean over datasets and radii")
+    datasets: dict[str, dict[str, Score]] = Field(description="dataset -> radius such as 4/255 -> counts")
+
+
+class Weights(Frozen):
+    """A weights file: where it is, and the SHA-256 of its bytes."""
+
+    uri: str = Field(description="address in S3")
+    sha256: str = Field(min_length=64, max_length=64, description="hex")
+    bytes: int | None = Field(default=None, description="the file's size")
+
+
 class EpochRecord(Frozen):
     """One finished epoch. The record's history lives in the checkpoint, so that nothing is lost with a node."""
 

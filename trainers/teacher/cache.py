@@ -11,6 +11,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,25 +97,24 @@ def _any(flag: bool) -> bool:
     return bool(distributed.all_reduce_sum(torch.tensor([int(flag)])))
 
 
+@dataclass(eq=False)
 class _Rank:
     """What one process has, owns and writes."""
 
-    def __init__(
-        self,
-        model: RobustCLIP,
-        image_set: ImageSet,
-        parts: Mapping[str, Any],
-        path: Path,
-        device: torch.device,
-        shared: SharedFiles | None,
-        shared_name: str,
-    ) -> None:
-        self.model, self.image_set, self.parts, self.path, self.device = model, image_set, parts, path, device
-        self.shared, self.shared_name = shared, shared_name
-        self.lock = FileLock(path.with_name("lock"))
-        self.found: Tensor | None = None
-        self.writer: Writer | None = None
-        self.has_disk, self.shared_is_damaged = True, False
+    model: RobustCLIP
+    image_set: ImageSet
+    parts: Mapping[str, Any]
+    path: Path
+    device: torch.device
+    shared: SharedFiles | None
+    shared_name: str
+    found: Tensor | None = None
+    writer: Writer | None = None
+    has_disk: bool = True
+    shared_is_damaged: bool = False
+
+    def __post_init__(self) -> None:
+        self.lock = FileLock(self.path.with_name("lock"))
 
     def look(self, *, last: bool = False) -> str | None:
         """Take the file on disk if it is good; else return what is wrong with it. `last`: or do without the disk."""

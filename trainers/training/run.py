@@ -18,10 +18,11 @@ from trainers.data.prefetch import prefetched
 from trainers.draws import noise
 from trainers.evaluation.measure import evaluate
 from trainers.evaluation.verdicts import SetResult, count
+from trainers.files import write_whole
 from trainers.model.build import tokenizer_for
 from trainers.model.pretrained import load_clip
 from trainers.model.robust import RobustCLIP, class_embeddings
-from trainers.model.weights import CheckpointError, copy_file, hash_weights, read_metadata, save_weights
+from trainers.model.weights import CheckpointError, hash_weights, read_metadata, save_weights
 from trainers.objectives import Batch, Context, Objective
 from trainers.schema.records import EpochRecord
 from trainers.teacher.cache import SharedFiles
@@ -251,7 +252,7 @@ class Run:
             return
         best = self.history[-1].best_epoch
         if _epoch_of(folder / BEST) == best:
-            copy_file(folder / BEST, self.workdir / BEST)
+            write_whole(self.workdir / BEST, (folder / BEST).read_bytes())
         elif best == len(self.history):
             self._save_best()
 

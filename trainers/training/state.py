@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from trainers.model.robust import RobustCLIP
-from trainers.model.weights import FORMATS, CheckpointError, _load, _save
+from trainers.model.weights import FORMATS, CheckpointError, load_tensors, save_tensors
 from trainers.schema.records import EpochRecord
 from trainers.training.update import Updater
 from trainers.trial_config import TrialConfig
@@ -47,12 +47,14 @@ def save_state(
         "numbers": updater.numbers(),
         "random": {"scheme": "counter", "seed": config.seed},
     }
-    return _save(path, tensors | {f"update/{name}": value for name, value in updater.tensors().items()}, metadata)
+    return save_tensors(
+        path, tensors | {f"update/{name}": value for name, value in updater.tensors().items()}, metadata
+    )
 
 
 def load_state(path: Path) -> State:
     """The state in `path`. Raises `CheckpointError` if it is missing, damaged, or no state file."""
-    tensors, metadata = _load(path, "state")
+    tensors, metadata = load_tensors(path, "state")
     try:
         config = TrialConfig.model_validate(metadata["config"])
         history = tuple(EpochRecord.model_validate(record) for record in metadata["history"])

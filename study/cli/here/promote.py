@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,8 +19,9 @@ from study.console import Clock, percent, wide_console
 from study.evaluation.calibration import version_facts
 from study.models.card import card_files
 from study.models.head import model_prefix
+from study.models.manifest import UNMODIFIED, Seeds, trial_label
 from study.promotion.promote import promote
-from study.promotion.records import UNMODIFIED, Order, Promotion, Site, trial_label
+from study.promotion.records import Order, Promotion, Site
 from study.session import cluster_here, services_here
 from study.store.store import StudyStore
 
@@ -67,7 +67,7 @@ def gates_table(promotion: Promotion) -> Table:
     table.add_column("found")
     table.add_column("needed")
     for gate in promotion.gates:
-        table.add_row(gate["name"], MARKS[gate["verdict"]], escape(gate["found"]), escape(gate["needed"]))
+        table.add_row(gate.name, MARKS[gate.verdict], escape(gate.found), escape(gate.needed))
     return table
 
 
@@ -111,12 +111,12 @@ def _times(number: int) -> str:
     return "once" if number == 1 else f"{number} times"
 
 
-def _seeds_line(seeds: Mapping[str, Any]) -> str:
+def _seeds_line(seeds: Seeds) -> str:
     parts: Sequence[str] = [
-        f"{name.removesuffix('_accuracy')} {percent(each['mean'])}"
-        + ("" if each["low"] is None else f" [{100 * each['low']:.1f}, {100 * each['high']:.1f}]")
-        + ("" if each["deviation"] is None else f", deviation {100 * each['deviation']:.1f}")
-        for name, each in seeds["summary"].items()
+        f"{name.removesuffix('_accuracy')} {percent(each.mean)}"
+        + ("" if each.low is None or each.high is None else f" [{100 * each.low:.1f}, {100 * each.high:.1f}]")
+        + ("" if each.deviation is None else f", deviation {100 * each.deviation:.1f}")
+        for name, each in seeds.summary.items()
     ]
-    number = len(seeds["measured"])
-    return escape(f"{number} fresh seeds on the confirm sets: {'; '.join(parts)}; shipped: {seeds['shipped']}")
+    number = len(seeds.measured)
+    return escape(f"{number} fresh seeds on the confirm sets: {'; '.join(parts)}; shipped: {seeds.shipped}")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from infra.errors import ServiceError
 from infra.services import Services
 from infra.tracking.runs import Tracker
 from study.console import Clock
 from study.models.head import read_head
+from study.models.manifest import Manifest
 from study.models.registry import RunOf, follow_head
 from study.models.rollback import chosen_name, roll_back
 from study.session import services_here
@@ -25,8 +24,8 @@ def run_of(store: StudyStore, services: Services) -> RunOf:
     """From a manifest of this study to the study's MLflow run, which is made if MLflow does not have it."""
     study = store.load()
 
-    def found(manifest: Mapping[str, Any]) -> str | None:
-        if manifest.get("study_key", study_key(study)) != study_key(study):
+    def found(manifest: Manifest) -> str | None:
+        if manifest.study_key != study_key(study):
             return None
         tracker = Tracker(services.mlflow_uri, EXPERIMENT)
         try:

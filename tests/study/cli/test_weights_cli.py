@@ -23,9 +23,10 @@ from tests.support.official import agft_file, base_weights, openai_vit, tecoa_fi
 from tests.support.small import small_clip, use_small_sets
 from trainers import data
 from trainers.errors import MissingWeights, UserError
+from trainers.model.interpolation import interpolate
 from trainers.model.pretrained import load_clip
 from trainers.model.robust import RobustCLIP, exact_math
-from trainers.model.weights import export_open_clip, interpolate, load_weights, model_hash, read_metadata, save_weights
+from trainers.model.weights import export_open_clip, hash_weights, load_weights, read_metadata, save_weights
 from trainers.schema.training import ModelConfig
 
 VIT = "toy-vit-quickgelu"
@@ -130,13 +131,13 @@ def test_interpolated_files_carry_their_alpha_and_both_ends(pair: tuple[Path, Pa
     files = {alpha: tmp_path / "mix" / f"alpha-{alpha:g}.safetensors" for alpha in (0, 0.3, 1)}
     near, far = load_weights(base), load_weights(robust)
     for alpha, path in files.items():
-        assert model_hash(load_weights(path)) == model_hash(interpolate(near, far, alpha))
+        assert hash_weights(load_weights(path)) == hash_weights(interpolate(near, far, alpha))
         kept = read_metadata(path)["extra"]["interpolation"]
         assert kept["alpha"] == alpha
-        assert kept["base"] == {"from": str(base), "model_sha256": model_hash(near)}
+        assert kept["base"] == {"from": str(base), "model_sha256": hash_weights(near)}
         assert kept["robust"]["sha256"] == storage.hash_file(robust)
-    assert model_hash(load_weights(files[0])) == model_hash(near)
-    assert model_hash(load_weights(files[1])) == model_hash(far)
+    assert hash_weights(load_weights(files[0])) == hash_weights(near)
+    assert hash_weights(load_weights(files[1])) == hash_weights(far)
     other = save_weights(tmp_path / "other.safetensors", small_clip(seed=4))
     assert "text sides differ" in refused("interpolate", robust, "--base", other, "--out", tmp_path / "mix2")
 
@@ -172,7 +173,7 @@ def test_a_file_and_a_folder_in_s3_load_as_local_ones_and_are_fetched_once(
     use_s3_weights()
     for address in (f"{prefix}/w.safetensors", f"{prefix}/export/"):
         clip = load_clip(ModelConfig(arch="small-clip", pretrained=address))
-        assert model_hash(clip) == model_hash(small_clip())
+        assert hash_weights(clip) == hash_weights(small_clip())
     kept = [file for file in cache.rglob("*.safetensors") if file.is_file()]
     assert sorted(file.name for file in kept) == ["open_clip_model.safetensors", "w.safetensors"]
     before = {file: file.stat().st_ino for file in kept}
@@ -180,7 +181,7 @@ def test_a_file_and_a_folder_in_s3_load_as_local_ones_and_are_fetched_once(
         fetch_weights(address)
     assert {file: file.stat().st_ino for file in kept} == before
     measured = load_clip(ModelConfig(arch="small-clip", pretrained=f"{prefix}/w.safetensors"))
-    assert model_hash(measured) == model_hash(small_clip())
+    assert hash_weights(measured) == hash_weights(small_clip())
 
 
 def test_a_damaged_copy_is_fetched_again_and_a_replaced_object_is_another_entry(
@@ -251,7 +252,7 @@ def test_a_champion_in_s3_is_exported_and_mixed_by_its_address(prefix: str, cach
         storage.put_file(file, f"{prefix}/0001/{file.name}")
     done("export", f"{prefix}/0001/", tmp_path / "back.pth", "--layout", "agft")
     done("export", f"{prefix}/0001/", tmp_path / "plain")
-    assert model_hash(load_clip(ModelConfig(arch=VIT, pretrained=str(tmp_path / "plain")))) == model_hash(
+    assert hash_weights(load_clip(ModelConfig(arch=VIT, pretrained=str(tmp_path / "plain")))) == hash_weights(
         toy_clip(VIT, seed=2)
     )
     storage.put_file(path, f"{prefix}/w.safetensors")

@@ -169,9 +169,13 @@ def test_t_quantiles_are_those_of_the_tables(df, value):
     assert t_quantile(df) == pytest.approx(value, abs=5e-4)
 
 
-def test_t_quantile_with_two_degrees_of_freedom_has_its_closed_form():
-    p = 0.9
-    assert t_quantile(2, p) == pytest.approx(p * math.sqrt(2 / (1 - p * p)), rel=1e-9)
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.95, 0.99])
+def test_t_quantiles_with_one_two_and_four_degrees_of_freedom_have_their_closed_forms(p):
+    assert t_quantile(1, p) == pytest.approx(math.tan(math.pi / 2 * p), rel=1e-12)
+    assert t_quantile(2, p) == pytest.approx(p * math.sqrt(2 / (1 - p * p)), rel=1e-12)
+    root = math.sqrt(1 - p * p)
+    cosine = math.cos(math.acos(root) / 3) / root
+    assert t_quantile(4, p) == pytest.approx(2 * math.sqrt(cosine - 1), rel=1e-12)
 
 
 def test_spread_is_the_sample_deviation():

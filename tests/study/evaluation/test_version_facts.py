@@ -13,10 +13,12 @@ from infra.cluster.cluster import connect, disconnect
 from infra.services import Services
 from study.evaluation.calibration import version_facts
 from study.models.card import card_files
-from tests.support.shipped import CONFIG, manifest_of, measured
+from study.models.manifest import Manifest
+from tests.support.shipped import CONFIG, FINAL, manifest_of, measured
 from trainers.data import load_dataset
 from trainers.model.pretrained import load_clip
 from trainers.model.weights import save_weights
+from trainers.schema.records import Weights
 from trainers.schema.training import ModelConfig
 
 pytestmark = pytest.mark.slow
@@ -41,14 +43,17 @@ def test_the_calibration_of_the_unmodified_clip_beside_itself_is_the_same(
     sets = ("tiny-digits", "tiny-colors")
     manifest = manifest_of(
         config={**CONFIG, "model": model, "evaluate": {"datasets": ["tiny-shapes"]}},
-        confirm={"trial 3": measured(9, 5, sets[1], total=10)}, final={"trial 3": measured(9, 5, sets[0], total=10)},
-        measured_with={"protocol": "strict", "samples": 64, "seed": 0, "attack": {"name": "pgd", "steps": 4}},
+        confirm={label: measured(9, 5, sets[1], total=10) for label in ("unmodified CLIP", "trial 3")},
+        final={label: measured(9, 5, sets[0], total=10) for label in ("unmodified CLIP", "trial 3")},
+        measured_with={**FINAL, "datasets": sets[:1], "attacks": [{**FINAL["attacks"][0], "samples": 64}]},
     )  # fmt: skip
-    found = version_facts(manifest, {"uri": stored.uri, "sha256": stored.sha256}, say=print)
-    assert found["inputs"] == {name: load_dataset(name).content_hash for name in sets}
-    own, clip = found["calibration"]["model"], found["calibration"]["unmodified"]
+    found = version_facts(manifest, Weights(uri=stored.uri, sha256=stored.sha256 or ""), say=print)
+    assert found.inputs == {name: load_dataset(name).content_hash for name in sets}
+    assert found.calibration is not None
+    own, clip = found.calibration.model, found.calibration.unmodified
     assert own == clip
-    assert list(own["datasets"]) == ["tiny-digits"]
-    assert own["datasets"]["tiny-digits"]["images"] == 64
-    assert "## Calibration" in card_files({**manifest, **found})["README.md"].decode()
+    assert list(own.datasets) == ["tiny-digits"]
+    assert own.datasets["tiny-digits"].images == 64
+    assert isinstance(found, Manifest)
+    assert "## Calibration" in card_files(found)["README.md"].decode()
     assert os.environ.get("RAY_AUTH_MODE") == "token"

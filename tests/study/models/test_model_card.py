@@ -1,4 +1,4 @@
-"""The model card: what a reader is owed is in it, whatever the manifest's age; calibration by closed forms."""
+"""The model card: what a reader is owed is in it, whatever was measured; calibration by closed forms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from study.evaluation.calibration import calibration, fit_temperature
 from study.models.card import card_files
-from tests.support.shipped import manifest_of
+from tests.support.shipped import CONFIG, manifest_of
 from trainers.evaluation.record import wilson
 
 SEEDS = {
@@ -53,14 +53,13 @@ def test_the_card_has_every_hyperparameter_and_every_interval():
         assert absent not in card
 
 
-def test_the_card_says_what_a_newer_manifest_knows():
+def test_the_card_says_what_gates_seeds_and_calibration_found():
     own = calibration({"small-dev": labelled(400, 4, 2)}, {"small-a": labelled(400, 4, 2, seed=1)})
     manifest = manifest_of(
         gates=[{"name": "clean floor", "verdict": "failed", "found": "48.0 %", "needed": ">= 50 % | all"}],
         forced="needed for the | talk", created_ms=1764300000000, calibration={"model": own, "unmodified": own},
-        seeds=SEEDS, measured_with={"protocol": "strict", "attack": {"name": "pgd", "steps": 10}, "attacks": []},
+        seeds=SEEDS, config={**CONFIG, "model": {"arch": "tiny-clip", "pretrained": "bundled"}},
     )  # fmt: skip
-    manifest["config"] = {**manifest["config"], "model": {"arch": "tiny-clip", "pretrained": "bundled"}}
     card = card_files(manifest)["README.md"].decode()
     assert "| clean floor | **failed** | 48.0 % | >= 50 % \\| all |" in card
     assert "**Promoted against its gates.** Reason given: needed for the \\| talk" in card
@@ -77,17 +76,11 @@ def test_the_figure_is_a_picture_with_something_on_it(with_calibration):
     changes = {}
     if with_calibration:
         own = calibration({"small-dev": labelled(99, 4, 2)}, {"small-a": labelled(99, 4, 2, seed=1)})
-        changes = {"calibration": {"model": own}}
+        changes = {"calibration": {"model": own, "unmodified": own}}
     picture = Image.open(io.BytesIO(card_files(manifest_of(**changes))["results.png"]))
     assert picture.format == "PNG"
     assert picture.width > (1300 if with_calibration else 900)
     assert np.asarray(picture.convert("L")).std() > 10
-
-
-def test_a_version_without_final_sets_has_a_card_without_figure():
-    files = card_files(manifest_of(final={}))
-    assert set(files) == {"README.md"}
-    assert "Not measured on the final sets" in files["README.md"].decode()
 
 
 @pytest.mark.parametrize("true_scale", [0.25, 1.0, 3.0])

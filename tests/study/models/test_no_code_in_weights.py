@@ -101,7 +101,7 @@ def test_as_the_promised_weights_of_a_registered_version(
     (entry / "open_clip_model.safetensors").write_bytes(bait)
     assert fetch(uri, sha256).read_bytes() == bait
     config = (placed(tmp_path, "x.bin", bait) / "open_clip_config.json").read_bytes()
-    folder = save_pyfunc(manifest_of(weights={"uri": uri, "sha256": sha256}), config, tmp_path / "model")
+    folder = save_pyfunc(manifest_of(weights={"uri": uri, "sha256": sha256, "bytes": 1}), config, tmp_path / "model")
     assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
     with pytest.raises(Exception, match=r"(?i)header|safetensors"):
         mlflow.pyfunc.load_model(str(folder))

@@ -7,7 +7,6 @@ import io
 import json
 import secrets
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -25,6 +24,7 @@ from infra.tracking import calls as mlflow_calls
 from infra.tracking.registry import registered
 from study.artifacts.sources import use_s3_weights
 from study.cli.main import main
+from study.models.manifest import Manifest
 from study.models.registry import project_head, register_promoted, repair
 from study.tracking import EXPERIMENT
 from tests.support.shipped import corrupt, set_head, ship
@@ -48,21 +48,21 @@ def name() -> str:
     return f"robust-{secrets.token_hex(4)}"
 
 
-PAIRS: dict[str, list[dict[str, Any]]] = {}
+PAIRS: dict[str, list[Manifest]] = {}
 
 
 @pytest.fixture
-def two(cache: Path, tmp_path: Path, service_environment: Services) -> list[dict[str, Any]]:
+def two(cache: Path, tmp_path: Path, service_environment: Services) -> list[Manifest]:
     """Two promoted versions, both in MLflow: made once, changed by no test."""
     if service_environment.mlflow_uri not in PAIRS:
         PAIRS[service_environment.mlflow_uri] = registered_pair("robust-pair", tmp_path, service_environment)
     return PAIRS[service_environment.mlflow_uri]
 
 
-def registered_pair(name: str, tmp_path: Path, service_environment: Services) -> list[dict[str, Any]]:
-    manifests = [ship(service_environment.bucket, name, tmp_path, seed=seed, created=1.76e9) for seed in (0, 1)]
+def registered_pair(name: str, tmp_path: Path, service_environment: Services) -> list[Manifest]:
+    manifests = [ship(service_environment.bucket, name, tmp_path, seed=seed) for seed in (0, 1)]
     for manifest in manifests:
-        register_promoted(manifest, bucket=service_environment.bucket, tracking_uri=service_environment.mlflow_uri)
+        register_promoted(manifest, tracking_uri=service_environment.mlflow_uri)
     project_head(service_environment.bucket, name, service_environment.mlflow_uri)
     return manifests
 
@@ -98,11 +98,11 @@ def plain_open_clip(folder: Path, pixels: np.ndarray) -> list[float]:
 
 
 def test_a_registered_version_predicts_what_open_clip_does_and_holds_neither_pickle_nor_weights(
-    two: list[dict[str, Any]], service_environment: Services, tmp_path: Path
+    two: list[Manifest], service_environment: Services, tmp_path: Path
 ) -> None:
     import mlflow
 
-    name = two[0]["model"]
+    name = two[0].model
     mlflow.set_tracking_uri(service_environment.mlflow_uri)
     done("pull", name, tmp_path / "pulled")
     pixels = picture()
@@ -130,7 +130,7 @@ def test_a_registered_version_predicts_what_open_clip_does_and_holds_neither_pic
     assert not [file for file in files if file.endswith((".pkl", ".safetensors", ".bin", ".pt"))]
     assert sum(path.stat().st_size for path in files.values()) < 300_000
     assert str(Path(main.callback.__code__.co_filename).parent) not in files["MLmodel"].read_text()
-    assert version.tags["agft.weights.sha256"] == two[1]["weights"]["sha256"]
+    assert version.tags["agft.weights.sha256"] == two[1].weights.sha256
     assert version.description.startswith(f"# {name}, version 2")
     logged = client.get_logged_model(version.tags["agft.logged_model_id"])
     metrics = {(metric.key, metric.dataset_name): metric.value for metric in logged.metrics}
@@ -151,7 +151,7 @@ def test_a_changed_byte_is_refused_by_every_loading_path_with_one_message(
     two = registered_pair(name, tmp_path, service_environment)
     mlflow.set_tracking_uri(service_environment.mlflow_uri)
     use_s3_weights()
-    uri, sha256 = two[1]["weights"]["uri"], two[1]["weights"]["sha256"]
+    uri, sha256 = two[1].weights.uri, two[1].weights.sha256
     done("pull", f"{name}@champion", tmp_path / "good")
     corrupt(uri)
     message = rf"has SHA-256 [0-9a-f]{{64}}, expected {sha256}"
@@ -180,11 +180,11 @@ def test_a_changed_byte_is_refused_by_every_loading_path_with_one_message(
 
 
 def test_a_kept_copy_that_was_damaged_is_fetched_again(
-    two: list[dict[str, Any]], service_environment: Services, cache: Path
+    two: list[Manifest], service_environment: Services, cache: Path
 ) -> None:
     import mlflow
 
-    name = two[0]["model"]
+    name = two[0].model
     mlflow.set_tracking_uri(service_environment.mlflow_uri)
     mlflow.pyfunc.load_model(f"models:/{name}@champion")
     [kept] = cache.rglob("open_clip_model.safetensors")
@@ -199,7 +199,7 @@ def test_aliases_follow_head_and_what_mlflow_missed_is_made_up(
 ) -> None:
     uri, bucket = service_environment.mlflow_uri, service_environment.bucket
     ship(bucket, name, tmp_path, seed=0)
-    key, reason = f"demo:{name}", {"reason": "the demo is tomorrow"}
+    key, reason = f"demo:{name}", "the demo is tomorrow"
     second = ship(bucket, name, tmp_path, seed=1, forced=reason, study_key=key)
     client = mlflow_calls.connect(uri)
     run = mlflow_calls.ensure_run(
@@ -225,20 +225,20 @@ def test_aliases_follow_head_and_what_mlflow_missed_is_made_up(
     done("models", name, "--repair")
     assert registered(uri, name).aliases == {"champion": 1}
     assert repair(bucket, name, uri, say=lambda _: None) == 0
-    assert second["weights"]["sha256"] in json.dumps(facts)
+    assert second.weights.sha256 in json.dumps(facts)
 
 
-def test_models_are_shown_while_mlflow_is_away(two: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_shown_while_mlflow_is_away(two: list[Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     said = done("models").stdout
-    assert two[0]["model"] in said
+    assert two[0].model in said
     assert "not compared: MLflow at http://127.0.0.1:9" in said
 
 
 def test_a_pulled_version_is_whole_and_a_folder_with_something_in_it_is_left_alone(
-    two: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two: list[Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = two[0]["model"]
+    name = two[0].model
     target = tmp_path / "here"
     target.mkdir()
     monkeypatch.setattr(study.models.ship, "SHOWN_BYTES", 0)
@@ -249,7 +249,7 @@ def test_a_pulled_version_is_whole_and_a_folder_with_something_in_it_is_left_alo
     assert {path.name for path in target.iterdir()} == {
         "README.md", "manifest.json", "open_clip_config.json", "open_clip_model.safetensors", "results.png"
     }  # fmt: skip
-    assert storage.hash_file(target / "open_clip_model.safetensors") == two[0]["weights"]["sha256"]
+    assert storage.hash_file(target / "open_clip_model.safetensors") == two[0].weights.sha256
     clip = small_clip(0)
     with torch.no_grad():
         clip.logit_scale.fill_(2.0)  # type: ignore[operator, union-attr]
@@ -262,8 +262,8 @@ def test_a_pulled_version_is_whole_and_a_folder_with_something_in_it_is_left_alo
     assert {path: path.read_bytes() for path in target.iterdir()} == before
 
 
-def test_wrong_names_are_answered_with_the_nearest_and_exit_code_2(two: list[dict[str, Any]], tmp_path: Path) -> None:
-    name = two[0]["model"]
+def test_wrong_names_are_answered_with_the_nearest_and_exit_code_2(two: list[Manifest], tmp_path: Path) -> None:
+    name = two[0].model
     for arguments, words in (
         (("pull", name + "x", tmp_path / "a"), f"did you mean {name!r}?"),
         (("pull", f"{name}@champoin", tmp_path / "a"), "did you mean 'champion'?"),
@@ -283,7 +283,7 @@ def test_diff_of_two_versions_shows_only_what_differs(
 ) -> None:
     ship(service_environment.bucket, name, tmp_path)
     changed = ship(service_environment.bucket, name, tmp_path, seed=1, trial=4)
-    changed_config = json.loads(json.dumps(changed["config"]))
+    changed_config = json.loads(json.dumps(changed.config))
     changed_config["train"]["optimizer"]["lr"] = 1e-3
     ship(service_environment.bucket, name, tmp_path, seed=2, config=changed_config)
     found = json.loads(done("diff", f"{name}@1", f"{name}@3", "--json").stdout)["differences"]

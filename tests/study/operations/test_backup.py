@@ -20,6 +20,7 @@ from study.operations.backup import write_backup
 from study.operations.restore import restore_backup
 from study.store import tables as t
 from study.store.store import StudyStore, study_names
+from tests.support.shipped import manifest_of
 from tests.support.studies import synthetic_study
 
 HEAD = {"champion": 2, "previous": 1, "generation": 5}
@@ -50,8 +51,8 @@ def source(service_environment: Services, tmp_path: Path) -> tuple[str, str]:
     for version in (1, 2):
         prefix = model_prefix(bucket, "robust-clip", version)
         storage.put_json(f"{prefix}/open_clip_config.json", {"model_cfg": {}})
-        manifest = {"weights": {"uri": put(f"{prefix}/open_clip_model"), "sha256": "0" * 64}, "trial": version}
-        storage.put_json(f"{prefix}/manifest.json", manifest)
+        weights = {"uri": put(f"{prefix}/open_clip_model"), "sha256": "0" * 64, "bytes": 300}
+        storage.put_json(f"{prefix}/manifest.json", manifest_of(version, weights=weights).record())
     storage.put_json(f"{model_prefix(bucket, 'robust-clip')}/HEAD.json", HEAD)
     put(f"s3://{bucket}/teacher/key")
     return store.url, bucket
@@ -96,7 +97,7 @@ def test_a_backup_into_an_empty_stack_gives_everything_back(source: tuple[str, s
     done = restore_backup(target, fresh, place, objects=None, tracking_uri=None, say=said.append)
     assert (done.studies, done.champions, done.lacking, done.anew) == (["synthetic"], {"robust-clip": HEAD}, 0, 0)
     assert done.unfinished == 2
-    weights = read_manifest(fresh, "robust-clip", 2)["weights"]["uri"]
+    weights = read_manifest(fresh, "robust-clip", 2).weights.uri
     assert weights == f"{model_prefix(fresh, 'robust-clip', 2)}/open_clip_model.safetensors"
     assert read_head(fresh, "robust-clip")[0].champion == 2
     before, after = content(bucket), content(fresh)

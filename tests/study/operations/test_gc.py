@@ -68,7 +68,7 @@ def test_of_a_finished_study_the_states_go_and_what_a_version_was_made_from_stay
     store = filled(tmp_path, bucket, finished=True)
     trials = {trial.number: trial for trial in store.trials()}
     source = trials[2].latest or {}
-    ship(bucket, "robust", tmp_path, source=source)
+    ship(bucket, "robust", tmp_path, source={"uri": source["uri"], "sha256": "0" * 64})
     before = keys(bucket)
     assert found()["study"] == []  # without its name a study is not looked at
     dry = found(store.name)
@@ -112,7 +112,7 @@ def test_another_databases_study_is_reported_and_deleted_only_on_request(bucket:
     used = f"s3://{bucket}/studies/other-1/trials/1/a000001/best.safetensors"
     for uri in (stranger, used):
         storage.put_bytes(uri, b"01234")
-    ship(bucket, "robust", tmp_path, source={"uri": used})
+    ship(bucket, "robust", tmp_path, source={"uri": used, "sha256": "0" * 64})
     assert [each["place"] for each in found()["strangers"]] == [stranger]
     assert "reported only (--unknown deletes them)" in agft("gc").stdout
     assert found("--yes")["deleted"]["objects"] == 0
@@ -134,7 +134,7 @@ def test_a_version_that_was_never_finished_goes_after_a_day_and_its_number_stays
     assert [each["place"] for each in found()["versions"]] == [half]
     found("--yes")
     assert half not in keys(bucket)
-    assert whole["weights"]["uri"] in keys(bucket)
+    assert whole.weights.uri in keys(bucket)
     assert reserve(bucket, "robust") == number + 1
 
 

@@ -13,7 +13,8 @@ from tests.support.official import toy_architectures, toy_clip
 from tests.support.small import small_clip
 from trainers.errors import UserError
 from trainers.model.build import describe
-from trainers.model.weights import check_pair, interpolate, model_hash
+from trainers.model.interpolation import check_pair, interpolate
+from trainers.model.weights import hash_weights
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,7 +35,7 @@ def fine_tuned(base: nn.Module, *, seed: int = 3, amount: float = 0.1) -> nn.Mod
 
 def same_bits(one: nn.Module, other: nn.Module) -> bool:
     """Also minus zeros are told from zeros."""
-    return model_hash(one) == model_hash(other)
+    return hash_weights(one) == hash_weights(other)
 
 
 @pytest.mark.parametrize("arch", ["toy-vit-quickgelu", "toy-resnet-quickgelu"])
@@ -75,12 +76,12 @@ def test_a_resnets_counters_are_taken_and_its_statistics_mixed() -> None:
 
 def test_the_two_models_are_left_as_they_were() -> None:
     base, robust = small_clip(), small_clip(1)
-    before = model_hash(base), model_hash(robust)
+    before = hash_weights(base), hash_weights(robust)
     mixed = interpolate(base, robust, 0.5)
     with torch.no_grad():
         for value in mixed.parameters():
             value.zero_()
-    assert (model_hash(base), model_hash(robust)) == before
+    assert (hash_weights(base), hash_weights(robust)) == before
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
@@ -105,8 +106,8 @@ def test_models_that_are_not_before_and_after_one_fine_tuning_are_refused() -> N
 
 
 def test_a_models_hash_is_of_its_tensors_not_of_a_file() -> None:
-    assert model_hash(small_clip()) == model_hash(small_clip())
+    assert hash_weights(small_clip()) == hash_weights(small_clip())
     changed = small_clip()
     with torch.no_grad():
         changed.visual.proj[0, 0] += 1e-6
-    assert model_hash(changed) != model_hash(small_clip())
+    assert hash_weights(changed) != hash_weights(small_clip())
