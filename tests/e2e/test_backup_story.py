@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from infra.stack import postgres
-from real_run import Run, read_until
+from tests.support.services.real_run import Run, read_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-LIGHT = str(Path(__file__).parents[1] / "light.py")
+LIGHT = str(Path(__file__).parents[1] / "support" / "light.py")
 STUDY = """\
 name: kept
 model: {arch: tiny-clip, pretrained: bundled}

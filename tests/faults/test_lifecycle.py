@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from real_run import IN_BACKGROUND, Run, read_until, wait_until_gone
+from tests.support.services.real_run import IN_BACKGROUND, Run, read_until, wait_until_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(600)]
 

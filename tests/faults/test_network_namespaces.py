@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hosts
 import psutil
 import pytest
-from compose import ROOT, services
-from hosted import Hosted, hosted
 
 from infra.cluster.jobs import Jobs
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
+from tests.support.services import hosts
+from tests.support.services.compose import ROOT, services
+from tests.support.services.hosted import Hosted, hosted
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1200)]
 
