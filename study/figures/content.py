@@ -98,12 +98,21 @@ class Rule:
 
 @dataclass(frozen=True)
 class Cells:
-    """A heat map, the first row at the bottom; `frames`: (label, row, column) of cells that have a name."""
+    """A heat map, the first row at the bottom."""
 
     values: tuple[Values, ...]
     texts: tuple[tuple[str, ...], ...]
     shade: Shade
-    frames: tuple[tuple[str, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Around a cell that has a name."""
+
+    row: int
+    column: int
+    label: str
+    dash: Dash = "solid"
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ class Paths:
     shade: Shade
 
 
-Mark = Series | Bars | Rule | Cells | Paths
+Mark = Series | Bars | Rule | Cells | Frame | Paths
 
 
 @dataclass(frozen=True)
@@ -172,8 +181,6 @@ class Figure:
     def labels(self) -> dict[str, Mark]:
         """The legend: every label once, with the first mark that has it."""
         found: dict[str, Mark] = {}
-        for mark in (mark for panel in self.panels for mark in panel.marks if not isinstance(mark, Paths)):
-            for label in [frame[0] for frame in mark.frames] if isinstance(mark, Cells) else [mark.label]:
-                if label:
-                    found.setdefault(label, mark)
+        for mark in (mark for panel in self.panels for mark in panel.marks if getattr(mark, "label", "")):
+            found.setdefault(mark.label, mark)  # type: ignore[union-attr]
         return found

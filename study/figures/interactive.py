@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgba
 
-from study.figures.content import Bars, Cells, Errors, Figure, Mark, Panel, Paths, Rule, Scale, Series, Shade
+from study.figures.content import Bars, Cells, Errors, Figure, Frame, Mark, Panel, Paths, Rule, Scale, Series, Shade
 from study.figures.style import BROWSER_FONT, BROWSER_PIXELS, GRID, ROLES
 
 Plot = dict[str, Any]  # {"data": [...], "layout": {...}}
@@ -23,6 +23,7 @@ POINT = 96 / 72  # pixels of a typographic point
 LETTER = 0.0062  # of the page's width
 ABOVE, BELOW, LINE = 26.0, 58.0, 21.0  # pixels: a panel's title, an axis' ticks and label, a line of the legend
 LETTERS = 115  # of a legend's line
+PALE = "#d4d7da"  # grey lines among coloured ones
 
 
 def plot(figure: Figure) -> Plot:
@@ -43,7 +44,7 @@ def plot(figure: Figure) -> Plot:
                    "traceorder": "normal"},
     }  # fmt: skip
     if figure.shade:
-        layout["coloraxis"] = _colour_axis(figure.shade)
+        layout["coloraxis"] = _colours(figure.shade)
     data: list[dict[str, Any]] = []
     seen: set[str] = set()
     for place, (panel, (x, y)) in enumerate(zip(figure.panels, _domains(figure, height - top - bottom), strict=True)):
@@ -90,36 +91,29 @@ def _panel(figure: Figure, panel: Panel, place: int, x: Domain, y: Domain, data:
                 "xref": "paper", "yref": "paper", "x": (x[0] + x[1]) / 2, "y": height, "xanchor": "center",
                 "yanchor": anchor, "text": text_of(text), "showarrow": False,
             })  # fmt: skip
-    paths = any(isinstance(mark, Paths) for mark in panel.marks)
-    if panel.empty or paths:
+    axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}
+    if panel.empty or any(isinstance(mark, Paths) for mark in panel.marks):
         layout[f"xaxis{number}"] = layout[f"yaxis{number}"] = {"visible": False}
+        axes = {}
     else:
-        hidden = figure.share_x and not below
-        layout[f"xaxis{number}"] = {
-            **_axis(panel.x, x), "anchor": f"y{number}", "showticklabels": not hidden,
-            **({"matches": "x"} if figure.share_x and place else {}),
-        }  # fmt: skip
-        layout[f"yaxis{number}"] = {
-            **_axis(panel.y, y), "anchor": f"x{number}", "showticklabels": not (figure.share_y and column),
-            **({"matches": "y"} if figure.share_y and place else {}),
-        }  # fmt: skip
-    if panel.empty:
-        return
-    for mark in panel.marks:
+        for axis, scale, domain, other, shared, named in (
+            ("x", panel.x, x, "y", figure.share_x, below or not figure.share_x),
+            ("y", panel.y, y, "x", figure.share_y, not (figure.share_y and column)),
+        ):
+            found = {**_axis(scale, domain), "anchor": f"{other}{number}", "showticklabels": named}
+            layout[f"{axis}axis{number}"] = {**found, "matches": axis} if shared and place else found
+    for mark in () if panel.empty else panel.marks:
         traces, shapes = _mark(mark, (x, y))
+        for trace in traces:
+            trace |= axes
+        for shape in shapes:  # it spans the panel along the axis that it says nothing about
+            shape |= {f"{axis}ref": f"{axis}{number}{shape.pop(f'{axis}span', '')}" for axis in ("x", "y")}
         for item in [*traces, *shapes]:
-            if not paths:
-                item |= {"xaxis": f"x{number}", "yaxis": f"y{number}"} if item in traces else _placed(item, number)
             name = item.get("name", "")
             item |= {"showlegend": bool(name) and name not in seen, "legendgroup": name}
             seen.add(name)
         data += traces
         layout["shapes"] += shapes
-
-
-def _placed(shape: dict[str, Any], number: str) -> dict[str, str]:
-    """A shape's axes; it spans the panel along the one that it says nothing about."""
-    return {f"{axis}ref": f"{axis}{number}{shape.pop(f'{axis}span', '')}" for axis in ("x", "y")}
 
 
 def _axis(scale: Scale, domain: Domain) -> dict[str, Any]:
@@ -238,16 +232,18 @@ def _rule(mark: Rule, domains: tuple[Domain, Domain]) -> Drawn:
 def _cells(mark: Cells, domains: tuple[Domain, Domain]) -> Drawn:
     (_, right), (low, high) = domains
     bar = {"x": right + 0.005, "y": (low + high) / 2, "len": high - low, "thickness": 12, "xpad": 2}
-    colours, shade = _scale_of(mark.shade), mark.shade
-    trace = {"type": "heatmap", "z": [list(row) for row in mark.values], "zmin": shade.low, "zmax": shade.high,
-             "colorscale": colours, "colorbar": bar, "texttemplate": "%{text}", "hoverinfo": "skip",
-             "text": [[text_of(text) for text in row] for row in mark.texts], "xgap": 1, "ygap": 1}  # fmt: skip
-    frames = [
-        {"type": "rect", "name": text_of(label), "x0": column - 0.46, "x1": column + 0.46, "y0": row - 0.44,
-         "y1": row + 0.44, "line": {"color": ROLES["frame"].colour, "width": 3, "dash": ("solid", "dot")[place % 2]}}
-        for place, (label, row, column) in enumerate(mark.frames)
-    ]  # fmt: skip
-    return [trace], frames
+    trace = {"type": "heatmap", "z": [list(row) for row in mark.values], "zmin": mark.shade.low,
+             "zmax": mark.shade.high, "colorscale": _stops(mark.shade), "colorbar": bar, "texttemplate": "%{text}",
+             "hoverinfo": "skip", "text": [[text_of(text) for text in row] for row in mark.texts], "xgap": 1,
+             "ygap": 1}  # fmt: skip
+    return [trace], []
+
+
+@_mark.register
+def _frame(mark: Frame, domains: tuple[Domain, Domain]) -> Drawn:
+    line = {"color": ROLES["frame"].colour, "width": 3, "dash": mark.dash}
+    return [], [{"type": "rect", "name": text_of(mark.label), "x0": mark.column - 0.46, "x1": mark.column + 0.46,
+                 "y0": mark.row - 0.44, "y1": mark.row + 0.44, "line": line}]  # fmt: skip
 
 
 @_mark.register
@@ -260,30 +256,24 @@ def _paths(mark: Paths, domains: tuple[Domain, Domain]) -> Drawn:
          "tickvals": [place for place, _ in ticks], "ticktext": [text_of(text) for _, text in ticks]}
         for column, ((label, ticks), low) in enumerate(zip(mark.columns, lowest, strict=True))
     ]  # fmt: skip
-    shade = mark.shade
-    span = shade.high - shade.low
-    grey = 0.1 * span if any(path.shade is None for path in paths) else 0.0
-    line = {
-        "color": [shade.low - grey if path.shade is None else path.shade for path in paths],
-        "colorscale": _scale_of(shade, grey / (span + grey) if span else 0.0), "cmin": shade.low - grey,
-        "cmax": shade.high, "showscale": True, "colorbar": _bar_of(shade),
-    }  # fmt: skip
+    low, high = mark.shade.low, mark.shade.high
+    grey = 0.1 * (high - low) if any(path.shade is None for path in paths) else 0.0
+    colours = [low - grey if path.shade is None else path.shade for path in paths]
+    line = {"color": colours, "showscale": True, **_colours(mark.shade, grey)}
     return [{"type": "parcoords", "dimensions": dimensions, "line": line, "labelfont": {"size": 12}}], []
 
 
-def _scale_of(shade: Shade, grey: float = 0.0) -> list[list[Any]]:
+def _colours(shade: Shade, grey: float = 0.0) -> dict[str, Any]:
+    """A colour axis; values from its low end on are grey, over a length of `grey`."""
+    low, span = shade.low - grey, shade.high - shade.low + grey
+    bar = {"title": {"text": text_of(shade.label), "side": "right"}, "thickness": 14}
+    if shade.whole:
+        bar |= {"tickformat": "d", **({"dtick": 1} if span < 10 else {})}
+    return {"cmin": low, "cmax": shade.high, "colorscale": _stops(shade, grey / span), "colorbar": bar}
+
+
+def _stops(shade: Shade, grey: float = 0.0) -> list[list[Any]]:
     """The shade's colours from 0 to 1, for plotly; the lowest part may be grey."""
     colours, steps = colormaps[shade.colours], 16
     stops = [[grey + (1 - grey) * step / steps, to_hex(colours(step / steps))] for step in range(steps + 1)]
-    return [[0.0, "#d4d7da"], [0.9 * grey, "#d4d7da"], *stops] if grey else stops
-
-
-def _bar_of(shade: Shade) -> dict[str, Any]:
-    whole = {"tickformat": "d"} if shade.whole else {}
-    if shade.whole and shade.high - shade.low < 10:
-        whole["dtick"] = 1  # type: ignore[assignment]
-    return {"title": {"text": text_of(shade.label), "side": "right"}, "thickness": 14, **whole}
-
-
-def _colour_axis(shade: Shade) -> dict[str, Any]:
-    return {"cmin": shade.low, "cmax": shade.high, "colorscale": _scale_of(shade), "colorbar": _bar_of(shade)}
+    return [[0.0, PALE], [0.9 * grey, PALE], *stops] if grey else stops

@@ -19,7 +19,21 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from study.figures.content import Bars, Cells, Errors, Figure, Mark, Panel, Paths, Rule, Scale, Series, Shade, Values
+from study.figures.content import (
+    Bars,
+    Cells,
+    Errors,
+    Figure,
+    Frame,
+    Mark,
+    Panel,
+    Paths,
+    Rule,
+    Scale,
+    Series,
+    Shade,
+    Values,
+)
 from study.figures.style import FONTS, ROLES
 
 matplotlib.rcParams["pdf.fonttype"] = 42  # TrueType: publishers refuse Type 3
@@ -30,7 +44,7 @@ MARKERS = {
 }  # fmt: skip
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 STEPS = {"straight": "default", "until": "steps-pre", "after": "steps-post"}
-LETTER = 0.52  # width of one, of its size
+LETTER = 0.55  # width of one, of its size
 POINTS = 72  # of an inch
 
 
@@ -64,6 +78,7 @@ def write(figure: Figure, folder: Path, *, paper: bool = True, dpi: int = 150) -
     drawn = draw(figure)
     for kind in ("png", "pdf") if paper else ("png",):
         (folder / f"{figure.name}.{kind}").write_bytes(_saved(drawn, kind, dpi))
+        drawn.set_layout_engine("none")  # everything has its place now
 
 
 def _saved(drawn: Drawn, kind: str, dpi: int) -> bytes:
@@ -118,7 +133,7 @@ def _scale(axes: Any, which: str, scale: Scale, points: float) -> None:
         if which == "x" and needed > points:
             axes.tick_params(axis="x", labelrotation=35)
     elif scale.whole:
-        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if scale.low is not None or scale.high is not None:
         getattr(axes, f"set_{which}lim")(scale.low, scale.high)
 
@@ -145,7 +160,7 @@ def _series(mark: Series, axes: Any, order: int, shade: Shade | None) -> None:
         axes.errorbar(x, y, xerr=_ends(mark.x_errors), yerr=_ends(mark.y_errors), fmt="none", ecolor=role.colour,
                       capsize=3, elinewidth=1.3, zorder=order)  # fmt: skip
     if mark.size:
-        colours: Any = _colours(shade)(_normal(shade)([*mark.shades])) if mark.shades and shade else role.colour
+        colours: Any = _colours(shade, [*mark.shades]) if mark.shades and shade else role.colour
         full, marked = mark.fill == "full", slice(-1 if mark.ends else 0, None)
         sizes = [size**2 for size in mark.size] if isinstance(mark.size, tuple) else mark.size**2
         face, edge = (colours, role.edge or "none") if full else (mark.fill, colours)
@@ -188,32 +203,33 @@ def _rule(mark: Rule, axes: Any, order: int, shade: Shade | None) -> None:
 
 @_mark.register
 def _cells(mark: Cells, axes: Any, order: int, shade: Shade | None) -> None:
-    image = axes.imshow([_numbers(row) for row in mark.values], cmap=_colours(mark.shade), norm=_normal(mark.shade),
-                        aspect="auto", origin="lower")  # fmt: skip
+    low, high = mark.shade.low, mark.shade.high
+    axes.imshow([_numbers(row) for row in mark.values], cmap=mark.shade.colours, vmin=low, vmax=high, aspect="auto",
+                origin="lower", zorder=order)  # fmt: skip
     _colour_bar(axes.figure, [axes], mark.shade)
-    middle = (mark.shade.low + mark.shade.high) / 2
     for row, (values, texts) in enumerate(zip(mark.values, mark.texts, strict=True)):
         for column, (value, text) in enumerate(zip(values, texts, strict=True)):
-            dark = value is not None and value < middle
-            axes.text(column, row, plain(text), ha="center", va="center", color="white" if dark else "black")
-    for place, (_, row, column) in enumerate(mark.frames):
-        axes.add_patch(_frame(place, (column - 0.46, row - 0.44), 0.92, 0.88))
-    image.set_zorder(order)
+            colour = "white" if value is not None and value < (low + high) / 2 else "black"
+            axes.text(column, row, plain(text), ha="center", va="center", color=colour, zorder=order + 0.5)
 
 
-def _frame(place: int, corner: tuple[float, float], width: float, height: float) -> Rectangle:
-    return Rectangle(corner, width, height, fill=False, edgecolor=ROLES["frame"].colour, linewidth=2.5,
-                     linestyle=("-", ":")[place % 2], zorder=9)  # fmt: skip
+@_mark.register
+def _frame(mark: Frame, axes: Any, order: int, shade: Shade | None) -> None:
+    axes.add_patch(_rectangle(mark, zorder=order))
+
+
+def _rectangle(mark: Frame, **more: Any) -> Rectangle:
+    return Rectangle((mark.column - 0.46, mark.row - 0.44), 0.92, 0.88, fill=False, edgecolor=ROLES["frame"].colour,
+                     linewidth=2.5, linestyle=DASHES[mark.dash], **more)  # fmt: skip
 
 
 @_mark.register
 def _paths(mark: Paths, axes: Any, order: int, shade: Shade | None) -> None:
-    colours, normal = _colours(mark.shade), _normal(mark.shade)
     places = range(len(mark.columns))
     for path in mark.paths:
         own = {"color": ROLES["grey"].colour, "alpha": 0.3, "linewidth": 0.9, "zorder": order}
         if path.shade is not None:
-            own = {"color": colours(normal(path.shade)), "alpha": 0.85, "linewidth": 1.3, "zorder": order + 0.1}
+            own = {"color": _colours(mark.shade, path.shade), "alpha": 0.85, "linewidth": 1.3, "zorder": order + 0.1}
         if path.bold:
             own |= {"alpha": 1.0, "linewidth": 3.0, "marker": "o", "markersize": 5, "markeredgecolor": "black"}
         axes.plot(places, path.values, linestyle=(0, (4, 2)) if path.dashed else "-", **own)
@@ -225,45 +241,47 @@ def _paths(mark: Paths, axes: Any, order: int, shade: Shade | None) -> None:
             box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
             axes.text(column - 0.05, place, plain(text), ha="right", va="center", fontsize=FONTS["tick"],
                       zorder=order + 2, bbox=box)  # fmt: skip
-        axes.text(column, 1.04, _wrapped(label, 75, FONTS["label"]), ha="center", va="bottom", fontsize=FONTS["label"])
+        axes.text(
+            column,
+            1.04,
+            _wrapped(label.replace(" (", "\n("), 100, FONTS["label"]),
+            ha="center",
+            va="bottom",
+            fontsize=FONTS["label"],
+        )
     axes.set(xlim=(-0.35, len(mark.columns) - 0.6), ylim=(lowest - 0.04, 1.05))
     axes.set_axis_off()
     _colour_bar(axes.figure, [axes], mark.shade)
 
 
-def _colours(shade: Shade) -> Any:
-    return colormaps[shade.colours]
-
-
-def _normal(shade: Shade) -> Normalize:
-    return Normalize(shade.low, shade.high)
+def _colours(shade: Shade, values: Any) -> Any:
+    return colormaps[shade.colours](Normalize(shade.low, shade.high)(values))
 
 
 def _colour_bar(drawn: Drawn, axes: Sequence[Any], shade: Shade) -> None:
-    mapped = ScalarMappable(_normal(shade), _colours(shade))
+    mapped = ScalarMappable(Normalize(shade.low, shade.high), shade.colours)
     bar = drawn.colorbar(mapped, ax=axes, pad=0.015, fraction=0.03, aspect=28)
     bar.set_label(plain(shade.label), fontsize=FONTS["label"])
     bar.ax.tick_params(labelsize=FONTS["tick"])
     if shade.whole:
-        bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _legend(drawn: Drawn, figure: Figure) -> None:
     labels = figure.labels()
-    if not labels:
-        return
-    letters = max(map(len, labels)) + 4  # the sample, and space
-    columns = max(1, min(len(labels), int(figure.width * POINTS / (letters * LETTER * FONTS["legend"]))))
-    framed = [label for panel in figure.panels for mark in panel.marks if isinstance(mark, Cells)
-              for label, _, _ in mark.frames]  # fmt: skip
-    samples = [_frame(framed.index(label), (0, 0), 1, 1) if label in framed else _sample(mark)
-               for label, mark in labels.items()]  # fmt: skip
-    drawn.legend(samples, [plain(label) for label in labels], loc="outside lower center", ncols=columns, frameon=False,
-                 fontsize=FONTS["legend"])  # fmt: skip
+    if labels:
+        lengths = [len(label) + 6 for label in labels]  # the sample, and space
+        room = figure.width * POINTS / (LETTER * FONTS["legend"])
+        rows = next(n for n in range(1, len(lengths) + 1) if n == len(lengths) or sum(
+            max(lengths[at : at + n]) for at in range(0, len(lengths), n)) < room)  # fmt: skip
+        drawn.legend(list(map(_sample, labels.values())), list(map(plain, labels)), loc="outside lower center",
+                     ncols=-(-len(labels) // rows), frameon=False, fontsize=FONTS["legend"])  # fmt: skip
 
 
 def _sample(mark: Mark) -> Any:
     """What stands before a label: the mark, small enough for a legend."""
+    if isinstance(mark, Frame):
+        return _rectangle(mark)
     assert isinstance(mark, Series | Bars | Rule)
     role = ROLES[mark.role]
     if isinstance(mark, Bars) or (isinstance(mark, Series) and mark.area):

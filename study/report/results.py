@@ -21,6 +21,11 @@ def in_percent(values: Sequence[float | None]) -> tuple[float | None, ...]:
     return tuple(None if value is None else 100 * value for value in values)
 
 
+def accuracies(trials: Sequence[Trial]) -> tuple[tuple[float | None, ...], ...]:
+    """Clean and robust accuracy in percent."""
+    return tuple(in_percent([getattr(trial, metric) for trial in trials]) for metric in METRICS)
+
+
 def hover(content: Content, trial: Trial) -> str:
     """What pointing at a trial shows."""
     lines = [f"trial {trial.number}: {LABELS[trial.state]}, {trial.epochs}/{trial.planned_epochs} epochs"]
@@ -32,10 +37,8 @@ def hover(content: Content, trial: Trial) -> str:
 
 def _trials(content: Content, role: str, trials: Sequence[Trial], label: str, **more: Any) -> Series:
     """Clean against robust accuracy."""
-    return Series(
-        role, in_percent([t.clean_accuracy for t in trials]), in_percent([t.robust_accuracy for t in trials]), label,
-        tuple(hover(content, t) for t in trials), **more,
-    )  # fmt: skip
+    x, y = accuracies(trials)
+    return Series(role, x, y, label, tuple(hover(content, trial) for trial in trials), **more)
 
 
 def tradeoff(content: Content) -> Figure:
@@ -47,7 +50,7 @@ def tradeoff(content: Content) -> Figure:
         for state in ("failed", "running", "pruned") if (trials := content.in_state(state))
     ]  # fmt: skip
     if front:
-        x, y = (in_percent([getattr(t, name) for t in front]) for name in METRICS)
+        x, y = accuracies(front)
         found.append(Series("best", x, y, "Pareto front", width=1.6, shape="until", tags=_numbers(content, front)))
     for feasible, label in ((True, "full length"), (False, "full length, below a floor")):
         if trials := [t for t in complete if bool(t.feasible) is feasible]:
@@ -201,9 +204,8 @@ def timeline(content: Content) -> Figure:
     marks: list[Mark] = []
     for (role, label), bars in groups.items():
         lengths = [(bar.ended_ms - bar.started_ms) / unit for bar in bars]
-        hosts = [
-            bar.host if several and length > 0.06 * span else "" for bar, length in zip(bars, lengths, strict=True)
-        ]
+        named = [several and length > 0.06 * span for length in lengths]  # where the name fits
+        hosts = [bar.host if fits else "" for bar, fits in zip(bars, named, strict=True)]
         marks.append(Bars(
             role, tuple(bar.trial for bar in bars), tuple(max(length, 0.003 * span) for length in lengths),  # visible
             tuple((bar.started_ms - origin) / unit for bar in bars), label, tuple(_attempt(bar, label) for bar in bars),

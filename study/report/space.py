@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from study.figures.content import Bars, Cells, Figure, Mark, Panel, Path, Paths, Rule, Scale, Series, Shade, Ticks
+from study.figures.content import Bars, Cells, Figure, Frame, Mark, Panel, Path, Paths, Rule, Scale, Series, Shade
 from study.report.content import Axis, Content
 from study.report.results import hover, in_percent
 from study.results.facts import METRICS, Trial
@@ -48,7 +48,7 @@ def ticks(axis: Axis) -> list[tuple[float, str]]:
     return [*placed, (1.0, axis.text(float(axis.high)))]
 
 
-def _ticks(axis: Axis, trials: Sequence[Trial]) -> Ticks:
+def _ticks(axis: Axis, trials: Sequence[Trial]) -> tuple[tuple[float, str], ...]:
     """The axis' ticks, and `not set` if one of the trials lacks the parameter."""
     lacking = any(axis.path not in trial.params for trial in trials)
     return (*([(NOT_SET, "not set")] if lacking else []), *ticks(axis))
@@ -136,7 +136,7 @@ def _slice(
             texts = tuple(hover(content, trial) for trial in trials)
             marks.append(Series(role, x, y, label, texts, shades=shades, **look))
 
-    add("pruned", stopped, "stopped early", size=4.5, opacity=0.45)
+    add("pruned", stopped, "stopped early", size=5.0, opacity=0.6)
     add("leader", [t for t in complete if t.number in leaders], "best when it finished", size=9.5, fill="none")
     add("grey", [t for t in complete if t.feasible], "full length", shaded=True, size=6.2)
     add("grey", [t for t in complete if not t.feasible], "full length, below a floor", shaded=True, size=6.2,
@@ -150,10 +150,11 @@ def _slice(
 
 def importance_bars(content: Content) -> Figure:
     """Share of the accuracy's variance over the space, with what resampling the trials makes of it."""
+    whiskers = "\nwhiskers: 5 to 95 % over resampled trials"
     count = max((len(each.entries) for each in content.importances), default=0)
     return Figure(
         "importances",
-        f"{content.study}: what moved the accuracies of full-length trials\nwhiskers: 5 to 95 % over resampled trials",
+        f"{content.study}: what moved the accuracies of full-length trials{whiskers if count else ''}",
         tuple(_importance_panel(content, each) for each in content.importances), 10.5, 2.0 + 0.38 * max(count, 3),
         "Importances",
         "Share of an accuracy's variance over the search space (total effect of a random forest). Whiskers: 5 to 95 % "
@@ -194,8 +195,8 @@ def grid(content: Content) -> Figure | None:
     cells: dict[tuple[Any, Any], Trial] = {}
     for trial in complete:
         cells.setdefault((trial.params[down.path], trial.params[along.path]), trial)  # of several, the first
-    frames = tuple((name, down.choices.index(values[down.path]), along.choices.index(values[along.path]))
-                   for name, values in content.marked)  # fmt: skip
+    frames = [Frame(down.choices.index(values[down.path]), along.choices.index(values[along.path]), name,
+                    "dot" if place else "solid") for place, (name, values) in enumerate(content.marked)]  # fmt: skip
     found = []
     for metric in METRICS:
         rows = [[cells.get((row, column)) for column in along.choices] for row in down.choices]
@@ -204,7 +205,7 @@ def grid(content: Content) -> Figure | None:
         shade = _shade("", [value for row in values for value in row if value is not None], colours="cividis")
         named = [tuple((float(n), axis.text(value)) for n, value in enumerate(axis.choices)) for axis in (along, down)]
         scales = Scale(along.label, ticks=named[0], grid=False), Scale(down.label, ticks=named[1], grid=False)
-        found.append(Panel((Cells(values, texts, shade, frames),), *scales, metric.replace("_", " ")))
+        found.append(Panel((Cells(values, texts, shade), *frames), *scales, metric.replace("_", " ")))
     below = "" if all(trial.feasible for trial in cells.values()) else "; *: below a floor"
     return Figure(
         "grid", f"{content.study}: accuracy on the dev sets (%){below}", tuple(found),

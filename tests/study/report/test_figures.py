@@ -10,7 +10,7 @@ import pytest
 
 from study.comparison import figures as comparison
 from study.figures import interactive, static
-from study.figures.content import Bars, Cells, Figure, Panel, Path, Paths, Rule, Scale, Series, Shade
+from study.figures.content import Bars, Cells, Figure, Frame, Panel, Path, Paths, Rule, Scale, Series, Shade
 from study.figures.style import ROLES
 from study.models.card_figure import card_figure
 from tests.support.shipped import manifest_of
@@ -30,7 +30,8 @@ MARKS = [
     Bars("failed", (1, 2), (3, 4), label="upright", upright=True),
     Rule(2.0, "x", "floor", "dash", refused=0.0),
     Rule(2.0, "y", "level"),
-    Cells(((1.0, None), (3.0, 4.0)), (("1", "-"), ("3", "4")), SHADE, (("marked", 1, 0), ("other", 0, 0))),
+    Cells(((1.0, None), (3.0, 4.0)), (("1", "-"), ("3", "4")), SHADE),
+    Frame(1, 0, "marked", "dot"),
     Paths(
         (("a", ((0.0, "low"), (1.0, "high"))), ("b", ())), (Path((0.1, 0.5), 2.0, bold=True), Path((1, 0), None)), SHADE
     ),
@@ -68,9 +69,9 @@ def test_text_is_escaped_for_the_browser_and_is_no_formula_in_print():
              Bars("failed", (1,), (1,), label=EVIL + "2", names=(EVIL,)), Rule(1.0, label=EVIL + "3"))  # fmt: skip
     ticks = ((0.0, EVIL), (1.0, EVIL))
     panel = Panel(marks, Scale(EVIL, ticks=ticks), Scale(EVIL, ticks=ticks), EVIL)
-    cells = Cells(((1.0,),), ((EVIL,),), Shade(EVIL, 0, 1), ((EVIL + "4", 0, 0),))
+    cells = Cells(((1.0,),), ((EVIL,),), Shade(EVIL, 0, 1))
     paths = Paths(((EVIL, ticks),), (Path((0.0,), None),), Shade(EVIL, 0, 1))
-    more = (Panel((cells,)), Panel((paths,)), Panel(empty=EVIL))
+    more = (Panel((cells, Frame(0, 0, EVIL + "4"))), Panel((paths,)), Panel(empty=EVIL))
     figure = Figure("name", EVIL, (panel, *more), 9.0, 9.0, columns=2, shade=Shade(EVIL, 0, 1))
     text = json.dumps(interactive.plot(figure))
     assert "<img" not in text

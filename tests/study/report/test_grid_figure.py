@@ -59,13 +59,13 @@ def test_a_cell_is_the_full_length_trial_with_its_two_choices_in_rising_order():
 def test_the_papers_setting_and_no_calibration_are_marked_where_the_grid_has_them():
     trials = [trial(0, 1.0, 1.0, 0.3)]
     found = grid_of(GRID, trials)
-    assert {name: cell for name, *cell in found.panels[0].marks[0].frames} == {
-        "the paper's setting": [0, 1],
-        "no calibration (1 and 1)": [1, 0],
+    assert {frame.label: (frame.row, frame.column) for frame in found.panels[0].marks[1:]} == {
+        "the paper's setting": (0, 1),
+        "no calibration (1 and 1)": (1, 0),
     }
     assert list(found.labels()) == ["the paper's setting", "no calibration (1 and 1)"]
     other = grid_of(GRID.replace("[1.0, 0.4]", "[1.0, 0.7]"), trials)
-    assert [name for name, *_ in other.panels[0].marks[0].frames] == ["no calibration (1 and 1)"]
+    assert [frame.label for frame in other.panels[0].marks[1:]] == ["no calibration (1 and 1)"]
 
 
 def test_the_figure_is_in_the_report_of_such_a_study_and_of_no_other(tmp_path):

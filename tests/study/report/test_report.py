@@ -196,7 +196,7 @@ def test_slices_show_stopped_trials_only_while_full_length_ones_are_few(content)
     kept = [t for t in content.trials if t.state == "pruned"] + content.in_state("complete")[: FEW - 1]
     few = replace(content, trials=tuple(sorted(kept, key=lambda t: t.number)), best=None, pareto=(), progress=())
     (stopped,) = of(slices(few).panels[0], Series, "stopped early")
-    assert stopped.opacity < 0.5
+    assert stopped.opacity < 1
     assert len(stopped.x) == len(content.in_state("pruned"))
     none = replace(few, trials=())
     assert slices(none).empty == NO_TRIALS
