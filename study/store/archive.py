@@ -16,10 +16,10 @@ import sqlalchemy as sa
 from study.errors import UserError
 from study.spec.config import load_canonical
 from study.store import tables as t
-from study.store.database import now, transaction
+from study.store.database import transaction
 from study.store.store import StudyStore, study_names
 
-FORMAT = "agft-study/2"
+FORMAT = "agft-study/1"
 TABLES = (t.trials, t.attempts, t.epochs, t.verdicts, t.promotions, t.final_accesses, t.requests)
 
 
@@ -64,13 +64,10 @@ def import_study(url: str, path: Path, *, name: str | None = None) -> str:
     if name is not None:
         spec = spec.renamed(name)
     store = StudyStore(url, chosen)
-    known = {column.name for column in t.studies.columns}
-    values = {key: value for key, value in study.items() if key in known}
-    values |= {"name": chosen, "spec": spec.canonical(), "spec_hash": spec.spec_hash(), "desired": "run"}
+    values = {**study, "name": chosen, "spec": spec.canonical(), "spec_hash": spec.spec_hash(), "desired": "run"}
     if values["state"] == "running":
         values |= {"state": "paused", "message": "imported"}
     with transaction(store.engine) as connection:
-        values.setdefault("created_ms", int(now(connection) * 1000))
         connection.execute(sa.insert(t.studies).values(**values))
         for table in TABLES:
             serial = "id" in table.columns

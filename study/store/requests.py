@@ -68,9 +68,7 @@ def end(store: StudyStore, name: str, state: str, record: Mapping[str, Any]) -> 
 
 def settle(store: StudyStore, moved: Callable[[], Collection[str]]) -> list[str]:
     """Say of promotions whose process is gone how they ended: those among `moved()` did promote; the states given."""
-    dead = [
-        row for row in promotions(store) if row["state"] == "started" and row["owner"] and owner_is_gone(row["owner"])
-    ]
+    dead = [row for row in promotions(store) if row["state"] == "started" and owner_is_gone(row["owner"])]
     names = moved() if dead else ()
     states = []
     for row in dead:

@@ -57,14 +57,12 @@ class StudyStore:
                     )
                 )  # fmt: skip
                 return True
-            # An older version may have stored it without fields that exist by now.
-            before = load_canonical(found.spec).canonical()
-            if before == spec.canonical():
+            if found.spec == spec.canonical():
                 return False
             row = t.studies.c.name == self.name
             begun = connection.execute(sa.select(t.trials.c.number).where(t.trials.c.study == self.name)).first()
             if begun is not None or is_driven(found, clock):
-                difference = spec_difference(before, spec.canonical())
+                difference = spec_difference(found.spec, spec.canonical())
                 more = ""
                 if "budget." in difference:
                     more = f"\nA budget is raised with: agft extend {self.name} --trials MORE"

@@ -94,8 +94,8 @@ promotions = Table(
     Column("started_ms", BigInteger, nullable=False),
     Column("state", String(16), nullable=False),  # started, promoted, kept, refused, superseded, broken
     Column("record", JSON),
-    Column("name", String(32)),
-    Column("owner", String(255)),
+    Column("name", String(32), nullable=False),
+    Column("owner", String(255), nullable=False),
     Column("ended_ms", BigInteger),
     ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE"),
 )

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 
 from study.control.lifecycle import delete_study, drop_trial, extend_study, rerun_trial, stop_study
 from study.driver.searcher import StudySearcher
@@ -398,37 +395,3 @@ def test_an_archive_remembers_what_was_dropped_and_what_was_run_again(store, tmp
     assert finished(there) == [], "a repetition is still beside the budget"
     assert Hand(there).book.mirrors()
     assert there.load().generation == store.load().generation + 1, "built once"
-
-
-def test_a_study_of_the_first_schema_keeps_everything_and_goes_on(database):
-    config = Config()
-    config.set_main_option("script_location", str(Path(database_module.__file__).parent / "migrations"))
-    config.set_main_option("path_separator", "os")
-    engine = sa.create_engine(database)
-    old = {key: value for key, value in SPEC.model_dump(mode="json").items() if key not in ("sampler", "prior")}
-    study = {"name": "small", "spec": json.dumps(old), "spec_hash": "0" * 64, "desired": "run", "state": "paused",
-             "created_ms": 7, "driven_seconds": 9.0, "token": 3, "baseline": json.dumps(BASELINE)}  # fmt: skip
-    of = {"study": "small", "number": 0}
-    trial = {"params": '{"method.scale_ratio": 0.7, "attack.eps": 0.00392156862745098}', "config": "{}"}
-    rows = {
-        "agft_study": study,
-        "agft_trial": {**of, **trial, "state": "complete", "started_ms": 8, "ended_ms": 9},
-        "agft_attempt": {**of, "token": 3, "started_ms": 8, "ended_ms": 9, "device_seconds": 1.5},
-        "agft_epoch": {**of, "epoch": 1, "record": json.dumps(record(1, 0.3))},
-        "agft_verdict": {**of, "epoch": 1, "decision": "continue", "reason": "first"},
-    }
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        for table, row in rows.items():
-            names = ", ".join(row)
-            connection.execute(
-                sa.text(f"INSERT INTO {table} ({names}) VALUES ({', '.join(':' + name for name in row)})"), row
-            )
-    store = StudyStore(database, "small")
-    assert store.create(SPEC) is False, "the same file is the same study"
-    [row] = store.trials()
-    assert (row.params["method.scale_ratio"], row.device_seconds, row.verdicts) == (0.7, 1.5, {1: "continue"})
-    assert row.last == record(1, 0.3)
-    assert [settings["number"] for settings in finished(store)] == [1, 2, 3]
-    assert in_optuna(store)[0].value == pytest.approx(0.3)

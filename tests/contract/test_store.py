@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import socket
 import subprocess
 import sys
@@ -13,6 +11,8 @@ import time
 import optuna
 import pytest
 import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 
 from study.driver.searcher import StudySearcher
 from study.errors import LeaseLost, UserError
@@ -75,20 +75,6 @@ def test_creating_twice_is_one_study_and_another_spec_is_refused_with_the_differ
         store.create(other)
 
 
-def test_a_study_of_an_older_version_without_todays_fields_is_the_same_study(store):
-    store.start_trial(store.acquire(owner_identity()), 0, {}, {})
-    old = json.loads(SPEC.canonical())
-    del old["sampler"], old["prior"], old["resources"]["silence"]
-    text = json.dumps(old)
-    stored = {"spec": text, "spec_hash": hashlib.sha256(text.encode()).hexdigest()}
-    with store.engine.begin() as connection:
-        connection.execute(sa.update(t.studies).values(**stored))
-    assert store.create(SPEC) is False
-    with pytest.raises(UserError) as told:
-        store.create(parse_study(FILE.replace("seed: 3", "seed: 4"), source="study.yaml"))
-    assert str(told.value).splitlines()[1:] == ["  seed: 3 -> 4"]
-
-
 def test_a_driver_that_was_cut_off_cannot_write_under_a_spec_that_was_replaced_meanwhile(store):
     cut_off = store.acquire(ELSEWHERE, seconds=0.0)
     assert store.create(parse_study(FILE.replace("seed: 3", "seed: 4"), source="study.yaml")) is True
@@ -115,7 +101,7 @@ def test_one_driver_at_a_time(store):
 
 
 def test_the_lease_of_a_dead_process_of_this_machine_is_taken_at_once(store):
-    code = "from study.store.store import owner_identity; print(owner_identity())"
+    code = "from study.store.lease import owner_identity; print(owner_identity())"
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     first = store.acquire(dead)
     assert store.load().lease_seconds == 0, "a terminal does not take it for alive"
@@ -239,6 +225,12 @@ def test_a_promotion_whose_process_is_gone_is_settled_by_what_the_champions_hist
     assert promotion_rows.settle(store, lambda: [moved]) == ["broken", "promoted"]
     states = {row["name"]: row["state"] for row in promotion_rows.promotions(store)}
     assert states == {died: "broken", moved: "promoted", alive: "started"}
+
+
+def test_the_migrations_make_the_tables_that_the_code_reads_and_writes(store):
+    with store.engine.connect() as connection:
+        ours = {"include_name": lambda name, kind, _: kind != "table" or name in t.metadata.tables}
+        assert compare_metadata(MigrationContext.configure(connection, opts=ours), t.metadata) == []
 
 
 def test_a_database_of_a_newer_version_is_refused(store):
