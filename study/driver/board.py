@@ -19,6 +19,8 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from trainers.schema.records import Answer, Decision
+
 NAMESPACE = "agft"
 RUNG_WAIT_SECONDS = 2.0
 BOARD_ANSWER_SECONDS = 20.0
@@ -32,6 +34,7 @@ class Board:
         self.verdicts: dict[tuple[int, int], str] = {}
         self.everybody = "continue"
         self.dropped: set[int] = set()
+        self.stored: dict[int, int] = {}
         self.processes: dict[int, list[dict[str, Any]]] = {}
         self.changed = asyncio.Condition()
 
@@ -60,6 +63,15 @@ class Board:
     async def depart(self, number: int) -> list[dict[str, Any]]:
         """The processes of a trial, which are forgotten: their successors will arrive."""
         return self.processes.pop(number, [])
+
+    async def have(self, number: int, epoch: int) -> None:
+        """The study has the records of a trial up to this epoch: they need not be sent again."""
+        self.stored[number] = epoch
+
+    async def answer(self, number: int, epoch: int, wait_seconds: float) -> Answer:
+        """To a report: the verdict, and which records the driver has by now."""
+        word = await self.verdict(number, epoch, wait_seconds)
+        return Answer(Decision(word), self.stored.get(number, 0))
 
     async def verdict(self, number: int, epoch: int, wait_seconds: float) -> str:
         """The decision on a report; waits for it at most `wait_seconds`, then the trial goes on."""
@@ -92,20 +104,21 @@ def open_board(study: str, token: int) -> Any:
     return actor.options(name=board_name(study, token), namespace=NAMESPACE, scheduling_strategy=here).remote()
 
 
-def ask_board(name: str, number: int, epoch: int, *, at_rung: bool) -> str:
-    """`continue`, `stop` or `pause` for a report that has just been made; called by rank 0 of a trial.
+def ask_board(name: str, number: int, epoch: int, *, at_rung: bool) -> Answer:
+    """The answer to a report that has just been made; called by rank 0 of a trial.
 
     Without a board there is no driver any more: `pause`.
     """
     wait = RUNG_WAIT_SECONDS if at_rung else 0.0
     try:
         board = ray.get_actor(name, namespace=NAMESPACE)
-        return str(ray.get(board.verdict.remote(number, epoch, wait), timeout=BOARD_ANSWER_SECONDS))
+        answer: Answer = ray.get(board.answer.remote(number, epoch, wait), timeout=BOARD_ANSWER_SECONDS)
+        return answer
     except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
         log.warning(
             "trial %s: no driver answers (%s); keeping the checkpoint and leaving", number, type(error).__name__
         )
-        return "pause"
+        return Answer(Decision.PAUSE, 0)
 
 
 def announce(name: str, number: int, process: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from study.artifacts.checkpoints import (
 )
 from study.artifacts.sources import use_s3_data, use_s3_weights
 from study.driver.board import announce, ask_board, board_name, this_process
+from trainers.schema.records import Answer, Ending, Weights
 from trainers.trial_config import TrialConfig
 from trainers.wiring import Wiring
 
@@ -44,6 +45,7 @@ class TrialOrder:
     token: int
     bucket: str
     known: dict[str, str]  # role -> URI of the checkpoints on record
+    stored: int  # the last epoch whose record the study has
     config: dict[str, Any]
     rungs: tuple[int, ...]
     workers: int
@@ -61,8 +63,8 @@ class TrialOrder:
         return cls(**{**fields, "rungs": tuple(fields["rungs"])})
 
 
-def decide(board: str, number: int, rungs: tuple[int, ...], epoch: int) -> str:
-    """The driver's word on one report (rank 0)."""
+def answer(board: str, number: int, rungs: tuple[int, ...], epoch: int) -> Answer:
+    """The driver's answer to one report (rank 0)."""
     return ask_board(board, number, epoch, at_rung=epoch in rungs)
 
 
@@ -71,7 +73,7 @@ def fetch(attempt: str, group: int, workdir: Path) -> Any:
     return fetch_state(group_prefix(attempt, group), workdir)
 
 
-def keep(attempt: str, group: int, path: Path, role: str) -> dict[str, Any]:
+def keep(attempt: str, group: int, path: Path, role: str) -> Weights:
     """Store a file where only this group of workers writes."""
     return keep_file(group_prefix(attempt, group), path, role)
 
@@ -88,7 +90,7 @@ def environment() -> dict[str, Any]:
     return provenance()
 
 
-def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+def train_worker(settings: dict[str, Any]) -> Ending:
     """`train_on_worker`, imported where it runs: this process and Train's controller need no open_clip."""
     from trainers.worker import train_on_worker
 
@@ -109,8 +111,7 @@ def run_trial(settings: dict[str, Any]) -> None:
     try:
         TrialConfig.model_validate(order.config)
     except ValidationError as error:
-        refused = {"outcome": "failed", "failure_kind": "invalid", "message": str(error)}
-        tune.report({"outcome": json.dumps(refused)})
+        tune.report({"ending": Ending.failed("invalid", str(error)).model_dump_json()})
         return
     board = board_name(order.study, order.token)
     attempt = attempt_prefix(order.bucket, order.study, order.number, order.token)
@@ -120,8 +121,9 @@ def run_trial(settings: dict[str, Any]) -> None:
         claim=partial(claim_group, order.bucket, order.study, order.number, order.token, order.known),
         fetch=partial(fetch, attempt),
         keep=partial(keep, attempt),
-        decide=partial(decide, board, order.number, order.rungs),
+        answer=partial(answer, board, order.number, order.rungs),
         provenance=environment,
+        stored=order.stored,
         shared=SharedPrefix(f"s3://{order.bucket}"),
     )
     resources = {"CPU": order.cpus_per_worker}
@@ -143,12 +145,12 @@ def run_trial(settings: dict[str, Any]) -> None:
         ),
     )
     try:
-        outcome = trainer.fit().return_value
-        if not isinstance(outcome, dict):
-            outcome = {"outcome": "failed", "failure_kind": "bug", "message": "the workers returned nothing"}
+        ending = trainer.fit().return_value
+        if not isinstance(ending, Ending):
+            ending = Ending.failed("bug", "the workers returned nothing")
     except TrainingFailedError as error:
-        outcome = {"outcome": "failed", "failure_kind": failure_kind(error), "message": str(error)[-4000:]}
-    tune.report({"outcome": json.dumps(outcome)})
+        ending = Ending.failed(failure_kind(error), str(error)[-4000:])
+    tune.report({"ending": ending.model_dump_json()})
 
 
 def failure_kind(error: Exception) -> str:

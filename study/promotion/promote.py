@@ -176,7 +176,7 @@ class _Work:
 
     def _choose(self, head: Head) -> TrialRow:
         """The best of the candidates on the confirm sets."""
-        own = {trial_label(trial.number): trial.best for trial in self.candidates}
+        own = {trial_label(row.number): row.best.model_dump() if row.best else None for row in self.candidates}
         self.measured = self._measure("confirm", {UNMODIFIED: None, **own, **self._champion(head)})
         self.compared_with = head.champion
         standard = self._standard()
@@ -186,7 +186,7 @@ class _Work:
         )
         self.promotion.trial, self.promotion.standard = best.number, standard.name
         assert best.best is not None, "a candidate has a checkpoint"
-        self.weights = best.best
+        self.weights = best.best.model_dump()
         return best
 
     def _standard(self) -> Standard:
@@ -208,7 +208,8 @@ class _Work:
         )  # fmt: skip
         if not rows:
             raise StudyFailed(f"no fresh seed of trial {winner.number} ran to its end; nothing is promoted")
-        found = self._measure("confirm", {f"seed {seed}": row.best for seed, row in rows.items()})
+        shipped = {seed: row.best.model_dump() for seed, row in rows.items() if row.best}
+        found = self._measure("confirm", {f"seed {seed}": weights for seed, weights in shipped.items()})
         by_seed = {seed: found[f"seed {seed}"] for seed in rows}
         self.promotion.seeds = {
             "asked": list(seeds),
@@ -223,9 +224,7 @@ class _Work:
             own = trial_label(winner.number)
             self.measured[f"{own}, as searched"] = self.measured[own]
             self.measured[own] = by_seed[seed]
-            best = rows[seed].best
-            assert best is not None, "a finished trial has a checkpoint"
-            self.weights = best
+            self.weights = shipped[seed]
             self.promotion.seeds["shipped"] = f"seed {seed}, the median of {len(by_seed)} by {standard.name}"
 
     def _check(self, winner: TrialRow) -> None:

@@ -64,7 +64,7 @@ def write_report(
         pictures.append(GRID)
     from study.report.png import markdown_of
 
-    rows = trial_table(trials, study.spec.goal.resolve(study.baseline)) if study.baseline else []
+    rows = trial_table(trials, study.goal) if study.goal else []
     _write(folder / "report.json", json.dumps(content.json(), indent=2))
     _write(folder / "report.html", html_of(content))
     return _write(folder / "report.md", markdown_of(content, rows, pictures))

@@ -20,6 +20,7 @@ from study.results.facts import METRICS, plain
 from study.spec.dimension import Dimension, shown
 from study.spec.space import known_paths
 from study.store.rows import StudyRow, TrialRow
+from trainers.schema.records import EpochRecord
 
 CROWDED_ACCURACY = 0.012  # of clean accuracy
 REFERENCES = {"paper": ("D", "the paper's defaults"), "warm start": ("s", "warm start")}
@@ -209,7 +210,7 @@ def draw_grid(study: StudyRow, trials: Sequence[TrialRow], path: Path) -> bool:
     for axes, metric in zip(both, METRICS, strict=True):
         _heat_map(axes, study, found, cells, metric)
     _frames_legend(figure, marked_cells(study, found))
-    below = "" if all(cell["best_feasible"] for cell in cells.values()) else "; *: below a floor"
+    below = "" if all(cell.best_feasible for cell in cells.values()) else "; *: below a floor"
     figure.suptitle(f"{study.name}: accuracy on the dev sets (%){below}")
     figure.savefig(path, dpi=150)
     return True
@@ -227,10 +228,10 @@ def _choices(dimension: Dimension) -> list[Any]:
     return sorted(choices) if all(isinstance(value, int | float) for value in choices) else choices
 
 
-def grid_cells(found: tuple[Dimension, Dimension], trials: Sequence[TrialRow]) -> dict[Cell, dict[str, Any]]:
+def grid_cells(found: tuple[Dimension, Dimension], trials: Sequence[TrialRow]) -> dict[Cell, EpochRecord]:
     """The last record of every cell's full-length trial; of several, the first."""
     rows, columns = (_choices(dimension) for dimension in found)
-    cells: dict[Cell, dict[str, Any]] = {}
+    cells: dict[Cell, EpochRecord] = {}
     for trial in trials:
         if trial.state == "complete" and trial.last:
             cell = rows.index(trial.params[found[0].path]), columns.index(trial.params[found[1].path])
@@ -256,10 +257,10 @@ def marked_cells(study: StudyRow, found: tuple[Dimension, Dimension]) -> list[tu
 
 
 def _heat_map(
-    axes: Any, study: StudyRow, found: tuple[Dimension, Dimension], cells: dict[Cell, dict[str, Any]], metric: str
+    axes: Any, study: StudyRow, found: tuple[Dimension, Dimension], cells: dict[Cell, EpochRecord], metric: str
 ) -> None:
     rows, columns = (_choices(dimension) for dimension in found)
-    values = [[100 * cells[r, c][f"best_{metric}"] if (r, c) in cells else float("nan") for c in range(len(columns))]
+    values = [[100 * cells[r, c].at_best(metric) if (r, c) in cells else float("nan") for c in range(len(columns))]
               for r in range(len(rows))]  # fmt: skip
     image = axes.imshow(values, cmap="cividis", aspect="auto", origin="lower")
     axes.figure.colorbar(image, ax=axes)
@@ -267,7 +268,7 @@ def _heat_map(
     for row in range(len(rows)):
         for column in range(len(columns)):
             value = values[row][column]
-            text = "-" if value != value else f"{value:.1f}" + ("" if cells[row, column]["best_feasible"] else "*")
+            text = "-" if value != value else f"{value:.1f}" + ("" if cells[row, column].best_feasible else "*")
             dark = value == value and value < (low + high) / 2
             axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
     for place, (_, (row, column)) in enumerate(marked_cells(study, found)):

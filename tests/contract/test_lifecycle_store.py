@@ -9,6 +9,7 @@ import time
 import optuna
 import pytest
 import sqlalchemy as sa
+from epochs import commit, epoch_record, weights
 
 from study.control.lifecycle import delete_study, drop_trial, extend_study, rerun_trial, stop_study
 from study.driver.searcher import StudySearcher
@@ -22,6 +23,7 @@ from study.store.database import patient
 from study.store.lease import LeaseHeld, owner_identity
 from study.store.requests import answer, pending
 from study.store.store import StudyStore, study_names
+from trainers.schema.records import Measurement
 
 FILE = """\
 name: small
@@ -35,12 +37,7 @@ budget: {trials: 4, hours: 2}
 goal: {subject_to: {clean_accuracy: ">= 0.5"}}
 """
 SPEC = parse_study(FILE, source="study.yaml")
-BASELINE = {"clean_accuracy": 0.9, "robust_accuracy": 0.1, "datasets": {}}
-
-
-def record(epoch: int, robust: float) -> dict:
-    return {"epoch": epoch, "robust_accuracy": robust, "best_robust_accuracy": robust, "best_clean_accuracy": 0.6,
-            "best_feasible": True, "timestamp_ms": epoch}  # fmt: skip
+BASELINE = Measurement(clean_accuracy=0.9, robust_accuracy=0.1, datasets={})
 
 
 class Hand:
@@ -70,7 +67,7 @@ class Hand:
         return self.searcher.suggest(f"tune-{time.monotonic_ns()}")
 
     def finish(self, number: int, robust: float) -> None:
-        self.store.record(self.token, number, [record(1, robust)], latest=None, best=None, device_seconds=1.0)
+        commit(self.store, self.token, number, epoch_record(1, robust))
         self.searcher.on_trial_complete(next(k for k, v in self.searcher.numbers.items() if v == number))
 
     def run_all(self) -> list[dict]:
@@ -373,7 +370,7 @@ def test_a_study_whose_checkpoints_another_one_uses_is_not_deleted(store, tmp_pa
     hand = Hand(store)
     number = hand.start()["number"]
     uri = f"s3://b/studies/{store.load().slug}/trials/{number}/a000002/best.safetensors"
-    store.record(hand.token, number, [record(1, 0.3)], latest=None, best={"uri": uri}, device_seconds=1.0)
+    commit(store, hand.token, number, epoch_record(), best=weights(uri))
     hand.leave("paused")
     export_study(store, tmp_path / "a.json")
     import_study(store.url, tmp_path / "a.json", name="twin")

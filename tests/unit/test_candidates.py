@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from epochs import weights
 
 from study.errors import StudyFailed, UserError
 from study.promotion.candidates import candidates, preference_of, standard_of
@@ -21,7 +22,7 @@ FRONT = {"metrics": ["robust_accuracy", "clean_accuracy"]}
 
 def study(tmp_path: Path, *, stopped: int = 5, **changed: Any) -> StudyStore:
     """Trials with these accuracies on dev (trial 3 below the floor), and one that was stopped early."""
-    there = {"uri": "s3://agft/x", "sha256": "0" * 64}
+    there = weights("s3://agft/x")
     rows: dict[int, Any] = {number: (there, *accuracies) for number, accuracies in TRIALS.items()}
     rows[stopped] = (None, 0.99, 0.9)
     return finished_study(f"sqlite:///{tmp_path}/studies.db", "chosen", "agft", rows, **changed)

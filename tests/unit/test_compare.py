@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from epochs import commit, epoch_record, weights
 
 from study.comparison.file import Comparison, load_comparison, parse_comparison
 from study.comparison.record import UNMODIFIED, collect, conclude, measurement_key, measurement_path
@@ -22,6 +23,7 @@ from study.statistics import SeedDifference, seed_difference, spread, t_quantile
 from study.store.lease import owner_identity
 from study.store.store import StudyStore
 from trainers.objectives import METHODS
+from trainers.schema.records import Measurement
 from trainers.schema.training import AttackConfig
 
 RECIPE = Path(__file__).parents[2] / "study" / "recipes" / "compare.yaml"
@@ -438,7 +440,7 @@ def finish(url: str, study: StudyConfig, robust: dict[int, float]) -> None:
     """Store a finished study whose trials reached these robust accuracies, as a driver would."""
     store = StudyStore(url, study.name)
     token = store.acquire(owner_identity())
-    store.set_study(token, baseline={"clean_accuracy": 0.9, "robust_accuracy": 0.1, "datasets": {}})
+    store.set_study(token, baseline=Measurement(clean_accuracy=0.9, robust_accuracy=0.1, datasets={}))
     for number, value in robust.items():
         params = (
             {"seed": study.search["seed"]["choices"][number]}
@@ -446,12 +448,9 @@ def finish(url: str, study: StudyConfig, robust: dict[int, float]) -> None:
             else {"train.optimizer.lr": 3e-4}
         )
         store.start_trial(token, number, params, study.base() | {"trial": number})
-        record = {
-            "epoch": 1, "best_epoch": 1, "best_clean_accuracy": 0.8, "best_robust_accuracy": value,
-            "best_feasible": True, "images_per_second": 300.0,
-        }  # fmt: skip
-        best = {"uri": f"s3://x/{study.name}/{number}", "sha256": f"{study.name}-{number}"}
-        store.record(token, number, [record], latest=best, best=best, device_seconds=60.0)
+        best = weights(f"s3://x/{study.name}/{number}", f"{study.name}-{number}")
+        record = epoch_record(1, value, 0.8, images_per_second=300.0)
+        commit(store, token, number, record, latest=best, best=best, device_seconds=60.0)
         store.finish_trial(token, number, "complete")
     store.release(token, "finished")
 

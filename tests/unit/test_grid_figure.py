@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from epochs import epoch_record
 
 from study.report.page import write_report
 from study.report.png import draw_grid, grid_cells, marked_cells
 from study.spec.files import parse_study
 from study.store.rows import StudyRow, TrialRow
+from trainers.schema.records import Measurement
 
 GRID = """\
 name: grid
@@ -26,16 +28,12 @@ budget: {trials: 6}
 
 def study_of(text: str) -> StudyRow:
     spec = parse_study(text, source="")
-    baseline = {"clean_accuracy": 0.95, "robust_accuracy": 0.1, "datasets": {}}
+    baseline = Measurement(clean_accuracy=0.95, robust_accuracy=0.1, datasets={})
     return StudyRow("grid", spec, "", "run", "finished", 0, 0.0, 1, None, 0.0, baseline, None)
 
 
 def trial(number: int, ratio: float, scale: float, robust: float, state: str = "complete") -> TrialRow:
-    record = {
-        "epoch": 1, "best_epoch": 1, "clean_accuracy": 0.9, "robust_accuracy": robust, "best_feasible": robust < 0.5,
-        "best_clean_accuracy": 0.9, "best_robust_accuracy": robust, "feasible": True,
-        "train_loss": 1.0, "timestamp_ms": 0,
-    }  # fmt: skip
+    record = epoch_record(1, robust, 0.9, best_feasible=robust < 0.5)
     params = {"method.scale_ratio": ratio, "method.logit_scale": scale}
     return TrialRow(number, state, params, {}, 0, epochs=(record,))
 
@@ -48,7 +46,7 @@ def grid_of(study: StudyRow):
 def test_a_cell_is_the_full_length_trial_with_its_two_choices_in_rising_order():
     trials = [trial(0, 1.0, 1.0, 0.3), trial(1, 0.4, 2.6, 0.4), trial(2, 0.4, 1.0, 0.6, "pruned")]
     cells = grid_cells(grid_of(study_of(GRID)), trials)
-    assert {cell: record["best_robust_accuracy"] for cell, record in cells.items()} == {(1, 0): 0.3, (0, 2): 0.4}
+    assert {cell: record.best_robust_accuracy for cell, record in cells.items()} == {(1, 0): 0.3, (0, 2): 0.4}
 
 
 def test_the_papers_setting_and_no_calibration_are_marked_where_the_grid_has_them():

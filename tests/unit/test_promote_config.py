@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from epochs import weights
 
 from study.cli.main import main
 from study.errors import StudyFileError
@@ -20,7 +21,7 @@ from tests.promoted import STUDY, finished_study
 from trainers.evaluation.sanity.checks import CHECKS
 from trainers.schema.training import EvalConfig
 
-THERE = {"uri": "s3://agft/x", "sha256": "0" * 64}
+THERE = weights("s3://agft/x")
 
 
 def study(**changed: Any) -> StudyConfig:

@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
+from epochs import epoch_record
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from study.search import samplers
@@ -52,8 +53,8 @@ class Book(OptunaBook):
 
 def outcome(number: int, params: dict[str, Any], state: str = "complete", **accuracies: float) -> TrialRow:
     feasible = accuracies.pop("feasible", 1.0) == 1.0
-    record = {"epoch": 1, "best_feasible": feasible, "best_clean_accuracy": 1.0, "best_robust_accuracy": 0.0,
-              **{f"best_{name}": value for name, value in accuracies.items()}}  # fmt: skip
+    best = {"best_clean_accuracy": 1.0, "best_robust_accuracy": 0.0, "best_feasible": feasible}
+    record = epoch_record(1, **best | {f"best_{name}": value for name, value in accuracies.items()})
     return TrialRow(number=number, state=state, params=params, config={}, started_ms=0, epochs=(record,))
 
 

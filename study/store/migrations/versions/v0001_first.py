@@ -1,4 +1,4 @@
-"""First schema: studies with their lease, trials, attempts, epochs, verdicts, promotions, looks at final sets, requests.
+"""First schema: studies with their lease, trials, attempts, epochs, verdicts, promotions, final looks, requests.
 
 Written out, not taken from `study.store.tables`, which will change: this is the schema of the first release for ever.
 """
