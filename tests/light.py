@@ -22,8 +22,8 @@ from math import log2, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.artifacts.checkpoints import attempt_prefix, claim_group, fetch_state, group_prefix, keep_file
-from study.driver.board import announce, ask_board, board_name, this_process
+from study.artifacts.checkpoints import attempt_prefix, claim_group, fetch_state, keep_file
+from study.driver.board import announce, ask_board, board_name
 from study.driver.trial import TrialOrder
 from trainers.schema.records import Ending, EpochRecord, Measurement, Report, Score, Weights, is_better
 
@@ -110,7 +110,7 @@ def run_light(plan: Plan, settings: dict[str, Any], report: Tell) -> None:
         return
     time.sleep(plan.start_seconds)
     board = board_name(order.study, order.token)
-    announce(board, order.number, this_process("worker"))
+    announce(board, order.number, "worker")
     try:
         with tempfile.TemporaryDirectory(prefix="agft-light-") as folder:
             ending = Ending(outcome=_train(plan, order, fault, board, Path(folder), report))
@@ -135,8 +135,8 @@ def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path, 
     epochs = order.config["train"]["epochs"]
     points = plan.curve(order.config)
     place = (order.bucket, order.study, order.number, order.token)
-    prefix = group_prefix(attempt_prefix(*place), claim_group(*place, order.known))
-    restored = fetch_state(prefix, folder)
+    attempt, group = attempt_prefix(*place), claim_group(*place, order.known)
+    restored = fetch_state(attempt, group, folder)
     kept: dict[str, Weights | None] = {"latest": restored.latest, "best": restored.best} if restored else {}
     state = json.loads(restored.state.read_text())["history"] if restored else []
     history = [EpochRecord.model_validate(record) for record in state]
@@ -147,7 +147,7 @@ def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path, 
         nonlocal stored
         told = Report.of(history, stored, **kept, provenance={"hostname": "light", "devices": [], "pid": os.getpid()})
         tell({"report": told.model_dump_json()})
-        answer = ask_board(board, order.number, told.epoch, at_rung=told.epoch in order.rungs)
+        answer = ask_board(board, order.number, order.rungs, told.epoch)
         stored = max(stored, answer.stored)
         return str(answer.decision)
 
@@ -162,8 +162,8 @@ def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path, 
         path = folder / "state.json"
         path.write_text(json.dumps({"history": [record.model_dump(mode="json") for record in history]}))
         if history[-1].best_epoch == epoch:  # the best weights first, as the real trial
-            kept["best"] = keep_file(prefix, path, "best")
-        kept["latest"] = keep_file(prefix, path, "latest")
+            kept["best"] = keep_file(attempt, group, path, "best")
+        kept["latest"] = keep_file(attempt, group, path, "latest")
         word = report()
     return "finished" if len(history) >= epochs else {"stop": "stopped", "pause": "paused"}[word]
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from epochs import commit
 
-from study.artifacts.checkpoints import attempt_prefix, group_prefix, keep_file
+from study.artifacts.checkpoints import attempt_prefix, keep_file
 from study.spec.dimension import apply_params
 from study.spec.files import parse_study
 from study.store.lease import owner_identity
@@ -101,7 +101,7 @@ def finished_study(
         store.start_trial(token, number, params, apply_params(spec.base(), params, spec.dimensions()))
         files: dict[str, Weights] = {}
         if isinstance(path, Path):
-            files["best"] = keep_file(group_prefix(attempt_prefix(bucket, slug, number, token), 1), path, "best")
+            files["best"] = keep_file(attempt_prefix(bucket, slug, number, token), 1, path, "best")
         elif path is not None:
             files["best"] = path
         epochs = spec.train.epochs if path is not None else 1

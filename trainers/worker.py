@@ -24,8 +24,6 @@ from trainers.training.update import NonFinite
 from trainers.trial_config import TrialConfig
 from trainers.wiring import Wiring
 
-ORDER = list(Decision)
-
 
 def train_on_worker(settings: dict[str, Any]) -> Ending:
     """Train one trial; how it ended is the same on every rank.
@@ -66,22 +64,21 @@ def _run(config: TrialConfig, wiring: Wiring, *, threads: int) -> Outcome:
 
         def report(progress: Progress) -> Decision:
             nonlocal stored
-            if chief and not progress.resumed:
+            if not chief:  # every rank must report; the first one's is passed on, and its decision holds for all
+                ray.train.report({})
+                return Decision.CONTINUE
+            if not progress.resumed:
                 # The best weights first: a state that says "epoch 4 is the best" never exists without them.
                 if progress.best is not None:
                     kept["best"] = wiring.keep(group, progress.best, "best")
                 if progress.latest is not None:
                     kept["latest"] = wiring.keep(group, progress.latest, "latest")
-            word = Decision.CONTINUE
-            if not chief:  # every rank must report, and the first one's is passed on
-                ray.train.report({})
-            else:
-                facts = {**provenance, "inputs": progress.inputs}
-                told = Report.of(progress.history, stored, **kept, provenance=facts)
-                ray.train.report({"report": told.model_dump_json()})
-                answer = wiring.answer(told.epoch)
-                word, stored = answer.decision, max(stored, answer.stored)
-            return ORDER[distributed.broadcast_int(ORDER.index(word))]
+            facts = {**provenance, "inputs": progress.inputs}
+            told = Report.of(progress.history, stored, **kept, provenance=facts)
+            ray.train.report({"report": told.model_dump_json()})
+            answer = wiring.answer(told.epoch)
+            stored = max(stored, answer.stored)
+            return answer.decision
 
         result = train(
             config,

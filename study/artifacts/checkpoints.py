@@ -65,10 +65,10 @@ def _weights(stored: storage.StoredObject) -> Weights:
     return Weights(uri=stored.uri, sha256=sha256, bytes=stored.size)
 
 
-def keep_file(prefix: str, path: Path, role: str) -> Weights:
-    """Store a file under its role; one PUT, so the object is always whole."""
+def keep_file(attempt: str, group: int, path: Path, role: str) -> Weights:
+    """Store a file under its role where only this group of workers writes; one PUT, so the object is always whole."""
     assert role in ROLES, role
-    return _weights(storage.put_file(path, _object(prefix, role)))
+    return _weights(storage.put_file(path, _object(group_prefix(attempt, group), role)))
 
 
 def claim_group(bucket: str, slug: str, number: int, token: int, known: Mapping[str, str] | None = None) -> int:
@@ -114,8 +114,9 @@ def _newest(trial: str, known: Mapping[str, str] | None, *, but: str) -> dict[st
     return found if "latest" in found else {}
 
 
-def fetch_state(own: str, workdir: Path) -> Restored | None:
+def fetch_state(attempt: str, group: int, workdir: Path) -> Restored | None:
     """The state that `claim_group` found, checked against its SHA-256, with the best weights; None for a new trial."""
+    own = group_prefix(attempt, group)
     latest, best = storage.head(_object(own, "latest")), storage.head(_object(own, "best"))
     if latest is None:
         return None

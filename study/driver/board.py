@@ -24,6 +24,7 @@ from trainers.schema.records import Answer, Decision
 NAMESPACE = "agft"
 RUNG_WAIT_SECONDS = 2.0
 BOARD_ANSWER_SECONDS = 20.0
+GONE = (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError)
 log = logging.getLogger("agft")
 
 
@@ -104,29 +105,30 @@ def open_board(study: str, token: int) -> Any:
     return actor.options(name=board_name(study, token), namespace=NAMESPACE, scheduling_strategy=here).remote()
 
 
-def ask_board(name: str, number: int, epoch: int, *, at_rung: bool) -> Answer:
-    """The answer to a report that has just been made; called by rank 0 of a trial.
+def ask_board(name: str, number: int, rungs: Sequence[int], epoch: int) -> Answer:
+    """The answer to a report that has just been made; called by rank 0 of a trial, which waits for it at a rung.
 
     Without a board there is no driver any more: `pause`.
     """
-    wait = RUNG_WAIT_SECONDS if at_rung else 0.0
+    wait = RUNG_WAIT_SECONDS if epoch in rungs else 0.0
     try:
         board = ray.get_actor(name, namespace=NAMESPACE)
         answer: Answer = ray.get(board.answer.remote(number, epoch, wait), timeout=BOARD_ANSWER_SECONDS)
         return answer
-    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+    except GONE as error:
         log.warning(
             "trial %s: no driver answers (%s); keeping the checkpoint and leaving", number, type(error).__name__
         )
         return Answer(Decision.PAUSE, 0)
 
 
-def announce(name: str, number: int, process: dict[str, Any]) -> None:
-    """Tell the driver that `process` works for a trial; without a driver there is nobody to tell."""
+def announce(name: str, number: int, role: str) -> None:
+    """Tell the driver that this process works for a trial (`role`: worker or driver), so that it can be ended should it
+    hang; without a driver there is nobody to tell."""
     try:
         board = ray.get_actor(name, namespace=NAMESPACE)
-        ray.get(board.arrive.remote(number, process), timeout=BOARD_ANSWER_SECONDS)
-    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        ray.get(board.arrive.remote(number, this_process(role)), timeout=BOARD_ANSWER_SECONDS)
+    except GONE as error:
         log.warning("trial %s: no driver answers (%s)", number, type(error).__name__)
 
 
@@ -181,7 +183,7 @@ class Silence:
 
 
 def this_process(role: str) -> dict[str, Any]:
-    """What somebody else needs to end this process and no other. `role`: worker or driver of the trial."""
+    """What somebody else needs to end this process and no other."""
     return {
         "role": role, "node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(),
         "started": psutil.Process().create_time(),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,18 +16,18 @@ from pydantic import ValidationError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.placement_group import get_current_placement_group, remove_placement_group
 
+from infra.provenance import provenance
 from study.artifacts.checkpoints import (
     SharedPrefix,
     attempt_prefix,
     claim_group,
     fetch_state,
-    group_prefix,
     keep_file,
     scratch_prefix,
 )
 from study.artifacts.sources import use_s3_data, use_s3_weights
-from study.driver.board import announce, ask_board, board_name, this_process
-from trainers.schema.records import Answer, Ending, Weights
+from study.driver.board import announce, ask_board, board_name
+from trainers.schema.records import Ending
 from trainers.trial_config import TrialConfig
 from trainers.wiring import Wiring
 
@@ -63,33 +62,6 @@ class TrialOrder:
         return cls(**{**fields, "rungs": tuple(fields["rungs"])})
 
 
-def answer(board: str, number: int, rungs: tuple[int, ...], epoch: int) -> Answer:
-    """The driver's answer to one report (rank 0)."""
-    return ask_board(board, number, epoch, at_rung=epoch in rungs)
-
-
-def fetch(attempt: str, group: int, workdir: Path) -> Any:
-    """The state that this group of workers goes on from, whichever attempt wrote it."""
-    return fetch_state(group_prefix(attempt, group), workdir)
-
-
-def keep(attempt: str, group: int, path: Path, role: str) -> Weights:
-    """Store a file where only this group of workers writes."""
-    return keep_file(group_prefix(attempt, group), path, role)
-
-
-def arrive(board: str, number: int, role: str) -> None:
-    """Tell the driver which process this is, so that it can be ended should it hang."""
-    announce(board, number, this_process(role))
-
-
-def environment() -> dict[str, Any]:
-    """Where this worker runs, with which versions."""
-    from infra.provenance import provenance
-
-    return provenance()
-
-
 def train_worker(settings: dict[str, Any]) -> Ending:
     """`train_on_worker`, imported where it runs: this process and Train's controller need no open_clip."""
     from trainers.worker import train_on_worker
@@ -115,14 +87,14 @@ def run_trial(settings: dict[str, Any]) -> None:
         return
     board = board_name(order.study, order.token)
     attempt = attempt_prefix(order.bucket, order.study, order.number, order.token)
-    arrive(board, order.number, "driver")
+    announce(board, order.number, "driver")
     wiring = Wiring(
-        arrive=partial(arrive, board, order.number, "worker"),
+        arrive=partial(announce, board, order.number, "worker"),
         claim=partial(claim_group, order.bucket, order.study, order.number, order.token, order.known),
-        fetch=partial(fetch, attempt),
-        keep=partial(keep, attempt),
-        answer=partial(answer, board, order.number, order.rungs),
-        provenance=environment,
+        fetch=partial(fetch_state, attempt),
+        keep=partial(keep_file, attempt),
+        answer=partial(ask_board, board, order.number, order.rungs),
+        provenance=provenance,
         stored=order.stored,
         shared=SharedPrefix(f"s3://{order.bucket}"),
     )

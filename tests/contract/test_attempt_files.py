@@ -17,7 +17,6 @@ from study.artifacts.checkpoints import (
     claim_group,
     delete_superseded,
     fetch_state,
-    group_prefix,
     keep_file,
     scratch_prefix,
     trial_prefix,
@@ -45,12 +44,11 @@ class Place:
         path, uris = self.folder / secrets.token_hex(8), {}
         for role, content in contents.items():
             path.write_text(content)
-            prefix = group_prefix(attempt_prefix(self.bucket, self.slug, 0, token), group)
-            uris[role] = keep_file(prefix, path, role).uri
+            uris[role] = keep_file(attempt_prefix(self.bucket, self.slug, 0, token), group, path, role).uri
         return uris
 
     def fetch(self, token: int, group: int) -> Restored | None:
-        return fetch_state(group_prefix(attempt_prefix(self.bucket, self.slug, 0, token), group), self.folder)
+        return fetch_state(attempt_prefix(self.bucket, self.slug, 0, token), group, self.folder)
 
     def objects(self) -> set[str]:
         return {stored.uri for stored in storage.list_objects(self.trial)}
