@@ -448,7 +448,7 @@ def finish(url: str, study: StudyConfig, robust: dict[int, float]) -> None:
             else {"train.optimizer.lr": 3e-4}
         )
         store.start_trial(token, number, params, study.base() | {"trial": number})
-        best = weights(f"s3://x/{study.name}/{number}", f"{study.name}-{number}")
+        best = weights(f"s3://x/{study.name}/{number}", f"{study.name}-{number}".ljust(64, "0"))
         record = epoch_record(1, value, 0.8, images_per_second=300.0)
         commit(store, token, number, record, latest=best, best=best, device_seconds=60.0)
         store.finish_trial(token, number, "complete")

@@ -40,10 +40,10 @@ class Measurement(Frozen):
 
 
 class Weights(Frozen):
-    """Where a file of weights is kept, and what its bytes are."""
+    """A weights file: where it is, and the SHA-256 of its bytes."""
 
     uri: str = Field(description="address in S3")
-    sha256: str = Field(description="of the file's bytes, hex")
+    sha256: str = Field(min_length=64, max_length=64, description="hex")
     bytes: int | None = Field(default=None, description="the file's size")
 
 
