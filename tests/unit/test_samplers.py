@@ -267,7 +267,7 @@ FRONT = {"goal": {"metrics": ["clean_accuracy", "robust_accuracy"]}}
 def test_a_front_is_searched_in_as_many_directions_as_there_are_metrics():
     spec = spec_of("random", **FRONT)
     assert samplers.directions(spec) == ["maximize", "maximize"]
-    assert samplers.values(spec, {"best_robust_accuracy": 0.25, "best_clean_accuracy": 0.5}) == [0.5, 0.25]
+    assert samplers.values(spec, epoch_record(1, 0.25, 0.5)) == [0.5, 0.25]
     assert samplers.directions(spec_of("random")) == ["maximize"]
     assert samplers.values(spec_of("random"), {"best_robust_accuracy": 0.25, "best_clean_accuracy": 0.5}) == [0.25]
 
