@@ -9,7 +9,6 @@ import shutil
 import threading
 from dataclasses import replace
 from html.parser import HTMLParser
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
