@@ -256,8 +256,8 @@ def copy(source: str, destination: str) -> StoredObject:
     (bucket, key), (to_bucket, to_key) = split_uri(source), split_uri(destination)
     with s3_errors(destination):
         client().copy({"Bucket": bucket, "Key": key}, to_bucket, to_key)
-    expected = stored.sha256 or _hash_object(source)
-    if _hash_object(destination) != expected:
+    expected = stored.sha256 or hash_object(source)
+    if hash_object(destination) != expected:
         delete(destination)
         raise ChecksumMismatch(f"{destination}: the copy of {source} does not have its SHA-256 {expected}")
     copied = head(destination)
@@ -266,7 +266,8 @@ def copy(source: str, destination: str) -> StoredObject:
     return StoredObject(destination, expected, copied.size, copied.etag)
 
 
-def _hash_object(uri: str) -> str:
+def hash_object(uri: str) -> str:
+    """SHA-256 of an object's bytes, read for it."""
     bucket, key = split_uri(uri)
     digest = hashlib.sha256()
     with s3_errors(uri):

@@ -11,7 +11,6 @@ study.report("report")
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from study.spec.config import StudyConfig
 from study.spec.files import load_study
 from study.store.database import database_url
 from study.store.store import StudyStore, study_names
+from trainers.schema.records import Measurement
 
 
 def studies(*, home: str | Path | None = None) -> list[str]:
@@ -108,7 +108,7 @@ class Study:
         return live_state(self.store.load())
 
     @property
-    def unmodified(self) -> Mapping[str, Any] | None:
+    def unmodified(self) -> Measurement | None:
         """Accuracies of the unmodified CLIP on the dev sets; None before they are measured."""
         return self.store.load().baseline
 
@@ -121,15 +121,13 @@ class Study:
     def best(self) -> Trial | None:
         """The best full-length trial that reaches every floor; None while there is none."""
         study, rows = self.store.load(), self.store.trials()
-        found = best_trial(rows, study.spec.goal.resolve(study.baseline)) if study.baseline else None
+        found = best_trial(rows, study.goal) if study.goal else None
         return trials_of(study, [found])[0] if found else None
 
     def ranked(self) -> list[Trial]:
         """Full-length trials, best first: those that reach every floor by the goal, then the others."""
         study, rows = self.store.load(), self.store.trials()
-        if not study.baseline:
-            return []
-        return trials_of(study, ranked(rows, study.spec.goal.resolve(study.baseline)))
+        return trials_of(study, ranked(rows, study.goal)) if study.goal else []
 
     def pareto(self) -> list[Trial]:
         """Full-length trials that no other beats in clean and robust accuracy, by rising clean accuracy."""

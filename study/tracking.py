@@ -22,6 +22,7 @@ from study.spec.dimension import shown
 from study.store.rows import Attempt, StudyRow, TrialRow
 from study.store.store import StudyStore
 from trainers.data import safe_name
+from trainers.schema.records import EpochRecord, Score
 
 EXPERIMENT = "agft"
 STATUS: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
@@ -91,11 +92,11 @@ def project_study(tracker: Tracker, study: StudyRow, *, reopen: bool = True) -> 
         tracker.log_text(study_key(study), json.dumps(study.provenance, indent=2), "provenance.json")
     if study.baseline:
         points = [
-            Point(f"clip_{name}", float(study.baseline[name]), 0, study.created_ms)
+            Point(f"clip_{name}", getattr(study.baseline, name), 0, study.created_ms)
             for name in ("clean_accuracy", "robust_accuracy")
         ]
         tracker.log(study_key(study), points)
-        tracker.log_text(study_key(study), json.dumps(study.baseline, indent=2), "unmodified-clip.json")
+        tracker.log_text(study_key(study), study.baseline.model_dump_json(indent=2), "unmodified-clip.json")
 
 
 def project_best(
@@ -105,8 +106,8 @@ def project_best(
 
     `newest`: the number of the trial that has just finished, whose point alone is missing; None: all are sent.
     """
-    assert study.baseline is not None, "no trial starts before the unmodified model is measured"
-    goal = study.spec.goal.resolve(study.baseline)
+    goal = study.goal
+    assert goal is not None, "no trial starts before the unmodified model is measured"
     done = sorted((trial for trial in trials if trial.state == "complete"), key=lambda t: (t.ended_ms or 0, t.number))
     points = []
     best: TrialRow | None = None
@@ -114,7 +115,7 @@ def project_best(
         best = best_trial([trial] if best is None else [best, trial], goal)
         if best is not None and best.last is not None and newest in (None, trial.number):
             for name in ("best_clean_accuracy", "best_robust_accuracy"):
-                points.append(Point(name, float(best.last[name]), step, trial.ended_ms or trial.started_ms))
+                points.append(Point(name, getattr(best.last, name), step, trial.ended_ms or trial.started_ms))
     tracker.log(study_key(study), points)
     tracker.describe(study_key(study), lambda page: describe_study(study, trials, page))
 
@@ -145,7 +146,7 @@ def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[
     links = []  # near the top: the UI folds what is long
     if own := page(study_key(study)):
         links.append(f"[interactive report]({own}/artifacts/report/report.html)")
-    if found := next((row.latest["uri"] for row in trials if row.latest), None):
+    if found := next((row.latest.uri for row in trials if row.latest), None):
         links.append(f"checkpoints: `{found.partition('/trials/')[0]}/trials/NUMBER/`")
     links.append(f"`agft report {spec.name}`, `agft status {spec.name}`")
     lines.append(" · ".join(links))
@@ -158,16 +159,16 @@ def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[
 
 def _accuracies(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[str], str | None]) -> str:
     """A table: the best trial beside the unmodified CLIP, on the dev sets."""
-    assert study.baseline is not None
-    best = best_trial(trials, study.spec.goal.resolve(study.baseline))
+    goal, clip = study.goal, study.baseline
+    assert goal is not None
+    assert clip is not None
+    best = best_trial(trials, goal)
     rows = ["| dev sets | robust | clean |", "| --- | ---: | ---: |"]
     if best is not None and best.last is not None:
         own = page(trial_key(study, best.number))
         name = f"[trial {best.number}]({own}) (best)" if own else f"trial {best.number} (best)"
-        robust, clean = best.last["best_robust_accuracy"], best.last["best_clean_accuracy"]
-        rows.append(f"| {name} | {robust:.1%} | {clean:.1%} |")
-    clip = study.baseline
-    rows.append(f"| unmodified CLIP | {clip['robust_accuracy']:.1%} | {clip['clean_accuracy']:.1%} |")
+        rows.append(f"| {name} | {best.last.best_robust_accuracy:.1%} | {best.last.best_clean_accuracy:.1%} |")
+    rows.append(f"| unmodified CLIP | {clip.robust_accuracy:.1%} | {clip.clean_accuracy:.1%} |")
     return "\n".join(rows)
 
 
@@ -224,29 +225,19 @@ def _inputs(trial: TrialRow) -> list[tuple[str, str, str]]:
     return [(str(names[role]), named[role], role.split(".")[1]) for role in names if role in named]
 
 
-def project_epochs(tracker: Tracker, study: StudyRow, number: int, records: Sequence[Mapping[str, Any]]) -> None:
+def project_epochs(tracker: Tracker, study: StudyRow, number: int, records: Sequence[EpochRecord]) -> None:
     """Curves: one point a metric and epoch, at the time of the measurement."""
-    points = [
-        Point(name, float(record[name]), int(record["epoch"]), int(record["timestamp_ms"]))
-        for record in records
-        for name in METRICS
-    ]
+    points = []
     for record in records:
-        when = int(record["epoch"]), int(record["timestamp_ms"])
-        points += [
-            Point(f"robust_accuracy/{safe_name(dataset)}", _mean_robust(scores), *when)
-            for dataset, scores in record["datasets"].items()
-        ]
-    points += [
-        Point(f"system/{name}", float(value), int(record["epoch"]), int(record["timestamp_ms"]))
-        for record in records
-        for name, value in record.get("system", {}).items()
-    ]
+        values = {name: float(getattr(record, name)) for name in METRICS}
+        values |= {f"robust_accuracy/{safe_name(name)}": _mean_robust(found) for name, found in record.datasets.items()}
+        values |= {f"system/{name}": value for name, value in record.system.items()}
+        points += [Point(name, value, record.epoch, record.timestamp_ms) for name, value in values.items()]
     tracker.log(trial_key(study, number), points)
 
 
-def _mean_robust(scores: Mapping[str, Mapping[str, Any]]) -> float:
-    return sum(score["robust_accuracy"] for score in scores.values()) / len(scores)
+def _mean_robust(scores: Mapping[str, Score]) -> float:
+    return sum(score.robust_accuracy for score in scores.values()) / len(scores)
 
 
 def project_outcome(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
@@ -254,7 +245,7 @@ def project_outcome(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
     key = trial_key(study, trial.number)
     tags = {"agft.state": trial.state, **attempt_tags(trial.attempts)}
     for role in ("latest", "best"):
-        for name, value in (getattr(trial, role) or {}).items():
+        for name, value in getattr(trial, role) or ():
             tags[f"agft.{role}.{name}"] = str(value)
     if trial.stop_reason:
         tags["agft.stop_reason"] = trial.stop_reason[:4000]
@@ -266,7 +257,9 @@ def project_outcome(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
     if inputs := _inputs(trial):
         tracker.log_inputs(key, inputs)
         tracker.log_inputs(study_key(study), inputs)
-    tracker.log_text(key, json.dumps(list(trial.epochs), indent=2), "epochs.json")
+    tracker.log_text(
+        key, json.dumps([record.model_dump(mode="json") for record in trial.epochs], indent=2), "epochs.json"
+    )
     tracker.finish(key, STATUS[trial.state], trial.ended_ms or trial.started_ms)
 
 

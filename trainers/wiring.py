@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainers.schema.records import Answer, Weights
+
 if TYPE_CHECKING:
     from trainers.teacher.cache import SharedFiles
 
@@ -16,8 +18,8 @@ class Restored:
     """What an earlier attempt left: the state file, fetched, and where it and the best weights are kept."""
 
     state: Path
-    latest: dict[str, Any]
-    best: dict[str, Any] | None
+    latest: Weights
+    best: Weights | None
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,16 @@ class Wiring:
 
     `arrive()`: this process works on the trial now. `claim()`, on rank 0: the number of this group of workers among
     those that Ray started for the trial, with a place of its own. `fetch(group, workdir)`: the state to go on from, or
-    None. `keep(group, path, role)`: store a file under its role (`latest`, `best`) and describe where.
-    `decide(epoch)`: the driver's decision on the report of an epoch. `shared`: files that the trials of all studies
-    have in common, or None.
+    None. `keep(group, path, role)`: store a file under its role (`latest`, `best`) and say where.
+    `answer(epoch)`: the driver's answer to the report of an epoch. `stored`: the last epoch whose record it has before
+    the first report. `shared`: files that the trials of all studies have in common, or None.
     """
 
     arrive: Callable[[], None]
     claim: Callable[[], int]
     fetch: Callable[[int, Path], Restored | None]
-    keep: Callable[[int, Path, str], dict[str, Any]]
-    decide: Callable[[int], str]
+    keep: Callable[[int, Path, str], Weights]
+    answer: Callable[[int], Answer]
     provenance: Callable[[], dict[str, Any]]
+    stored: int = 0
     shared: SharedFiles | None = None

@@ -6,7 +6,6 @@ over a few functions (`Wiring`), picklable by reference.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -19,17 +18,15 @@ import torch
 from trainers import distributed
 from trainers.errors import UserError
 from trainers.model.weights import CheckpointError
-from trainers.schema.records import Decision, Progress
-from trainers.training.loop import train
+from trainers.schema.records import Decision, Ending, Progress, Report, Weights
+from trainers.training.loop import Outcome, train
 from trainers.training.update import NonFinite
 from trainers.trial_config import TrialConfig
 from trainers.wiring import Wiring
 
-ORDER = list(Decision)
 
-
-def train_on_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """Train one trial; returns `{outcome, failure_kind, message, seconds}` (the same on every rank).
+def train_on_worker(settings: dict[str, Any]) -> Ending:
+    """Train one trial; how it ended is the same on every rank.
 
     What the run itself did wrong (a non-finite loss; impossible input or out of memory on a single worker) is an
     outcome; everything else is raised, so that Ray Train tears the group down and starts again from the newest state.
@@ -39,23 +36,21 @@ def train_on_worker(settings: dict[str, Any]) -> dict[str, Any]:
     wiring: Wiring = settings["wiring"]
     try:
         outcome = _run(config, wiring, threads=int(settings["threads"]))
-        failure, message = None, None
+        return Ending(outcome=outcome, seconds=time.monotonic() - started)
     except NonFinite as error:  # agreed on by all ranks, since the loss is all-reduced
-        outcome, failure, message = "failed", "non-finite", str(error)
+        kind, message = "non-finite", str(error)
     except UserError as error:
         if distributed.world_size() > 1 or isinstance(error, CheckpointError):
             raise  # a file may be missing on one machine only, and the other ranks wait in a collective
-        outcome, failure, message = "failed", "invalid", str(error)
+        kind, message = "invalid", str(error)
     except torch.OutOfMemoryError as error:
         if distributed.world_size() > 1:
             raise  # the other ranks wait in a collective: the group must go
-        outcome, failure, message = "failed", "out-of-memory", str(error)
-    return {
-        "outcome": outcome, "failure_kind": failure, "message": message, "seconds": time.monotonic() - started,
-    }  # fmt: skip
+        kind, message = "out-of-memory", str(error)
+    return Ending.failed(kind, message, time.monotonic() - started)
 
 
-def _run(config: TrialConfig, wiring: Wiring, *, threads: int) -> str:
+def _run(config: TrialConfig, wiring: Wiring, *, threads: int) -> Outcome:
     torch.set_num_threads(max(1, threads))
     chief = ray.train.get_context().get_world_rank() == 0
     wiring.arrive()
@@ -64,26 +59,26 @@ def _run(config: TrialConfig, wiring: Wiring, *, threads: int) -> str:
         workdir = Path(folder)
         group = distributed.broadcast_int(wiring.claim() if chief else 0)
         restored = wiring.fetch(group, workdir)
-        kept: dict[str, Any] = {"latest": restored.latest, "best": restored.best} if restored else {}
+        kept: dict[str, Weights | None] = {"latest": restored.latest, "best": restored.best} if restored else {}
+        stored = wiring.stored
 
         def report(progress: Progress) -> Decision:
-            if chief and not progress.resumed:
+            nonlocal stored
+            if not chief:  # every rank must report; the first one's is passed on, and its decision holds for all
+                ray.train.report({})
+                return Decision.CONTINUE
+            if not progress.resumed:
                 # The best weights first: a state that says "epoch 4 is the best" never exists without them.
                 if progress.best is not None:
                     kept["best"] = wiring.keep(group, progress.best, "best")
                 if progress.latest is not None:
                     kept["latest"] = wiring.keep(group, progress.latest, "latest")
-            epoch = progress.record.epoch
-            ray.train.report(
-                {
-                    "epoch": epoch,
-                    "history": json.dumps([record.model_dump(mode="json") for record in progress.history]),
-                    "files": json.dumps(kept),
-                    "provenance": json.dumps({**provenance, "inputs": progress.inputs}),
-                }
-            )
-            word = Decision(wiring.decide(epoch)) if chief else Decision.CONTINUE
-            return ORDER[distributed.broadcast_int(ORDER.index(word))]
+            facts = {**provenance, "inputs": progress.inputs}
+            told = Report.of(progress.history, stored, **kept, provenance=facts)
+            ray.train.report({"report": told.model_dump_json()})
+            answer = wiring.answer(told.epoch)
+            stored = max(stored, answer.stored)
+            return answer.decision
 
         result = train(
             config,

@@ -19,10 +19,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from infra import storage
 from infra.errors import ChecksumMismatch, Conflict, Missing
+from trainers.schema.records import Weights
 from trainers.wiring import Restored
 
 log = logging.getLogger("agft")
@@ -59,14 +59,16 @@ def _object(prefix: str, role: str) -> str:
     return f"{prefix}/{role}.safetensors"
 
 
-def _describe(stored: storage.StoredObject) -> dict[str, Any]:
-    return {"uri": stored.uri, "sha256": stored.sha256, "bytes": stored.size}
+def _weights(stored: storage.StoredObject) -> Weights:
+    """A store that forgets metadata is read for the SHA-256."""
+    sha256 = stored.sha256 or storage.hash_object(stored.uri)
+    return Weights(uri=stored.uri, sha256=sha256, bytes=stored.size)
 
 
-def keep_file(prefix: str, path: Path, role: str) -> dict[str, Any]:
-    """Store a file under its role; one PUT, so the object is always whole. Returns URI, SHA-256 and size."""
+def keep_file(attempt: str, group: int, path: Path, role: str) -> Weights:
+    """Store a file under its role where only this group of workers writes; one PUT, so the object is always whole."""
     assert role in ROLES, role
-    return _describe(storage.put_file(path, _object(prefix, role)))
+    return _weights(storage.put_file(path, _object(group_prefix(attempt, group), role)))
 
 
 def claim_group(bucket: str, slug: str, number: int, token: int, known: Mapping[str, str] | None = None) -> int:
@@ -112,14 +114,15 @@ def _newest(trial: str, known: Mapping[str, str] | None, *, but: str) -> dict[st
     return found if "latest" in found else {}
 
 
-def fetch_state(own: str, workdir: Path) -> Restored | None:
+def fetch_state(attempt: str, group: int, workdir: Path) -> Restored | None:
     """The state that `claim_group` found, checked against its SHA-256, with the best weights; None for a new trial."""
+    own = group_prefix(attempt, group)
     latest, best = storage.head(_object(own, "latest")), storage.head(_object(own, "best"))
     if latest is None:
         return None
     state = workdir / "resume.safetensors"
     storage.get_file(latest.uri, state, sha256=latest.sha256)
-    return Restored(state=state, latest=_describe(latest), best=_describe(best) if best else None)
+    return Restored(state=state, latest=_weights(latest), best=_weights(best) if best else None)
 
 
 def delete_superseded(trial: str, kept: Mapping[str, str]) -> None:

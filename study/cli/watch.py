@@ -67,9 +67,8 @@ def print_status(study: str | None, *, as_json: bool) -> None:
         return
     [(row, trials)], [found] = rows, statuses
     live = found["state"] == "running"
-    if row.baseline:
-        goal, token = row.spec.goal.resolve(row.baseline), row.token if live else None
-        console.print(trials_table(row.spec, trials, goal, token=token))
+    if row.goal:
+        console.print(trials_table(row.spec, trials, row.goal, token=row.token if live else None))
     if any(len(trial.attempts) > 1 for trial in trials):
         console.print(attempts_table(trials, row.token, clock, live=live))
     for text in (found["message"], advice(found)):

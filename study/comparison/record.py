@@ -26,7 +26,7 @@ UNMODIFIED = "unmodified CLIP"
 def chosen(store: StudyStore) -> TrialRow:
     """The trial that a method goes on with: the best by the goal, or the one nearest to its floors."""
     study = store.load()
-    best = next(iter(ranked(store.trials(), study.spec.goal.resolve(study.baseline or {}))), None)
+    best = next(iter(ranked(store.trials(), study.goal)), None) if study.goal else None
     if best is None:
         raise StudyFailed(f"no trial of study {study.name!r} ran to its end; see `agft status {study.name}`")
     return best
@@ -68,7 +68,7 @@ def collect(comparison: Comparison, database: str, folder: Path) -> dict[str, An
             "seeds": list(comparison.seeds),
             "setting": {**setting, "trials": spec.budget.trials},
             "unmodified": {
-                "dev": first.baseline,
+                "dev": first.baseline and first.baseline.model_dump(mode="json"),
                 "final": kept_result(comparison, folder, UNMODIFIED, "", None),
             },
             "methods": methods,
@@ -129,19 +129,19 @@ def _trial(trial: TrialRow) -> dict[str, Any]:
         "trial": trial.number,
         "state": trial.state,
         "failure": trial.failure_kind,
-        "best_epoch": last["best_epoch"] if last else None,
-        "clean_accuracy": last["best_clean_accuracy"] if last else None,
-        "robust_accuracy": last["best_robust_accuracy"] if last else None,
-        "feasible": last["best_feasible"] if last else None,
+        "best_epoch": last.best_epoch if last else None,
+        "clean_accuracy": last.best_clean_accuracy if last else None,
+        "robust_accuracy": last.best_robust_accuracy if last else None,
+        "feasible": last.best_feasible if last else None,
         "params": trial.params,
         "device_seconds": trial.device_seconds,
-        "images_per_second": _mean([float(epoch["images_per_second"]) for epoch in trial.epochs]),
+        "images_per_second": _mean([epoch.images_per_second for epoch in trial.epochs]),
     }
 
 
 def _run(comparison: Comparison, label: str, folder: Path, trial: TrialRow) -> dict[str, Any]:
     seed = int(trial.params["seed"])
-    weights = trial.best if trial.state == "complete" else None
+    weights = trial.best.model_dump() if trial.best and trial.state == "complete" else None
     final = kept_result(comparison, folder, label, str(seed), weights) if weights else None
     return {**_trial(trial), "seed": seed, "weights": weights, "final": final}
 

@@ -119,7 +119,7 @@ def next_step(comparison: Comparison, database: str, folder: Path) -> Step | Non
         trials = [trial for trial in StudyStore(database, repetition.name).trials() if trial.state == "complete"]
         if not trials:
             raise StudyFailed(f"every repetition of {label!r} failed; see `agft status {repetition.name}`")
-        every = {str(trial.params["seed"]): trial.best for trial in trials}
+        every = {str(trial.params["seed"]): trial.best and trial.best.model_dump() for trial in trials}
         missing = {
             seed: weights
             for seed, weights in every.items()

@@ -91,9 +91,9 @@ def drop_trial(store: StudyStore, number: int, reason: str) -> str:
     try:
         with _lease(store) as token:
             study = store.load()
-            if study.baseline is None:
+            if study.goal is None:
                 raise UserError(f"study {store.name!r} has not begun")
-            book = OptunaBook(store, study.spec, study.spec.goal.resolve(study.baseline).at_least)
+            book = OptunaBook(store, study.spec, study.goal.at_least)
             why = f"dropped: {reason}" if reason else "dropped"
             store.finish_trial(token, number, "dropped", stop_reason=why)
             book.rebuild(token)
@@ -127,8 +127,8 @@ def stop_study(store: StudyStore) -> str:
     try:
         unfinished = [row for row in store.trials() if not row.finished]
         if unfinished or state in ("new", "paused", "running", "failed"):
-            if study.baseline is not None:
-                book = OptunaBook(store, study.spec, study.spec.goal.resolve(study.baseline).at_least)
+            if study.goal is not None:
+                book = OptunaBook(store, study.spec, study.goal.at_least)
                 if not book.mirrors():  # restored from a file, and not driven since
                     book.rebuild(token)
                 for row in unfinished:
@@ -148,7 +148,7 @@ def _borrowers(store: StudyStore, prefix: str) -> list[str]:
     with store.engine.connect() as connection:
         rows = connection.execute(others).all()
     files = [(row.study, file) for row in rows for file in (row.latest, row.best) if file]
-    return sorted({study for study, file in files if str(file.get("uri")).startswith(prefix)})
+    return sorted({study for study, file in files if file["uri"].startswith(prefix)})
 
 
 def delete_study(store: StudyStore, *, bucket: str, tracking_uri: str, say: Callable[[str], None]) -> None:

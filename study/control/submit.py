@@ -141,11 +141,8 @@ def settled(jobs: Jobs, store: StudyStore, prefix: str, say: Callable[[str], Non
 def check_size(spec: StudyConfig, jobs: Jobs) -> None:
     """`UserError` with the numbers if not even one trial fits the cluster as it is now."""
     wanted, nodes = spec.resources, [node.resources for node in jobs.nodes()]
-    per_worker = {"CPU": wanted.cpus_per_worker, "GPU": wanted.gpus_per_worker}
-    per_worker = {name: amount for name, amount in per_worker.items() if amount}
-    per_trial = {name: amount * wanted.workers for name, amount in per_worker.items()}
-    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in per_trial}
-    max_concurrent(per_trial, total, None, per_worker=per_worker, workers=wanted.workers, nodes=nodes)
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted.of_trial()}
+    max_concurrent(wanted.of_trial(), total, None, per_worker=wanted.of_worker(), workers=wanted.workers, nodes=nodes)
 
 
 def job_environment(working_dir: Path | None) -> dict[str, str]:

@@ -19,9 +19,12 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from trainers.schema.records import Answer, Decision
+
 NAMESPACE = "agft"
 RUNG_WAIT_SECONDS = 2.0
 BOARD_ANSWER_SECONDS = 20.0
+GONE = (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError)
 log = logging.getLogger("agft")
 
 
@@ -32,6 +35,7 @@ class Board:
         self.verdicts: dict[tuple[int, int], str] = {}
         self.everybody = "continue"
         self.dropped: set[int] = set()
+        self.stored: dict[int, int] = {}
         self.processes: dict[int, list[dict[str, Any]]] = {}
         self.changed = asyncio.Condition()
 
@@ -60,6 +64,15 @@ class Board:
     async def depart(self, number: int) -> list[dict[str, Any]]:
         """The processes of a trial, which are forgotten: their successors will arrive."""
         return self.processes.pop(number, [])
+
+    async def have(self, number: int, epoch: int) -> None:
+        """The study has the records of a trial up to this epoch: they need not be sent again."""
+        self.stored[number] = epoch
+
+    async def answer(self, number: int, epoch: int, wait_seconds: float) -> Answer:
+        """To a report: the verdict, and which records the driver has by now."""
+        word = await self.verdict(number, epoch, wait_seconds)
+        return Answer(Decision(word), self.stored.get(number, 0))
 
     async def verdict(self, number: int, epoch: int, wait_seconds: float) -> str:
         """The decision on a report; waits for it at most `wait_seconds`, then the trial goes on."""
@@ -92,28 +105,30 @@ def open_board(study: str, token: int) -> Any:
     return actor.options(name=board_name(study, token), namespace=NAMESPACE, scheduling_strategy=here).remote()
 
 
-def ask_board(name: str, number: int, epoch: int, *, at_rung: bool) -> str:
-    """`continue`, `stop` or `pause` for a report that has just been made; called by rank 0 of a trial.
+def ask_board(name: str, number: int, rungs: Sequence[int], epoch: int) -> Answer:
+    """The answer to a report that has just been made; called by rank 0 of a trial, which waits for it at a rung.
 
     Without a board there is no driver any more: `pause`.
     """
-    wait = RUNG_WAIT_SECONDS if at_rung else 0.0
+    wait = RUNG_WAIT_SECONDS if epoch in rungs else 0.0
     try:
         board = ray.get_actor(name, namespace=NAMESPACE)
-        return str(ray.get(board.verdict.remote(number, epoch, wait), timeout=BOARD_ANSWER_SECONDS))
-    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        answer: Answer = ray.get(board.answer.remote(number, epoch, wait), timeout=BOARD_ANSWER_SECONDS)
+        return answer
+    except GONE as error:
         log.warning(
             "trial %s: no driver answers (%s); keeping the checkpoint and leaving", number, type(error).__name__
         )
-        return "pause"
+        return Answer(Decision.PAUSE, 0)
 
 
-def announce(name: str, number: int, process: dict[str, Any]) -> None:
-    """Tell the driver that `process` works for a trial; without a driver there is nobody to tell."""
+def announce(name: str, number: int, role: str) -> None:
+    """Tell the driver that this process works for a trial (`role`: worker or driver), so that it can be ended should it
+    hang; without a driver there is nobody to tell."""
     try:
         board = ray.get_actor(name, namespace=NAMESPACE)
-        ray.get(board.arrive.remote(number, process), timeout=BOARD_ANSWER_SECONDS)
-    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        ray.get(board.arrive.remote(number, this_process(role)), timeout=BOARD_ANSWER_SECONDS)
+    except GONE as error:
         log.warning("trial %s: no driver answers (%s)", number, type(error).__name__)
 
 
@@ -168,7 +183,7 @@ class Silence:
 
 
 def this_process(role: str) -> dict[str, Any]:
-    """What somebody else needs to end this process and no other. `role`: worker or driver of the trial."""
+    """What somebody else needs to end this process and no other."""
     return {
         "role": role, "node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(),
         "started": psutil.Process().create_time(),

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from study.errors import UserError
 from study.results.ranking import best_trial
 from study.store.rows import StudyRow, TrialRow
+from trainers.schema.records import EpochRecord
 
 
 def duration(seconds: float) -> str:
@@ -27,13 +28,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(1, round(seconds / 60))} min"
 
 
-def epoch_line(number: int, record: dict[str, Any], epochs: int) -> str:
+def epoch_line(number: int, record: EpochRecord, epochs: int) -> str:
     """One epoch of one trial."""
-    best = " (best so far)" if record["best_epoch"] == record["epoch"] else ""
-    floor = "" if record["feasible"] else "  below its floor"
+    best = " (best so far)" if record.best_epoch == record.epoch else ""
+    floor = "" if record.feasible else "  below its floor"
     return (
-        f"trial {number:>3}  epoch {record['epoch']}/{epochs}  clean {record['clean_accuracy']:6.1%}  "
-        f"robust {record['robust_accuracy']:6.1%}{best}{floor}"
+        f"trial {number:>3}  epoch {record.epoch}/{epochs}  clean {record.clean_accuracy:6.1%}  "
+        f"robust {record.robust_accuracy:6.1%}{best}{floor}"
     )
 
 
@@ -53,16 +54,15 @@ def waiting_line(number: int, need: Mapping[str, float], total: Mapping[str, flo
 
 def message_of(study: StudyRow, state: str, trials: Sequence[TrialRow]) -> dict[str, Any]:
     """What a webhook is told: how many trials there are in which state, and the best one so far."""
-    goal = study.spec.goal.resolve(study.baseline) if study.baseline else None
-    best = best_trial(trials, goal) if goal else None
+    best = best_trial(trials, study.goal) if study.goal else None
     counts = {name: sum(row.state == name for row in trials) for name in ("complete", "pruned", "failed", "running")}
     return {
         "study": study.name,
         "state": state,
         "trials": {**counts, "budget": study.spec.budget.trials},
         "best": best and best.last and {
-            "trial": best.number, "params": best.params, "epoch": best.last["best_epoch"],
-            "clean_accuracy": best.last["best_clean_accuracy"], "robust_accuracy": best.last["best_robust_accuracy"],
+            "trial": best.number, "params": best.params, "epoch": best.last.best_epoch,
+            "clean_accuracy": best.last.best_clean_accuracy, "robust_accuracy": best.last.best_robust_accuracy,
         },
     }  # fmt: skip
 

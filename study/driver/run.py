@@ -37,7 +37,6 @@ from study.driver.searcher import StudySearcher
 from study.driver.trial import run_trial
 from study.errors import LeaseLost, StudyFailed
 from study.report.live import LiveReport
-from study.results.status import ALL_DONE
 from study.spec.config import StudyConfig
 from study.store.database import patient
 from study.store.lease import LeaseHeld, owner_identity
@@ -45,6 +44,7 @@ from study.store.requests import pending
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
 from study.tracking import EXPERIMENT, end_study, project_study
+from trainers.schema.records import Ending, Measurement
 
 log = logging.getLogger("agft")
 LOST_NODE_RETRIES = 2  # Tune starts a trial again when its driver process is lost with a node
@@ -81,8 +81,7 @@ class _Scheduler(FIFOScheduler):
         number = self.searcher.numbers.get(trial.trial_id)
         last = Path(trial.error_file).read_text().rpartition("Failure # ")[2] if trial.error_file else ""
         if number is not None and "ray::ImplicitFunc" in last:  # its code failed; of a lost process Ray says otherwise
-            failed = {"outcome": "failed", "failure_kind": "bug", "message": last.strip()[-4000:]}
-            self.driver.outcomes.setdefault(number, failed)
+            self.driver.endings.setdefault(number, Ending.failed("bug", last.strip()[-4000:]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -139,7 +138,7 @@ def run_study(
             driver.open()
             try:
                 _tune(driver, trainable, slots=slots)
-                state, message = _final_state(driver)
+                state, message = driver.final_state()
             finally:
                 driver.close()
         reach("study.finished")
@@ -178,16 +177,10 @@ def _slots(spec: StudyConfig, cluster: Cluster) -> int:
     With `auto`, admission alone decides: it knows the nodes that join and leave while the study runs.
     """
     wanted = spec.resources
-    per_worker = {"CPU": wanted.cpus_per_worker, "GPU": wanted.gpus_per_worker}
-    per_worker = {name: amount for name, amount in per_worker.items() if amount}
     slots = max_concurrent(
-        {name: amount * wanted.workers for name, amount in per_worker.items()},
-        cluster.total,
-        None if wanted.max_concurrent == "auto" else wanted.max_concurrent,
-        per_worker=per_worker,
-        workers=wanted.workers,
-        nodes=cluster.nodes,
-    )
+        wanted.of_trial(), cluster.total, None if wanted.max_concurrent == "auto" else wanted.max_concurrent,
+        per_worker=wanted.of_worker(), workers=wanted.workers, nodes=cluster.nodes,
+    )  # fmt: skip
     return sys.maxsize if wanted.max_concurrent == "auto" else slots
 
 
@@ -220,22 +213,22 @@ def _prepare(store: StudyStore, token: int, bucket: str, say: Callable[[str], No
         from study.evaluation.executor import measure_unmodified  # imports torch, which a driver else never needs
 
         say("measuring the unmodified CLIP on the dev sets ...")
-        baseline = measure_unmodified(study.spec, bucket, say)
+        baseline = Measurement.model_validate(measure_unmodified(study.spec, bucket, say))
         store.set_study(token, baseline=baseline)
-        say(f"unmodified CLIP: clean {baseline['clean_accuracy']:.1%}  robust {baseline['robust_accuracy']:.1%}")
+        say(f"unmodified CLIP: clean {baseline.clean_accuracy:.1%}  robust {baseline.robust_accuracy:.1%}")
 
 
 def _tune(driver: Driver, trainable: Callable[[dict[str, Any]], None], *, slots: int) -> None:
     """Run Tune until no trial is left. A budget that grew after Tune had heard "no more" takes another round."""
     searcher = StudySearcher(
-        driver.book, budget=driver.budget, dropped=driver.dropped, slots=slots, admit=driver.admit, begin=driver.begin,
-        end=driver.end, closing=driver.closing,
+        driver.trials.book, budget=driver.budget, dropped=driver.trials.dropped, slots=slots, admit=driver.admit,
+        begin=driver.begin, end=driver.end, closing=driver.is_closing,
     )  # fmt: skip
     if searcher.finished():
         driver.say("every trial of the budget has finished already")
     for attempt in itertools.count():
         driver.obey(patient(pending)(driver.store))
-        if driver.closing() or searcher.finished():
+        if driver.is_closing() or searcher.finished():
             return
         _fit(driver, searcher, trainable, name=f"tune-{driver.token}-{attempt}")
 
@@ -268,24 +261,6 @@ def _fit(driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str,
         if isinstance(error.__cause__, LeaseLost | StudyFailed):
             raise error.__cause__ from None
         raise StudyFailed(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}") from error
-
-
-def _final_state(driver: Driver) -> tuple[str, str]:
-    """The study's state and why it is in it."""
-    if driver.closing_word == "lost":
-        raise LeaseLost(f"study {driver.spec.name!r}: another driver took over")
-    if driver.closing_word == "pause" and driver.store.load().desired == "stop":  # asked while the last trial left
-        driver.closing_word, driver.closing_reason = "stop", "asked to stop"
-    if driver.closing_word == "pause":
-        return "paused", driver.closing_reason
-    if driver.closing_word in ("stop", "budget"):
-        driver.settle()
-    if driver.closing_word == "stop":
-        return "stopped", driver.closing_reason
-    if any(not row.finished for row in driver.rows.values()):
-        driver.say("some trials are unfinished; run again to go on with them")
-        return "paused", "some trials are unfinished"
-    return "finished", driver.closing_reason or ALL_DONE
 
 
 def _close_tracker(tracker: Tracker, store: StudyStore, state: str, say: Callable[[str], None]) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,17 +16,18 @@ from pydantic import ValidationError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.placement_group import get_current_placement_group, remove_placement_group
 
+from infra.provenance import provenance
 from study.artifacts.checkpoints import (
     SharedPrefix,
     attempt_prefix,
     claim_group,
     fetch_state,
-    group_prefix,
     keep_file,
     scratch_prefix,
 )
 from study.artifacts.sources import use_s3_data, use_s3_weights
-from study.driver.board import announce, ask_board, board_name, this_process
+from study.driver.board import announce, ask_board, board_name
+from trainers.schema.records import Ending
 from trainers.trial_config import TrialConfig
 from trainers.wiring import Wiring
 
@@ -44,6 +44,7 @@ class TrialOrder:
     token: int
     bucket: str
     known: dict[str, str]  # role -> URI of the checkpoints on record
+    stored: int  # the last epoch whose record the study has
     config: dict[str, Any]
     rungs: tuple[int, ...]
     workers: int
@@ -61,34 +62,7 @@ class TrialOrder:
         return cls(**{**fields, "rungs": tuple(fields["rungs"])})
 
 
-def decide(board: str, number: int, rungs: tuple[int, ...], epoch: int) -> str:
-    """The driver's word on one report (rank 0)."""
-    return ask_board(board, number, epoch, at_rung=epoch in rungs)
-
-
-def fetch(attempt: str, group: int, workdir: Path) -> Any:
-    """The state that this group of workers goes on from, whichever attempt wrote it."""
-    return fetch_state(group_prefix(attempt, group), workdir)
-
-
-def keep(attempt: str, group: int, path: Path, role: str) -> dict[str, Any]:
-    """Store a file where only this group of workers writes."""
-    return keep_file(group_prefix(attempt, group), path, role)
-
-
-def arrive(board: str, number: int, role: str) -> None:
-    """Tell the driver which process this is, so that it can be ended should it hang."""
-    announce(board, number, this_process(role))
-
-
-def environment() -> dict[str, Any]:
-    """Where this worker runs, with which versions."""
-    from infra.provenance import provenance
-
-    return provenance()
-
-
-def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+def train_worker(settings: dict[str, Any]) -> Ending:
     """`train_on_worker`, imported where it runs: this process and Train's controller need no open_clip."""
     from trainers.worker import train_on_worker
 
@@ -109,19 +83,19 @@ def run_trial(settings: dict[str, Any]) -> None:
     try:
         TrialConfig.model_validate(order.config)
     except ValidationError as error:
-        refused = {"outcome": "failed", "failure_kind": "invalid", "message": str(error)}
-        tune.report({"outcome": json.dumps(refused)})
+        tune.report({"ending": Ending.failed("invalid", str(error)).model_dump_json()})
         return
     board = board_name(order.study, order.token)
     attempt = attempt_prefix(order.bucket, order.study, order.number, order.token)
-    arrive(board, order.number, "driver")
+    announce(board, order.number, "driver")
     wiring = Wiring(
-        arrive=partial(arrive, board, order.number, "worker"),
+        arrive=partial(announce, board, order.number, "worker"),
         claim=partial(claim_group, order.bucket, order.study, order.number, order.token, order.known),
-        fetch=partial(fetch, attempt),
-        keep=partial(keep, attempt),
-        decide=partial(decide, board, order.number, order.rungs),
-        provenance=environment,
+        fetch=partial(fetch_state, attempt),
+        keep=partial(keep_file, attempt),
+        answer=partial(ask_board, board, order.number, order.rungs),
+        provenance=provenance,
+        stored=order.stored,
         shared=SharedPrefix(f"s3://{order.bucket}"),
     )
     resources = {"CPU": order.cpus_per_worker}
@@ -143,12 +117,12 @@ def run_trial(settings: dict[str, Any]) -> None:
         ),
     )
     try:
-        outcome = trainer.fit().return_value
-        if not isinstance(outcome, dict):
-            outcome = {"outcome": "failed", "failure_kind": "bug", "message": "the workers returned nothing"}
+        ending = trainer.fit().return_value
+        if not isinstance(ending, Ending):
+            ending = Ending.failed("bug", "the workers returned nothing")
     except TrainingFailedError as error:
-        outcome = {"outcome": "failed", "failure_kind": failure_kind(error), "message": str(error)[-4000:]}
-    tune.report({"outcome": json.dumps(outcome)})
+        ending = Ending.failed(failure_kind(error), str(error)[-4000:])
+    tune.report({"ending": ending.model_dump_json()})
 
 
 def failure_kind(error: Exception) -> str:

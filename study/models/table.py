@@ -156,13 +156,13 @@ def _of_trial(store: StudyStore, number: int) -> dict[str, dict[str, Any]]:
     trial = store.trial(number)
     numbers: dict[str, Any] = {}
     if trial.last:
-        numbers = {"epochs": trial.last["epoch"], "best epoch": trial.last["best_epoch"]}
-        numbers |= {"train_loss": trial.last["train_loss"]}
-        best = next((r for r in trial.epochs if r["epoch"] == trial.last["best_epoch"]), trial.last)
-        numbers |= _accuracies("dev", best)
+        numbers = {"epochs": trial.last.epoch, "best epoch": trial.last.best_epoch}
+        numbers |= {"train_loss": trial.last.train_loss}
+        best = next((r for r in trial.epochs if r.epoch == trial.last.best_epoch), trial.last)
+        numbers |= _accuracies("dev", best.model_dump(mode="json"))
     numbers["device_seconds"] = round(trial.device_seconds, 1)
     inputs = next((a.provenance.get("inputs") or {} for a in reversed(trial.attempts) if a.provenance), {})
-    what = {"study": store.name, "trial": number, "state": trial.state, "sha256": (trial.best or {}).get("sha256")}
+    what = {"study": store.name, "trial": number, "state": trial.state, "sha256": trial.best and trial.best.sha256}
     return _sections(what, trial.config, inputs, numbers)
 
 

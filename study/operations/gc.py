@@ -77,7 +77,7 @@ def spent(
     """What of a study's `objects` (address, bytes) goes. `pointed`: addresses that something else refers to."""
     rows = {trial.number: trial for trial in trials}
     best = _kept(study, trials, top)
-    current = {each["uri"] for trial in trials for each in (trial.best, trial.latest) if each}
+    current = {uri for trial in trials for uri in trial.kept.values()}
     found = []
     for uri, size in objects:
         named = trial_of(uri)
@@ -98,11 +98,9 @@ def spent(
 
 def _kept(study: StudyRow, trials: Sequence[TrialRow], top: int | None) -> set[int]:
     """Trials that keep their best weights."""
-    if top is None:
+    if top is None or study.goal is None:
         return {trial.number for trial in trials}
-    if study.baseline is None:
-        return {trial.number for trial in trials}
-    order = ranked(trials, study.spec.goal.resolve(study.baseline))
+    order = ranked(trials, study.goal)
     return {trial.number for trial in [*order[:top], *pareto_front(trials)]}
 
 
@@ -162,7 +160,7 @@ def _pointed(bucket: str, stores: Sequence[StudyStore], studies: dict[str, Study
         for trial in store.trials():
             found |= addresses(trial.config)
             if store.name != but:
-                found |= addresses([trial.best, trial.latest])
+                found |= addresses(trial.kept)
     return found
 
 

@@ -22,7 +22,6 @@ from study.errors import SERVICE_ERRORS, UserError
 from study.results.ranking import best_trial
 from study.results.status import counts, live_state
 from study.store.database import engine_for, now
-from study.store.rows import StudyRow, TrialRow
 from study.store.store import LEASE_SECONDS, StudyStore, study_names
 
 STATES = ("queued", "running", "paused", "interrupted", "stopped", "finished", "failed")
@@ -72,13 +71,15 @@ class StudyCollector:
                 if kind != "done":  # the sum of three others
                     trials.add_metric([name, kind], value)
             budget.add_metric([name], study.spec.budget.trials)
-            for family, values in ((best, _best(study, rows)), (clip, study.baseline)):
-                for kind in ("clean", "robust"):
-                    if values is not None:
-                        family.add_metric([name, kind], float(values[f"{kind}_accuracy"]))
+            top = best_trial(rows, study.goal) if study.goal else None
+            for kind in ("clean", "robust"):
+                if top is not None and top.last is not None:
+                    best.add_metric([name, kind], top.last.at_best(f"{kind}_accuracy"))
+                if study.baseline is not None:
+                    clip.add_metric([name, kind], getattr(study.baseline, f"{kind}_accuracy"))
             device.add_metric([name], sum(trial.device_seconds for trial in rows))
             driven.add_metric([name], study.driven_seconds)
-            stamps = [record["timestamp_ms"] for trial in rows for record in trial.epochs]
+            stamps = [record.timestamp_ms for trial in rows for record in trial.epochs]
             epochs.add_metric([name], len(stamps))
             if stamps:
                 report.add_metric([name], max(0.0, clock - max(stamps) / 1000))
@@ -86,15 +87,6 @@ class StudyCollector:
                 beat.add_metric([name], max(0.0, LEASE_SECONDS - study.lease_seconds))
             created.add_metric([name], study.created_ms / 1000)
         yield from (state, trials, budget, best, clip, device, driven, epochs, report, beat, created)
-
-
-def _best(study: StudyRow, trials: list[TrialRow]) -> dict[str, float] | None:
-    if study.baseline is None:
-        return None
-    found = best_trial(trials, study.spec.goal.resolve(study.baseline))
-    if found is None or found.last is None:
-        return None
-    return {f"{kind}_accuracy": found.last[f"best_{kind}_accuracy"] for kind in ("clean", "robust")}
 
 
 def exposition(url: str) -> bytes:

@@ -215,5 +215,5 @@ def _ship(url: str, names: list[str], tracking_uri: str, say: Say) -> None:
 def _unfinished(url: str, names: list[str]) -> tuple[int, int]:
     """(unfinished trials, those of them that have epochs and no checkpoint any more)."""
     trials = [trial for name in names for trial in StudyStore(url, name).trials() if not trial.finished]
-    lost = [trial for trial in trials if trial.latest and storage.head(str(trial.latest["uri"])) is None]
+    lost = [trial for trial in trials if trial.latest and storage.head(trial.latest.uri) is None]
     return len(trials), len(lost)

@@ -216,7 +216,7 @@ def measured_cost(spec: StudyConfig, home: Path) -> dict[str, Any] | None:
         ):  # fmt: skip
             full = [row for row in store.trials() if row.state == "complete"]
             seconds += [row.device_seconds for row in full]
-            sizes += [row.latest["bytes"] + row.best["bytes"] for row in full if row.latest and row.best]
+            sizes += [(row.latest.bytes or 0) + (row.best.bytes or 0) for row in full if row.latest and row.best]
     if not seconds:
         return None
     mean = sum(seconds) / len(seconds)

@@ -82,10 +82,10 @@ def candidates(
     """
     if number is not None:
         return [_named(study, trials, number)]
-    goal = study.spec.goal.resolve(study.baseline or {})
-    standard = standard_of(study.spec, preference, study.baseline or {})
-    found = [trial for trial in ranked(trials, goal) if trial.last and trial.last["best_feasible"] and trial.best]
-    if study.spec.goal.metrics:
+    every = ranked(trials, study.goal) if study.goal else []
+    found = [trial for trial in every if trial.last and trial.last.best_feasible and trial.best]
+    if study.spec.goal.metrics and study.baseline:
+        standard = standard_of(study.spec, preference, study.baseline.model_dump())
         front = {trial.number for trial in pareto_front(found)}
         found = [trial for trial in found if trial.number in front and not standard.missing(_of(trial))]
         found.sort(key=lambda trial: (-standard.value(_of(trial)), trial.number))
@@ -97,8 +97,7 @@ def candidates(
 def _of(trial: TrialRow) -> Callable[[Metric], float]:
     """A trial's accuracies on the dev sets."""
     assert trial.last is not None
-    last = trial.last
-    return lambda name: float(last[f"best_{name}"])
+    return trial.last.at_best
 
 
 def _named(study: StudyRow, trials: Sequence[TrialRow], number: int) -> TrialRow:

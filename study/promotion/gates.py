@@ -208,9 +208,8 @@ def lacking(trial: TrialRow) -> list[str]:
             missing.append("code revision")
         if missing:
             found.append(f"attempt {attempt.token} lacks {', '.join(missing)}")
-    for part in ("uri", "sha256"):
-        if not (trial.best or {}).get(part):
-            found.append(f"the checkpoint has no {part}")
+    if trial.best is None:
+        found.append("no checkpoint is on record")
     return found
 
 

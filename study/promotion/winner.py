@@ -115,7 +115,7 @@ def choose(case: Case, head: Head) -> Known:
 
 def _weights(trial: TrialRow) -> Weights:
     assert trial.best is not None, "a finished trial has a checkpoint"
-    return Weights(uri=trial.best["uri"], sha256=trial.best["sha256"])
+    return trial.best
 
 
 def _champion(case: Case, head: Head) -> dict[str, Weights]:

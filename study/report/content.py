@@ -132,7 +132,7 @@ def content_of(
 ) -> Content:
     """The content of now. `known`: importances of the same trials, which take a second to compute."""
     spec = study.spec
-    goal = spec.goal.resolve(study.baseline) if study.baseline else None
+    goal = study.goal
     best = best_trial(rows, goal) if goal else None
     trials, dimensions = trials_of(study, rows), spec.dimensions()
     axes = tuple(_axis(dimension) for dimension in dimensions)
@@ -147,7 +147,7 @@ def content_of(
         device_seconds=sum(row.device_seconds for row in rows),
         metrics=spec.goal.metrics or (spec.goal.metric,),
         floors={str(name): value for name, value in goal.at_least.items()} if goal else {},
-        unmodified={name: float(study.baseline[name]) for name in ("clean_accuracy", "robust_accuracy")}
+        unmodified={name: getattr(study.baseline, name) for name in ("clean_accuracy", "robust_accuracy")}
         if study.baseline else None,
         axes=axes,
         trials=tuple(trials),
@@ -206,16 +206,16 @@ def _summary(study: StudyRow) -> str:
 
 
 def _steps(study: StudyRow, rows: Sequence[TrialRow]) -> list[Step]:
-    if not study.baseline:
+    if study.goal is None:
         return []
     steps, spent = [], 0.0
-    for row, best in best_so_far(rows, study.spec.goal.resolve(study.baseline)):
+    for row, best in best_so_far(rows, study.goal):
         spent += row.device_seconds
-        last = (best.last or {}) if best else {}
+        last = best and best.last
         steps.append(
             Step(
                 row.number, row.ended_ms or row.started_ms, spent, best.number if best else None,
-                last.get("best_clean_accuracy"), last.get("best_robust_accuracy"),
+                last.best_clean_accuracy if last else None, last.best_robust_accuracy if last else None,
             )
         )  # fmt: skip
     return steps
@@ -227,7 +227,7 @@ def _bars(study: StudyRow, row: TrialRow, now: int) -> list[Bar]:
         newest = place == len(row.attempts) - 1
         alive = newest and not row.finished and study.lease_seconds > 0
         after = now if newest else row.attempts[place + 1].started_ms
-        reports = [e["timestamp_ms"] for e in row.epochs if attempt.started_ms <= e["timestamp_ms"] <= after]
+        reports = [e.timestamp_ms for e in row.epochs if attempt.started_ms <= e.timestamp_ms <= after]
         heard = max(reports, default=attempt.started_ms)  # of a lost driver's attempt nobody knows the end
         ended = attempt.ended_ms or (now if alive else heard)
         outcome = row.state if newest and row.finished else "running" if alive else attempt.outcome or "lost"

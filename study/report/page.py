@@ -53,7 +53,7 @@ def write_report(
     drawn = [figure for figure in figures(content) if content.trials and figure.empty != NO_AXES]
     for figure in drawn:
         static.write(figure, folder, paper=papers)
-    rows = trial_table(trials, study.spec.goal.resolve(study.baseline)) if study.baseline else []
+    rows = trial_table(trials, study.goal) if study.goal else []
     _write(folder / "report.json", json.dumps(content.json(), indent=2))
     _write(folder / "report.html", html_of(content))
     return _write(folder / "report.md", markdown_of(content, rows, drawn))

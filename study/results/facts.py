@@ -87,20 +87,20 @@ def trials_of(study: StudyRow, rows: Sequence[TrialRow]) -> list[Trial]:
 
 
 def _trial(spec: StudyConfig, row: TrialRow, references: Sequence[tuple[Reference, Mapping[str, Any]]]) -> Trial:
-    last, best = row.last or {}, row.best or {}
+    last, best = row.last, row.best
     errors = _errors(row)
     return Trial(
         number=row.number,
         state=row.state,  # type: ignore[arg-type]
         params=row.params,
-        epochs=last.get("epoch", 0),
+        epochs=last.epoch if last else 0,
         planned_epochs=int(row.config.get("train", {}).get("epochs", spec.train.epochs)),
-        best_epoch=last.get("best_epoch"),
-        clean_accuracy=last.get("best_clean_accuracy"),
-        robust_accuracy=last.get("best_robust_accuracy"),
+        best_epoch=last.best_epoch if last else None,
+        clean_accuracy=last.best_clean_accuracy if last else None,
+        robust_accuracy=last.best_robust_accuracy if last else None,
         clean_error=errors.get("clean_accuracy"),
         robust_error=errors.get("robust_accuracy"),
-        feasible=last.get("best_feasible"),
+        feasible=last.best_feasible if last else None,
         started_ms=row.started_ms,
         ended_ms=row.ended_ms,
         device_seconds=row.device_seconds,
@@ -108,9 +108,9 @@ def _trial(spec: StudyConfig, row: TrialRow, references: Sequence[tuple[Referenc
         failure_kind=row.failure_kind,
         reference=next((name for name, values in references if _same(row.params, values)), ""),
         rerun_of=row.rerun_of,
-        checkpoint=best.get("uri"),
-        checkpoint_sha256=best.get("sha256"),
-        curve=tuple(Epoch(*(record[name] for name in Epoch.__dataclass_fields__)) for record in row.epochs),
+        checkpoint=best.uri if best else None,
+        checkpoint_sha256=best.sha256 if best else None,
+        curve=tuple(Epoch(*(getattr(record, name) for name in Epoch.__dataclass_fields__)) for record in row.epochs),
         attempts=row.attempts,
         config=row.config,
     )
@@ -118,15 +118,15 @@ def _trial(spec: StudyConfig, row: TrialRow, references: Sequence[tuple[Referenc
 
 def _errors(row: TrialRow) -> dict[str, float]:
     """Half-widths at the best epoch. An image's mean over radii lies in [0, 1], so p (1 - p) bounds its variance."""
-    best = (row.last or {}).get("best_epoch")
-    record = next((each for each in row.epochs if each["epoch"] == best), {})
-    sets = [list(scores.values()) for scores in record.get("datasets", {}).values()]
+    best = row.last and row.last.best_epoch
+    record = next((each for each in row.epochs if each.epoch == best), None)
+    sets = [list(scores.values()) for scores in record.datasets.values()] if record else []
     if not sets:
         return {}
     found = {}
     for metric in METRICS:
-        means = [sum(score[metric] for score in scores) / len(scores) for scores in sets]
-        variances = [p * (1 - p) / scores[0]["total"] for p, scores in zip(means, sets, strict=True)]
+        means = [sum(getattr(score, metric) for score in scores) / len(scores) for scores in sets]
+        variances = [p * (1 - p) / scores[0].total for p, scores in zip(means, sets, strict=True)]
         found[metric] = Z95 * math.sqrt(sum(variances)) / len(sets)
     return found
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from study.store.rows import TrialRow
+from trainers.schema.records import EpochRecord
 from trainers.schema.training import Goal
 
 
-def score(record: Mapping[str, Any], goal: Goal) -> float:
+def score(record: EpochRecord, goal: Goal) -> float:
     """One number that ranks as the study's rule does: feasible epochs by the goal's value, the others below them.
 
     Infeasible epochs get minus their violation, summed over the floors, which is below every accuracy.
     """
-    if record["best_feasible"]:
-        return goal.value(lambda name: record[f"best_{name}"])
-    return -sum(max(0.0, floor - record[f"best_{name}"]) for name, floor in goal.at_least.items())
+    if record.best_feasible:
+        return goal.value(record.at_best)
+    return -sum(max(0.0, floor - record.at_best(name)) for name, floor in goal.at_least.items())
 
 
 Measurement = dict[str, Any]  # {clean_accuracy, robust_accuracy, datasets: {name: {eps: Score}}}
@@ -27,14 +28,14 @@ def ranked(trials: Sequence[TrialRow], goal: Goal) -> list[TrialRow]:
 
     An early-stopped trial never enters: its value is that of another training length.
     """
-    complete = [trial for trial in trials if trial.state == "complete" and trial.last is not None]
-    return sorted(complete, key=lambda t: (-score(t.last or {}, goal), t.number))
+    complete = [(trial, trial.last) for trial in trials if trial.state == "complete" and trial.last is not None]
+    return [trial for trial, last in sorted(complete, key=lambda pair: (-score(pair[1], goal), pair[0].number))]
 
 
 def best_trial(trials: Sequence[TrialRow], goal: Goal) -> TrialRow | None:
     """The best full-length trial that reaches every floor, or None."""
     first = next(iter(ranked(trials, goal)), None)
-    return first if first is not None and first.last and first.last["best_feasible"] else None
+    return first if first is not None and first.last and first.last.best_feasible else None
 
 
 def pareto_front(trials: Sequence[TrialRow]) -> list[TrialRow]:
@@ -52,7 +53,7 @@ def pareto_front(trials: Sequence[TrialRow]) -> list[TrialRow]:
 
 def _accuracies(trial: TrialRow) -> tuple[float, float]:
     assert trial.last is not None
-    return float(trial.last["best_clean_accuracy"]), float(trial.last["best_robust_accuracy"])
+    return trial.last.best_clean_accuracy, trial.last.best_robust_accuracy
 
 
 def best_so_far(trials: Sequence[TrialRow], goal: Goal) -> list[tuple[TrialRow, TrialRow | None]]:
@@ -75,12 +76,12 @@ def trial_table(trials: Sequence[TrialRow], goal: Goal, *, token: int | None = N
             {
                 "number": trial.number,
                 "state": "unfinished" if idle else trial.state,
-                "epochs": last["epoch"] if last else 0,
+                "epochs": last.epoch if last else 0,
                 "of_epochs": trial.config.get("train", {}).get("epochs"),
-                "clean_accuracy": last["best_clean_accuracy"] if last else None,
-                "robust_accuracy": last["best_robust_accuracy"] if last else None,
-                "best_epoch": last["best_epoch"] if last else None,
-                "feasible": last["best_feasible"] if last else None,
+                "clean_accuracy": last.best_clean_accuracy if last else None,
+                "robust_accuracy": last.best_robust_accuracy if last else None,
+                "best_epoch": last.best_epoch if last else None,
+                "feasible": last.best_feasible if last else None,
                 "params": trial.params,
                 "device_seconds": trial.device_seconds,
                 "reason": trial.stop_reason,

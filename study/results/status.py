@@ -25,7 +25,7 @@ def live_state(study: StudyRow) -> str:
 def study_status(study: StudyRow, trials: Sequence[TrialRow], now: float) -> dict[str, Any]:
     """One study for machines; `now` is the database's clock. Keys are only ever added."""
     state = live_state(study)
-    goal = study.spec.goal.resolve(study.baseline) if study.baseline else None
+    goal = study.goal
     best = best_trial(trials, goal) if goal else None
     host, pid = (study.lease_owner or "|").split("|")[:2]
     live = state == "running"
@@ -34,13 +34,13 @@ def study_status(study: StudyRow, trials: Sequence[TrialRow], now: float) -> dic
         "state": state,
         "message": study.message,
         "desired": study.desired,
-        "baseline": study.baseline,
+        "baseline": study.baseline and study.baseline.model_dump(mode="json"),
         "budget": study.spec.budget.trials,
         "wanted": wanted(study, trials),
         "counts": counts(study, trials, live=live),
         "best": None if best is None or best.last is None else {
-            "trial": best.number, "epoch": best.last["best_epoch"],
-            "clean_accuracy": best.last["best_clean_accuracy"], "robust_accuracy": best.last["best_robust_accuracy"],
+            "trial": best.number, "epoch": best.last.best_epoch,
+            "clean_accuracy": best.last.best_clean_accuracy, "robust_accuracy": best.last.best_robust_accuracy,
         },
         "eta_seconds": eta_seconds(study, trials, now) if live else None,
         "device_hours": sum(trial.device_seconds for trial in trials) / 3600,

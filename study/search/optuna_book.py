@@ -137,14 +137,14 @@ class OptunaBook:
         if frozen.state.is_finished():
             return
         for record in row.epochs:  # a crash may have come between the store's write and Optuna's
-            self.observe(row.number, record["epoch"], score(record, self.spec.goal.at(self.at_least)))
+            self.observe(row.number, record.epoch, score(record, self.spec.goal.at(self.at_least)))
         for key, text in (("agft.stop_reason", row.stop_reason), ("agft.failure_kind", row.failure_kind)):
             if text:
                 self.storage.set_trial_user_attr(frozen._trial_id, key, text)
         if row.last and not any(key.startswith("constraints") for key in frozen.system_attrs):
             trial = optuna.Trial(self.study, frozen._trial_id)
             for name, floor in self.at_least.items():
-                trial.set_constraint(name, floor - float(row.last[f"best_{name}"]))
+                trial.set_constraint(name, floor - row.last.at_best(name))
         values = samplers.values(self.spec, row.last) if row.last and row.state == "complete" else None
         self.study.tell(row.number, values=values, state=STATES[row.state], skip_if_finished=True)
 

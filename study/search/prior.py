@@ -67,12 +67,10 @@ def resolve(spec: StudyConfig, earlier: Sequence[tuple[StudyRow, Sequence[TrialR
 
 
 def _best(study: StudyRow, trials: Sequence[TrialRow]) -> list[TrialRow]:
-    if study.baseline is None:
-        return []
     found: list[TrialRow] = []
-    for trial in ranked(trials, study.spec.goal.resolve(study.baseline)):
+    for trial in ranked(trials, study.goal) if study.goal else ():
         repeated = any(trial.params == other.params for other in found)
-        if trial.last and trial.last["best_feasible"] and not repeated:
+        if trial.last and trial.last.best_feasible and not repeated:
             found.append(trial)
     return found
 

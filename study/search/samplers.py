@@ -24,6 +24,7 @@ from infra.failpoint import reach
 from study.spec.config import StudyConfig
 from study.spec.dimension import Dimension
 from study.spec.starts import Start, given_trials
+from trainers.schema.records import EpochRecord
 
 # Draws that are keyed by (study seed, trial number, path), so that a new parameter leaves the others' draws alone.
 
@@ -76,9 +77,9 @@ def directions(spec: StudyConfig) -> list[str]:
     return ["maximize"] * len(spec.goal.at({}).names)
 
 
-def values(spec: StudyConfig, record: Mapping[str, Any]) -> list[float]:
+def values(spec: StudyConfig, record: EpochRecord) -> list[float]:
     """What Optuna is told about a full-length trial, given its last epoch record: one number a metric."""
-    return [float(record[f"best_{name}"]) for name in spec.goal.at({}).names]
+    return [record.at_best(name) for name in spec.goal.at({}).names]
 
 
 def proposals(

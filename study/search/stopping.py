@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from study.results.ranking import score
 from study.spec.config import BudgetConfig, SchedulerConfig
 from study.store.rows import TrialRow
+from trainers.schema.records import EpochRecord
 from trainers.schema.training import Goal
 
 Verdict = tuple[str, str]
@@ -77,7 +77,7 @@ def verdict(
 
 def _at(row: TrialRow, epoch: int, goal: Goal) -> float | None:
     """Best value so far at an epoch."""
-    record = next((each for each in row.epochs if each["epoch"] == epoch), None)
+    record = next((each for each in row.epochs if each.epoch == epoch), None)
     return None if record is None else score(record, goal)
 
 
@@ -146,10 +146,10 @@ def _beyond(new: tuple[float, ...], old: tuple[float, ...], min_delta: float) ->
     return any(_improves(*pair, min_delta) for pair in zip(new, old, strict=True))
 
 
-def _point(record: Mapping[str, Any], goal: Goal) -> tuple[float, ...]:
+def _point(record: EpochRecord, goal: Goal) -> tuple[float, ...]:
     """A trial's numbers, one a metric; below every accuracy where a floor is missed."""
-    if record["best_feasible"]:
-        return tuple(float(record[f"best_{name}"]) for name in goal.names)
+    if record.best_feasible:
+        return tuple(record.at_best(name) for name in goal.names)
     return (score(record, goal),) * len(goal.names)
 
 

@@ -17,6 +17,7 @@ from study.spec.space import parse_space
 from trainers.errors import nearest
 from trainers.objectives import MethodConfig
 from trainers.schema.presets import PRESETS
+from trainers.schema.records import Accuracies
 from trainers.schema.training import AttackConfig, DataConfig, Goal, Metric, ModelConfig, TrainConfig
 from trainers.schema.units import Frozen
 
@@ -74,9 +75,9 @@ class GoalConfig(Frozen):
             raise ValueError("write metric, or metrics, but not both")
         return {**given, "metric": several[0]}
 
-    def resolve(self, clip: Mapping[str, float]) -> Goal:
+    def resolve(self, clip: Accuracies) -> Goal:
         """The goal with every floor as a number, given the unmodified model's accuracies."""
-        return self.at({name: parse_floor(text).resolve(clip[name]) for name, text in self.subject_to.items()})
+        return self.at({name: parse_floor(text).resolve(getattr(clip, name)) for name, text in self.subject_to.items()})
 
     def at(self, floors: Mapping[Metric, float]) -> Goal:
         """The goal with these floors."""
@@ -125,6 +126,14 @@ class ResourcesConfig(Frozen):
         description="seconds without a report after which a trial's workers are ended and it goes on from its newest "
         "checkpoint; auto = 3 times the longest wait for a report so far, at least 120",
     )
+
+    def of_worker(self) -> dict[str, float]:
+        """What Ray sets aside for one worker, by name."""
+        return {"CPU": self.cpus_per_worker} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
+
+    def of_trial(self) -> dict[str, float]:
+        """What it sets aside for a whole trial."""
+        return {name: amount * self.workers for name, amount in self.of_worker().items()}
 
 
 class BudgetConfig(Frozen):

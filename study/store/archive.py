@@ -13,13 +13,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from study.errors import UserError
+from study.errors import StudyFailed, UserError
 from study.spec.config import load_canonical
 from study.store import tables as t
-from study.store.database import now, transaction
-from study.store.store import StudyStore, study_names
+from study.store.database import transaction
+from study.store.store import StudyStore, read_json, study_names
+from trainers.schema.records import EpochRecord, Measurement, Weights
 
-FORMAT = "agft-study/2"
+FORMAT = "agft-study/1"
 TABLES = (t.trials, t.attempts, t.epochs, t.verdicts, t.promotions, t.final_accesses, t.requests)
 
 
@@ -64,17 +65,14 @@ def import_study(url: str, path: Path, *, name: str | None = None) -> str:
     if name is not None:
         spec = spec.renamed(name)
     store = StudyStore(url, chosen)
-    known = {column.name for column in t.studies.columns}
-    values = {key: value for key, value in study.items() if key in known}
-    values |= {"name": chosen, "spec": spec.canonical(), "spec_hash": spec.spec_hash(), "desired": "run"}
+    values = {**study, "name": chosen, "spec": spec.canonical(), "spec_hash": spec.spec_hash(), "desired": "run"}
     if values["state"] == "running":
         values |= {"state": "paused", "message": "imported"}
     with transaction(store.engine) as connection:
-        values.setdefault("created_ms", int(now(connection) * 1000))
         connection.execute(sa.insert(t.studies).values(**values))
         for table in TABLES:
             serial = "id" in table.columns
-            for row in rows.get(table.name, []):
+            for row in rows[table.name]:
                 row = {key: value for key, value in row.items() if not (serial and key == "id")}
                 connection.execute(sa.insert(table).values(**{**row, "study": chosen}))
     return chosen
@@ -91,8 +89,25 @@ def _read(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise UserError(f"{path}: not a study written by `agft archive` (format {found!r}, expected {FORMAT!r})")
     try:
-        load_canonical(content["study"]["spec"])
-        dict(content["rows"])
-    except (KeyError, TypeError, ValueError) as error:
+        _check(content)
+    except (KeyError, TypeError, ValueError, StudyFailed) as error:
         raise UserError(f"{path}: the study in it cannot be read: {' '.join(str(error).split())[:300]}") from None
     return content
+
+
+def _check(content: dict[str, Any]) -> None:
+    """Everything that the store will give out again is of its type. `ValueError` or `StudyFailed` if not."""
+    study, rows = content["study"], content["rows"]
+    load_canonical(study["spec"])
+    if study["baseline"] is not None:
+        read_json(Measurement, study["baseline"], "baseline")
+    for table in TABLES:
+        for row in rows[table.name]:
+            if row.keys() != set(table.columns.keys()):
+                raise ValueError(f"{table.name}: columns {', '.join(row)}")
+    for row in rows[t.trials.name]:
+        for role in ("latest", "best"):
+            if row[role] is not None:
+                read_json(Weights, row[role], f"trial {row['number']}: {role}")
+    for row in rows[t.epochs.name]:
+        read_json(EpochRecord, row["record"], f"trial {row['number']}: epoch {row['epoch']}")

@@ -16,18 +16,27 @@ from study.store.store import StudyStore
 
 def ask(store: StudyStore, kind: str, number: int, note: str) -> int:
     """Ask for a trial to be run again (`rerun`) or taken out (`drop`); the request's id."""
+    return _insert(store, t.requests, "asked_ms", kind=kind, number=number, note=note)
+
+
+def _insert(store: StudyStore, table: sa.Table, stamp: str, **values: Any) -> int:
+    """A new row of the study, with the database's time in column `stamp`; its id."""
     with transaction(store.engine) as connection:
-        values = {"study": store.name, "kind": kind, "number": number, "note": note}
         clock = int(now(connection) * 1000)
-        result = connection.execute(sa.insert(t.requests).values(**values, asked_ms=clock))
+        result = connection.execute(sa.insert(table).values(study=store.name, **values, **{stamp: clock}))
         return int(result.inserted_primary_key[0])  # type: ignore[index]
+
+
+def _all(store: StudyStore, table: sa.Table, *where: sa.ColumnElement[bool]) -> list[dict[str, Any]]:
+    """Rows of the study as dictionaries, oldest first."""
+    asked = sa.select(table).where(table.c.study == store.name, *where).order_by(table.c.id)
+    with store.engine.connect() as connection:
+        return [row._asdict() for row in connection.execute(asked)]
 
 
 def pending(store: StudyStore) -> list[dict[str, Any]]:
     """Requests that nobody has dealt with yet, oldest first: `{id, kind, number, note, asked_ms}`."""
-    asked = sa.select(t.requests).where(t.requests.c.study == store.name, t.requests.c.done_ms.is_(None))
-    with store.engine.connect() as connection:
-        return [row._asdict() for row in connection.execute(asked.order_by(t.requests.c.id))]
+    return _all(store, t.requests, t.requests.c.done_ms.is_(None))
 
 
 @patient
@@ -45,13 +54,7 @@ def answer(store: StudyStore, token: int, request: int, outcome: str) -> None:
 def start(store: StudyStore) -> str:
     """A new promotion, in state `started`; its name, which no other one has."""
     name = secrets.token_hex(8)
-    with transaction(store.engine) as connection:
-        clock = int(now(connection) * 1000)
-        connection.execute(
-            sa.insert(t.promotions).values(
-                study=store.name, started_ms=clock, state="started", name=name, owner=owner_identity()
-            )
-        )
+    _insert(store, t.promotions, "started_ms", state="started", name=name, owner=owner_identity())
     return name
 
 
@@ -68,9 +71,7 @@ def end(store: StudyStore, name: str, state: str, record: Mapping[str, Any]) -> 
 
 def settle(store: StudyStore, moved: Callable[[], Collection[str]]) -> list[str]:
     """Say of promotions whose process is gone how they ended: those among `moved()` did promote; the states given."""
-    dead = [
-        row for row in promotions(store) if row["state"] == "started" and row["owner"] and owner_is_gone(row["owner"])
-    ]
+    dead = [row for row in promotions(store) if row["state"] == "started" and owner_is_gone(row["owner"])]
     names = moved() if dead else ()
     states = []
     for row in dead:
@@ -81,25 +82,14 @@ def settle(store: StudyStore, moved: Callable[[], Collection[str]]) -> list[str]
 
 def promotions(store: StudyStore) -> list[dict[str, Any]]:
     """All of this study, oldest first."""
-    with store.engine.connect() as connection:
-        rows = connection.execute(
-            sa.select(t.promotions).where(t.promotions.c.study == store.name).order_by(t.promotions.c.id)
-        )
-        return [row._asdict() for row in rows]
+    return _all(store, t.promotions)
 
 
 def count_access(store: StudyStore, promotion: str | None, *, model: str, sets: Sequence[str]) -> None:
     """One look at the final sets, counted before it happens, whatever becomes of it."""
-    with transaction(store.engine) as connection:
-        clock = int(now(connection) * 1000)
-        values = {"study": store.name, "promotion": promotion, "at_ms": clock, "model": model, "sets": list(sets)}
-        connection.execute(sa.insert(t.final_accesses).values(**values))
+    _insert(store, t.final_accesses, "at_ms", promotion=promotion, model=model, sets=list(sets))
 
 
 def accesses(store: StudyStore) -> list[dict[str, Any]]:
     """Every look at the final sets of this study so far, oldest first."""
-    with store.engine.connect() as connection:
-        rows = connection.execute(
-            sa.select(t.final_accesses).where(t.final_accesses.c.study == store.name).order_by(t.final_accesses.c.id)
-        )
-        return [row._asdict() for row in rows]
+    return _all(store, t.final_accesses)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from study.spec.config import StudyConfig
+from trainers.schema.records import EpochRecord, Measurement, Weights
+from trainers.schema.training import Goal
 
 # `dropped` is a user's word: the trial's history stays, and it counts nowhere.
 FINISHED = ("complete", "pruned", "failed", "dropped")
@@ -28,11 +30,16 @@ class StudyRow:
     token: int
     lease_owner: str | None
     lease_seconds: float  # left; 0 or less when nobody drives
-    baseline: dict[str, Any] | None
+    baseline: Measurement | None  # the unmodified CLIP on the dev sets
     provenance: dict[str, Any] | None
     message: str | None = None
     generation: int = 0  # of its Optuna study, which is built anew when a trial is dropped
     extended_at: int = 0  # trials that had finished when the budget was last raised
+
+    @property
+    def goal(self) -> Goal | None:
+        """The goal with every floor as a number; None before the unmodified CLIP is measured."""
+        return None if self.baseline is None else self.spec.goal.resolve(self.baseline)
 
     @property
     def slug(self) -> str:
@@ -59,7 +66,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial as stored, with its epoch records (JSON of `trainers.schema.records.EpochRecord`), oldest first."""
+    """A trial as stored, with its epoch records, oldest first."""
 
     number: int
     state: str
@@ -69,10 +76,10 @@ class TrialRow:
     ended_ms: int | None = None
     stop_reason: str | None = None
     failure_kind: str | None = None
-    latest: dict[str, Any] | None = None
-    best: dict[str, Any] | None = None
+    latest: Weights | None = None  # the state to go on from
+    best: Weights | None = None  # the best epoch's weights
     rerun_of: int | None = None
-    epochs: tuple[dict[str, Any], ...] = ()
+    epochs: tuple[EpochRecord, ...] = ()
     verdicts: dict[int, str] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
 
@@ -90,15 +97,15 @@ class TrialRow:
     def whole(self) -> bool:
         """Whether it has reached its last epoch, said so or not."""
         planned = self.config.get("train", {}).get("epochs")
-        return planned is not None and self.last is not None and self.last["epoch"] >= planned
+        return planned is not None and self.last is not None and self.last.epoch >= planned
 
     @property
     def kept(self) -> dict[str, str]:
         """Role (`latest`, `best`) -> URI of the checkpoints on record."""
-        return {role: found["uri"] for role, found in (("latest", self.latest), ("best", self.best)) if found}
+        return {role: found.uri for role, found in (("latest", self.latest), ("best", self.best)) if found}
 
     @property
-    def last(self) -> dict[str, Any] | None:
+    def last(self) -> EpochRecord | None:
         """The newest epoch record."""
         return self.epochs[-1] if self.epochs else None
 

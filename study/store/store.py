@@ -8,20 +8,24 @@ A driver's writes can be repeated without harm, and are, while the database is a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from pydantic import BaseModel, ValidationError
 
-from study.errors import LeaseLost, UserError
+from study.errors import LeaseLost, StudyFailed, UserError
 from study.spec.config import StudyConfig, load_canonical
 from study.spec.files import spec_difference
 from study.store import tables as t
 from study.store.database import engine_for, now, patient, transaction
 from study.store.lease import LeaseHeld, is_driven, is_local
 from study.store.rows import FINISHED, Attempt, StudyRow, TrialRow
+from trainers.schema.records import EpochRecord, Measurement, Report, Weights
 
+M = TypeVar("M", bound=BaseModel)
 LEASE_SECONDS = 30.0
 DELETING = "deleting"
 
@@ -32,12 +36,28 @@ def study_names(url: str) -> list[str]:
         return list(connection.execute(sa.select(t.studies.c.name).order_by(t.studies.c.created_ms.desc())).scalars())
 
 
+def _plain(value: Any) -> Any:
+    """As a JSON column takes it."""
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def read_json(kind: type[M], value: Any, place: str) -> M:
+    """What a JSON column holds; `StudyFailed`, which names its place, if that is nothing of ours."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StudyFailed(f"{place}: {where}: {first['msg']}; not what this version writes") from None
+
+
 class StudyStore:
     """One study in one database. Reads need no lease; methods that take `token` are a driver's."""
 
     def __init__(self, url: str, name: str) -> None:
         self.url, self.name = url, name
         self.engine = engine_for(url)
+        self.own = t.studies.c.name == name
 
     # --- the study -----------------------------------------------------------------------------------------------
 
@@ -47,7 +67,7 @@ class StudyStore:
         A study that has no trial yet and no driver takes the new spec: nothing was measured under the old one.
         """
         with transaction(self.engine) as connection:
-            found = connection.execute(sa.select(t.studies).where(t.studies.c.name == self.name)).first()
+            found = connection.execute(sa.select(t.studies).where(self.own)).first()
             clock = now(connection)
             if found is None:
                 connection.execute(
@@ -57,14 +77,11 @@ class StudyStore:
                     )
                 )  # fmt: skip
                 return True
-            # An older version may have stored it without fields that exist by now.
-            before = load_canonical(found.spec).canonical()
-            if before == spec.canonical():
+            if found.spec == spec.canonical():
                 return False
-            row = t.studies.c.name == self.name
             begun = connection.execute(sa.select(t.trials.c.number).where(t.trials.c.study == self.name)).first()
             if begun is not None or is_driven(found, clock):
-                difference = spec_difference(before, spec.canonical())
+                difference = spec_difference(found.spec, spec.canonical())
                 more = ""
                 if "budget." in difference:
                     more = f"\nA budget is raised with: agft extend {self.name} --trials MORE"
@@ -76,13 +93,13 @@ class StudyStore:
             # The warm starts of the old spec wait in the old generation's Optuna study; and a driver that was cut off
             # while it measured for the old spec comes back with a token of the past.
             after = {"generation": found.generation + 1, "token": found.token + 1}
-            connection.execute(sa.update(t.studies).where(row).values(**changed, **after))
+            connection.execute(sa.update(t.studies).where(self.own).values(**changed, **after))
             return True
 
     def load(self) -> StudyRow:
         """The study, or `UserError` with the nearest name."""
         with self.engine.connect() as connection:
-            row = connection.execute(sa.select(t.studies).where(t.studies.c.name == self.name)).first()
+            row = connection.execute(sa.select(t.studies).where(self.own)).first()
             clock = now(connection)
         if row is None:
             known = study_names(self.url)
@@ -97,23 +114,25 @@ class StudyStore:
         left = (expires - clock) if expires else 0.0
         if left > 0 and not is_driven(row, clock):
             left = 0.0
+        if row.baseline is not None:
+            fields["baseline"] = read_json(Measurement, row.baseline, f"study {self.name!r}: baseline")
         return StudyRow(**{**fields, "spec": spec}, lease_seconds=left)
 
     def desire(self, state: str) -> None:
         """Ask the driver, wherever it runs, for `run`, `pause` or `stop`."""
         with transaction(self.engine) as connection:
-            connection.execute(sa.update(t.studies).where(t.studies.c.name == self.name).values(desired=state))
+            connection.execute(sa.update(t.studies).where(self.own).values(desired=state))
 
     def delete(self) -> None:
         """Forget the study and everything of it in our tables; `LeaseHeld` while somebody drives it."""
         with transaction(self.engine) as connection:
             self._refuse_if_driven(connection)
-            connection.execute(sa.delete(t.studies).where(t.studies.c.name == self.name))
+            connection.execute(sa.delete(t.studies).where(self.own))
 
     # --- the lease -----------------------------------------------------------------------------------------------
 
     def _refuse_if_driven(self, connection: sa.Connection) -> tuple[Any, float]:
-        row = connection.execute(sa.select(t.studies).where(t.studies.c.name == self.name).with_for_update()).one()
+        row = connection.execute(sa.select(t.studies).where(self.own).with_for_update()).one()
         clock = now(connection)
         if is_driven(row, clock):
             left = row.lease_expires - clock
@@ -139,7 +158,7 @@ class StudyStore:
             token: int = row.token + 1
             connection.execute(
                 sa.update(t.studies)
-                .where(t.studies.c.name == self.name)
+                .where(self.own)
                 .values(
                     token=token, lease_owner=owner, lease_expires=clock + seconds, state=state, desired="run",
                     message=None,
@@ -150,13 +169,12 @@ class StudyStore:
     def renew(self, token: int, *, driven: float, seconds: float = LEASE_SECONDS) -> str:
         """Keep the lease, add `driven` seconds of driving, and learn the desired state. `LeaseLost` when replaced."""
         with self.fenced(token) as connection:
-            row = t.studies.c.name == self.name
             connection.execute(
                 sa.update(t.studies)
-                .where(row)
+                .where(self.own)
                 .values(lease_expires=now(connection) + seconds, driven_seconds=t.studies.c.driven_seconds + driven)
             )
-            return str(connection.execute(sa.select(t.studies.c.desired).where(row)).scalar_one())
+            return str(connection.execute(sa.select(t.studies.c.desired).where(self.own)).scalar_one())
 
     @patient
     def release(self, token: int, state: str, message: str | None = None) -> None:
@@ -164,7 +182,7 @@ class StudyStore:
         with self.fenced(token) as connection:
             connection.execute(
                 sa.update(t.studies)
-                .where(t.studies.c.name == self.name)
+                .where(self.own)
                 .values(state=state, message=message, lease_owner=None, lease_expires=None)
             )
 
@@ -173,7 +191,7 @@ class StudyStore:
         """A write transaction of the driver that holds `token`; `LeaseLost` once there is a newer one."""
         with transaction(self.engine) as connection:
             current = connection.execute(
-                sa.select(t.studies.c.token).where(t.studies.c.name == self.name).with_for_update()
+                sa.select(t.studies.c.token).where(self.own).with_for_update()
             ).scalar_one_or_none()
             if current is None:
                 raise LeaseLost(f"study {self.name!r} was deleted")
@@ -185,7 +203,8 @@ class StudyStore:
     def set_study(self, token: int, **values: Any) -> None:
         """Set columns of the study's row: `baseline`, `provenance`, `state`, `generation`."""
         with self.fenced(token) as connection:
-            connection.execute(sa.update(t.studies).where(t.studies.c.name == self.name).values(**values))
+            plain = {name: _plain(value) for name, value in values.items()}
+            connection.execute(sa.update(t.studies).where(self.own).values(**plain))
 
     # --- trials --------------------------------------------------------------------------------------------------
 
@@ -219,35 +238,32 @@ class StudyStore:
             return self._row(connection, number)
 
     @patient
-    def record(
-        self,
-        token: int,
-        number: int,
-        history: Sequence[Mapping[str, Any]],
-        *,
-        latest: Mapping[str, Any] | None,
-        best: Mapping[str, Any] | None,
-        device_seconds: float,
-        provenance: Mapping[str, Any] | None = None,
-    ) -> tuple[list[dict[str, Any]], TrialRow]:
-        """Commit the epochs that are not stored yet, and where the checkpoints are; the new records, and the row."""
+    def record(self, token: int, row: TrialRow, report: Report, *, device_seconds: float) -> TrialRow:
+        """Commit what a report says that is not stored yet; the row as it is then.
+
+        `row` is the trial as this driver knows it: nobody else writes it, and a long history is not read every epoch.
+        """
         with self.fenced(token) as connection:
-            known = set(connection.execute(self._of(t.epochs, number, sa.select(t.epochs.c.epoch))).scalars())
-            fresh = [dict(record) for record in history if record["epoch"] not in known]
-            for record in fresh:
+            epochs = {record.epoch: record for record in report.records}
+            known = sa.select(t.epochs.c.epoch).where(t.epochs.c.epoch.in_(list(epochs)))
+            for epoch in epochs.keys() - set(connection.execute(self._of(t.epochs, row.number, known)).scalars()):
                 connection.execute(
-                    sa.insert(t.epochs).values(study=self.name, number=number, epoch=record["epoch"], record=record)
+                    sa.insert(t.epochs).values(
+                        study=self.name, number=row.number, epoch=epoch, record=_plain(epochs[epoch])
+                    )
                 )
-            changed = {key: dict(value) for key, value in (("latest", latest), ("best", best)) if value}
-            if changed:
-                connection.execute(self._of(t.trials, number, sa.update(t.trials)).values(**changed))
-            values: dict[str, Any] = {"device_seconds": device_seconds}
-            if provenance:
-                values["provenance"] = dict(provenance)
-            connection.execute(
-                self._of(t.attempts, number, sa.update(t.attempts)).where(t.attempts.c.token == token).values(**values)
-            )
-            return fresh, self._row(connection, number)
+            latest, best = report.latest or row.latest, report.best or row.best
+            files = {"latest": _plain(latest), "best": _plain(best)}
+            connection.execute(self._of(t.trials, row.number, sa.update(t.trials)).values(**files))
+            spent: dict[str, Any] = {"device_seconds": device_seconds}
+            if report.provenance:
+                spent["provenance"] = report.provenance
+            mine = self._of(t.attempts, row.number, sa.update(t.attempts)).where(t.attempts.c.token == token)
+            connection.execute(mine.values(**spent))
+        epochs |= {record.epoch: record for record in row.epochs}  # what was stored first stays
+        attempts = tuple(replace(a, **spent) if a.token == token else a for a in row.attempts)
+        history = tuple(epochs[epoch] for epoch in sorted(epochs))
+        return replace(row, epochs=history, attempts=attempts, latest=latest, best=best)
 
     @patient
     def decide(self, token: int, number: int, epoch: int, decision: str, reason: str) -> str:
@@ -335,20 +351,25 @@ class StudyStore:
                 found.setdefault(row.number, []).append(row)
             return found
 
+        def typed(kind: type[M], number: int, value: Any, what: str) -> M:
+            return read_json(kind, value, f"study {self.name!r}: trial {number}: {what}")
+
         trials = read(t.trials, t.trials.c.number)
         epochs = read(t.epochs, t.epochs.c.epoch)
         verdicts = read(t.verdicts, t.verdicts.c.epoch)
         attempts = read(t.attempts, t.attempts.c.token)
-        return [
-            TrialRow(
-                **{key: value for key, value in row._asdict().items() if key != "study"},
-                epochs=tuple(e.record for e in epochs.get(row.number, [])),
-                verdicts={v.epoch: v.decision for v in verdicts.get(row.number, [])},
-                attempts=tuple(
-                    Attempt(a.token, a.started_ms, a.ended_ms, a.device_seconds, a.outcome, a.provenance)
-                    for a in attempts.get(row.number, [])
-                ),
+        found = []
+        for [row] in trials.values():
+            number, fields = row.number, row._asdict()
+            fields.pop("study")
+            for role in ("latest", "best"):
+                if fields[role] is not None:
+                    fields[role] = typed(Weights, number, fields[role], role)
+            history = (typed(EpochRecord, number, e.record, f"epoch {e.epoch}") for e in epochs.get(number, []))
+            tried = (
+                Attempt(a.token, a.started_ms, a.ended_ms, a.device_seconds, a.outcome, a.provenance)
+                for a in attempts.get(number, [])
             )
-            for rows in trials.values()
-            for row in rows
-        ]
+            decided = {v.epoch: v.decision for v in verdicts.get(number, [])}
+            found.append(TrialRow(**fields, epochs=tuple(history), verdicts=decided, attempts=tuple(tried)))
+        return found

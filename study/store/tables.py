@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Integer, MetaData, String, Table, Text
 
 metadata = MetaData()
 NAME = String(64)
+
+
+def _of_study(name: str, *columns: Column[Any]) -> Table:
+    """A table of numbered rows that go with their study."""
+    of = ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE")
+    number = Column("id", Integer, primary_key=True, autoincrement=True)
+    return Table(name, metadata, number, Column("study", NAME, nullable=False), *columns, of)
+
+
+def _of_trial(name: str, *columns: Column[Any]) -> Table:
+    """A table of rows that go with their trial; `columns` complete the key."""
+    of = ForeignKeyConstraint(["study", "number"], ["agft_trial.study", "agft_trial.number"], ondelete="CASCADE")
+    key = (Column(each, kind, primary_key=True) for each, kind in (("study", NAME), ("number", Integer)))
+    return Table(name, metadata, *key, *columns, of)
+
 
 # One row a study. `desired` is what users ask for, `state` what the driver last did about it. The lease is the right
 # to drive: its token grows with every new driver, and every write of a driver is refused once its token is old.
@@ -50,80 +67,56 @@ trials = Table(
 )
 
 # One row for every time a driver started a trial: what it cost, and how it ended.
-attempts = Table(
+attempts = _of_trial(
     "agft_attempt",
-    metadata,
-    Column("study", NAME, primary_key=True),
-    Column("number", Integer, primary_key=True),
     Column("token", Integer, primary_key=True),
     Column("started_ms", BigInteger, nullable=False),
     Column("ended_ms", BigInteger),
     Column("device_seconds", Float, nullable=False, default=0.0),
     Column("outcome", String(32)),
     Column("provenance", JSON),
-    ForeignKeyConstraint(["study", "number"], ["agft_trial.study", "agft_trial.number"], ondelete="CASCADE"),
 )
 
-epochs = Table(
+epochs = _of_trial(
     "agft_epoch",
-    metadata,
-    Column("study", NAME, primary_key=True),
-    Column("number", Integer, primary_key=True),
     Column("epoch", Integer, primary_key=True),
     Column("record", JSON, nullable=False),
-    ForeignKeyConstraint(["study", "number"], ["agft_trial.study", "agft_trial.number"], ondelete="CASCADE"),
 )
 
-verdicts = Table(
+verdicts = _of_trial(
     "agft_verdict",
-    metadata,
-    Column("study", NAME, primary_key=True),
-    Column("number", Integer, primary_key=True),
     Column("epoch", Integer, primary_key=True),
     Column("decision", String(16), nullable=False),
     Column("reason", Text, nullable=False),
-    ForeignKeyConstraint(["study", "number"], ["agft_trial.study", "agft_trial.number"], ondelete="CASCADE"),
 )
 
 # One row for every promotion: `name` is a random one of its own, `owner` the process that made it.
-promotions = Table(
+promotions = _of_study(
     "agft_promotion",
-    metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("study", NAME, nullable=False),
     Column("started_ms", BigInteger, nullable=False),
     Column("state", String(16), nullable=False),  # started, promoted, kept, refused, superseded, broken
     Column("record", JSON),
-    Column("name", String(32)),
-    Column("owner", String(255)),
+    Column("name", String(32), nullable=False),
+    Column("owner", String(255), nullable=False),
     Column("ended_ms", BigInteger),
-    ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE"),
 )
 
 # One row for every look at the final sets, written before it happens.
-final_accesses = Table(
+final_accesses = _of_study(
     "agft_final_access",
-    metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("study", NAME, nullable=False),
     Column("promotion", String(32)),  # its name
     Column("at_ms", BigInteger, nullable=False),
     Column("model", Text, nullable=False),
     Column("sets", JSON, nullable=False),
-    ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE"),
 )
 
 # What users ask of a study's trials (rerun, drop), obeyed by whoever drives it, in this order, each once.
-requests = Table(
+requests = _of_study(
     "agft_request",
-    metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("study", NAME, nullable=False),
     Column("kind", String(16), nullable=False),
     Column("number", Integer, nullable=False),
     Column("note", Text, nullable=False),
     Column("asked_ms", BigInteger, nullable=False),
     Column("done_ms", BigInteger),
     Column("outcome", Text),
-    ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE"),
 )

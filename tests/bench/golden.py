@@ -47,7 +47,7 @@ from trainers.model.build import tokenizer_for
 from trainers.model.pretrained import load_clip
 from trainers.model.robust import RobustCLIP, class_embeddings
 from trainers.objectives import METHODS
-from trainers.schema.records import Decision
+from trainers.schema.records import Decision, EpochRecord, Measurement, Report
 from trainers.schema.suite import AttackAt
 from trainers.schema.training import Goal, ModelConfig
 from trainers.training.loop import train
@@ -224,7 +224,7 @@ goal: {{metric: robust_accuracy, subject_to: {{clean_accuracy: ">= clip * 0.8"}}
 budget: {{trials: {TRIALS}}}
 seed: 7
 """
-BASELINE = {"clean_accuracy": 0.70, "robust_accuracy": 0.22, "datasets": {}}
+BASELINE = Measurement(clean_accuracy=0.70, robust_accuracy=0.22, datasets={})
 
 
 def study() -> list[Record]:
@@ -252,16 +252,16 @@ def _trial(spec: StudyConfig, goal: Goal, store: StudyStore, book: OptunaBook, t
     config = TrialConfig.model_validate(apply_params(spec.base(goal), params, spec.dimensions())).model_dump(
         mode="json"
     )
-    store.start_trial(token, number, params, config)
-    verdicts, state, history = {}, "complete", _history(config, goal)
-    for place, record in enumerate(history, start=1):
-        _, row = store.record(token, number, history[:place], latest=None, best=None, device_seconds=0.0)
-        book.observe(number, record["epoch"], score(record, goal))
-        if record["epoch"] not in rungs(spec.scheduler, spec.train.epochs):
+    row = store.start_trial(token, number, params, config)
+    verdicts, state = {}, "complete"
+    for record in _history(config, goal):
+        row = store.record(token, row, Report(epoch=record.epoch, records=(record,)), device_seconds=0.0)
+        book.observe(number, record.epoch, score(record, goal))
+        if record.epoch not in rungs(spec.scheduler, spec.train.epochs):
             continue
-        decision, reason = verdict(spec.scheduler, row, store.trials(), epoch=record["epoch"], goal=goal)
-        store.decide(token, number, record["epoch"], decision, reason)
-        verdicts[f"epoch {record['epoch']}"] = [decision, reason]
+        decision, reason = verdict(spec.scheduler, row, store.trials(), epoch=record.epoch, goal=goal)
+        store.decide(token, number, record.epoch, decision, reason)
+        verdicts[f"epoch {record.epoch}"] = [decision, reason]
         if decision == "stop":
             state = "pruned"
             break
@@ -269,7 +269,7 @@ def _trial(spec: StudyConfig, goal: Goal, store: StudyStore, book: OptunaBook, t
     return {"number": number, "params": params, "verdicts": verdicts, "state": state}
 
 
-def _history(config: Record, goal: Goal) -> list[Record]:
+def _history(config: Record, goal: Goal) -> list[EpochRecord]:
     """Accuracies after every epoch: rational functions of the configuration, so that no library rounds them."""
     rate, eps = config["train"]["optimizer"]["lr"] / 1e-3, config["attack"]["eps"] * 255
     ratio, scale = config["method"]["scale_ratio"], config["method"]["logit_scale"]["of_model"]
@@ -284,7 +284,9 @@ def _history(config: Record, goal: Goal) -> list[Record]:
         best = max([*records, {"epoch": epoch, **own}], key=lambda r: (r["feasible"], r["robust_accuracy"]))
         kept = {f"best_{name}": best[name] for name in ("epoch", *own)}
         records.append({"epoch": epoch, **own, **kept})
-    return records
+    idle = {"timestamp_ms": 0, "steps": 0, "train_loss": 0.0, "parts": {}, "lr": 0.0, "grad_norm": 0.0, "datasets": {},
+            "train_seconds": 0.0, "eval_seconds": 0.0, "images_per_second": 0.0}  # fmt: skip
+    return [EpochRecord.model_validate({**idle, **record}) for record in records]
 
 
 # --- the file --------------------------------------------------------------------------------------------------------

@@ -89,11 +89,11 @@ def live(
         for seed in range(1, REPLAYS + 1)
     ]  # fmt: skip
     values = np.array([each.values[-1] for each in others])
-    value = clip["robust_accuracy"] if best is None or best.last is None else best.last["best_robust_accuracy"]
+    value = clip["robust_accuracy"] if best is None or best.last is None else best.last.best_robust_accuracy
     states = [row.state for row in rows]
     return {
         "state": outcome.state, "seconds": round(time.perf_counter() - began, 1), "best": value,
-        "best_clean": best.last["best_clean_accuracy"] if best and best.last else None,
+        "best_clean": best.last.best_clean_accuracy if best and best.last else None,
         "device_seconds": round(sum(row.device_seconds for row in rows), 1),
         "complete": states.count("complete"), "pruned": states.count("pruned"), "failed": states.count("failed"),
         "replays": {"median": float(np.median(values)), "low": float(values.min()), "high": float(values.max())},

@@ -21,7 +21,7 @@ from study.search.optuna_book import OptunaBook
 from study.spec.config import StudyConfig
 from study.store.rows import TrialRow
 from tests.support.space_table import SPACE, Curve
-from trainers.schema.records import is_better, violation
+from trainers.schema.records import EpochRecord, is_better, violation
 from trainers.schema.training import Goal
 
 # What follows a method's name in the study file. `startup_trials` is the default.
@@ -79,7 +79,7 @@ class Seen:
     Measurement noise can make another epoch than the truly best one its best; None: that one misses a floor in truth.
     """
 
-    records: tuple[dict[str, Any], ...]
+    records: tuple[EpochRecord, ...]
     truth: float | None
 
 
@@ -105,7 +105,13 @@ def seen(curve: Curve, goal: Goal, images: int | None = None, seed: Sequence[int
         records.append(record | {f"best_{name}": best[name] for name in ("epoch", *vars(own), "feasible")})
     assert best is not None
     clean, robust, _ = curve[best["epoch"] - 1]
-    return Seen(tuple(records), robust if violation(_Accuracies(clean, robust), goal) == 0 else None)
+    return Seen(tuple(map(_record, records)), robust if violation(_Accuracies(clean, robust), goal) == 0 else None)
+
+
+def _record(measured: dict[str, Any]) -> EpochRecord:
+    idle = {"timestamp_ms": 0, "steps": 0, "train_loss": 0.0, "parts": {}, "lr": 0.0, "grad_norm": 0.0, "datasets": {},
+            "train_seconds": 0.0, "eval_seconds": 0.0, "images_per_second": 0.0}  # fmt: skip
+    return EpochRecord.model_construct(**{**idle, **measured})  # a replay makes hundreds of thousands
 
 
 class MemoryBook(OptunaBook):
@@ -156,7 +162,7 @@ def replay(
             times.append(clock)
             truth = found[best.number].truth
             values.append(fallback if truth is None else truth)
-            claimed = found[best.number].records[-1]["best_robust_accuracy"]
+            claimed = found[best.number].records[-1].best_robust_accuracy
         begin(clock)
 
     for _ in range(workers):
@@ -165,7 +171,7 @@ def replay(
         clock, number = heapq.heappop(events)
         record = found[number].records[len(rows[number].epochs)]
         rows[number] = row = replace(rows[number], epochs=(*rows[number].epochs, record))
-        epoch = record["epoch"]
+        epoch = record.epoch
         book.observe(number, epoch, schedule.score(record, goal))
         everyone = list(rows.values())
         decision = (

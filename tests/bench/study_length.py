@@ -32,7 +32,7 @@ from typing import Any
 
 from infra.stack import stack
 from infra.tracking import runs as tracking
-from study.driver import driver
+from study.driver import driver, trials
 from study.driver import run as runner
 from study.search.optuna_book import OptunaBook
 from study.store.store import StudyStore
@@ -45,10 +45,10 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "ask": [(OptunaBook, "propose"), (OptunaBook, "upcoming")],
     "Optuna is told": [(OptunaBook, "observe"), (OptunaBook, "tell"), (OptunaBook, "rerun_of")],
     "store": [(StudyStore, name) for name in ("start_trial", "record", "decide", "finish_trial", "trials", "trial")],
-    "verdict": [(driver.Driver, "_judge")],
+    "verdict": [(trials.Trials, "judge")],
     "admission": [(driver.Driver, "admit")],
-    "shown": [(driver, "project_trial"), (driver, "project_epochs"), (driver, "project_outcome"),
-              (driver, "project_best")],
+    "shown": [(trials, "project_trial"), (trials, "project_epochs"), (driver, "project_outcome"),
+              (trials, "project_best")],
     "tidied": [(driver, "delete_superseded")],
     "driver": [(driver.Driver, "begin"), (driver.Driver, "result"), (driver.Driver, "end"), (driver.Driver, "step")],
     "trial": [],  # inline trials: their own work, S3 and the board's answer; with Tune this part is elsewhere
@@ -155,10 +155,10 @@ class InlineTuner:
             callback.on_step_end(0, [])
 
 
-def measure(trials: int, database: str, home: Path, *, through_tune: bool) -> dict[str, Any]:
+def measure(count: int, database: str, home: Path, *, through_tune: bool) -> dict[str, Any]:
     """One study of so many trials: cost of a trial early and late."""
     services = stack.up(home)
-    spec = light_study("length", budget={"trials": trials}, resources={"max_concurrent": 4})
+    spec = light_study("length", budget={"trials": count}, resources={"max_concurrent": 4})
     study = StudyStore(database, spec.name)
     create_measured(study, spec)
     meter = Meter()

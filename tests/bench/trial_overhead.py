@@ -50,9 +50,9 @@ def phases(rows: list[TrialRow]) -> dict[str, list[float]]:
     for row in rows:
         record = row.epochs[0]
         assert row.ended_ms is not None
-        inside = record["train_seconds"] + record["eval_seconds"]
+        inside = record.train_seconds + record.eval_seconds
         whole = (row.ended_ms - row.started_ms) / 1000
-        start = (record["timestamp_ms"] - row.started_ms) / 1000 - inside
+        start = (record.timestamp_ms - row.started_ms) / 1000 - inside
         found["start to first update"].append(start)
         found["training"].append(inside)
         found["last report to end"].append(whole - start - inside)

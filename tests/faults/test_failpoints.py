@@ -104,11 +104,11 @@ def check_whole(study: Study, monkeypatch: pytest.MonkeyPatch, *, trials: int = 
     assert [trial.number for trial in rows] == list(range(trials))
     assert all(trial.state in ("complete", "pruned", "dropped") for trial in rows), [trial.state for trial in rows]
     for trial in rows:
-        assert [record["epoch"] for record in trial.epochs] == list(range(1, len(trial.epochs) + 1))
+        assert [record.epoch for record in trial.epochs] == list(range(1, len(trial.epochs) + 1))
         assert trial.state != "complete" or len(trial.epochs) == EPOCHS
         for role in ("latest", "best"):
             stored = getattr(trial, role)
-            assert storage.head(stored["uri"]).sha256 == stored["sha256"]
+            assert storage.head(stored.uri).sha256 == stored.sha256
         kept = [
             Path(item.uri).name for item in storage.list_objects(f"{trial_prefix('agft', row.slug, trial.number)}/")
         ]
@@ -138,7 +138,7 @@ def check_whole(study: Study, monkeypatch: pytest.MonkeyPatch, *, trials: int = 
         if "/" in key:
             trial = rows[int(key.rpartition("/")[2])]
             points = client.get_metric_history(run.info.run_id, "robust_accuracy")
-            assert sorted(point.step for point in points) == [record["epoch"] for record in trial.epochs]
+            assert sorted(point.step for point in points) == [record.epoch for record in trial.epochs]
 
 
 def check_untouched(before: dict[int, Any], store: StudyStore) -> None:

@@ -14,6 +14,7 @@ from study.search.optuna_book import OptunaBook, optuna_storage
 from study.store import tables as t
 from study.store.lease import owner_identity
 from study.store.store import StudyStore
+from tests.support.epochs import commit, epoch_record
 from tests.support.light import BASELINE, Plan, create_measured, drive, light_cluster, light_study
 
 if TYPE_CHECKING:
@@ -31,14 +32,8 @@ def left_by_a_driver(store: StudyStore, epochs: list[int]) -> None:
     for done in epochs:
         number, params = book.propose()
         store.start_trial(token, number, params, spec.base())
-        score = {"clean_accuracy": 0.7, "robust_accuracy": 0.3}
-        history = [
-            {"epoch": epoch, "timestamp_ms": epoch, **score, **{f"best_{k}": v for k, v in score.items()},
-             "best_feasible": True, "best_epoch": 1, "train_loss": 1.0, "lr": 1.0, "images_per_second": 1.0,
-             "grad_norm": 1.0, "datasets": {}}
-            for epoch in range(1, done + 1)
-        ]  # fmt: skip
-        store.record(token, number, history, latest=None, best=None, device_seconds=1.0)
+        history = [epoch_record(epoch, 0.3, 0.7, best_epoch=1) for epoch in range(1, done + 1)]
+        commit(store, token, number, *history)
     store.release(token, "paused")
 
 

@@ -133,7 +133,7 @@ def test_a_node_that_is_cut_off_in_the_middle_of_a_trial_and_comes_back_costs_no
     assert {number: trial.state for number, trial in after.items()} == {0: "complete", 1: "complete"}
     assert max(map(groups, after.values())) > 1, "a trial lost its node"
     for number, trial in after.items():
-        assert [record["epoch"] for record in trial.epochs] == list(range(1, EPOCHS + 1))
+        assert [record.epoch for record in trial.epochs] == list(range(1, EPOCHS + 1))
         kept = before[number].epochs
         assert trial.epochs[: len(kept)] == kept, "what was stored before the cut is what is stored now"
     shown = re.findall(r"trial +(\d+)  epoch (\d+)/", log)

@@ -55,7 +55,7 @@ def test_the_study_goes_on_to_the_end_of_its_budget_and_every_odd_trial_counts(o
     assert set(rows) == set(range(TRIALS)), "a failed trial is neither repeated under another number nor left out"
     good = {number for number, row in rows.items() if row.state == "complete"}
     assert good == set(range(TRIALS)) - set(KINDS)
-    assert all(rows[number].last["epoch"] == 6 for number in good)
+    assert all(rows[number].last.epoch == 6 for number in good)
 
 
 @pytest.mark.parametrize("number", KINDS, ids=lambda number: FAULTS[number])
@@ -70,7 +70,7 @@ def test_a_failed_trial_says_what_kind_of_failure_it_was(odd, rows, number):
 def test_a_trial_whose_process_is_killed_once_goes_on_from_its_checkpoint(odd, rows):
     row = rows[7]
     assert row.state == "complete"
-    assert [record["epoch"] for record in row.epochs] == [1, 2, 3, 4, 5, 6]
+    assert [record.epoch for record in row.epochs] == [1, 2, 3, 4, 5, 6]
     processes = [attempt.provenance["pid"] for attempt in row.attempts]
     assert len(processes) == 1, "Tune started it again under the same driver"
     assert odd["said"].count(next(line for line in odd["said"] if line.startswith("trial   7  epoch 1/"))) == 1
@@ -78,7 +78,7 @@ def test_a_trial_whose_process_is_killed_once_goes_on_from_its_checkpoint(odd, r
 
 def test_what_a_failed_trial_reached_stays_on_record(rows):
     for number in (3, 4, 5, 6, 8):
-        assert [record["epoch"] for record in rows[number].epochs] == [1]
+        assert [record.epoch for record in rows[number].epochs] == [1]
         assert storage.head(rows[number].latest["uri"]) is not None
     assert rows[1].epochs == ()
     assert rows[1].latest is None
@@ -96,7 +96,7 @@ def test_the_searcher_learns_nothing_from_failed_trials_and_keeps_no_zombie(odd,
             assert trial.values is None
             assert trial.user_attrs["agft.failure_kind"] == KINDS[trial.number]
         else:
-            assert trial.value == rows[trial.number].last["best_robust_accuracy"]
+            assert trial.value == rows[trial.number].last.best_robust_accuracy
 
 
 def test_failed_trials_cost_what_they_used(rows):

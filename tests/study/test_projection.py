@@ -94,10 +94,10 @@ def test_a_dataset_of_any_name_has_its_curve(
 ) -> None:
     study, row = store.load(), store.trial(0)
     folder = "folder:/data//my pets (2024)~old/"
-    scores = next(iter(row.epochs[0]["datasets"].values()))
+    scores = next(iter(row.epochs[0].datasets.values()))
     project_study(tracker, study)
     project_trial(tracker, study, row)
-    project_epochs(tracker, study, 0, [{**row.epochs[0], "datasets": {folder: scores}}])
+    project_epochs(tracker, study, 0, [row.epochs[0].model_copy(update={"datasets": {folder: scores}})])
     assert tracker.flush(WAIT_SECONDS) == 0
     assert tracker.dropped == []
     run = connect(service_environment.mlflow_uri).get_run(tracker.run_id(trial_key(study, 0)))
@@ -148,8 +148,8 @@ def test_the_description_links_to_the_report_the_best_trial_and_the_checkpoints(
     tracker: Tracker, store: StudyStore, service_environment: Services
 ) -> None:
     study, rows = store.load(), store.trials()
-    best = max((r for r in rows if r.state == "complete" and r.last["best_feasible"]),
-               key=lambda r: r.last["best_robust_accuracy"])  # fmt: skip
+    best = max((r for r in rows if r.state == "complete" and r.last.best_feasible),
+               key=lambda r: r.last.best_robust_accuracy)  # fmt: skip
     project(tracker, store, [best.number])
     client = connect(service_environment.mlflow_uri)
     own, of_best = tracker.run_page(study_key(study)), tracker.run_page(trial_key(study, best.number))
@@ -157,7 +157,7 @@ def test_the_description_links_to_the_report_the_best_trial_and_the_checkpoints(
     assert f"[interactive report]({own}/artifacts/report/report.html)" in text
     assert f"[trial {best.number}]({of_best})" in text
     assert "`s3://agft/studies/x/trials/NUMBER/`" in text
-    assert f"| unmodified CLIP | {BASELINE['robust_accuracy']:.1%} |" in text
+    assert f"| unmodified CLIP | {BASELINE.robust_accuracy:.1%} |" in text
     project_study(tracker, study, reopen=False)  # as a promotion does: what is said stays
     assert tracker.flush(WAIT_SECONDS) == 0
     assert client.get_run(tracker.run_id(study_key(study))).data.tags["mlflow.note.content"] == text

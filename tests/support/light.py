@@ -22,10 +22,10 @@ from math import log2, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.artifacts.checkpoints import attempt_prefix, claim_group, fetch_state, group_prefix, keep_file
-from study.driver.board import announce, ask_board, board_name, this_process
+from study.artifacts.checkpoints import attempt_prefix, claim_group, fetch_state, keep_file
+from study.driver.board import announce, ask_board, board_name
 from study.driver.trial import TrialOrder
-from trainers.schema.records import EpochRecord, Score, is_better
+from trainers.schema.records import Ending, EpochRecord, Measurement, Report, Score, Weights, is_better
 
 if TYPE_CHECKING:
     from infra.cluster.cluster import Cluster
@@ -47,8 +47,8 @@ FAULTS = {
     "kill-once": "SIGKILL, unless it goes on from a checkpoint",
 }
 Curve = Callable[[Mapping[str, Any]], list[tuple[float, float, float]]]
-Report = Callable[[dict[str, Any]], None]
-BASELINE = {"clean_accuracy": 0.73, "robust_accuracy": 0.22, "datasets": {}}
+Tell = Callable[[dict[str, Any]], None]
+BASELINE = Measurement(clean_accuracy=0.73, robust_accuracy=0.22, datasets={})
 IMAGES = 1200
 
 
@@ -102,7 +102,7 @@ def light(plan: Plan | None = None) -> Callable[[dict[str, Any]], None]:
     return light_trial
 
 
-def run_light(plan: Plan, settings: dict[str, Any], report: Report) -> None:
+def run_light(plan: Plan, settings: dict[str, Any], report: Tell) -> None:
     """Tune's trainable; `report` takes the place of `tune.report`."""
     order = TrialOrder.of(settings)
     fault = plan.faults.get(order.number, "")
@@ -110,38 +110,49 @@ def run_light(plan: Plan, settings: dict[str, Any], report: Report) -> None:
         return
     time.sleep(plan.start_seconds)
     board = board_name(order.study, order.token)
-    announce(board, order.number, this_process("worker"))
+    announce(board, order.number, "worker")
     try:
         with tempfile.TemporaryDirectory(prefix="agft-light-") as folder:
-            word = _train(plan, order, fault, board, Path(folder), report)
-        outcome: dict[str, Any] = {"outcome": word, "failure_kind": None, "message": None}
+            ending = Ending(outcome=_train(plan, order, fault, board, Path(folder), report))
     except Escaped:
         raise
     except ArithmeticError as error:
-        outcome = {"outcome": "failed", "failure_kind": "non-finite", "message": str(error)}
+        ending = Ending.failed("non-finite", str(error))
     except MemoryError as error:
-        outcome = {"outcome": "failed", "failure_kind": "out-of-memory", "message": str(error)}
+        ending = Ending.failed("out-of-memory", str(error))
     except ValueError as error:
-        outcome = {"outcome": "failed", "failure_kind": "bug", "message": str(error)}
+        ending = Ending.failed("bug", str(error))
     if fault != "mute":
-        report({"outcome": json.dumps(outcome)})
+        report({"ending": ending.model_dump_json()})
 
 
 class Escaped(Exception):
     """What no code of the trial expects."""
 
 
-def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path, report: Report) -> str:
+def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path, tell: Tell) -> Any:
     """Epochs up to the last one or the board's word; `finished`, `stopped` or `paused`."""
     epochs = order.config["train"]["epochs"]
     points = plan.curve(order.config)
     place = (order.bucket, order.study, order.number, order.token)
-    prefix = group_prefix(attempt_prefix(*place), claim_group(*place, order.known))
-    restored = fetch_state(prefix, folder)
-    kept: dict[str, Any] = {"latest": restored.latest, "best": restored.best} if restored else {}
+    attempt, group = attempt_prefix(*place), claim_group(*place, order.known)
+    restored = fetch_state(attempt, group, folder)
+    kept: dict[str, Weights | None] = {"latest": restored.latest, "best": restored.best} if restored else {}
     state = json.loads(restored.state.read_text())["history"] if restored else []
     history = [EpochRecord.model_validate(record) for record in state]
-    word = _report(order, board, history, kept, report) if history else "continue"
+    stored, word = order.stored, "continue"
+
+    def report() -> str:
+        """As `trainers.worker` does; the board's word."""
+        nonlocal stored
+        told = Report.of(history, stored, **kept, provenance={"hostname": "light", "devices": [], "pid": os.getpid()})
+        tell({"report": told.model_dump_json()})
+        answer = ask_board(board, order.number, order.rungs, told.epoch)
+        stored = max(stored, answer.stored)
+        return str(answer.decision)
+
+    if history:
+        word = report()
     while word == "continue" and len(history) < epochs:
         epoch = len(history) + 1
         time.sleep(points[epoch - 1][2] * plan.scale)
@@ -151,26 +162,10 @@ def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path, 
         path = folder / "state.json"
         path.write_text(json.dumps({"history": [record.model_dump(mode="json") for record in history]}))
         if history[-1].best_epoch == epoch:  # the best weights first, as the real trial
-            kept["best"] = keep_file(prefix, path, "best")
-        kept["latest"] = keep_file(prefix, path, "latest")
-        word = _report(order, board, history, kept, report)
+            kept["best"] = keep_file(attempt, group, path, "best")
+        kept["latest"] = keep_file(attempt, group, path, "latest")
+        word = report()
     return "finished" if len(history) >= epochs else {"stop": "stopped", "pause": "paused"}[word]
-
-
-def _report(
-    order: TrialOrder, board: str, history: list[EpochRecord], kept: Mapping[str, Any], report: Report
-) -> str:  # fmt: skip
-    """Report as `trainers.worker` does; the board's word."""
-    epoch = history[-1].epoch
-    report(
-        {
-            "epoch": epoch,
-            "history": json.dumps([record.model_dump(mode="json") for record in history]),
-            "files": json.dumps(kept),
-            "provenance": json.dumps({"hostname": "light", "devices": [], "pid": os.getpid()}),
-        }
-    )
-    return ask_board(board, order.number, epoch, at_rung=epoch in order.rungs)
 
 
 def _misbehave(fault: str, number: int, *, resumed: bool) -> None:
@@ -211,11 +206,11 @@ def _record(order: TrialOrder, history: list[EpochRecord], point: tuple[float, f
     )  # fmt: skip
 
 
-def create_measured(store: StudyStore, spec: StudyConfig, baseline: Mapping[str, Any] = BASELINE) -> None:
+def create_measured(store: StudyStore, spec: StudyConfig, baseline: Measurement = BASELINE) -> None:
     """A new study whose unmodified model counts as measured: its driver imports no torch and reads no dataset."""
     if store.create(spec):
         token = store.acquire("light:0:boot", seconds=5)
-        store.set_study(token, baseline=dict(baseline), provenance={"code": {"revision": "0" * 40, "dirty": False}})
+        store.set_study(token, baseline=baseline, provenance={"code": {"revision": "0" * 40, "dirty": False}})
         store.release(token, "new")
 
 
@@ -266,7 +261,7 @@ def light_cluster(services: Services, home: Path, *, cpus: int = 2) -> Iterator[
 
 def drive(
     spec: StudyConfig, plan: Plan | None = None, *, database: str, cluster: Cluster, services: Services,
-    say: Callable[[str], None] = print, baseline: Mapping[str, Any] = BASELINE,
+    say: Callable[[str], None] = print, baseline: Measurement = BASELINE,
 ) -> Outcome:  # fmt: skip
     """Run a study of light trials to its end, or go on with it."""
     from study.driver.run import run_study

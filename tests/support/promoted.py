@@ -14,16 +14,17 @@ from typing import Any
 
 import yaml
 
-from study.artifacts.checkpoints import attempt_prefix, group_prefix, keep_file
+from study.artifacts.checkpoints import attempt_prefix, keep_file
 from study.spec.dimension import apply_params
 from study.spec.files import parse_study
 from study.store.lease import owner_identity
 from study.store.store import StudyStore
-from trainers.schema.records import EpochRecord, Score
+from tests.support.epochs import commit
+from trainers.schema.records import EpochRecord, Measurement, Score, Weights
 
-Trial = tuple[Path | dict[str, Any] | None, float, float]
+Trial = tuple[Path | Weights | None, float, float]
 RADIUS, CONFIRM = "6/255", "tiny-colors"
-BASELINE = {"clean_accuracy": 0.97, "robust_accuracy": 0.10, "datasets": {}}
+BASELINE = Measurement(clean_accuracy=0.97, robust_accuracy=0.10, datasets={})
 STUDY: dict[str, Any] = yaml.safe_load(f"""\
 model: {{arch: tiny-clip, pretrained: bundled}}
 method: {{name: agft, logit_scale: {{of_model: 1.0}}, scale_ratio: 1.0, feature_weight: 20, attack_on: total}}
@@ -100,16 +101,14 @@ def finished_study(
     for number, (path, clean, robust) in trials.items():
         params = {"train.optimizer.lr": 1e-3 * (number + 1)}
         store.start_trial(token, number, params, apply_params(spec.base(), params, spec.dimensions()))
-        files = {}
+        files: dict[str, Weights] = {}
         if isinstance(path, Path):
-            files["best"] = keep_file(group_prefix(attempt_prefix(bucket, slug, number, token), 1), path, "best")
+            files["best"] = keep_file(attempt_prefix(bucket, slug, number, token), 1, path, "best")
         elif path is not None:
             files["best"] = path
         epochs = spec.train.epochs if path is not None else 1
         history = [_record(spec.data.dev, epoch, clean, robust, clean >= floor) for epoch in range(1, epochs + 1)]
-        store.record(
-            token, number, history, latest=None, best=files.get("best"), device_seconds=1.0, provenance=PROVENANCE
-        )
+        commit(store, token, number, *history, best=files.get("best"), **PROVENANCE)
         if path is None:
             store.finish_trial(token, number, "pruned", stop_reason="asha at epoch 1")
         else:
@@ -118,7 +117,7 @@ def finished_study(
     return store
 
 
-def _record(dev: tuple[str, ...], epoch: int, clean: float, robust: float, feasible: bool) -> dict[str, Any]:
+def _record(dev: tuple[str, ...], epoch: int, clean: float, robust: float, feasible: bool) -> EpochRecord:
     score = Score.of(correct=round(100 * clean), robust=round(100 * robust), total=100)
     own = {"clean_accuracy": score.clean_accuracy, "robust_accuracy": score.robust_accuracy, "feasible": feasible}
     return EpochRecord(
@@ -126,4 +125,4 @@ def _record(dev: tuple[str, ...], epoch: int, clean: float, robust: float, feasi
         grad_norm=1.0, datasets={name: {RADIUS: score} for name in dev}, best_epoch=epoch, **own,
         **{f"best_{name}": value for name, value in own.items()}, train_seconds=1.0, eval_seconds=0.1,
         images_per_second=64.0,
-    ).model_dump(mode="json")  # fmt: skip
+    )  # fmt: skip

@@ -18,6 +18,8 @@ from study.spec.dimension import apply_params
 from study.spec.files import parse_study
 from study.store import tables as t
 from study.store.store import StudyStore
+from tests.support.epochs import commit, weights
+from trainers.schema.records import EpochRecord, Measurement
 
 SPEC = """\
 name: NAME
@@ -46,7 +48,7 @@ scheduler: {name: asha, grace_fraction: 0.25, reduction_factor: 2}
 resources: {workers: 1, max_concurrent: 3}
 budget: {trials: 24}
 """
-BASELINE = {"clean_accuracy": 0.73, "robust_accuracy": 0.22, "datasets": {}}
+BASELINE = Measurement(clean_accuracy=0.73, robust_accuracy=0.22, datasets={})
 HOSTS = ("node-a", "node-b")
 START_MS = int(time.time() * 1000) - 65 * 60_000  # the last trials of 24 are still running now
 EPOCH_MS = 95_000
@@ -147,17 +149,13 @@ def _next_driver(store: StudyStore, token: int) -> int:
     return store.acquire("node-b|1|1.00", seconds=3600)
 
 
-def _record(store: StudyStore, token: int, number: int, history: list[dict[str, Any]]) -> None:
-    best = history[-1]["best_epoch"]
-    files = {role: {"uri": f"s3://agft/studies/x/trials/{number}/{role}", "sha256": f"{number:064d}", "epoch": epoch}
-             for role, epoch in (("latest", len(history)), ("best", best))}  # fmt: skip
-    store.record(
-        token, number, history, latest=files["latest"], best=files["best"],
-        device_seconds=len(history) * EPOCH_MS / 1000, provenance=None,
-    )  # fmt: skip
+def _record(store: StudyStore, token: int, number: int, history: list[EpochRecord]) -> None:
+    place = f"s3://agft/studies/x/trials/{number}"
+    files = {role: weights(f"{place}/{role}", f"{number:064d}") for role in ("latest", "best")}
+    commit(store, token, number, *history, **files, device_seconds=len(history) * EPOCH_MS / 1000)
 
 
-def _history(number: int, params: dict[str, Any], length: int, floor: float) -> list[dict[str, Any]]:
+def _history(number: int, params: dict[str, Any], length: int, floor: float) -> list[EpochRecord]:
     noise = random.Random(number)
     clean_end, robust_end = _quality(params)
     found: list[dict[str, Any]] = []
@@ -184,7 +182,7 @@ def _history(number: int, params: dict[str, Any], length: int, floor: float) -> 
         )
         record |= {f"best_{name}": best[name] for name in ("epoch", "clean_accuracy", "robust_accuracy", "feasible")}
         found.append(record)
-    return found
+    return [EpochRecord.model_validate(record) for record in found]
 
 
 def _score(clean: float, robust: float) -> dict[str, Any]:
@@ -214,13 +212,11 @@ def _place_in_time(store: StudyStore, number: int, began: int, host: str) -> int
         clock += length + (0 if last else 3 * EPOCH_MS)
     _set(store, t.trials, number, started_ms=START_MS + began, ended_ms=clock if row.finished else None)
     for record in row.epochs:
-        first = number == TWICE and record["epoch"] <= 2
-        when = (
-            START_MS + began + record["epoch"] * EPOCH_MS
-            if first
-            else clock - (len(row.epochs) - record["epoch"]) * EPOCH_MS
-        )
-        _set(store, t.epochs, number, epoch=record["epoch"], record={**record, "timestamp_ms": when})
+        when = clock - (len(row.epochs) - record.epoch) * EPOCH_MS
+        if number == TWICE and record.epoch <= 2:
+            when = START_MS + began + record.epoch * EPOCH_MS
+        moved = record.model_copy(update={"timestamp_ms": when}).model_dump(mode="json")
+        _set(store, t.epochs, number, epoch=record.epoch, record=moved)
     return clock - START_MS
 
 

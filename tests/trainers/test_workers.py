@@ -12,6 +12,7 @@ import ray
 
 from tests.support.small import pgd_suite
 from trainers.objectives import METHODS
+from trainers.schema.records import Answer, Decision, Weights
 from trainers.schema.training import AttackConfig, DataConfig, ModelConfig, TrainConfig
 from trainers.trial_config import TrialConfig
 from trainers.wiring import Restored, Wiring
@@ -27,13 +28,13 @@ def fetch(_group: int, _workdir: Path) -> Restored | None:
     return None
 
 
-def keep(folder: Path, _group: int, path: Path, role: str) -> dict[str, Any]:
+def keep(folder: Path, _group: int, path: Path, role: str) -> Weights:
     shutil.copy(path, folder / f"{role}.safetensors")
-    return {"uri": str(folder / f"{role}.safetensors")}
+    return Weights(uri=str(folder / f"{role}.safetensors"), sha256="0" * 64)
 
 
-def decide(_epoch: int) -> str:
-    return "continue"
+def answer(epoch: int) -> Answer:
+    return Answer(Decision.CONTINUE, epoch)
 
 
 def nothing() -> dict[str, Any]:
@@ -63,9 +64,9 @@ def both(settings: dict[str, Any]) -> list[str]:
     for name, plain in settings["configs"].items():
         folder = Path(settings["folder"]) / name
         wiring = Wiring(
-            arrive=nothing, claim=claim, fetch=fetch, keep=partial(keep, folder), decide=decide, provenance=nothing
+            arrive=nothing, claim=claim, fetch=fetch, keep=partial(keep, folder), answer=answer, provenance=nothing
         )
-        outcomes.append(train_on_worker({"config": plain, "wiring": wiring, "threads": 1})["outcome"])
+        outcomes.append(train_on_worker({"config": plain, "wiring": wiring, "threads": 1}).outcome)
     return outcomes
 
 

@@ -23,7 +23,7 @@ from trainers.model.build import Description, build_clip, describe
 from trainers.model.robust import fingerprint
 from trainers.schema.records import EpochRecord
 
-FORMATS = {"weights": 1, "state": 2}  # of what this version writes and reads
+FORMATS = {"weights": 1, "state": 1}  # of what this version writes and reads
 KEY = "agft"  # our entry in the safetensors header
 TOLERANCE = 1e-4  # of a fingerprint's logits, relative to the logit scale: kernels differ between machines
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -71,6 +72,10 @@ class EpochRecord(Frozen):
     images_per_second: float = Field(description="trained images over train_seconds, all ranks together")
     system: dict[str, float] = Field(default_factory=dict, description="what rank 0's process took, see Usage.take")
 
+    def at_best(self, metric: str) -> float:
+        """The best epoch's `clean_accuracy` or `robust_accuracy`."""
+        return float(getattr(self, f"best_{metric}"))
+
 
 class Accuracies(Protocol):
     """Anything that carries the two accuracies that a goal speaks about."""
@@ -124,6 +129,42 @@ class Progress:
     best: Path | None
     resumed: bool = False
     inputs: dict[str, str] = field(default_factory=dict)
+
+
+class Report(Frozen):
+    """What a trial tells its driver after an epoch: the records that the driver is not known to have, and the files."""
+
+    epoch: int = Field(ge=1, description="the newest finished epoch")
+    records: tuple[EpochRecord, ...] = Field(description="of this epoch and of earlier ones, as far as they are new")
+    latest: Weights | None = Field(default=None, description="the state to go on from")
+    best: Weights | None = Field(default=None, description="the best epoch's weights")
+    provenance: dict[str, Any] = Field(default_factory=dict, description="where, with what and from what it runs")
+
+    @classmethod
+    def of(cls, history: Sequence[EpochRecord], stored: int, **facts: Any) -> Report:
+        """With the records of epochs after `stored`, the last one that the driver has said it has."""
+        return cls(epoch=history[-1].epoch, records=tuple(r for r in history if r.epoch > stored), **facts)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A driver's answer to a report. `stored`: the last epoch whose record it has, and all before; 0 for none."""
+
+    decision: Decision
+    stored: int
+
+
+class Ending(Frozen):
+    """How a trial's processes left. `failure_kind` and `message` are of a failure."""
+
+    outcome: Literal["finished", "stopped", "paused", "interrupted", "failed"]
+    failure_kind: str | None = None
+    message: str | None = None
+    seconds: float = Field(default=0.0, description="wall time in the worker")
+
+    @classmethod
+    def failed(cls, kind: str, message: str, seconds: float = 0.0) -> Ending:
+        return cls(outcome="failed", failure_kind=kind, message=message, seconds=seconds)
 
 
 @dataclass(frozen=True)

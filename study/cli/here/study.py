@@ -62,8 +62,9 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
 
 def _show(store: StudyStore, home: Path, outcome: Outcome, *, here: bool) -> None:
     study = store.load()
-    assert study.baseline is not None
-    goal = study.spec.goal.resolve(study.baseline)
+    goal, clip = study.goal, study.baseline
+    assert goal is not None
+    assert clip is not None
     console = wide_console()
     console.print()
     console.print(trials_table(study.spec, outcome.trials, goal))
@@ -71,11 +72,11 @@ def _show(store: StudyStore, home: Path, outcome: Outcome, *, here: bool) -> Non
     if best is None or best.last is None:
         console.print("no full-length trial reaches every floor yet")
     else:
-        own, clip = best.last, study.baseline
+        own = best.last
         console.print(
-            f"best: trial {best.number}, epoch {own['best_epoch']}: clean {percent(own['best_clean_accuracy'])} "
-            f"(unmodified CLIP {percent(clip['clean_accuracy'])}), robust {percent(own['best_robust_accuracy'])} "
-            f"(unmodified CLIP {percent(clip['robust_accuracy'])})"
+            f"best: trial {best.number}, epoch {own.best_epoch}: clean {percent(own.best_clean_accuracy)} "
+            f"(unmodified CLIP {percent(clip.clean_accuracy)}), robust {percent(own.best_robust_accuracy)} "
+            f"(unmodified CLIP {percent(clip.robust_accuracy)})"
         )
     if here:
         console.print(f"report: {home / 'reports' / study.name / 'report.html'}")

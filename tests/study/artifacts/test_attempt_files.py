@@ -17,7 +17,6 @@ from study.artifacts.checkpoints import (
     claim_group,
     delete_superseded,
     fetch_state,
-    group_prefix,
     keep_file,
     scratch_prefix,
     trial_prefix,
@@ -45,12 +44,11 @@ class Place:
         path, uris = self.folder / secrets.token_hex(8), {}
         for role, content in contents.items():
             path.write_text(content)
-            prefix = group_prefix(attempt_prefix(self.bucket, self.slug, 0, token), group)
-            uris[role] = str(keep_file(prefix, path, role)["uri"])
+            uris[role] = keep_file(attempt_prefix(self.bucket, self.slug, 0, token), group, path, role).uri
         return uris
 
     def fetch(self, token: int, group: int) -> Restored | None:
-        return fetch_state(group_prefix(attempt_prefix(self.bucket, self.slug, 0, token), group), self.folder)
+        return fetch_state(attempt_prefix(self.bucket, self.slug, 0, token), group, self.folder)
 
     def objects(self) -> set[str]:
         return {stored.uri for stored in storage.list_objects(self.trial)}
@@ -86,11 +84,11 @@ def test_what_a_group_writes_that_ray_gave_up_changes_nothing_of_its_successor(p
     assert restored is not None
     assert restored.best is not None
     assert restored.state.read_text() == "epoch 1"
-    assert content(restored.latest["uri"]) == "epoch 1"
-    assert content(restored.best["uri"]) == "best of epoch 1"
-    stored = storage.head(restored.best["uri"])
+    assert content(restored.latest.uri) == "epoch 1"
+    assert content(restored.best.uri) == "best of epoch 1"
+    stored = storage.head(restored.best.uri)
     assert stored is not None
-    assert restored.best["sha256"] == stored.sha256, "what goes on record is what is there"
+    assert restored.best.sha256 == stored.sha256, "what goes on record is what is there"
 
     place.keep(7, 2, best="best of epoch 2, again", latest="epoch 2, again")
     assert place.claim(8) == 1

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from study.cli.main import main
 from study.spec.files import parse_study
-from study.store.archive import FORMAT
+from study.store.archive import FORMAT, export_study
 from study.store.lease import owner_identity
 from study.store.store import StudyStore
 
@@ -62,9 +62,16 @@ def test_a_study_that_there_is_not(tmp_path, monkeypatch, command):
 
 
 def test_an_archive_that_is_none(tmp_path, monkeypatch):
-    spec = parse_study(FILE, source="study.yaml")
-    content = {"format": FORMAT, "study": {"name": "small", "spec": spec.canonical()}, "rows": {}}
-    for wrong in ({**content, "rows": None}, {"format": FORMAT, "study": content["study"]}, {**content, "study": 1}):
+    store = StudyStore(f"sqlite:///{tmp_path}/there.db", "small")
+    store.create(parse_study(FILE, source="study.yaml"))
+    export_study(store, tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    epoch = {"study": "small", "number": 0, "epoch": 1, "record": {"epoch": 1}}
+    for wrong in (
+        {**content, "rows": None}, {"format": FORMAT, "study": content["study"]}, {**content, "study": 1},
+        {**content, "rows": {**content["rows"], "agft_epoch": [epoch]}},
+        {**content, "rows": {**content["rows"], "agft_request": [{"study": "small", "kind": "drop"}]}},
+    ):  # fmt: skip
         (tmp_path / "a.json").write_text(json.dumps(wrong))
         assert "cannot be read" in refused(tmp_path / "home", monkeypatch, "restore", str(tmp_path / "a.json"))
     (tmp_path / "a.json").write_text(json.dumps(content))

@@ -21,7 +21,9 @@ from study.spec.config import StudyConfig
 from study.statistics import SeedDifference, seed_difference, spread, t_quantile
 from study.store.lease import owner_identity
 from study.store.store import StudyStore
+from tests.support.epochs import commit, epoch_record, weights
 from trainers.objectives import METHODS
+from trainers.schema.records import Measurement
 from trainers.schema.training import AttackConfig
 
 RECIPE = Path(__file__).parents[3] / "study" / "recipes" / "compare.yaml"
@@ -442,7 +444,7 @@ def finish(url: str, study: StudyConfig, robust: dict[int, float]) -> None:
     """Store a finished study whose trials reached these robust accuracies, as a driver would."""
     store = StudyStore(url, study.name)
     token = store.acquire(owner_identity())
-    store.set_study(token, baseline={"clean_accuracy": 0.9, "robust_accuracy": 0.1, "datasets": {}})
+    store.set_study(token, baseline=Measurement(clean_accuracy=0.9, robust_accuracy=0.1, datasets={}))
     for number, value in robust.items():
         params = (
             {"seed": study.search["seed"]["choices"][number]}
@@ -450,12 +452,9 @@ def finish(url: str, study: StudyConfig, robust: dict[int, float]) -> None:
             else {"train.optimizer.lr": 3e-4}
         )
         store.start_trial(token, number, params, study.base() | {"trial": number})
-        record = {
-            "epoch": 1, "best_epoch": 1, "best_clean_accuracy": 0.8, "best_robust_accuracy": value,
-            "best_feasible": True, "images_per_second": 300.0,
-        }  # fmt: skip
-        best = {"uri": f"s3://x/{study.name}/{number}", "sha256": f"{study.name}-{number}"}
-        store.record(token, number, [record], latest=best, best=best, device_seconds=60.0)
+        best = weights(f"s3://x/{study.name}/{number}", f"{study.name}-{number}".ljust(64, "0"))
+        record = epoch_record(1, value, 0.8, images_per_second=300.0)
+        commit(store, token, number, record, latest=best, best=best, device_seconds=60.0)
         store.finish_trial(token, number, "complete")
     store.release(token, "finished")
 

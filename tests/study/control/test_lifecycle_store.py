@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
-from pathlib import Path
 
 import optuna
-import psycopg
 import pytest
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 
 from study.control.lifecycle import delete_study, drop_trial, extend_study, rerun_trial, stop_study
 from study.driver.searcher import StudySearcher
@@ -22,10 +18,12 @@ from study.spec.config import StudyConfig
 from study.spec.files import parse_study
 from study.store import database as database_module
 from study.store.archive import export_study, import_study
-from study.store.database import away, patient
+from study.store.database import patient
 from study.store.lease import LeaseHeld, owner_identity
 from study.store.requests import answer, pending
 from study.store.store import StudyStore, study_names
+from tests.support.epochs import commit, epoch_record, weights
+from trainers.schema.records import Measurement
 
 FILE = """\
 name: small
@@ -39,12 +37,7 @@ budget: {trials: 4, hours: 2}
 goal: {subject_to: {clean_accuracy: ">= 0.5"}}
 """
 SPEC = parse_study(FILE, source="study.yaml")
-BASELINE = {"clean_accuracy": 0.9, "robust_accuracy": 0.1, "datasets": {}}
-
-
-def record(epoch: int, robust: float) -> dict:
-    return {"epoch": epoch, "robust_accuracy": robust, "best_robust_accuracy": robust, "best_clean_accuracy": 0.6,
-            "best_feasible": True, "timestamp_ms": epoch}  # fmt: skip
+BASELINE = Measurement(clean_accuracy=0.9, robust_accuracy=0.1, datasets={})
 
 
 class Hand:
@@ -74,7 +67,7 @@ class Hand:
         return self.searcher.suggest(f"tune-{time.monotonic_ns()}")
 
     def finish(self, number: int, robust: float) -> None:
-        self.store.record(self.token, number, [record(1, robust)], latest=None, best=None, device_seconds=1.0)
+        commit(self.store, self.token, number, epoch_record(1, robust))
         self.searcher.on_trial_complete(next(k for k, v in self.searcher.numbers.items() if v == number))
 
     def run_all(self) -> list[dict]:
@@ -377,7 +370,7 @@ def test_a_study_whose_checkpoints_another_one_uses_is_not_deleted(store, tmp_pa
     hand = Hand(store)
     number = hand.start()["number"]
     uri = f"s3://b/studies/{store.load().slug}/trials/{number}/a000002/best.safetensors"
-    store.record(hand.token, number, [record(1, 0.3)], latest=None, best={"uri": uri}, device_seconds=1.0)
+    commit(store, hand.token, number, epoch_record(), best=weights(uri))
     hand.leave("paused")
     export_study(store, tmp_path / "a.json")
     import_study(store.url, tmp_path / "a.json", name="twin")
@@ -399,59 +392,3 @@ def test_an_archive_remembers_what_was_dropped_and_what_was_run_again(store, tmp
     assert finished(there) == [], "a repetition is still beside the budget"
     assert Hand(there).book.mirrors()
     assert there.load().generation == store.load().generation + 1, "built once"
-
-
-def test_a_study_of_the_first_schema_keeps_everything_and_goes_on(database):
-    config = Config()
-    config.set_main_option("script_location", str(Path(database_module.__file__).parent / "migrations"))
-    config.set_main_option("path_separator", "os")
-    engine = sa.create_engine(database)
-    old = {key: value for key, value in SPEC.model_dump(mode="json").items() if key not in ("sampler", "prior")}
-    study = {"name": "small", "spec": json.dumps(old), "spec_hash": "0" * 64, "desired": "run", "state": "paused",
-             "created_ms": 7, "driven_seconds": 9.0, "token": 3, "baseline": json.dumps(BASELINE)}  # fmt: skip
-    of = {"study": "small", "number": 0}
-    trial = {"params": '{"method.scale_ratio": 0.7, "attack.eps": 0.00392156862745098}', "config": "{}"}
-    rows = {
-        "agft_study": study,
-        "agft_trial": {**of, **trial, "state": "complete", "started_ms": 8, "ended_ms": 9},
-        "agft_attempt": {**of, "token": 3, "started_ms": 8, "ended_ms": 9, "device_seconds": 1.5},
-        "agft_epoch": {**of, "epoch": 1, "record": json.dumps(record(1, 0.3))},
-        "agft_verdict": {**of, "epoch": 1, "decision": "continue", "reason": "first"},
-    }
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        for table, row in rows.items():
-            names = ", ".join(row)
-            connection.execute(
-                sa.text(f"INSERT INTO {table} ({names}) VALUES ({', '.join(':' + name for name in row)})"), row
-            )
-    store = StudyStore(database, "small")
-    assert store.create(SPEC) is False, "the same file is the same study"
-    [row] = store.trials()
-    assert (row.params["method.scale_ratio"], row.device_seconds, row.verdicts) == (0.7, 1.5, {1: "continue"})
-    assert row.last == record(1, 0.3)
-    assert [settings["number"] for settings in finished(store)] == [1, 2, 3]
-    assert in_optuna(store)[0].value == pytest.approx(0.3)
-
-
-def test_a_server_that_goes_away_between_two_statements_of_optunas_is_away(postgres_url: str) -> None:
-    storage = optuna.storages.RDBStorage(postgres_url)
-    study = optuna.create_study(storage=storage)
-    study.ask()
-    admin, ended = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT"), []
-
-    def cut(connection: sa.Connection, cursor: psycopg.Cursor, statement: str, *_: object) -> None:
-        if "ORDER BY trials.trial_id" in statement and not ended:
-            ended.append(statement)
-            end = sa.text("SELECT pg_terminate_backend(:pid, 10000)")
-            with admin.connect() as other:
-                assert other.execute(end, {"pid": cursor.connection.info.backend_pid}).scalar_one()
-
-    sa.event.listen(storage.engine, "before_cursor_execute", cut)
-    with pytest.raises(optuna.exceptions.StorageInternalError) as raised:
-        study.get_trials()
-    admin.dispose()
-    assert isinstance(raised.value.__cause__, sa.exc.PendingRollbackError), "Optuna takes the first error for another"
-    assert "connection" in away(raised.value)
-    assert len(study.get_trials()) == 1

@@ -20,6 +20,7 @@ from study.operations.backup import write_backup
 from study.operations.restore import restore_backup
 from study.store import tables as t
 from study.store.store import StudyStore, study_names
+from tests.support.epochs import commit, weights
 from tests.support.shipped import manifest_of
 from tests.support.studies import synthetic_study
 
@@ -42,12 +43,9 @@ def source(service_environment: Services, tmp_path: Path) -> tuple[str, str]:
     token = store.load().token
     for trial in store.trials():
         if trial.latest:
-            kept = {
-                role: {"uri": put(f"s3://{bucket}/studies/{store.load().slug}/trials/{trial.number}/a000001/{role}"),
-                       "epoch": trial.latest["epoch"]}
-                for role in ("latest", "best")
-            }  # fmt: skip
-            store.record(token, trial.number, [], device_seconds=1.0, **kept)
+            place = f"s3://{bucket}/studies/{store.load().slug}/trials/{trial.number}/a000001"
+            kept = {role: weights(put(f"{place}/{role}")) for role in ("latest", "best")}
+            commit(store, token, trial.number, **kept)
     for version in (1, 2):
         prefix = model_prefix(bucket, "robust-clip", version)
         storage.put_json(f"{prefix}/open_clip_config.json", {"model_cfg": {}})

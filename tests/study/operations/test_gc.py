@@ -43,7 +43,7 @@ def filled(folder: Path, bucket: str, *, finished: bool) -> StudyStore:
         files = {role: f"{prefix}/trials/{trial.number}/a000001/{role}.safetensors" for role in ("best", "latest")}
         for uri in files.values():
             storage.put_bytes(uri, b"0123456789")
-        values = {role: {"uri": uri} for role, uri in files.items()}
+        values = {role: {"uri": uri, "sha256": "0" * 64} for role, uri in files.items()}
         with store.engine.begin() as connection:
             where = sa.and_(tables.trials.c.study == store.name, tables.trials.c.number == trial.number)
             connection.execute(sa.update(tables.trials).where(where).values(**values))
@@ -85,7 +85,7 @@ def test_of_a_finished_study_the_states_go_and_what_a_version_was_made_from_stay
     # the best two, and the front, keep their weights
     top = {each["place"] for each in found(store.name, "--top", 1)["study"]}
     assert top
-    assert top < {(trial.best or {})["uri"] for trial in trials.values()}
+    assert top < {trial.best.uri for trial in trials.values()}
 
 
 def test_a_running_study_and_an_unfinished_trial_lose_nothing(bucket: str, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_running_study_and_an_unfinished_trial_lose_nothing(bucket: str, tmp_p
     result = found(store.name, "--yes")
     assert "1 unfinished trials keep everything" in result["notes"][0]
     kept = keys(bucket)
-    assert {(store.trial(4).latest or {})["uri"], (store.trial(4).best or {})["uri"]} <= kept
+    assert set(store.trial(4).kept.values()) <= kept
     assert (store.trial(3).latest or {})["uri"] not in kept
     assert store.load().state == "paused"
     assert store.load().lease_seconds <= 0

@@ -8,6 +8,7 @@ import pytest
 
 from study.operations.gc import addresses, spent
 from study.store.rows import StudyRow, TrialRow
+from tests.support.epochs import weights
 from tests.support.studies import synthetic_study
 
 BASE = "s3://agft/studies/x/trials"
@@ -17,7 +18,7 @@ BASE = "s3://agft/studies/x/trials"
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyRow, list[TrialRow]]:
     store = synthetic_study(tmp_path_factory.mktemp("retention"), trials=24)
     trials = [
-        replace(t, best={"uri": place(t.number, "best")}, latest={"uri": place(t.number, "latest")})
+        replace(t, best=weights(place(t.number, "best")), latest=weights(place(t.number, "latest")))
         for t in store.trials()
     ]
     return store.load(), trials

@@ -9,6 +9,7 @@ import pytest
 from study.plan.study import plan_of, plan_text
 from study.spec.files import load_study
 from study.store.store import StudyStore
+from tests.support.epochs import commit, epoch_record, weights
 
 DEMO = Path(__file__).parents[3] / "study" / "recipes" / "demo.yaml"
 
@@ -28,8 +29,8 @@ def test_hours_and_bytes_come_from_full_length_trials_alone(home):
     token = store.acquire("a|1|0")
     for number, (state, seconds, size) in enumerate([("complete", 3000, 40), ("complete", 4200, 60), ("pruned", 9, 7)]):
         store.start_trial(token, number, {}, {})
-        kept = {"uri": "s3://b/x", "sha256": "0", "bytes": size * 1_000_000}
-        store.record(token, number, [{"epoch": 1}], latest=kept, best={**kept, "bytes": 10_000_000}, device_seconds=1)
+        kept = weights("s3://b/x", size=size * 1_000_000)
+        commit(store, token, number, epoch_record(), latest=kept, best=weights("s3://b/y", size=10_000_000))
         store.finish_trial(token, number, state, device_seconds=seconds)
     plan = plan_of(spec, home)
     assert plan["measured"]["full_trials"] == 2

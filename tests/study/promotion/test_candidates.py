@@ -13,6 +13,7 @@ from study.promotion.gates import Measured, lacking, uncommitted
 from study.promotion.retrain import fresh_seeds, median, repetition
 from study.store.rows import Attempt
 from study.store.store import StudyStore
+from tests.support.epochs import weights
 from tests.support.promoted import CODE, PROVENANCE, STUDY, finished_study
 
 TRIALS = {0: (0.95, 0.30), 1: (0.90, 0.50), 2: (0.82, 0.55), 3: (0.60, 0.60), 4: (0.89, 0.40)}
@@ -21,7 +22,7 @@ FRONT = {"metrics": ["robust_accuracy", "clean_accuracy"]}
 
 def study(tmp_path: Path, *, stopped: int = 5, **changed: Any) -> StudyStore:
     """Trials with these accuracies on dev (trial 3 below the floor), and one that was stopped early."""
-    there = {"uri": "s3://agft/x", "sha256": "0" * 64}
+    there = weights("s3://agft/x")
     rows: dict[int, Any] = {number: (there, *accuracies) for number, accuracies in TRIALS.items()}
     rows[stopped] = (None, 0.99, 0.9)
     return finished_study(f"sqlite:///{tmp_path}/studies.db", "chosen", "agft", rows, **changed)

@@ -10,6 +10,8 @@ from study.report.page import write_report
 from study.report.space import grid
 from study.spec.files import parse_study
 from study.store.rows import StudyRow, TrialRow
+from tests.support.epochs import epoch_record
+from trainers.schema.records import Measurement
 
 GRID = """\
 name: grid
@@ -26,16 +28,12 @@ budget: {trials: 6}
 
 def study_of(text: str) -> StudyRow:
     spec = parse_study(text, source="")
-    baseline = {"clean_accuracy": 0.95, "robust_accuracy": 0.1, "datasets": {}}
+    baseline = Measurement(clean_accuracy=0.95, robust_accuracy=0.1, datasets={})
     return StudyRow("grid", spec, "", "run", "finished", 0, 0.0, 1, None, 0.0, baseline, None)
 
 
 def trial(number: int, ratio: float, scale: float, robust: float, state: str = "complete") -> TrialRow:
-    record = {
-        "epoch": 1, "best_epoch": 1, "clean_accuracy": 0.9, "robust_accuracy": robust, "best_feasible": robust < 0.5,
-        "best_clean_accuracy": 0.9, "best_robust_accuracy": robust, "feasible": True,
-        "train_loss": 1.0, "timestamp_ms": 0,
-    }  # fmt: skip
+    record = epoch_record(1, robust, 0.9, best_feasible=robust < 0.5)
     params = {"method.scale_ratio": ratio, "method.logit_scale": scale}
     return TrialRow(number, state, params, {}, 0, epochs=(record,))
 

@@ -48,15 +48,16 @@ def test_the_front_has_full_length_trials_only_and_nothing_beats_one_of_it(store
     rows = store.trials()
     front, complete = pareto_front(rows), [row for row in rows if row.state == "complete"]
     assert {row.state for row in front} == {"complete"}
-    accuracies = [(r.last["best_clean_accuracy"], r.last["best_robust_accuracy"]) for r in front]
+    accuracies = [(r.last.best_clean_accuracy, r.last.best_robust_accuracy) for r in front]
     assert accuracies == sorted(accuracies)
     assert [robust for _, robust in accuracies] == sorted((r for _, r in accuracies), reverse=True)
     for row in complete:
-        own = row.last["best_clean_accuracy"], row.last["best_robust_accuracy"]
+        own = row.last.best_clean_accuracy, row.last.best_robust_accuracy
         beaten = any(c >= own[0] and r >= own[1] and (c, r) != own for c, r in accuracies)
         assert beaten != (own in accuracies), row.number
     fast = next(row for row in rows if row.state == "pruned")
-    fast.last.update(best_clean_accuracy=1.0, best_robust_accuracy=1.0)
+    perfect = fast.last.model_copy(update={"best_clean_accuracy": 1.0, "best_robust_accuracy": 1.0})
+    rows[fast.number] = replace(fast, epochs=(perfect,))
     assert [row.number for row in pareto_front(rows)] == [row.number for row in front]
 
 
@@ -65,7 +66,7 @@ def test_the_best_so_far_only_rises_and_ends_at_the_best(store):
     goal = study.spec.goal.resolve(BASELINE)
     steps = best_so_far(rows, goal)
     assert len(steps) == sum(row.finished for row in rows)
-    values = [best.last["best_robust_accuracy"] for _, best in steps if best]
+    values = [best.last.best_robust_accuracy for _, best in steps if best]
     assert values == sorted(values)
     assert steps[-1][1] == best_trial(rows, goal)
 

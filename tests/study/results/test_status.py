@@ -21,8 +21,9 @@ from study.store import tables as t
 from study.store.rows import Attempt, StudyRow, TrialRow
 from study.store.store import StudyStore
 from tests.support.studies import synthetic_study
+from trainers.schema.records import Measurement
 
-BASELINE = {"clean_accuracy": 0.7, "robust_accuracy": 0.2}
+BASELINE = Measurement(clean_accuracy=0.7, robust_accuracy=0.2, datasets={})
 
 
 def study(*, budget: int = 10, state: str = "running", lease: float = 20.0, token: int = 3) -> StudyRow:

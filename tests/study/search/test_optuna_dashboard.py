@@ -19,6 +19,7 @@ import pytest
 from study.search.optuna_book import OptunaBook
 from study.spec.files import parse_study
 from study.store.store import StudyStore
+from tests.support.epochs import commit, epoch_record
 from tests.support.services.databases import postgres
 from tests.support.studies import SPEC
 
@@ -46,8 +47,7 @@ def fill(database: str) -> None:
     for place in range(5):
         number, params = book.propose()
         store.start_trial(token, number, params, {})
-        record = {"epoch": 1, "best_clean_accuracy": 0.6, "best_robust_accuracy": place / 10, "best_feasible": True}
-        store.record(token, number, [record], latest=None, best=None, device_seconds=1.0)
+        commit(store, token, number, epoch_record(1, place / 10))
         if place < 4:
             book.tell(store.finish_trial(token, number, "complete" if place < 3 else "pruned"))
 

@@ -15,6 +15,8 @@ from study.spec.config import StudyConfig
 from study.spec.dimension import apply_params
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
+from tests.support.epochs import epoch_record
+from trainers.schema.records import Measurement
 
 SEARCH = {
     "method.scale_ratio": {"low": 0.2, "high": 1.0},
@@ -38,7 +40,7 @@ def row_of(spec: StudyConfig) -> StudyRow:
     return StudyRow(
         name=spec.name, spec=spec, spec_hash="", desired="run", state="finished", created_ms=0, driven_seconds=0,
         token=1, lease_owner=None, lease_seconds=0, provenance=None,
-        baseline={"clean_accuracy": 0.8, "robust_accuracy": 0.1},
+        baseline=Measurement(clean_accuracy=0.8, robust_accuracy=0.1, datasets={}),
     )  # fmt: skip
 
 
@@ -51,7 +53,7 @@ def trial(
     state: str = "complete",
     feasible: bool = True,
 ) -> TrialRow:
-    record = {"epoch": 4, "best_feasible": feasible, "best_robust_accuracy": robust, "best_clean_accuracy": 0.7}
+    record = epoch_record(4, robust, 0.7, best_feasible=feasible)
     config = apply_params(spec.base(), params, spec.dimensions())
     return TrialRow(number=number, state=state, params=params, config=config, started_ms=0, epochs=(record,))
 
@@ -146,8 +148,7 @@ def test_a_study_without_a_feasible_trial_or_a_baseline_is_said_to_have_none():
 def test_several_studies_come_in_their_order_each_by_its_own_goal():
     other = spec_of("other", goal={"metric": "clean_accuracy"})
     clean = [replace(trial(other, n, 0.9 - n / 10, values(0.25 + n / 10)),
-                     epochs=({"epoch": 4, "best_feasible": True, "best_robust_accuracy": 0.9 - n / 10,
-                              "best_clean_accuracy": 0.5 + n / 10},)) for n in range(3)]  # fmt: skip
+                     epochs=(epoch_record(4, 0.9 - n / 10, 0.5 + n / 10),)) for n in range(3)]  # fmt: skip
     spec = spec_of("new", prior={"studies": ["other", "old"], "top": 1})
     found = resolve(spec, [(row_of(other), clean), (row_of(OLD), TRIALS)])
     assert [start.origin for start in found.starts] == ["other trial 2", "old trial 4"]

@@ -16,6 +16,7 @@ from study.search.optuna_book import OptunaBook
 from study.search.samplers import sobol_point, uniform, value_at
 from study.spec.config import StudyConfig
 from study.store.rows import TrialRow
+from tests.support.epochs import epoch_record
 
 PLAIN = {
     "method.clean_weight": {"low": 0.0, "high": 1.0},
@@ -52,8 +53,8 @@ class Book(OptunaBook):
 
 def outcome(number: int, params: dict[str, Any], state: str = "complete", **accuracies: float) -> TrialRow:
     feasible = accuracies.pop("feasible", 1.0) == 1.0
-    record = {"epoch": 1, "best_feasible": feasible, "best_clean_accuracy": 1.0, "best_robust_accuracy": 0.0,
-              **{f"best_{name}": value for name, value in accuracies.items()}}  # fmt: skip
+    best = {"best_clean_accuracy": 1.0, "best_robust_accuracy": 0.0, "best_feasible": feasible}
+    record = epoch_record(1, **best | {f"best_{name}": value for name, value in accuracies.items()})
     return TrialRow(number=number, state=state, params=params, config={}, started_ms=0, epochs=(record,))
 
 
@@ -266,7 +267,7 @@ FRONT = {"goal": {"metrics": ["clean_accuracy", "robust_accuracy"]}}
 def test_a_front_is_searched_in_as_many_directions_as_there_are_metrics():
     spec = spec_of("random", **FRONT)
     assert samplers.directions(spec) == ["maximize", "maximize"]
-    assert samplers.values(spec, {"best_robust_accuracy": 0.25, "best_clean_accuracy": 0.5}) == [0.5, 0.25]
+    assert samplers.values(spec, epoch_record(1, 0.25, 0.5)) == [0.5, 0.25]
     assert samplers.directions(spec_of("random")) == ["maximize"]
     assert samplers.values(spec_of("random"), {"best_robust_accuracy": 0.25, "best_clean_accuracy": 0.5}) == [0.25]
 

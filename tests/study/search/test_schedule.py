@@ -11,19 +11,15 @@ from study.search.stopping import plateau, rungs, stagnation
 from study.search.stopping import verdict as verdict_of
 from study.spec.config import BudgetConfig, SchedulerConfig
 from study.store.rows import TrialRow
+from tests.support.epochs import epoch_record
+from trainers.schema.records import EpochRecord
 from trainers.schema.training import Goal
 
 GOAL = Goal(metric="robust_accuracy", at_least={"clean_accuracy": 0.5})
 
 
-def record(epoch: int, robust: float, clean: float = 0.6) -> dict:
-    return {
-        "epoch": epoch,
-        "best_epoch": epoch,
-        "best_robust_accuracy": robust,
-        "best_clean_accuracy": clean,
-        "best_feasible": clean >= 0.5,
-    }
+def record(epoch: int, robust: float, clean: float = 0.6) -> EpochRecord:
+    return epoch_record(epoch, robust, clean, best_feasible=clean >= 0.5)
 
 
 def trial(number: int, *robust: float, clean: float = 0.6, state: str = "running") -> TrialRow:

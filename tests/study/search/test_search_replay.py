@@ -68,15 +68,15 @@ def test_between_the_levels_a_curve_is_linear_and_on_them_it_is_the_measured_one
 
 def test_a_trial_reports_its_best_feasible_epoch_and_its_truth_is_the_curve_there():
     found = seen(((0.9, 0.1, 1.0), (0.6, 0.3, 1.0), (0.4, 0.5, 1.0), (0.6, 0.2, 1.0)), GOAL)
-    assert [record["best_epoch"] for record in found.records] == [1, 2, 2, 2]
-    assert [record["best_feasible"] for record in found.records] == [True] * 4
-    assert found.records[-1]["best_robust_accuracy"] == found.truth == 0.3
+    assert [record.best_epoch for record in found.records] == [1, 2, 2, 2]
+    assert [record.best_feasible for record in found.records] == [True] * 4
+    assert found.records[-1].best_robust_accuracy == found.truth == 0.3
     assert seen(flat(0.4, 0.3), GOAL).truth is None
 
 
 def test_counts_that_are_drawn_anew_scatter_about_the_curve_and_leave_the_truth_alone():
     many = [seen(flat(0.8, 0.25, epochs=1), GOAL, images=240, seed=(n,)) for n in range(400)]
-    robust = np.array([each.records[0]["robust_accuracy"] for each in many])
+    robust = np.array([each.records[0].robust_accuracy for each in many])
     assert robust.mean() == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 240 / 400))
     assert robust.std() == pytest.approx(math.sqrt(0.25 * 0.75 / 240), rel=0.15)
     assert {each.truth for each in many} == {0.25}

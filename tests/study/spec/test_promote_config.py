@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 import yaml
-from alembic import command
-from alembic.config import Config
 from click.testing import CliRunner
 
 from study.cli.main import main
@@ -20,13 +16,11 @@ from study.spec.config import StudyConfig, load_canonical
 from study.spec.evaluation import FinalEvaluation, Selection
 from study.spec.files import load_policy, parse_study
 from study.spec.promotion import SanityGate
-from study.store import requests as promotion_rows
-from study.store.database import engine_for
-from study.store.store import StudyStore
+from tests.support.epochs import weights
 from tests.support.promoted import STUDY, finished_study
 from trainers.evaluation.sanity.checks import CHECKS
 
-THERE = {"uri": "s3://agft/x", "sha256": "0" * 64}
+THERE = weights("s3://agft/x")
 
 
 def study(**changed: Any) -> StudyConfig:
@@ -156,36 +150,3 @@ def test_a_spread_gate_of_a_policy_needs_seeds(home):
     result = CliRunner().invoke(main, ["promote", "done", "--policy", str(policy)])
     assert result.exit_code == 2
     assert "--seeds 2 or more" in result.stderr
-
-
-def test_a_database_from_before_counts_the_looks_that_its_promotions_record(tmp_path):
-    import study
-
-    url = f"sqlite:///{tmp_path}/old.db"
-    config = Config()
-    config.set_main_option("script_location", str(Path(study.__file__).parent / "store" / "migrations"))
-    engine = sa.create_engine(url)
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0002")
-        spec = parse_study(yaml.safe_dump({**STUDY, "name": "old"}), source="old")
-        row = {"name": "old", "spec": spec.canonical(), "hash": spec.spec_hash()}
-        connection.execute(
-            sa.text("INSERT INTO agft_study (name, spec, spec_hash, desired, state, created_ms, driven_seconds, token) "
-                    "VALUES (:name, :spec, :hash, 'run', 'finished', 1, 0, 1)"), row,
-        )  # fmt: skip
-        looked = {"trial": 4, "final": {"trial 4": {"datasets": {"tiny-letters": {}, "real-digits": {}}}}}
-        for record in (looked, {"trial": 4, "final": {}}, None):
-            connection.execute(
-                sa.text(
-                    "INSERT INTO agft_promotion (study, started_ms, state, record) VALUES ('old', 5, 'x', :record)"
-                ),
-                {"record": json.dumps(record)},
-            )
-    engine.dispose()
-    engine_for.cache_clear()
-    store = StudyStore(url, "old")
-    [access] = promotion_rows.accesses(store)
-    assert (access["model"], access["sets"], access["promotion"]) == ("trial 4", ["real-digits", "tiny-letters"], None)
-    assert [row["name"] for row in promotion_rows.promotions(store)] == [None] * 3
-    assert promotion_rows.settle(store, lambda: []) == [], "nobody knows whose they were"

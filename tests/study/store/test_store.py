@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import socket
 import subprocess
 import sys
@@ -13,9 +11,11 @@ import time
 import optuna
 import pytest
 import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 
 from study.driver.searcher import StudySearcher
-from study.errors import LeaseLost, UserError
+from study.errors import LeaseLost, StudyFailed, UserError
 from study.search.optuna_book import OptunaBook
 from study.search.samplers import proposals
 from study.spec.files import parse_study
@@ -25,6 +25,8 @@ from study.store import tables as t
 from study.store.database import engine_for
 from study.store.lease import LeaseHeld, owner_identity
 from study.store.store import DELETING, StudyStore, study_names
+from tests.support.epochs import commit, epoch_record, weights
+from trainers.schema.records import Measurement, Report
 
 FILE = """\
 name: small
@@ -50,17 +52,6 @@ def store(database) -> StudyStore:
     return store
 
 
-def record(epoch: int, robust: float = 0.3, clean: float = 0.6) -> dict:
-    return {"epoch": epoch, "robust_accuracy": robust, "best_robust_accuracy": robust, "best_clean_accuracy": clean,
-            "best_feasible": clean >= 0.5, "timestamp_ms": epoch}  # fmt: skip
-
-
-def commit(store: StudyStore, token: int, number: int, *epochs: dict) -> list[dict]:
-    fresh, row = store.record(token, number, list(epochs), latest={"uri": "s3://b/l"}, best=None, device_seconds=1.0)
-    assert row == store.trial(number)
-    return fresh
-
-
 # --- the study and its lease ------------------------------------------------------------------------------------------
 
 
@@ -75,25 +66,11 @@ def test_creating_twice_is_one_study_and_another_spec_is_refused_with_the_differ
         store.create(other)
 
 
-def test_a_study_of_an_older_version_without_todays_fields_is_the_same_study(store):
-    store.start_trial(store.acquire(owner_identity()), 0, {}, {})
-    old = json.loads(SPEC.canonical())
-    del old["sampler"], old["prior"], old["resources"]["silence"]
-    text = json.dumps(old)
-    stored = {"spec": text, "spec_hash": hashlib.sha256(text.encode()).hexdigest()}
-    with store.engine.begin() as connection:
-        connection.execute(sa.update(t.studies).values(**stored))
-    assert store.create(SPEC) is False
-    with pytest.raises(UserError) as told:
-        store.create(parse_study(FILE.replace("seed: 3", "seed: 4"), source="study.yaml"))
-    assert str(told.value).splitlines()[1:] == ["  seed: 3 -> 4"]
-
-
 def test_a_driver_that_was_cut_off_cannot_write_under_a_spec_that_was_replaced_meanwhile(store):
     cut_off = store.acquire(ELSEWHERE, seconds=0.0)
     assert store.create(parse_study(FILE.replace("seed: 3", "seed: 4"), source="study.yaml")) is True
     with pytest.raises(LeaseLost):
-        store.set_study(cut_off, baseline={"clean_accuracy": 0.9})
+        store.set_study(cut_off, baseline=Measurement(clean_accuracy=0.9, robust_accuracy=0.1, datasets={}))
 
 
 def test_a_study_that_is_half_deleted_can_only_be_deleted(store):
@@ -136,9 +113,9 @@ def test_every_write_of_a_replaced_driver_is_refused(store):
     new = store.acquire(owner_identity())
     writes = [
         lambda: store.renew(old, driven=1.0),
-        lambda: store.set_study(old, baseline={}),
+        lambda: store.set_study(old, baseline=None),
         lambda: store.start_trial(old, 1, {}, {}),
-        lambda: commit(store, old, 0, record(1)),
+        lambda: commit(store, old, 0, epoch_record(1)),
         lambda: store.decide(old, 0, 1, "stop", ""),
         lambda: store.finish_trial(old, 0, "complete"),
         lambda: store.end_attempt(old, 0, "paused"),
@@ -191,12 +168,30 @@ def test_renewing_adds_driving_time_and_tells_what_users_want(store):
 def test_committing_a_history_again_adds_only_what_is_new(store):
     token = store.acquire(owner_identity())
     store.start_trial(token, 0, {"x": 1}, {})
-    assert [r["epoch"] for r in commit(store, token, 0, record(1))] == [1]
-    assert [r["epoch"] for r in commit(store, token, 0, record(1), record(2))] == [2]
-    assert [r["epoch"] for r in commit(store, token, 0, record(1), record(2))] == []
+    latest = weights("s3://b/l")
+    commit(store, token, 0, epoch_record(1), latest=latest)
+    commit(store, token, 0, epoch_record(1, robust=0.9), epoch_record(2))
+    commit(store, token, 0, epoch_record(1), epoch_record(2))
     [trial] = store.trials()
-    assert [r["epoch"] for r in trial.epochs] == [1, 2]
-    assert trial.latest == {"uri": "s3://b/l"}
+    assert trial.epochs == (epoch_record(1), epoch_record(2)), "what was stored first stays"
+    assert (trial.latest, trial.best) == (latest, None)
+
+
+def test_a_commit_whose_answer_was_lost_is_made_again_and_tells_what_was_new(store):
+    token = store.acquire(owner_identity())
+    before = store.start_trial(token, 0, {}, {})
+    report = Report(epoch=1, records=(epoch_record(1),))
+    assert store.record(token, before, report, device_seconds=1.0).epochs == report.records
+    assert store.record(token, before, report, device_seconds=1.0) == store.trial(0)
+
+
+def test_a_record_that_this_version_did_not_write_is_refused_with_its_place(store):
+    token = store.acquire(owner_identity())
+    store.start_trial(token, 3, {}, {})
+    with store.engine.begin() as connection:
+        connection.execute(sa.insert(t.epochs).values(study="small", number=3, epoch=1, record={"epoch": 1}))
+    with pytest.raises(StudyFailed, match=r"'small': trial 3: epoch 1: timestamp_ms: Field required"):
+        store.trials()
 
 
 def test_a_verdict_is_decided_once(store):
@@ -210,7 +205,7 @@ def test_attempts_and_their_cost_add_up_over_drivers(store):
     for _ in range(2):
         token = store.acquire(owner_identity())
         store.start_trial(token, 0, {}, {})
-        commit(store, token, 0, record(1))
+        commit(store, token, 0, epoch_record(1))
         store.end_attempt(token, 0, "paused")
         store.release(token, "paused")
     [trial] = store.trials()
@@ -239,6 +234,12 @@ def test_a_promotion_whose_process_is_gone_is_settled_by_what_the_champions_hist
     assert promotion_rows.settle(store, lambda: [moved]) == ["broken", "promoted"]
     states = {row["name"]: row["state"] for row in promotion_rows.promotions(store)}
     assert states == {died: "broken", moved: "promoted", alive: "started"}
+
+
+def test_the_migrations_make_the_tables_that_the_code_reads_and_writes(store):
+    with store.engine.connect() as connection:
+        ours = {"include_name": lambda name, kind, _: kind != "table" or name in t.metadata.tables}
+        assert compare_metadata(MigrationContext.configure(connection, opts=ours), t.metadata) == []
 
 
 def test_a_database_of_a_newer_version_is_refused(store):
@@ -289,7 +290,7 @@ def test_a_study_ends_after_its_budget_with_the_warm_start_first(store):
     for step in range(6):
         settings = searcher.suggest(f"tune-{step}")
         seen.append(settings)
-        commit(store, token, settings["number"], record(1, 0.1 * step))
+        commit(store, token, settings["number"], epoch_record(1, 0.1 * step))
         searcher.book.observe(settings["number"], 1, 0.1 * step)
         searcher.on_trial_complete(f"tune-{step}")
     assert searcher.suggest("tune-6") == "FINISHED"
@@ -315,7 +316,7 @@ def test_the_same_seed_and_order_give_the_same_samples(tmp_path):
         searcher, seen = searcher_of(store, token), []
         for step in range(6):
             settings = searcher.suggest(str(step))
-            commit(store, token, settings["number"], record(1, settings["method.scale_ratio"]))
+            commit(store, token, settings["number"], epoch_record(1, settings["method.scale_ratio"]))
             searcher.on_trial_complete(str(step))
             seen.append(settings)
         return seen
@@ -333,7 +334,7 @@ def test_a_new_driver_continues_what_was_running_and_repeats_nothing(store):
     token = store.acquire(ELSEWHERE, seconds=0.0)
     first = searcher_of(store, token)
     done, cut = first.suggest("a"), first.suggest("b")
-    commit(store, token, done["number"], record(1, 0.5))
+    commit(store, token, done["number"], epoch_record(1, 0.5))
     first.on_trial_complete("a")
 
     token = store.acquire(owner_identity())
@@ -349,7 +350,7 @@ def test_a_crash_between_our_write_and_optunas_is_made_up(store):
     token = store.acquire(ELSEWHERE, seconds=0.0)
     first = searcher_of(store, token)
     settings = first.suggest("a")
-    commit(store, token, settings["number"], record(1, 0.5))
+    commit(store, token, settings["number"], epoch_record(1, 0.5))
     store.finish_trial(token, settings["number"], "complete")  # killed before Optuna was told
 
     second = searcher_of(store, store.acquire(owner_identity()))
@@ -375,7 +376,7 @@ def test_states_in_optuna_are_honest(store):
     searcher = searcher_of(store, token, slots=4)
     numbers = [searcher.suggest(str(i))["number"] for i in range(3)]
     for number, state in zip(numbers, ("complete", "pruned", "failed"), strict=True):
-        commit(store, token, number, record(1, 0.2))
+        commit(store, token, number, epoch_record(1, 0.2))
         searcher.book.observe(number, 1, 0.2)
         store.finish_trial(token, number, state, failure_kind="non-finite" if state == "failed" else None)
         row = next(row for row in store.trials() if row.number == number)

@@ -1,6 +1,11 @@
-"""First schema: studies with their lease, trials, attempts, epochs, verdicts, promotions."""
+"""First schema: studies with their lease, trials, attempts, epochs, verdicts, promotions, final looks, requests.
+
+Written out, not taken from `study.store.tables`, which will change: this is the schema of the first release for ever.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,8 +18,12 @@ depends_on = None
 NAME = sa.String(64)
 
 
-def key(name: str, kind: object = None) -> sa.Column:
-    return sa.Column(name, kind or sa.Integer, primary_key=True)  # type: ignore[arg-type]
+def key(name: str, kind: Any = sa.Integer) -> sa.Column:
+    return sa.Column(name, kind, primary_key=True)
+
+
+def needed(name: str, kind: Any, **more: Any) -> sa.Column:
+    return sa.Column(name, kind, nullable=False, **more)
 
 
 def of_trial() -> sa.ForeignKeyConstraint:
@@ -29,31 +38,36 @@ def upgrade() -> None:
     op.create_table(
         "agft_study",
         key("name", NAME),
-        sa.Column("spec", sa.Text, nullable=False),
-        sa.Column("spec_hash", sa.String(64), nullable=False),
-        sa.Column("desired", sa.String(16), nullable=False),
-        sa.Column("state", sa.String(16), nullable=False),
-        sa.Column("created_ms", sa.BigInteger, nullable=False),
-        sa.Column("driven_seconds", sa.Float, nullable=False),
-        sa.Column("token", sa.Integer, nullable=False),
+        needed("spec", sa.Text),
+        needed("spec_hash", sa.String(64)),
+        needed("desired", sa.String(16)),
+        needed("state", sa.String(16)),
+        needed("created_ms", sa.BigInteger),
+        needed("driven_seconds", sa.Float),
+        needed("token", sa.Integer),
         sa.Column("lease_owner", sa.String(255)),
         sa.Column("lease_expires", sa.Float),
         sa.Column("baseline", sa.JSON),
         sa.Column("provenance", sa.JSON),
+        sa.Column("budget", sa.JSON),
+        sa.Column("message", sa.Text),
+        needed("generation", sa.Integer, server_default="0"),
+        needed("extended_at", sa.Integer, server_default="0"),
     )
     op.create_table(
         "agft_trial",
         key("study", NAME),
         key("number"),
-        sa.Column("state", sa.String(16), nullable=False),
-        sa.Column("params", sa.JSON, nullable=False),
-        sa.Column("config", sa.JSON, nullable=False),
-        sa.Column("started_ms", sa.BigInteger, nullable=False),
+        needed("state", sa.String(16)),
+        needed("params", sa.JSON),
+        needed("config", sa.JSON),
+        needed("started_ms", sa.BigInteger),
         sa.Column("ended_ms", sa.BigInteger),
         sa.Column("stop_reason", sa.Text),
         sa.Column("failure_kind", sa.String(32)),
         sa.Column("latest", sa.JSON),
         sa.Column("best", sa.JSON),
+        sa.Column("rerun_of", sa.Integer),
         of_study(),
     )
     op.create_table(
@@ -61,32 +75,56 @@ def upgrade() -> None:
         key("study", NAME),
         key("number"),
         key("token"),
-        sa.Column("started_ms", sa.BigInteger, nullable=False),
+        needed("started_ms", sa.BigInteger),
         sa.Column("ended_ms", sa.BigInteger),
-        sa.Column("device_seconds", sa.Float, nullable=False),
+        needed("device_seconds", sa.Float),
         sa.Column("outcome", sa.String(32)),
         sa.Column("provenance", sa.JSON),
         of_trial(),
     )
     op.create_table(
-        "agft_epoch", key("study", NAME), key("number"), key("epoch"),
-        sa.Column("record", sa.JSON, nullable=False), of_trial(),
-    )  # fmt: skip
+        "agft_epoch", key("study", NAME), key("number"), key("epoch"), needed("record", sa.JSON), of_trial()
+    )
     op.create_table(
         "agft_verdict",
         key("study", NAME),
         key("number"),
         key("epoch"),
-        sa.Column("decision", sa.String(16), nullable=False),
-        sa.Column("reason", sa.Text, nullable=False),
+        needed("decision", sa.String(16)),
+        needed("reason", sa.Text),
         of_trial(),
     )
     op.create_table(
         "agft_promotion",
-        sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-        sa.Column("study", NAME, nullable=False),
-        sa.Column("started_ms", sa.BigInteger, nullable=False),
-        sa.Column("state", sa.String(16), nullable=False),
+        key("id"),
+        needed("study", NAME),
+        needed("started_ms", sa.BigInteger),
+        needed("state", sa.String(16)),
         sa.Column("record", sa.JSON),
+        needed("name", sa.String(32)),
+        needed("owner", sa.String(255)),
+        sa.Column("ended_ms", sa.BigInteger),
+        of_study(),
+    )
+    op.create_table(
+        "agft_final_access",
+        key("id"),
+        needed("study", NAME),
+        sa.Column("promotion", sa.String(32)),
+        needed("at_ms", sa.BigInteger),
+        needed("model", sa.Text),
+        needed("sets", sa.JSON),
+        of_study(),
+    )
+    op.create_table(
+        "agft_request",
+        key("id"),
+        needed("study", NAME),
+        needed("kind", sa.String(16)),
+        needed("number", sa.Integer),
+        needed("note", sa.Text),
+        needed("asked_ms", sa.BigInteger),
+        sa.Column("done_ms", sa.BigInteger),
+        sa.Column("outcome", sa.Text),
         of_study(),
     )

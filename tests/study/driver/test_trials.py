@@ -1,0 +1,148 @@
+"""A driver's book-keeping on a real database, without Ray, and the rules of its end as plain functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from infra.tracking.runs import Tracker
+from study.driver.closing import Closing, ended, final_state, reason_to_close, stands_still
+from study.driver.trials import Trials
+from study.spec.config import SchedulerConfig
+from study.store.requests import ask, pending
+from study.store.rows import TrialRow
+from study.store.store import StudyStore
+from tests.support.epochs import epoch_record, weights
+from tests.support.light import create_measured, light_study
+from trainers.schema.records import Ending, Report
+from trainers.schema.training import Goal
+
+NOWHERE = "http://127.0.0.1:9"  # MLflow is away
+RUNNING, GOAL, ASHA = Closing(), Goal(), SchedulerConfig()
+
+
+@pytest.fixture
+def trials(tmp_path: Path) -> Trials:
+    store = StudyStore(f"sqlite:///{tmp_path}/studies.db", "kept")
+    create_measured(store, light_study("kept"))
+    return driver_of(store)
+
+
+def driver_of(store: StudyStore) -> Trials:
+    """The next driver of the study, once the last one is gone."""
+    found = Trials(store, store.acquire("elsewhere|1|1.00", seconds=0.0), Tracker(NOWHERE, "test"), print)
+    found.open()
+    return found
+
+
+def run(trials: Trials, number: int, *robust: float) -> TrialRow:
+    """Start or go on with a trial, and report these epochs."""
+    row = trials.begin(number, trials.book.parameters(number))
+    for value in robust:
+        epoch = len(row.epochs) + 1
+        latest = weights(f"s3://b/{number}/{epoch}")
+        report = Report(epoch=epoch, records=(epoch_record(epoch, value, 0.7),), latest=latest)
+        row = trials.report(number, report, device_seconds=epoch * 1.0)
+        assert row == trials.store.trial(number), "the driver's memory is what is stored"
+    return row
+
+
+def states(trials: Trials) -> list[str]:
+    study = optuna.load_study(study_name=trials.store.load().optuna_name, storage=trials.store.url)
+    return [trial.state.name for trial in study.get_trials()]
+
+
+def test_what_a_trial_goes_through_is_in_the_store_and_in_optuna(trials: Trials) -> None:
+    for _ in range(3):
+        trials.book.propose()
+    assert trials.rungs(run(trials, 0, 0.30, 0.31).config) == (2, 4)
+    run(trials, 1, 0.40, 0.41)
+    run(trials, 2, 0.10, 0.11)
+    assert [trials.judge(number, 2) for number in (0, 1, 2)] == ["stop", "continue", "stop"]
+    assert trials.end(0, Ending(outcome="stopped"), RUNNING, device_seconds=9.0).stop_reason == "asha at epoch 2"
+    run(trials, 1, 0.42, 0.43, 0.44, 0.45)
+    assert trials.end(1, Ending(outcome="finished"), RUNNING, device_seconds=9.0).state == "complete"
+    failed = trials.end(2, Ending.failed("non-finite", "the loss is nan"), RUNNING, device_seconds=9.0)
+    assert (failed.state, failed.failure_kind, failed.stop_reason) == ("failed", "non-finite", "the loss is nan")
+    assert states(trials) == ["PRUNED", "COMPLETE", "FAIL"]
+    assert {row.number: row for row in trials.store.trials()} == trials.rows
+
+
+def test_the_next_driver_goes_on_with_what_it_finds_and_settles_what_nobody_goes_on_with(trials: Trials) -> None:
+    for number in range(2):
+        trials.book.propose()
+        run(trials, number, *[0.3] * (6 if number else 2))
+    after = driver_of(trials.store)
+    assert after.book.reconcile() == [0, 1]
+    assert len(run(after, 0, 0.32).epochs) == 3
+    assert len(after.rows[0].attempts) == 2
+    after.settle(Closing("budget", "the budget of 1 hours is used up"))
+    assert [row.state for row in after.store.trials()] == ["pruned", "complete"], "the second was whole"
+    assert after.rows[0].stop_reason == "study: the budget of 1 hours is used up"
+    assert states(after) == ["PRUNED", "COMPLETE"]
+
+
+def test_a_trial_is_dropped_and_another_run_again_as_asked(trials: Trials) -> None:
+    for number in range(2):
+        trials.book.propose()
+        run(trials, number, *[0.3] * 6)
+        trials.end(number, Ending(outcome="finished"), RUNNING, device_seconds=1.0)
+    ask(trials.store, "drop", 0, "an odd one")
+    ask(trials.store, "rerun", 1, "")
+    ask(trials.store, "rerun", 7, "")
+    said = [trials.obey(request) for request in pending(trials.store)]
+    assert said == ["dropped", "in line again", "there is no such trial"]
+    assert (trials.dropped(), [row.number for row in trials.counted()]) == (1, [1])
+    assert trials.store.trial(0).stop_reason == "dropped: an odd one"
+    assert trials.book.upcoming() == (2, 2, 1)
+
+
+def test_the_lease_comes_before_the_user_and_the_user_before_the_budget() -> None:
+    told = [("another", True, True, "stop", "spent"), ("interrupted", False, True, "stop", "spent"),
+            ("asked to stop", False, False, "stop", "spent"), ("spent", False, False, "run", "spent"),
+            ("", False, False, "run", "")]  # fmt: skip
+    for said, lost, interrupted, desired, over in told:
+        word, reason = reason_to_close(lost=lost, interrupted=interrupted, desired=desired, over=over)
+        assert reason.startswith(said)
+        assert bool(word) == bool(said)
+    assert [Closing(word).told for word in ("pause", "lost", "stop", "budget")] == ["pause", "pause", "stop", "stop"]
+
+
+def test_how_a_trial_ended_says_who_ended_it() -> None:
+    row = TrialRow(0, "running", {}, {}, 0, epochs=tuple(epoch_record(epoch, 0.3) for epoch in (1, 2, 3)))
+    judged = TrialRow(**{**vars(row), "verdicts": {1: "continue", 2: "stop"}})
+    still = SchedulerConfig(patience=2)
+    assert ended(row, Ending(outcome="finished"), ASHA, GOAL, RUNNING) == ("complete", None)
+    assert ended(judged, Ending(outcome="stopped"), ASHA, GOAL, RUNNING) == ("pruned", "asha at epoch 2")
+    assert ended(judged, Ending(outcome="stopped"), still, GOAL, RUNNING) == (
+        "complete", "no improvement up to epoch 2"
+    )  # fmt: skip
+    assert ended(row, Ending(outcome="stopped"), ASHA, GOAL, Closing("stop", "asked to stop")) == (
+        "pruned", "study: stop"
+    )  # fmt: skip
+    state, why = ended(row, Ending(outcome="failed"), ASHA, GOAL, RUNNING)
+    assert (state, why) == ("failed", "the trial's process ended without a word")
+
+
+def test_a_study_has_finished_only_if_all_its_trials_have() -> None:
+    done, open_ = TrialRow(0, "complete", {}, {}, 0), TrialRow(1, "running", {}, {}, 0)
+    assert final_state(RUNNING, [done]) == ("finished", "every trial of the budget is done")
+    assert final_state(RUNNING, [done, open_]) == ("paused", "some trials are unfinished")
+    assert final_state(Closing("stop", "asked to stop"), [done]) == ("stopped", "asked to stop")
+    assert final_state(Closing("budget", "used up"), [done]) == ("finished", "used up")
+
+
+def test_an_extension_gives_a_study_that_stands_still_as_much_patience_again(tmp_path: Path) -> None:
+    store = StudyStore(f"sqlite:///{tmp_path}/studies.db", "still")
+    create_measured(store, light_study("still", budget={"trials": 9, "patience": 2}))
+    study = store.load()
+    same = [
+        TrialRow(number, "complete", {}, {}, 0, ended_ms=number, epochs=(epoch_record(1, 0.3),)) for number in range(3)
+    ]
+    goal = Goal()
+    assert "have not improved the best" in stands_still(study, same, goal)
+    assert stands_still(study, same[:2], goal) == ""
+    extended = type(study)(**{**vars(study), "extended_at": 3})
+    assert stands_still(extended, same, goal) == ""
