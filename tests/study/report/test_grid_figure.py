@@ -10,18 +10,14 @@ from study.report.page import write_report
 from study.report.png import draw_grid, grid_cells, marked_cells
 from study.spec.files import parse_study
 from study.store.rows import StudyRow, TrialRow
+from tests.support.study_files import minimal
 
-GRID = """\
-name: grid
-method: {name: agft}
-model: {arch: tiny-clip, pretrained: bundled}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-search:
+GRID = minimal(
+    name="grid", sampler="{name: grid}", budget="{trials: 6}",
+    search="""
   method.scale_ratio: {choices: [1.0, 0.4]}
-  method.logit_scale: {of_model: {choices: [1.0, 1.8, 2.6]}}
-sampler: {name: grid}
-budget: {trials: 6}
-"""
+  method.logit_scale: {of_model: {choices: [1.0, 1.8, 2.6]}}""",
+)  # fmt: skip
 
 
 def study_of(text: str) -> StudyRow:

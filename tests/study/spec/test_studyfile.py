@@ -17,19 +17,12 @@ from study.search.samplers import proposals
 from study.spec.config import StudyConfig, load_canonical
 from study.spec.files import load_study, parse_study
 from study.spec.promotion import parse_floor
+from tests.support.study_files import minimal
 from trainers.objectives import METHODS
 
 FOLDER = Path(__file__).parents[3] / "study" / "recipes"
 RECIPES = [path for path in sorted(FOLDER.glob("*.yaml")) if path.stem not in ("compare", "suite")]  # no studies
-GOOD = """\
-name: small
-method: {name: agft}
-model: {arch: tiny-clip, pretrained: bundled}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-search:
-  method.scale_ratio: {low: 0.2, high: 1.0}
-budget: {trials: 3}
-"""
+GOOD = minimal(search="\n  method.scale_ratio: {low: 0.2, high: 1.0}", budget="{trials: 3}")
 
 
 def problems_of(text: str) -> dict[str, str]:
