@@ -13,6 +13,22 @@ if TYPE_CHECKING:
     from infra.services import Services
 
 SERVICE_VARIABLES = ("AWS_", "MLFLOW_", "AGFT_")
+TESTS = Path(__file__).parent
+# What starts Ray, or counts the processes and ports of this machine: one after the other, on one worker.
+ONE_AT_A_TIME = (
+    "e2e", "faults", "infra/cluster", "infra/deploy", "infra/stack", "study/doctor", "study/evaluation",
+    "trainers/test_workers.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers (`--dist loadgroup`) a file's tests stay together, since they share what they start."""
+    if config.getoption("loadgroup", False):  # set on the workers
+        for item in items:
+            path = item.path.relative_to(TESTS)
+            alone = any(path.is_relative_to(place) for place in ONE_AT_A_TIME)
+            item.add_marker(pytest.mark.xdist_group("one-at-a-time" if alone else str(path)))
 
 
 @pytest.fixture(scope="session")

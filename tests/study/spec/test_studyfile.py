@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import optuna
@@ -169,16 +169,15 @@ def test_the_command_line_answers_five_mistakes_with_exit_2_in_under_3_seconds(t
     path = tmp_path / "study.yaml"
     path.write_text(FIVE_MISTAKES)
     command = [sys.executable, "-c", "from study.cli.main import main; main()", "validate", str(path)]
-    best = float("inf")
-    for _ in range(3):  # the machine may be busy with something else once
-        started = time.monotonic()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        best = min(best, time.monotonic() - started)
+    before = os.times()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    after = os.times()
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 5
     assert "Traceback" not in done.stderr
     assert "'4/0'" in done.stderr
-    assert best < 3
+    assert 0 < seconds < 3, "of a processor: what else this machine does is not counted"
 
 
 def test_the_schema_is_known_without_torch_or_ray():
