@@ -5,30 +5,35 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from infra.services import Services
 
+pytest_plugins = ["tests.support.skips"]
+
 SERVICE_VARIABLES = ("AWS_", "MLFLOW_", "AGFT_")
-TESTS = Path(__file__).parent
-# What starts Ray, or counts the processes and ports of this machine: one after the other, on one worker.
+# What starts Ray, or looks at the processes and ports of this machine: on one worker, one after the other.
 ONE_AT_A_TIME = (
-    "e2e", "faults", "infra/cluster", "infra/deploy", "infra/stack", "study/doctor", "study/evaluation",
-    "trainers/test_workers.py",
+    "tests/e2e", "tests/faults", "tests/infra/cluster", "tests/infra/deploy", "tests/infra/stack", "tests/study/doctor",
+    "tests/study/evaluation", "tests/trainers/test_workers.py",
 )  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers (`--dist loadgroup`) a file's tests stay together, since they share what they start."""
-    if config.getoption("loadgroup", False):  # set on the workers
-        for item in items:
-            path = item.path.relative_to(TESTS)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers (`-n 2`) a file's tests stay on one of them, since they share what they start."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = Path(nodeid.partition("::")[0])
             alone = any(path.is_relative_to(place) for place in ONE_AT_A_TIME)
-            item.add_marker(pytest.mark.xdist_group("one-at-a-time" if alone else str(path)))
+            return "one at a time" if alone else str(path)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

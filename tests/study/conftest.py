@@ -8,13 +8,11 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 
-from tests.support.services.databases import postgres, postgres_programs
+from tests.support.services.databases import postgres
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    if postgres_programs() is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     with postgres() as url:
         yield url
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import optuna
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic import command
@@ -21,7 +22,7 @@ from study.spec.config import StudyConfig
 from study.spec.files import parse_study
 from study.store import database as database_module
 from study.store.archive import export_study, import_study
-from study.store.database import patient
+from study.store.database import away, patient
 from study.store.lease import LeaseHeld, owner_identity
 from study.store.requests import answer, pending
 from study.store.store import StudyStore, study_names
@@ -428,3 +429,25 @@ def test_a_study_of_the_first_schema_keeps_everything_and_goes_on(database):
     assert row.last == record(1, 0.3)
     assert [settings["number"] for settings in finished(store)] == [1, 2, 3]
     assert in_optuna(store)[0].value == pytest.approx(0.3)
+
+
+def test_a_server_that_goes_away_between_two_statements_of_optunas_is_away(postgres_url: str) -> None:
+    storage = optuna.storages.RDBStorage(postgres_url)
+    study = optuna.create_study(storage=storage)
+    study.ask()
+    admin, ended = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT"), []
+
+    def cut(connection: sa.Connection, cursor: psycopg.Cursor, statement: str, *_: object) -> None:
+        if "ORDER BY trials.trial_id" in statement and not ended:
+            ended.append(statement)
+            end = sa.text("SELECT pg_terminate_backend(:pid, 10000)")
+            with admin.connect() as other:
+                assert other.execute(end, {"pid": cursor.connection.info.backend_pid}).scalar_one()
+
+    sa.event.listen(storage.engine, "before_cursor_execute", cut)
+    with pytest.raises(optuna.exceptions.StorageInternalError) as raised:
+        study.get_trials()
+    admin.dispose()
+    assert isinstance(raised.value.__cause__, sa.exc.PendingRollbackError), "Optuna takes the first error for another"
+    assert "connection" in away(raised.value)
+    assert len(study.get_trials()) == 1

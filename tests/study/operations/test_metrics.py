@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from study.operations.metrics import STATES, exposition
 from study.results.status import study_status
 from study.store.store import StudyStore
-from tests.support.services.real_run import AGFT, read_until
+from tests.support.services.real_run import AGFT, IN_BACKGROUND, read_until
 from tests.support.studies import synthetic_study
 
 
@@ -63,14 +63,14 @@ def test_the_metrics_are_the_numbers_that_status_shows(tmp_path: Path) -> None:
     assert ("agft_study_best_accuracy", "waiting", "robust") not in found  # nothing is measured
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[int, Path, subprocess.Popen[str]]]:
+@pytest.fixture(params=[[], IN_BACKGROUND], ids=["in front", "in a script's background"])
+def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[int, Path, subprocess.Popen[str]]]:
     """(port, home, process) of `agft metrics` over a home with a study."""
     synthetic_study(tmp_path, trials=2)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AGFT_", "AWS_", "MLFLOW_"))}
     process = subprocess.Popen(
-        [*AGFT, "metrics", "--port", "0"], env={**clean, "AGFT_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [*request.param, *AGFT, "metrics", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**clean, "AGFT_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     try:
         line = read_until(process, lambda text: "/metrics" in text)

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from study.report import png as report_figures
-from study.report import png as report_space
-from study.report import png as report_timeline
+from study.figures import interactive, static
+from study.figures.content import Bars, Figure, Rule, Series
 from study.report.content import Axis, Content, content_of
 from study.report.live import LiveReport, attach
-from study.report.page import FIGURES, PICTURES, figures, html_of, write_report
-from study.report.png import at_once
-from study.report.space import NOT_SET, fraction, ticks
+from study.report.page import figures, html_of, write_report
+from study.report.results import at_once, clock_of
+from study.report.space import FEW, NO_TRIALS, NOT_SET, fraction, slices, ticks
 from study.results.facts import trials_of
 from study.results.ranking import best_so_far, best_trial, pareto_front
 from study.store.store import StudyStore
@@ -90,16 +89,59 @@ def test_intervals_come_from_the_number_of_dev_images(store):
 # --- figures -------------------------------------------------------------------------------------------------------
 
 
-def test_the_trade_off_draws_the_floor_the_unmodified_model_and_the_front(content):
-    figure = report_figures.tradeoff(content)
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    for label in ("Pareto front", "unmodified CLIP", "floor of clean accuracy", "the paper's defaults",
-                  "warm start", f"best: trial {content.best}, 95 % of its dev images",
-                  "stopped early (not in the front)"):  # fmt: skip
-        assert label in labels
-    axes = figure.axes[0]
-    low, high = axes.get_xlim()
-    assert low < content.floors["clean_accuracy"] < BASELINE["clean_accuracy"] < high
+NAMES = ["tradeoff", "progress", "curves", "parallel", "slices", "importances", "timeline"]
+
+
+def figure(content: Content, name: str) -> Figure:
+    return {each.name: each for each in figures(content)}[name]
+
+
+def of(panel, kind, label: str = ""):
+    """A panel's marks of a kind, with a label if one is given."""
+    return [mark for mark in panel.marks if isinstance(mark, kind) and (not label or mark.label == label)]
+
+
+def test_the_trade_off_has_the_floor_the_unmodified_model_and_the_front(content):
+    tradeoff = figure(content, "tradeoff")
+    (panel,) = tradeoff.panels
+    assert {"Pareto front", "unmodified CLIP", "floor of clean accuracy", "the paper's defaults", "warm start",
+            f"best: trial {content.best}, 95 % of its dev images", "stopped early (not in the front)"} <= set(
+                tradeoff.labels())  # fmt: skip
+    (clip,) = of(panel, Series, "unmodified CLIP")
+    assert (clip.x, clip.y) == ((73.0,), (22.0,))
+    (rule,) = of(panel, Rule)
+    assert (rule.axis, rule.value, rule.refused) == ("x", pytest.approx(100 * 0.87 * 0.73), panel.x.low)
+    assert panel.x.low < rule.value < 73.0 < panel.x.high
+    (front,) = of(panel, Series, "Pareto front")
+    trials = [content.trial(number) for number in content.pareto]
+    assert front.x == tuple(100 * trial.clean_accuracy for trial in trials)
+    assert [text for text, _ in front.tags] == ["" if t.number == content.best else str(t.number) for t in trials]
+    (best,) = of(panel, Series, f"best: trial {content.best}, 95 % of its dev images")
+    found = content.trial(content.best)
+    assert best.x_errors == ((100 * found.clean_error,) * 2,)
+    assert best.texts[0].startswith(f"trial {content.best}: full length, 6/6 epochs\nclean {best.x[0]:.1f} %, robust")
+
+
+def test_the_progress_is_told_by_trials_and_by_device_hours(content):
+    by_trials, by_hours = figure(content, "progress").panels
+    for panel, places in ((by_trials, range(1, len(content.progress) + 1)),
+                          (by_hours, [step.device_seconds / 3600 for step in content.progress])):  # fmt: skip
+        (best,) = of(panel, Series, "best so far")
+        known = [(x, 100 * step.robust_accuracy) for x, step in zip(places, content.progress, strict=True)
+                 if step.best is not None]  # fmt: skip
+        assert list(zip(best.x, best.y, strict=True)) == known
+        assert best.shape == "after"
+        assert of(panel, Rule)[0].value == 22.0
+
+
+def test_every_trial_has_a_curve_that_ends_in_the_marker_of_its_state(content):
+    robust, clean = figure(content, "curves").panels
+    shown = [trial for trial in content.trials if trial.curve]
+    assert len(of(robust, Series)) == len(of(clean, Series)) == len(shown)
+    assert of(robust, Series)[-1].label == f"best: trial {content.best}"  # on top of all
+    first = next(line for line in of(clean, Series) if line.texts[0].startswith("trial 5:"))
+    assert (first.role, first.ends, first.x) == ("failed", True, (1,))
+    assert first.y == (100 * content.trial(5).curve[0].clean_accuracy,)
 
 
 def test_a_log_axis_a_choice_and_a_missing_value_have_their_places():
@@ -124,11 +166,50 @@ def test_ticks_rise_stay_inside_and_tell_the_ends(axis):
 
 
 def test_a_conditional_parameter_that_a_trial_lacks_is_shown_as_not_set(content):
-    lacking = [t.number for t in content.trials if "train.optimizer.momentum" not in t.params]
+    place = [axis.path for axis in content.axes].index("train.optimizer.momentum")
+    lacking = [t for t in content.in_state("complete", "pruned") if "train.optimizer.momentum" not in t.params]
     assert lacking
-    for figure in (report_space.parallel(content), report_space.slices(content)):
-        texts = [text.get_text() for axes in figure.axes for text in [*axes.texts, *axes.get_xticklabels()]]
-        assert "not set" in texts
+    paths = figure(content, "parallel").panels[0].marks[0]
+    assert paths.columns[place][1][0] == (NOT_SET, "not set")
+    assert sum(path.values[place] == NOT_SET for path in paths.paths) == len(lacking)
+    panel = figure(content, "slices").panels[place]
+    assert panel.x.ticks[0] == (NOT_SET, "not set")
+    assert panel.x.low < NOT_SET
+    assert all(x == NOT_SET or 0 <= x <= 1 for mark in panel.marks for x in mark.x)
+
+
+def test_parallel_coordinates_have_a_line_a_trial_and_grey_ones_for_those_that_were_stopped(content):
+    paths = figure(content, "parallel").panels[0].marks[0]
+    assert len(paths.columns) == len(content.axes) + 2
+    assert sum(path.shade is None for path in paths.paths) == len(content.in_state("pruned"))
+    (best,) = [path for path in paths.paths if path.bold]
+    assert best.shade == 100 * content.trial(content.best).robust_accuracy == paths.shade.high
+    assert all(NOT_SET <= value <= 1 for path in paths.paths for value in path.values)
+    (trace,) = interactive.plot(figure(content, "parallel"))["data"]
+    assert {len(dimension["values"]) for dimension in trace["dimensions"]} == {len(paths.paths)}
+    assert trace["line"]["color"][0] == trace["line"]["cmin"] < paths.shade.low  # grey: below every value
+
+
+def test_slices_show_stopped_trials_only_while_full_length_ones_are_few(content):
+    assert len(content.in_state("complete")) >= FEW
+    assert "stopped early" not in figure(content, "slices").labels()
+    kept = [t for t in content.trials if t.state == "pruned"] + content.in_state("complete")[: FEW - 1]
+    few = replace(content, trials=tuple(sorted(kept, key=lambda t: t.number)), best=None, pareto=(), progress=())
+    (stopped,) = of(slices(few).panels[0], Series, "stopped early")
+    assert stopped.opacity < 0.5
+    assert len(stopped.x) == len(content.in_state("pruned"))
+    none = replace(few, trials=())
+    assert slices(none).empty == NO_TRIALS
+
+
+def test_the_bars_of_importances_are_shares_and_the_rule_is_noise(content):
+    for panel, each in zip(figure(content, "importances").panels, content.importances, strict=True):
+        assert [text for _, text in panel.y.ticks][-1] == {a.path: a.label for a in content.axes}[each.entries[0].path]
+        bars = of(panel, Bars)
+        assert sum(len(bar.places) for bar in bars) == len(each.entries)
+        clear = sum(len(bar.places) for bar in bars if bar.role == "complete")
+        assert clear == (0 if each.note else sum(entry.above_noise for entry in each.entries))
+        assert of(panel, Rule)[0].value == each.noise
 
 
 def test_the_time_line_has_a_bar_for_every_attempt_and_counts_them_at_once(content):
@@ -141,19 +222,66 @@ def test_the_time_line_has_a_bar_for_every_attempt_and_counts_them_at_once(conte
     running = at_once(bars)
     assert max(count for _, count in running) == 3  # three slots
     assert running[-1][1] == 0
-    report_timeline.timeline(content)
+    above, below = figure(content, "timeline").panels
+    drawn = of(above, Bars)
+    assert sorted(place for mark in drawn for place in mark.places) == sorted(bar.trial for bar in bars)
+    assert {"full length", "paused", "lost with its driver"} <= {mark.label for mark in drawn}
+    unit, name, origin = clock_of(content)
+    assert name == "minutes"
+    first = min(bars, key=lambda bar: (bar.started_ms, bar.trial))
+    assert drawn[0].starts[0] == (first.started_ms - origin) / unit
+    assert of(below, Series)[0].y[-1] == 0.0
 
 
-def test_every_figure_is_drawn_of_a_study_without_any_trial(tmp_path):
+@pytest.mark.parametrize(("trials", "finished"), [(0, False), (1, False), (3, True), (24, False), (100, True)])
+def test_both_renderers_draw_every_figure_of_a_study_of_any_length(tmp_path, trials, finished):
+    store = synthetic_study(tmp_path, trials=trials, finished=finished)
+    known = content_of(store.load(), store.trials()[:3]).importances if trials > 24 else None
+    found = figures(content_of(store.load(), store.trials(), known=known))
+    assert [each.name for each in found] == NAMES
+    for each in found:
+        drawn = static.draw(each)
+        drawn.canvas.draw()
+        shown = [axes for axes in drawn.axes if axes.get_visible() and axes.axison]
+        assert bool(shown) == (not each.empty)
+        plot = interactive.plot(each)
+        json.dumps(plot, allow_nan=False)
+        assert bool(plot["data"]) == (not each.empty)
+        sentences = [panel.empty for panel in each.panels if panel.empty]
+        written = [text["text"] for text in plot["layout"]["annotations"]]
+        assert all(sentence in written for sentence in sentences)
+    if trials == 0:
+        assert all(each.empty.endswith(("yet.", "at full length")) for each in found)
+    if trials == 3:
+        assert {each.name for each in found if each.empty} == {"importances"}
+
+
+def test_the_report_of_a_study_without_any_trial_says_so_in_sentences(tmp_path):
     empty = synthetic_study(tmp_path, name="empty", trials=0)
     path = write_report(empty.load(), empty.trials(), tmp_path / "report")
     assert "0 of" in path.read_text()
-    nothing = content_of(empty.load(), [])
-    for draw in (report_figures.tradeoff, report_figures.curves, report_figures.progress, report_space.parallel,
-                 report_space.slices, report_space.importance_bars, report_timeline.timeline):  # fmt: skip
-        draw(nothing).canvas.draw()
-    assert set(figures(nothing)) == set(FIGURES)
-    html_of(nothing)
+    assert {file.name for file in path.parent.iterdir()} == {"report.md", "report.html", "report.json"}
+    page = path.with_name("report.html").read_text()
+    for sentence in ("No trial has measured anything yet.", "No trial has finished yet.", NO_TRIALS,
+                     "too few trials: 0 of at least 10 at full length", "No trial has begun yet."):  # fmt: skip
+        assert f'<p class="none">{sentence}</p>' in page
+
+
+def test_words_of_one_legend_or_axis_do_not_lie_over_each_other(content):
+    """At the size that is saved: tick labels of each axis, panel titles and the legend's entries, pairwise."""
+    for each in figures(content):
+        drawn = static.draw(each)
+        drawn.canvas.draw()
+        groups = [[drawn._suptitle, *(axes.title for axes in drawn.axes)]]
+        groups += [legend.get_texts() for legend in drawn.legends]
+        for axes in drawn.axes:
+            if axes.get_visible() and axes.axison:
+                groups += [axes.get_yticklabels(), axes.get_xticklabels() if not axes.xaxis.get_tick_params().get(
+                    "labelrotation") else []]  # fmt: skip
+        for group in groups:
+            boxes = [text.get_window_extent() for text in group if text.get_text() and text.get_visible()]
+            for one, other in itertools.combinations(boxes, 2):
+                assert not one.overlaps(other), (each.name, [text.get_text() for text in group])
 
 
 def test_figures_are_drawn_outside_the_main_thread_too(content):
@@ -161,7 +289,7 @@ def test_figures_are_drawn_outside_the_main_thread_too(content):
 
     def draw() -> None:
         try:
-            report_figures.tradeoff(content).canvas.draw()
+            static.draw(figure(content, "tradeoff")).canvas.draw()
         except BaseException as error:
             failures.append(error)
 
@@ -174,12 +302,17 @@ def test_figures_are_drawn_outside_the_main_thread_too(content):
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_folder_has_markdown_page_json_and_every_picture(folder):
-    assert {path.name for path in folder.iterdir()} == {"report.md", "report.html", "report.json", *PICTURES}
+def test_the_folder_has_markdown_page_json_and_every_figure_as_png_and_pdf(folder):
+    files = {f"{name}.{kind}" for name in NAMES for kind in ("png", "pdf")}
+    assert {path.name for path in folder.iterdir()} == {"report.md", "report.html", "report.json", *files}
     text = (folder / "report.md").read_text()
-    for name in PICTURES:
-        assert f"]({name})" in text
-        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    for name in NAMES:
+        assert f"]({name}.png)" in text
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        paper = (folder / f"{name}.pdf").read_bytes()
+        assert paper.startswith(b"%PDF")
+        assert b"/Type3" not in paper
+        assert b"/CreationDate" not in paper
 
 
 def test_the_json_is_the_typed_content(folder, content):
@@ -270,15 +403,6 @@ def test_whatever_a_machine_or_a_user_wrote_cannot_become_markup(store, content,
     assert "<img" not in markdown
 
 
-def test_the_browsers_figures_are_plain_finite_json(content):
-    plots = figures(content)
-    json.dumps(plots, allow_nan=False)
-    assert set(plots) == set(FIGURES)
-    parallel = plots["parallel"]["data"][0]
-    assert {len(dimension["values"]) for dimension in parallel["dimensions"]} == {len(content.in_state("complete"))}
-    assert len(parallel["dimensions"]) == len(content.axes) + 2
-
-
 # --- while the study runs ------------------------------------------------------------------------------------------
 
 
@@ -310,7 +434,7 @@ def test_only_files_whose_bytes_changed_are_attached_again(store, folder, tmp_pa
     study, tracker = store.load(), Sent()
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     known = attach(tracker, study, tmp_path)  # type: ignore[arg-type]
-    assert len(tracker.files) == len(PICTURES) + 3
+    assert len(tracker.files) == len(NAMES) + 3  # MLflow gets no PDF
     (tmp_path / "report.md").write_text("another page")
     (tmp_path / "notes.txt").write_text("not of the report")
     tracker.files.clear()

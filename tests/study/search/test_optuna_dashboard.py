@@ -19,7 +19,7 @@ import pytest
 from study.search.optuna_book import OptunaBook
 from study.spec.files import parse_study
 from study.store.store import StudyStore
-from tests.support.services.databases import postgres, postgres_programs
+from tests.support.services.databases import postgres
 from tests.support.studies import SPEC
 
 pytestmark = pytest.mark.slow
@@ -31,8 +31,6 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'studies.db'}"
         return
-    if postgres_programs() is None:
-        pytest.skip("no PostgreSQL here: apt-get install postgresql")
     with postgres() as url:
         yield url
 
@@ -56,7 +54,6 @@ def fill(database: str) -> None:
 
 @contextmanager
 def dashboard(database: str) -> Iterator[str]:
-    pytest.importorskip("optuna_dashboard")
     program = [sys.executable, "-c", "from optuna_dashboard._cli import main; main()"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -6,6 +6,7 @@ that ends is started again, as the file asks.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from infra.stack import postgres_programs
 from tests.support.services.compose import ROOT, instances, services
-from tests.support.services.databases import postgres_programs
 from tests.support.services.hosts import Hosts, hosts
 from tests.support.services.real_run import AGFT
 from trainers.files import cache_folder
@@ -45,8 +46,11 @@ class Hosted:
     def environment(self, host: str, service: str) -> dict[str, str]:
         """The service's own, and what a process of this checkout needs."""
         given = {name: str(value) for name, value in self.services[service].get("environment", {}).items()}
+        programs = [Path(sys.executable).parent, "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        if service == "postgres":  # its image has psql and pg_isready
+            programs.insert(0, postgres_programs.programs())
         return {
-            "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(ROOT),
+            "PATH": os.pathsep.join(map(str, programs)), "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1", "HOME": str(self.folder / host), "AGFT_HOME": str(self.folder / host / "home"),
             "OMP_NUM_THREADS": "1", "AGFT_CACHE": str(cache_folder()), **given,
         }  # fmt: skip
@@ -109,24 +113,24 @@ class Hosted:
 
     def start_postgres(self, host: str) -> None:
         """PostgreSQL on its host, with the roles and databases that its first start makes."""
-        programs = postgres_programs()
-        assert programs is not None
+        programs, account = postgres_programs.programs(), postgres_programs.account()
+        assert account is not None, "network namespaces need root"
         home, data = self.folder / host, self.folder / host / "data"
         home.mkdir()
         environment = self.environment(host, "postgres")
         secret = home / "password"
         secret.write_text(environment["POSTGRES_PASSWORD"])
         for path in (home, secret):
-            shutil.chown(path, "postgres")
-        as_user = ["runuser", "-u", "postgres", "--"]
+            os.chown(path, *account)
+        as_account = ["setpriv", f"--reuid={account[0]}", f"--regid={account[1]}", "--clear-groups"]
         init = [f"{programs}/initdb", "-D", str(data), "-U", "postgres", "-A", "scram-sha-256", "-N",
                 f"--pwfile={secret}"]  # fmt: skip
-        subprocess.run([*as_user, *init], check=True, capture_output=True, cwd=home)
+        subprocess.run([*as_account, *init], check=True, capture_output=True, cwd=home)
         with (data / "pg_hba.conf").open("a") as rules:
             rules.write("host all all all scram-sha-256\n")
         line = [f"{programs}/postgres", "-D", str(data), "-k", str(home), "-c", "listen_addresses=*", "-c", "fsync=off"]
         with (self.folder / f"{host}.log").open("w") as log:
-            subprocess.Popen(self.hosts.command(host, [*as_user, *line]), stdout=log, stderr=log, cwd=home,
+            subprocess.Popen(self.hosts.command(host, [*as_account, *line]), stdout=log, stderr=log, cwd=home,
                              start_new_session=True)  # fmt: skip
         self.wait_healthy(host, "postgres")
         told = {**environment, "PGPASSWORD": environment["POSTGRES_PASSWORD"], "PGHOST": "127.0.0.1"}

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 AGFT = [sys.executable, "-c", "from study.cli.main import main; main()"]
+IN_BACKGROUND = ["sh", "-c", "trap '' INT; exec \"$@\"", "-"]  # how a script's `&` starts a command: deaf to Ctrl-C
 
 
 @dataclass
@@ -39,11 +40,11 @@ class Run:
             raise AssertionError(f"agft {arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return done
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a command in a session of its own, its output in one pipe."""
+    def start(self, *arguments: str, before: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """Start a command in a session of its own, its output in one pipe; `before`: by whom, like `IN_BACKGROUND`."""
         return subprocess.Popen(
-            [*AGFT, *arguments], env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
+            [*before, *AGFT, *arguments], env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
         )  # fmt: skip
 
     def services(self) -> dict[str, str]:

@@ -164,7 +164,6 @@ def test_a_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
         load_clip(ModelConfig(arch=tiny.ARCH, pretrained=str(path)))
 
 
-@pytest.mark.skipif(not tiny.weights_path().is_file(), reason="the package's weights are not built")
 def test_the_bundled_model_loads_and_knows_its_colours() -> None:
     clip = load_clip(ModelConfig(arch=tiny.ARCH, pretrained="bundled"))
     model = RobustCLIP(clip)
