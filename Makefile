@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
+# test processes side by side; what starts Ray stays on one of them (tests/conftest.py)
+WORKERS ?= 2
 
 .PHONY: help setup demo test test-all check clean
 
@@ -22,10 +24,10 @@ check: setup  ## style, types, and which module may import which
 	@$(PY) -c "from importlinter.cli import lint_imports_command as run; run()"
 
 test: check  ## the default tier: every check that CI makes
-	@$(PY) -m pytest -m "not slow"
+	@$(PY) -m pytest -m "not slow" --numprocesses $(WORKERS)
 
-test-all: check  ## the slow tier as well
-	@$(PY) -m pytest
+test-all: test  ## the slow tier as well, one test after the other
+	@$(PY) -m pytest -m slow
 
 clean:  ## remove this clone's environment and caches (not the shared packages, not studies)
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +15,25 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.support.skips"]
 
 SERVICE_VARIABLES = ("AWS_", "MLFLOW_", "AGFT_")
+# What starts Ray, or looks at the processes and ports of this machine: on one worker, one after the other.
+ONE_AT_A_TIME = (
+    "tests/e2e", "tests/faults", "tests/infra/cluster", "tests/infra/deploy", "tests/infra/stack", "tests/study/doctor",
+    "tests/study/evaluation", "tests/trainers/test_workers.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers (`-n 2`) a file's tests stay on one of them, since they share what they start."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = Path(nodeid.partition("::")[0])
+            alone = any(path.is_relative_to(place) for place in ONE_AT_A_TIME)
+            return "one at a time" if alone else str(path)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -16,21 +16,14 @@ import psutil
 import pytest
 
 from tests.support.services.real_run import Run, read_until
+from tests.support.study_files import trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-STUDY = """\
-name: open
-model: {arch: tiny-clip, pretrained: bundled}
-method: {name: agft, logit_scale: {of_model: 1.0}}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-train: {epochs: 200, batch_size: 64, samples_per_epoch: 256}
-evaluate: {select: {attack: {eps: [4/255], steps: 2}, samples: 24}}
-scheduler: {name: none}
-search: {method.scale_ratio: {low: 0.5, high: 1.0}}
-resources: {workers: 1, cpus_per_worker: 1, max_concurrent: 1}
-budget: {trials: 1}
-"""
+STUDY = trained(
+    name="open", train="{epochs: 200, batch_size: 64, samples_per_epoch: 256}", budget="{trials: 1}",
+    resources="{workers: 1, cpus_per_worker: 1, max_concurrent: 1}",
+)  # fmt: skip
 # The only paths that answer without credentials; none of them holds data.
 PUBLIC = {
     "/",  # the dashboard's empty page: all it would show is behind the token

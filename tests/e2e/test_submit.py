@@ -16,21 +16,11 @@ from infra.cluster.jobs import Jobs
 from infra.services import Services
 from study.store.store import StudyStore
 from tests.support.services.clusters import TwoNodes, two_nodes
+from tests.support.study_files import trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(900)]
 
-STUDY = """\
-name: shared
-model: {arch: tiny-clip, pretrained: bundled}
-method: {name: agft, logit_scale: {of_model: 1.0}}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-train: {epochs: 2, batch_size: 64, samples_per_epoch: 256}
-evaluate: {select: {attack: {eps: [4/255], steps: 2}, samples: 24}}
-scheduler: {name: none}
-search: {method.scale_ratio: {low: 0.5, high: 1.0}}
-resources: {workers: 1, cpus_per_worker: 1}
-budget: {trials: 3}
-"""
+STUDY = trained(name="shared", budget="{trials: 3}")
 
 
 @pytest.fixture(scope="module")

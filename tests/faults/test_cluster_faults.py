@@ -18,29 +18,15 @@ from study.artifacts.checkpoints import trial_prefix
 from study.store.store import StudyStore
 from tests.support.services.clusters import TwoNodes, two_nodes
 from tests.support.services.real_run import read_until
+from tests.support.study_files import trained
 from trainers.model.weights import read_metadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1200)]
 
-STUDY = """\
-name: NAME
-model: {arch: tiny-clip, pretrained: bundled}
-method: {name: agft, logit_scale: {of_model: 1.0}}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-train: {epochs: EPOCHS, batch_size: 64, samples_per_epoch: SAMPLES}
-evaluate: {select: {attack: {eps: [4/255], steps: 2}, samples: 24}}
-scheduler: {name: none}
-search: {method.scale_ratio: {low: 0.5, high: 1.0}}
-resources: {workers: 1, cpus_per_worker: 1}
-budget: {trials: TRIALS}
-"""
-
 
 def write_study(cluster: TwoNodes, name: str, *, trials: int, epochs: int, samples: int = 256) -> str:
-    values = {"NAME": name, "TRIALS": trials, "EPOCHS": epochs, "SAMPLES": samples}
-    text = STUDY
-    for key, value in values.items():
-        text = text.replace(key, str(value))
+    train = f"{{epochs: {epochs}, batch_size: 64, samples_per_epoch: {samples}}}"
+    text = trained(name=name, train=train, budget=f"{{trials: {trials}}}")
     (cluster.folder / f"{name}.yaml").write_text(text)
     return f"{name}.yaml"
 

@@ -10,21 +10,14 @@ import psutil
 import pytest
 
 from tests.support.services.real_run import Run, read_until
+from tests.support.study_files import trained
 
 pytestmark = [pytest.mark.nested, pytest.mark.slow, pytest.mark.timeout(900)]
 
-STUDY = """\
-name: hung
-model: {arch: tiny-clip, pretrained: bundled}
-method: {name: agft, logit_scale: {of_model: 1.0}}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-train: {epochs: 40, batch_size: 64, samples_per_epoch: 256}
-evaluate: {select: {attack: {eps: [4/255], steps: 2}, samples: 24}}
-scheduler: {name: none}
-search: {method.scale_ratio: {low: 0.5, high: 1.0}}
-resources: {workers: 2, cpus_per_worker: 1, silence: 90}
-budget: {trials: 1}
-"""
+STUDY = trained(
+    name="hung", train="{epochs: 40, batch_size: 64, samples_per_epoch: 256}", budget="{trials: 1}",
+    resources="{workers: 2, cpus_per_worker: 1, silence: 90}",
+)  # fmt: skip
 
 
 @pytest.fixture

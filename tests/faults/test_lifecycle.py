@@ -9,21 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.services.real_run import IN_BACKGROUND, Run, read_until, wait_until_gone
+from tests.support.study_files import trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(600)]
 
-STUDY = """\
-name: long
-model: {arch: tiny-clip, pretrained: bundled}
-method: {name: agft, logit_scale: {of_model: 1.0}}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-train: {epochs: 200, batch_size: 64, samples_per_epoch: 256}
-evaluate: {select: {attack: {eps: [4/255], steps: 2}, samples: 24}}
-scheduler: {name: none}
-search: {method.scale_ratio: {low: 0.5, high: 1.0}}
-resources: {workers: 1, cpus_per_worker: 1, max_concurrent: 1}
-budget: {trials: 2}
-"""
+STUDY = trained(
+    name="long", train="{epochs: 200, batch_size: 64, samples_per_epoch: 256}", budget="{trials: 2}",
+    resources="{workers: 1, cpus_per_worker: 1, max_concurrent: 1}",
+)  # fmt: skip
 
 
 @pytest.fixture

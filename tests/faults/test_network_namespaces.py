@@ -19,22 +19,14 @@ from study.store.store import StudyStore
 from tests.support.services import hosts
 from tests.support.services.compose import ROOT, services
 from tests.support.services.hosted import Hosted, hosted
+from tests.support.study_files import trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1200)]
 
 EPOCHS = 30  # so long that both trials train at the same time, whichever starts first
-STUDY = f"""\
-name: apart
-model: {{arch: tiny-clip, pretrained: bundled}}
-method: {{name: agft, logit_scale: {{of_model: 1.0}}}}
-data: {{train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}}
-train: {{epochs: {EPOCHS}, batch_size: 64, samples_per_epoch: 256}}
-evaluate: {{select: {{attack: {{eps: [4/255], steps: 2}}, samples: 24}}}}
-scheduler: {{name: none}}
-search: {{method.scale_ratio: {{low: 0.5, high: 1.0}}}}
-resources: {{workers: 1, cpus_per_worker: 1}}
-budget: {{trials: 2}}
-"""
+STUDY = trained(
+    name="apart", train=f"{{epochs: {EPOCHS}, batch_size: 64, samples_per_epoch: 256}}", budget="{trials: 2}"
+)
 WORKERS = ("ray-worker-1", "ray-worker-2")
 
 

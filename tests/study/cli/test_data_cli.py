@@ -15,6 +15,7 @@ from rich.console import Console
 
 from study.cli.main import main
 from tests.support.miniatures import MINIATURES, row
+from tests.support.study_files import minimal
 from trainers import data
 from trainers.data.drawn.datasets import TINY_DATASETS
 from trainers.data.table import FILE_DATASETS, ZERO_SHOT_15
@@ -147,16 +148,10 @@ def test_a_disk_that_cannot_be_written_is_exit_1(home, monkeypatch):
     assert result.stderr.splitlines()[-1].startswith(f"failed: dtd: {home}/occupied")
 
 
-STUDY = """
-name: sets
-model: {arch: tiny-clip, pretrained: bundled}
-method: {name: agft}
-data: {train: tiny-color-shapes, dev: [DEV, tiny-digits], confirm: [tiny-colors], final: [food101]}
-train: {epochs: 1}
-search: {method.scale_ratio: {low: 0.2, high: 1.0}}
-goal: {metric: robust_accuracy}
-budget: {trials: 2}
-"""
+STUDY = minimal(
+    name="sets", train="{epochs: 1}", goal="{metric: robust_accuracy}", budget="{trials: 2}",
+    data="{train: tiny-color-shapes, dev: [DEV, tiny-digits], confirm: [tiny-colors], final: [food101]}",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])

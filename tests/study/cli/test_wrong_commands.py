@@ -13,15 +13,9 @@ from study.spec.files import parse_study
 from study.store.archive import FORMAT, export_study
 from study.store.lease import owner_identity
 from study.store.store import StudyStore
+from tests.support.study_files import minimal
 
-FILE = """\
-name: small
-method: {name: agft}
-model: {arch: tiny-clip, pretrained: bundled}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-search: {method.scale_ratio: {low: 0.2, high: 1.0}}
-budget: {trials: 4}
-"""
+FILE = minimal()
 
 
 def refused(home: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:

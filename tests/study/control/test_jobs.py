@@ -25,20 +25,14 @@ from study.errors import UserError
 from study.spec.files import parse_study
 from study.store.database import engine_for
 from study.store.store import StudyStore
+from tests.support.study_files import minimal
 
 RAY = importlib.metadata.version("ray")
 SHARED = {
     "AWS_ENDPOINT_URL": "http://s3.lab:9000", "AWS_REGION": "here", "AWS_ACCESS_KEY_ID": "k",
     "AWS_SECRET_ACCESS_KEY": "hush", "AGFT_BUCKET": "agft", "MLFLOW_TRACKING_URI": "http://mlflow.lab:5000",
 }  # fmt: skip
-STUDY = """\
-name: small
-method: {name: agft}
-model: {arch: tiny-clip, pretrained: bundled}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-search: {method.scale_ratio: {low: 0.2, high: 1.0}}
-budget: {trials: 4}
-"""
+STUDY = minimal()
 POSTGRES = "postgresql+psycopg://agft:hush@db.lab/agft"
 
 

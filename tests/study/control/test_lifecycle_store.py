@@ -23,19 +23,15 @@ from study.store.lease import LeaseHeld, owner_identity
 from study.store.requests import answer, pending
 from study.store.store import StudyStore, study_names
 from tests.support.epochs import commit, epoch_record, weights
+from tests.support.study_files import minimal
 from trainers.schema.records import Measurement
 
-FILE = """\
-name: small
-method: {name: agft}
-model: {arch: tiny-clip, pretrained: bundled}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-search:
+FILE = minimal(
+    search="""
   method.scale_ratio: {low: 0.2, high: 1.0}
-  attack.eps: {choices: [1/255, 2/255, 4/255]}
-budget: {trials: 4, hours: 2}
-goal: {subject_to: {clean_accuracy: ">= 0.5"}}
-"""
+  attack.eps: {choices: [1/255, 2/255, 4/255]}""",
+    budget="{trials: 4, hours: 2}", goal='{subject_to: {clean_accuracy: ">= 0.5"}}',
+)  # fmt: skip
 SPEC = parse_study(FILE, source="study.yaml")
 BASELINE = Measurement(clean_accuracy=0.9, robust_accuracy=0.1, datasets={})
 

@@ -11,19 +11,15 @@ from study.report.space import grid
 from study.spec.files import parse_study
 from study.store.rows import StudyRow, TrialRow
 from tests.support.epochs import epoch_record
+from tests.support.study_files import minimal
 from trainers.schema.records import Measurement
 
-GRID = """\
-name: grid
-method: {name: agft}
-model: {arch: tiny-clip, pretrained: bundled}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-search:
+GRID = minimal(
+    name="grid", sampler="{name: grid}", budget="{trials: 6}",
+    search="""
   method.scale_ratio: {choices: [1.0, 0.4]}
-  method.logit_scale: {of_model: {choices: [1.0, 1.8, 2.6]}}
-sampler: {name: grid}
-budget: {trials: 6}
-"""
+  method.logit_scale: {of_model: {choices: [1.0, 1.8, 2.6]}}""",
+)  # fmt: skip
 
 
 def study_of(text: str) -> StudyRow:

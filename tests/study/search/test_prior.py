@@ -16,6 +16,7 @@ from study.spec.dimension import apply_params
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
 from tests.support.epochs import epoch_record
+from tests.support.study_files import minimal_study
 from trainers.schema.records import Measurement
 
 SEARCH = {
@@ -26,14 +27,7 @@ SEARCH = {
 
 
 def spec_of(name: str, search: dict[str, Any] = SEARCH, **more: Any) -> StudyConfig:
-    return StudyConfig.model_validate(
-        {
-            "name": name, "method": {"name": "agft"}, "model": {"arch": "tiny-clip", "pretrained": "bundled"},
-            "data": {"train": "tiny-color-shapes", "dev": ["tiny-shapes"], "confirm": ["tiny-colors"],
-                     "final": ["tiny-letters"]},
-            "budget": {"trials": 20}, "search": search, **more,
-        }
-    )  # fmt: skip
+    return minimal_study(name=name, budget={"trials": 20}, search=search, **more)
 
 
 def row_of(spec: StudyConfig) -> StudyRow:

@@ -17,6 +17,7 @@ from study.search.samplers import sobol_point, uniform, value_at
 from study.spec.config import StudyConfig
 from study.store.rows import TrialRow
 from tests.support.epochs import epoch_record
+from tests.support.study_files import minimal_study
 
 PLAIN = {
     "method.clean_weight": {"low": 0.0, "high": 1.0},
@@ -30,14 +31,8 @@ MODELLING = ("tpe", "cmaes", "nsga2")
 def spec_of(sampler: str, search: dict[str, Any] = PLAIN, *, seed: int = 0, **more: Any) -> StudyConfig:
     few = {"tpe": {"startup_trials": 3}, "cmaes": {"startup_trials": 3, "population": 4}, "nsga2": {"population": 4}}
     own = {"name": sampler, **few.get(sampler, {})}
-    return StudyConfig.model_validate(
-        {
-            "name": "toy", "method": {"name": "agft"}, "warm_starts": [], "seed": seed,
-            "model": {"arch": "tiny-clip", "pretrained": "bundled"}, "budget": {"trials": 1000}, "search": search,
-            "data": {"train": "tiny-color-shapes", "dev": ["tiny-shapes"], "confirm": ["tiny-colors"],
-                     "final": ["tiny-letters"]},
-            "sampler": own, **more,
-        }
+    return minimal_study(
+        name="toy", seed=seed, budget={"trials": 1000}, search=search, sampler=own, warm_starts=[], **more
     )  # fmt: skip
 
 

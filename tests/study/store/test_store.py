@@ -26,21 +26,16 @@ from study.store.database import engine_for
 from study.store.lease import LeaseHeld, owner_identity
 from study.store.store import DELETING, StudyStore, study_names
 from tests.support.epochs import commit, epoch_record, weights
+from tests.support.study_files import minimal
 from trainers.schema.records import Measurement, Report
 
-FILE = """\
-name: small
-method: {name: agft}
-model: {arch: tiny-clip, pretrained: bundled}
-data: {train: tiny-color-shapes, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}
-search:
+FILE = minimal(
+    search="""
   method.scale_ratio: {low: 0.2, high: 1.0}
   attack.eps: {choices: [1/255, 2/255, 4/255]}
-  train.batch_size: {low: 32, high: 256, log: true}
-budget: {trials: 6}
-goal: {subject_to: {clean_accuracy: ">= 0.5"}}
-seed: 3
-"""
+  train.batch_size: {low: 32, high: 256, log: true}""",
+    budget="{trials: 6}", goal='{subject_to: {clean_accuracy: ">= 0.5"}}', seed="3",
+)  # fmt: skip
 SPEC = parse_study(FILE, source="study.yaml")
 ELSEWHERE = "another-host|17|0.00"  # a driver that this machine cannot look at
 
