@@ -35,9 +35,9 @@ def rows(*, keyed: bool = False) -> Any:
     found = []
     for name, row in EVAL_ATTACKS.items():
         for norm in row.norms:
-            if row.parameters.keyed or not keyed:
+            if row.keyed or not keyed:
                 marks = pytest.mark.slow if name == "autoattack" else ()
-                parameters = row.parameters.model_validate(QUICK[name])
+                parameters = row.model_validate(QUICK[name])
                 found.append(pytest.param(parameters, norm, id=f"{name} {norm}", marks=marks))
     return pytest.mark.parametrize(("parameters", "norm"), found)
 

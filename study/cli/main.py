@@ -27,7 +27,7 @@ from study.cli import stack as stack_cli
 from study.cli import study as lifecycle_cli
 from study.cli import weights as weights_cli
 from study.errors import SERVICE_ERRORS, USER_ERRORS
-from trainers.schema.presets import PRESETS
+from trainers.objectives.presets import PRESETS
 
 if TYPE_CHECKING:
     from study.store.store import StudyStore
@@ -72,9 +72,15 @@ def store_of(name: str) -> StudyStore:
     return StudyStore(database_url(home()), name)
 
 
+class PresetName(click.Choice[str]):
+    """Presets come with methods, which installed packages may add: asked for when a command needs them."""
+
+    choices = property(lambda self: tuple(PRESETS), lambda self, given: None)
+
+
 @main.command()
 @click.argument("file", type=FILE)
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="agft-paper", show_default=True, help="Recipe.")
+@click.option("--preset", type=PresetName([]), default="agft-paper", show_default=True, help="Recipe.")
 @click.option("--arch", default="ViT-B-32-quickgelu", show_default=True, help="open_clip architecture, or tiny-clip.")
 @click.option("--pretrained", default="openai", show_default=True, help="Tag, path or address of the weights.")
 @answering

@@ -22,8 +22,8 @@ from trainers.errors import nearest
 from trainers.model import bundled as tiny
 from trainers.model.architectures import known_architectures
 from trainers.objectives import METHODS
-from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS
-from trainers.schema.presets import PRESETS, with_preset
+from trainers.objectives.presets import PRESETS, with_preset
+from trainers.schema.attacks import EVAL_ATTACKS
 from trainers.schema.training import ModelConfig
 
 Loader.add_implicit_resolver(
@@ -124,7 +124,7 @@ def _schema(raw: dict[str, Any], lines: Mapping[Keys, int]) -> tuple[StudyConfig
             rule, present = "is required", False
         elif detail["type"].startswith("union_tag"):
             path, (value, present) = (*path, "name"), _at(raw, (*path, "name"))
-            kind, known = ("attack", EVAL_ATTACK_PARAMETERS) if path[0] == "evaluate" else ("method", METHODS)
+            kind, known = ("attack", EVAL_ATTACKS) if path[0] == "evaluate" else ("method", METHODS)
             close = nearest(str(value), known)
             hint = f"did you mean {close[0]!r}? " if present and close else ""
             rule = f"{f'no such {kind}' if present else 'is required'}; {hint}known: {', '.join(known)}"

@@ -15,7 +15,7 @@ from study.spec.reader import Keys, dotted, line_of, read_mapping, read_text, sh
 from trainers.data import DATASETS, FOLDER_PREFIX, dataset_entry, not_ready
 from trainers.errors import lookup, nearest
 from trainers.model import bundled as tiny
-from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS
+from trainers.schema.attacks import EVAL_ATTACKS
 from trainers.schema.suite import SUITES, AttackAt, Suite, problems
 
 FILES = (".yaml", ".yml")
@@ -117,9 +117,9 @@ def _problem(detail: Any, raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> 
     elif detail["type"].startswith("union_tag"):
         path = (*path, "name")
         value, there = _at(raw, path)
-        close = nearest(str(value), EVAL_ATTACK_PARAMETERS) if there else []
+        close = nearest(str(value), EVAL_ATTACKS) if there else []
         hint = f"did you mean {close[0]!r}? " if close else ""
-        rule = f"{'no such attack' if there else 'is required'}; {hint}known: {', '.join(EVAL_ATTACK_PARAMETERS)}"
+        rule = f"{'no such attack' if there else 'is required'}; {hint}known: {', '.join(EVAL_ATTACKS)}"
     return Problem(line_of(lines, path), dotted(path), shown_value(value) if there else "", rule)
 
 
@@ -150,7 +150,7 @@ def _owner(raw: Mapping[str, Any], path: Keys) -> type[BaseModel]:
     if len(path) == 3:
         return AttackAt
     name, _ = _at(raw, (*path[:3], "name"))
-    return EVAL_ATTACK_PARAMETERS.get(str(name), AttackAt)
+    return EVAL_ATTACKS.get(str(name), AttackAt)
 
 
 def _rules_of_what_is_legal(raw: Mapping[str, Any]) -> list[str]:

@@ -32,12 +32,12 @@ def same(found: Outcome, expected: Outcome, where: Tensor) -> None:
 def test_the_table_is_complete() -> None:
     assert set(QUICK) == set(EVAL_ATTACKS)
     for name, row in EVAL_ATTACKS.items():
-        assert row.parameters().name == name
+        assert row().name == name
         assert row.norms
         assert row.min_classes >= 2
         assert row.citation
-        assert row.parameters.summary
-        assert all(field.description for key, field in row.parameters.model_fields.items() if key != "name"), name
+        assert row.summary
+        assert all(field.description for key, field in row.model_fields.items() if key != "name"), name
 
 
 @rows()
@@ -124,7 +124,7 @@ MORE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", MORE)
 def test_more_steps_fool_no_fewer_images(name: str) -> None:
-    given, row = case(number=64), EVAL_ATTACKS[name].parameters
+    given, row = case(number=64), EVAL_ATTACKS[name]
     few, many = (run_attack(given, row.model_validate(settings)).worst for settings in MORE[name])
     assert 0 < many.fooled.sum() < 64
     assert many.fooled.sum() >= few.fooled.sum()

@@ -24,7 +24,7 @@ from study.store import requests as promotion_rows
 from study.store.database import engine_for
 from study.store.store import StudyStore
 from tests.promoted import STUDY, finished_study
-from trainers.evaluation.sanity.checks import CHECKS
+from trainers.schema.checks import CHECKS
 from trainers.schema.training import EvalConfig
 
 THERE = {"uri": "s3://agft/x", "sha256": "0" * 64}
