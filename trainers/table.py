@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -64,6 +64,20 @@ def origin_of(point: EntryPoint) -> Origin:
         digest = None
     name, version = (about["Name"], about["Version"]) if about else ("an unnamed package", "?")
     return Origin(point.group, point.name, name, version, digest)
+
+
+def lacking(wanted: Sequence[Origin]) -> list[str]:
+    """What this machine has not, or has otherwise, of what is wanted; nothing of it is imported."""
+    found = []
+    for origin in wanted:
+        points = list(entry_points(group=origin.group, name=origin.name))
+        here = origin_of(points[0]) if points else None
+        if here is None:
+            found.append(f"{origin} is not installed")
+        elif here != origin:
+            same = (here.distribution, here.version) == (origin.distribution, origin.version)
+            found.append(f"{origin} is {'another file' if same else f'{here.distribution} {here.version}'} here")
+    return found
 
 
 class Table(Mapping[str, Row], Generic[Row]):

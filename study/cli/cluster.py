@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +196,8 @@ def main() -> int:
     from infra.cluster.cluster import connect
     from infra.cluster.node_check import check_nodes
     from infra.services import default_home
+    from study.spec.outside import outside_entries
+    from trainers.table import lacking
 
     name, created_ms = sys.argv[1], int(sys.argv[2])
     try:
@@ -203,7 +206,7 @@ def main() -> int:
             print(f"study {name!r}: somebody asked for {desired} before this driver came; `agft submit` starts another")
             return 0
         connect()
-        check_nodes()
+        check_nodes(partial(lacking, list(outside_entries(store.load().spec).values())))
         from study.cli.study import resume_here
 
         return resume_here(store, default_home(os.environ), then_promote=False)

@@ -10,8 +10,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from infra.checks.finding import Finding, failed, ok, warning
+from trainers.table import Origin, lacking
 
-DATASETS, WEIGHTS = "datasets", "weights"
+DATASETS, WEIGHTS, ENTRIES = "datasets", "weights", "entries"
 HUB_SECONDS = 4.0
 S3 = "s3://"
 
@@ -26,11 +27,13 @@ class StudyNeeds:
     is_place: bool
     datasets: Mapping[str, str]
     gpus_per_worker: float
+    entries: tuple[Origin, ...] = ()  # of installed packages
 
 
 def needs_of(path: Path) -> StudyNeeds:
     """Of the study file at `path`; `UserError` with every mistake if it is not one."""
     from study.spec.files import load_study
+    from study.spec.outside import outside_entries
 
     spec = load_study(path)
     sets = {
@@ -40,8 +43,21 @@ def needs_of(path: Path) -> StudyNeeds:
     }
     model = spec.model
     return StudyNeeds(
-        spec.name, model.arch, model.pretrained, model.names_a_place(), sets, float(spec.resources.gpus_per_worker)
+        spec.name,
+        model.arch,
+        model.pretrained,
+        model.names_a_place(),
+        sets,
+        float(spec.resources.gpus_per_worker),
+        tuple(outside_entries(spec).values()),
     )
+
+
+def check_entries(needs: StudyNeeds) -> list[Finding]:
+    """Whether the packages are here whose entries the study names."""
+    missing = lacking(needs.entries)
+    remedy = "install the same version on every node"
+    return [failed(ENTRIES, text, remedy) for text in missing] or [ok(ENTRIES, ", ".join(map(str, needs.entries)))]
 
 
 def check_datasets(needs: StudyNeeds) -> list[Finding]:

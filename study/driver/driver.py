@@ -32,6 +32,7 @@ from study.results.ranking import best_trial, score
 from study.search.optuna_book import OptunaBook
 from study.search.stopping import plateau, rungs, stagnation, used_up, verdict
 from study.spec.dimension import apply_params, shown
+from study.spec.outside import with_drivers
 from study.store.requests import answer
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
@@ -283,7 +284,7 @@ class Driver:
         files = json.loads(result["files"])
         fresh, row = self.store.record(
             self.token, number, json.loads(result["history"]), latest=files.get("latest"), best=files.get("best"),
-            device_seconds=self._seconds(number), provenance=json.loads(result["provenance"]),
+            device_seconds=self._seconds(number), provenance=with_drivers(self.spec, json.loads(result["provenance"])),
         )  # fmt: skip
         self._keep(row)
         reach("report.stored")

@@ -40,6 +40,7 @@ from study.evaluation.baseline import measure_unmodified
 from study.report.live import LiveReport
 from study.results.status import ALL_DONE
 from study.spec.config import StudyConfig
+from study.spec.outside import outside_entries
 from study.store.database import patient
 from study.store.lease import LeaseHeld, owner_identity
 from study.store.requests import pending
@@ -216,7 +217,8 @@ def _prepare(store: StudyStore, token: int, say: Callable[[str], None]) -> None:
     """
     study = store.load()
     if study.provenance is None:
-        store.set_study(token, provenance=provenance())
+        entries = [origin.record() for origin in outside_entries(study.spec).values()]
+        store.set_study(token, provenance={**provenance(), "entries": entries})
     if study.baseline is None:
         say("measuring the unmodified CLIP on the dev sets ...")
         baseline = measure_unmodified(study.spec)

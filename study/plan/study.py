@@ -17,6 +17,7 @@ from study.search.samplers import directions, given, proposals
 from study.search.stopping import rungs
 from study.spec.config import SAMPLERS, STOPPING, StudyConfig
 from study.spec.dimension import Dimension, shown
+from study.spec.outside import outside_entries
 from study.spec.starts import given_trials
 from study.store.database import database_url
 from study.store.store import StudyStore, study_names
@@ -27,7 +28,8 @@ from trainers.table import Table
 
 def remarks(spec: StudyConfig, starts: int = 0) -> list[str]:
     """One line each, `path: rule`. `starts`: trials that are given, which come before anything is proposed."""
-    return [*_unread(spec), *_sampler(spec, starts), *_stopping(spec)]
+    whose = [f"{path}: {origin}, file {(origin.sha256 or '?')[:12]}" for path, origin in outside_entries(spec).items()]
+    return [*_unread(spec), *_sampler(spec, starts), *_stopping(spec), *whose]
 
 
 def _unread(spec: StudyConfig) -> Iterator[str]:

@@ -309,5 +309,9 @@ class StudyConfig(Frozen):
 
 
 def load_canonical(text: str) -> StudyConfig:
-    """A study from the store's JSON."""
-    return StudyConfig.model_validate_json(text)
+    """A study from the store's JSON; `UserError` where this machine lacks an entry that it names."""
+    try:
+        return StudyConfig.model_validate_json(text)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
+        raise UserError(f"a stored study cannot be read here: {'; '.join(wrong)}") from None
