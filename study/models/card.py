@@ -11,9 +11,9 @@ from study.models.catalog import created, forced_reason, gate_verdict, own_resul
 from study.tracking import flat
 from trainers.evaluation.record import wilson
 from trainers.model import bundled as tiny
+from trainers.objectives import METHODS
 
 CARD = "README.md"
-METHOD_NAMES = {"agft": "AGFT", "tecoa": "TeCoA", "pmg_aft": "PMG-AFT", "tga_zsr": "TGA-ZSR", "fare": "FARE"}
 METRICS = ("clean_accuracy", "robust_accuracy")
 LEFT_OUT = ("data.", "evaluate.", "goal.", "model.")  # told elsewhere in the card
 
@@ -43,7 +43,8 @@ def _start(manifest: Mapping[str, Any]) -> str:
 
 def _method(manifest: Mapping[str, Any]) -> str:
     name = (_config(manifest).get("method") or {}).get("name", "fine-tuning")
-    return METHOD_NAMES.get(name, str(name))
+    row = METHODS.get(name)
+    return str(name) if row is None else row.title or str(name)
 
 
 def _percent(value: float) -> str:

@@ -38,6 +38,7 @@ class AGFT(ScoredObjective):
 
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "clean"
     teacher_output: ClassVar[Literal["embedding", "tokens"]] = "embedding"
+    title: ClassVar[str] = "AGFT"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # The official code and its README: scale 180, ratio 0.4, lr 4e-4, 2 GPUs x 128.
         "agft-paper": {

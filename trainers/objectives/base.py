@@ -73,14 +73,15 @@ class Objective(Frozen):
     It declares what it asks of the frozen teacher. `teacher_input`: `none`; `clean` embeddings, computed once and
     handed over in the batch; `adversarial`, a frozen encoder in the context. `teacher_output`: `embedding` or `tokens`.
 
-    `presets`: published recipes by name, as parts of a study file. `search_space`: what a first study file of the
-    method searches, beside the learning rate. `other_form`: the fields that make another form of the method than its
-    paper's, and what that form is called; their defaults are the paper's. Fields that are not among them are its
-    hyperparameters, or select a form that the paper has too.
+    `title`: its name in texts; "": as in files. `presets`: published recipes by name, as parts of a study file.
+    `search_space`: what a first study file of the method searches, beside the learning rate. `other_form`: the fields
+    that make another form of the method than its paper's, and what that form is called; their defaults are the paper's.
+    Fields that are not among them are its hyperparameters, or select a form that the paper has too.
     """
 
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "none"
     teacher_output: ClassVar[Literal["embedding", "tokens"]] = "embedding"
+    title: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     search_space: ClassVar[Mapping[str, Any]] = {}
     other_form: ClassVar[tuple[str, tuple[str, ...]]] = ("", ())

@@ -33,6 +33,7 @@ class FARE(Objective):
     """
 
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "clean"
+    title: ClassVar[str] = "FARE"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # 20,000 updates of 128 images (2 epochs of ImageNet), fp32, eps 2/255 (or 4/255).
         "fare-paper": {

@@ -37,6 +37,7 @@ class PMGAFT(ScoredObjective):
     """
 
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "adversarial"
+    title: ClassVar[str] = "PMG-AFT"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # Trained on Tiny-ImageNet; the official code's lr.
         "pmg-aft-paper": {

@@ -32,6 +32,7 @@ class TeCoA(ScoredObjective):
     (`--mix_alpha`), which is not part of the objective.
     """
 
+    title: ClassVar[str] = "TeCoA"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # Its code defaults to lr 1e-7; AGFT's and TGA-ZSR's authors run it with 1e-5.
         "tecoa-paper": {

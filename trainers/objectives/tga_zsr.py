@@ -46,6 +46,7 @@ class TGAZSR(ScoredObjective):
 
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "clean"
     teacher_output: ClassVar[Literal["embedding", "tokens"]] = "tokens"
+    title: ClassVar[str] = "TGA-ZSR"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # Trained on Tiny-ImageNet, batch 128.
         "tga-zsr-paper": {

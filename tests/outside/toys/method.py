@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class ToyMethod(Objective):
     """L = pull ||v(x_adv) - u_y||^2, v and u_y unit embeddings of the attacked image and of its class."""
 
+    title: ClassVar[str] = "Toy"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "toy-paper": {
             "method": {"name": "toy-method", "pull": 2.0},
