@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from infra.services import Services
 
+pytest_plugins = ["tests.support.skips"]
+
 SERVICE_VARIABLES = ("AWS_", "MLFLOW_", "AGFT_")
 
 

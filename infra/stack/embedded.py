@@ -14,6 +14,7 @@ import psutil
 from infra.errors import ServiceError, UserError
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION, Services
 from infra.stack import mlflow_server, postgres, processes, seaweed
+from infra.stack.postgres_programs import Account, account
 
 LOOPBACK = "127.0.0.1"
 PORT_NAMES = {"postgres": ("sql",), "seaweedfs": seaweed.PORT_NAMES, "mlflow": ("http",)}
@@ -47,7 +48,7 @@ class Service:
     configure: Callable[[], None]
     probe: Callable[[bool], None]
     version: Callable[[], str]
-    user: str | None = None  # the system's user that it runs as, if not ours
+    account: Account | None = None  # whom it runs as, if not us
 
 
 def settings_of(home: Path) -> Settings:
@@ -75,8 +76,7 @@ def with_settings(home: Path, *, bind: str | None, use_postgres: bool | None) ->
     if use_postgres is not None:
         settings = replace(settings, postgres=use_postgres)
     if settings.postgres:
-        postgres.programs()
-        postgres.account()
+        postgres.check(postgres.folder_of(home))
     if settings != settings_of(home):
         processes.write_private(home / "stack.json", json.dumps(asdict(settings), indent=1))
     return settings
@@ -144,8 +144,8 @@ def definitions(
                 environment=postgres.environment,
                 configure=lambda: postgres.configure(folder, kept, bind),
                 probe=lambda create: postgres.probe(sql, kept, bind, create=create),
-                version=postgres.version,
-                user=postgres.account(),
+                version=lambda: postgres.version(folder),
+                account=account(folder),
             )
         )
     found += [

@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL, instead of SQLite for studies and MLflow: Debian's programs, passwords by SCRAM, no socket.
+"""The embedded PostgreSQL, instead of SQLite for studies and MLflow: passwords by SCRAM, no socket.
 
-PostgreSQL refuses to run as root. Where we are root (a container), it runs as the system's user `postgres`, who cannot
-enter our home; its folder then lies below `/var/lib/agft-postgres`, named after the home.
+Where we are root (a container), it runs as another account, who cannot enter our home; its folder then lies below
+`/var/lib/agft-postgres`, named after the home (`postgres_programs` says who and why).
 
 Its password is in `secrets.json` and in the environment of those who connect (`PGPASSWORD`), never in an address or an
 argument.
@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import pwd
-import re
 import shutil
 import subprocess
 import time
@@ -23,42 +21,33 @@ from pathlib import Path
 import psutil
 
 from infra.errors import ServiceError, UserError
+from infra.stack.postgres_programs import (
+    ROOTS_FOLDER,
+    Account,
+    account,
+    as_account,
+    installed,
+    open_folder,
+    programs,
+    version_of,
+)
 from infra.stack.processes import write_private
 
 SECRETS = ("postgres_password",)
 USER = "agft"
 DATABASES = ("agft", "mlflow", "mlflow_auth")
-ROOTS_FOLDER = Path("/var/lib/agft-postgres")  # where root's clusters are; see above
-INSTALLED = "/usr/lib/postgresql"
 MAX_CONNECTIONS = 200
 LEAVE_SECONDS = 20.0
 TIMEOUT_SECONDS = 5
 
 
-def programs() -> Path:
-    """Folder of `initdb` and `postgres`, the newest version; `UserError` where they are not installed."""
-    found = sorted(Path(INSTALLED).glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]), reverse=True)
-    named = shutil.which("initdb")
-    if not found and not named:
-        raise UserError(
-            f"--postgres: no PostgreSQL server is installed ({INSTALLED}/*/bin/initdb, nor initdb on PATH): "
-            "apt install postgresql, or use SQLite (`agft stack up --sqlite`), or name a server in AGFT_STUDY_DB"
-        )
+def check(folder: Path) -> None:
+    """`UserError` or `ServiceError` with the remedy where the cluster in `folder` cannot run, or a new one there."""
     try:
         import psycopg  # noqa: F401
     except ImportError:
         raise UserError("--postgres: needs psycopg: pip install 'agft-study[postgres]'") from None
-    return found[0].parent if found else Path(str(named)).resolve().parent
-
-
-def account() -> str | None:
-    """The system's user that the server runs as, if that is not ours; `UserError` when root finds none."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        return pwd.getpwnam("postgres").pw_name
-    except KeyError:
-        raise UserError("--postgres: PostgreSQL does not run as root, and there is no user `postgres`") from None
+    programs(folder)
 
 
 def folder_of(home: Path) -> Path:
@@ -68,11 +57,9 @@ def folder_of(home: Path) -> Path:
     return ROOTS_FOLDER / f"{home.name.strip('.')}-{hashlib.sha256(str(home).encode()).hexdigest()[:10]}"
 
 
-def version() -> str:
-    """`17.5`, of the installed server."""
-    told = subprocess.run([programs() / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"\d+(\.\d+)*", told)
-    return found[0] if found else told.strip()
+def version(folder: Path) -> str:
+    """`18.6`, of the server that runs the cluster in `folder`."""
+    return version_of(installed(folder))
 
 
 def configure(folder: Path, secrets: Mapping[str, str], bind: str) -> None:
@@ -80,19 +67,13 @@ def configure(folder: Path, secrets: Mapping[str, str], bind: str) -> None:
 
     Raises `ServiceError` when the files are of another major version, or `initdb` fails.
     """
-    user, data = account(), folder / "data"
+    runner, data = account(folder), folder / "data"
+    open_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if user:
-        folder.parent.chmod(0o711)  # to be passed, not to be listed
-        shutil.chown(folder, user, pwd.getpwnam(user).pw_gid)
-    if (data / "PG_VERSION").exists():
-        there, ours = (data / "PG_VERSION").read_text().strip(), version().split(".")[0]
-        if there != ours:
-            raise ServiceError(
-                f"{data} is of PostgreSQL {there}, installed is {ours}: run pg_upgrade, or install postgresql-{there}"
-            )
-    else:
-        _initialise(data, secrets["postgres_password"], user)
+    if runner:
+        os.chown(folder, *runner)
+    if not (data / "PG_VERSION").exists():
+        _initialise(data, secrets["postgres_password"], runner)
     # No socket and no other way in: a database, our user, a password.
     hosts = ["127.0.0.1/32"] if bind == "127.0.0.1" else ["0.0.0.0/0", "::/0"]
     rules = "".join(f"host {','.join((*DATABASES, 'postgres'))} {USER} {host} scram-sha-256\n" for host in hosts)
@@ -100,18 +81,18 @@ def configure(folder: Path, secrets: Mapping[str, str], bind: str) -> None:
     _wait_until_left(data)
 
 
-def _initialise(data: Path, password: str, user: str | None) -> None:
+def _initialise(data: Path, password: str, runner: Account | None) -> None:
     part = data.with_name("data.part")  # a cluster appears whole or not at all
     shutil.rmtree(part, ignore_errors=True)
     secret = data.with_name("password")  # gone before the server starts
     options = ["-U", USER, "-A", "scram-sha-256", f"--pwfile={secret}", "-E", "UTF8", "--locale=C", "-D", str(part)]
     try:
         write_private(secret, password + "\n")
-        if user:
-            shutil.chown(secret, user)
+        if runner:
+            os.chown(secret, *runner)
         done = subprocess.run(
-            [str(programs() / "initdb"), *options], capture_output=True, text=True, check=False, cwd=data.parent,
-            user=user, extra_groups=[] if user else None, env=environment(), umask=0o077,
+            [str(programs(data.parent) / "initdb"), *options], capture_output=True, text=True, check=False,
+            cwd=data.parent, env=environment(), umask=0o077, **as_account(runner),
         )  # fmt: skip
     finally:
         secret.unlink(missing_ok=True)
@@ -159,7 +140,7 @@ def command(folder: Path, port: int, bind: str) -> list[str]:
         "log_timezone": "UTC",
     }
     options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    return [str(programs() / "postgres"), "-D", str(folder / "data"), *options]
+    return [str(programs(folder) / "postgres"), "-D", str(folder / "data"), *options]
 
 
 def environment() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import pwd
 import random
 import shutil
 import signal
@@ -110,11 +109,11 @@ def spawn(
     environment: Mapping[str, str],
     folder: Path,
     log: Path,
-    user: str | None = None,
+    account: tuple[int, int] | None = None,
 ) -> Started:
     """Start `command` in its own session, so that it outlives us, with output appended to `log` (mode 0600).
 
-    `user`: the system's user that it runs as, if not ours.
+    `account`: numbers of the user and the group that it runs as, if not ours.
     """
     for directory in (folder, log.parent):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -130,9 +129,9 @@ def spawn(
             stderr=subprocess.STDOUT,
             start_new_session=True,
             umask=0o077,
-            user=user,
-            group=pwd.getpwnam(user).pw_gid if user else None,
-            extra_groups=[] if user else None,
+            user=account[0] if account else None,
+            group=account[1] if account else None,
+            extra_groups=[] if account else None,
         )
     finally:
         os.close(descriptor)

@@ -157,7 +157,7 @@ def _keep_up(home: Path) -> None:
 def _version(service: Service) -> str:
     try:
         return service.version()
-    except (OSError, UserError, CalledProcessError):
+    except (OSError, UserError, ServiceError, CalledProcessError):
         return "?"  # not installed any more: `detail` says so once it is to be started
 
 
@@ -257,7 +257,7 @@ def _start(home: Path, services: list[Service]) -> None:
             environment=service.environment(),
             folder=service.folder,
             log=_log(home, service.name),
-            user=service.user,
+            account=service.account,
         )
         pid, since = started[service.name]
         entry = {"pid": pid, "started": since, "ports": dict(service.ports), "needs": service.needs}

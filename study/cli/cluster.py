@@ -193,6 +193,9 @@ def check_here(name: str, created_ms: int) -> StudyStore:
 
 def main() -> int:
     """The exit code: 0 when the study has ended, 1 when it can go on or a service failed, 2 for wrong settings."""
+    from study.interrupts import hear_interrupts
+
+    hear_interrupts()  # `ray start` may have been a script's background process, and all that Ray starts inherits it
     from infra.cluster.cluster import connect
     from infra.cluster.node_check import check_nodes
     from infra.services import default_home

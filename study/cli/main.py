@@ -27,6 +27,7 @@ from study.cli import stack as stack_cli
 from study.cli import study as lifecycle_cli
 from study.cli import weights as weights_cli
 from study.errors import SERVICE_ERRORS, USER_ERRORS
+from study.interrupts import hear_interrupts
 from trainers.objectives.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(package_name="agft-study")
 def main() -> None:
     """Hyperparameter studies for adversarially robust CLIP: search, watch, promote."""
+    hear_interrupts()
 
 
 def home() -> Path:

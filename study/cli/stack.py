@@ -33,7 +33,7 @@ def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], 
     @click.option("--bind", metavar="ADDR", help="Listen on this address of the machine instead of loopback, for a "
                   "LAN, from now on; 127.0.0.1 goes back.")  # fmt: skip
     @click.option("--postgres/--sqlite", default=None, help="Where studies and MLflow keep their records, from now on. "
-                  "PostgreSQL needs its server installed.  [default: as before; at first SQLite]")  # fmt: skip
+                  "PostgreSQL comes with agft-study[postgres].  [default: as before; at first SQLite]")  # fmt: skip
     @answering
     def stack_up(bind: str | None, postgres: bool | None) -> None:
         """Start what is not running, and again what dies later; safe to repeat."""

@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
-from study.comparison.figures import FIGURES, draw_figures
+from study.comparison.figures import figures
 from study.comparison.record import form_lines, form_name
+from study.figures.static import write
 from study.spec.dimension import shown
 from study.statistics import FEWEST_PAIRS, METRICS
 
@@ -137,10 +138,11 @@ def _range(entry: Record) -> str:
 
 
 def write_comparison(record: Record, folder: Path) -> Path:
-    """Write `comparison.md`, `comparison.json` and the figures into `folder`; returns the Markdown's path."""
+    """Write `comparison.md`, `comparison.json` and the figures (PNG and PDF); returns the Markdown's path."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "comparison.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    draw_figures(record, folder)
+    for figure in figures(record):
+        write(figure, folder)
     path = folder / "comparison.md"
     path.write_text(markdown(record), encoding="utf-8")
     return path
@@ -169,14 +171,14 @@ def markdown(record: Record) -> str:
         f"Percent on the final sets (unweighted mean over {len(record['setting']['data']['final'])} sets), mean "
         f"± standard deviation over seeds. The last two columns are differences to {reference} in points, seed by seed,"
         f" with 95 % t intervals (from {FEWEST_PAIRS} seeds or more, if their differences are not all the same).",
-        f"![{FIGURES['comparison-accuracy.png']}](comparison-accuracy.png)",
+        "![clean against robust accuracy](comparison-accuracy.png)",
         "\n".join(f"- {line}" for line in [*_verdicts(record), *_warnings(record)]),
         "The intervals hold the spread of training seeds alone. The hyperparameters were searched once, and every run "
         "is measured on the same images, so another search or other data can move the methods by more than this. "
         f"Intervals shown: {_intervals(record)}, not corrected for their number.",
         "## Every final set",
         _table(*set_rows(record)),
-        f"![{FIGURES['comparison-sets.png']}](comparison-sets.png)",
+        "![accuracy on every final set](comparison-sets.png)",
         "## Cost",
         _table(*cost_rows(record)),
         "Passes: forwards and backwards of the image encoder for each image and update, teacher + attack + update. A "
@@ -188,7 +190,7 @@ def markdown(record: Record) -> str:
         f"Accuracies (%) of the chosen trial's best epoch on the dev sets {listed(record['setting']['data']['dev'])}. "
         "Every method searched:",
         "\n".join(spaces(record)),
-        f"![{FIGURES['comparison-search.png']}](comparison-search.png)",
+        "![search curves](comparison-search.png)",
         "## Where it comes from",
         _origin(record),
     ]

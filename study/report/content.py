@@ -9,12 +9,15 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from study.results.facts import Trial, trials_of
+from study.results.facts import Trial, plain, trials_of
 from study.results.importance import Importances, importances
 from study.results.ranking import best_so_far, best_trial, pareto_front
 from study.results.status import live_state
 from study.spec.dimension import Dimension, shown
+from study.spec.space import known_paths
 from study.store.rows import StudyRow, TrialRow
+
+CALIBRATION = ("method.scale_ratio", "method.logit_scale")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Bar:
 class Content:
     """Everything that a report of a study shows. Times are Unix ms, accuracies fractions on the dev sets.
 
-    `links` are addresses in the MLflow UI: `study`, and a trial's number as text.
+    `links` are addresses in the MLflow UI: `study`, and a trial's number as text. `marked` are parameters with a name
+    in the grid of a study that searched exactly two paths, both with choices.
     """
 
     study: str
@@ -84,6 +88,7 @@ class Content:
     timeline: tuple[Bar, ...]
     links: dict[str, str]
     provenance: dict[str, Any]
+    marked: tuple[tuple[str, dict[str, Any]], ...]
 
     def trial(self, number: int) -> Trial:
         """One trial by its number."""
@@ -130,6 +135,7 @@ def content_of(
     goal = spec.goal.resolve(study.baseline) if study.baseline else None
     best = best_trial(rows, goal) if goal else None
     trials, dimensions = trials_of(study, rows), spec.dimensions()
+    axes = tuple(_axis(dimension) for dimension in dimensions)
     now = now_ms or int(time.time() * 1000)
     return Content(
         study=study.name,
@@ -143,7 +149,7 @@ def content_of(
         floors={str(name): value for name, value in goal.at_least.items()} if goal else {},
         unmodified={name: float(study.baseline[name]) for name in ("clean_accuracy", "robust_accuracy")}
         if study.baseline else None,
-        axes=tuple(_axis(dimension) for dimension in dimensions),
+        axes=axes,
         trials=tuple(trials),
         best=best.number if best else None,
         pareto=tuple(row.number for row in pareto_front(rows)),
@@ -152,6 +158,7 @@ def content_of(
         timeline=tuple(bar for row in rows for bar in _bars(study, row, now)),
         links=dict(links or {}),
         provenance=study.provenance or {},
+        marked=tuple(_marked(study, dimensions, axes)),
     )  # fmt: skip
 
 
@@ -173,6 +180,18 @@ def _axis(dimension: Dimension) -> Axis:
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in choices)
         return Axis(dimension.path, label, choices=tuple(sorted(choices) if numbers else choices))
     return Axis(dimension.path, label, bool(distribution.log), float(distribution.low), float(distribution.high))
+
+
+def _marked(study: StudyRow, found: Sequence[Dimension], axes: Sequence[Axis]) -> list[tuple[str, dict[str, Any]]]:
+    """Cells with a name: the fields' defaults, which are the paper's, and AGFT without calibration (1 and 1)."""
+    known = known_paths(study.spec.method.name)
+    if len(axes) != 2 or not all(axis.choices and axis.path in known for axis in axes):
+        return []  # no grid, or methods against something: none of the cells is a paper's
+    defaults = {d.path: plain(d, known[d.path][0].get_default(call_default_factory=True)) for d in found}
+    named = [("the paper's setting", defaults)]
+    if {axis.path for axis in axes} == set(CALIBRATION) and all(d.wrapper in ("", "of_model") for d in found):
+        named.append(("no calibration (1 and 1)", dict.fromkeys(CALIBRATION, 1.0)))
+    return [(name, values) for name, values in named if all(values[axis.path] in axis.choices for axis in axes)]
 
 
 def _summary(study: StudyRow) -> str:

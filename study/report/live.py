@@ -76,7 +76,7 @@ class LiveReport:
         state = (study.state, links, [(row.number, row.state, len(row.epochs), len(row.attempts)) for row in rows])
         if study.baseline is None or state == self._seen:
             return
-        write_report(study, rows, self.folder, links=links, known=self._importances(study, rows))
+        write_report(study, rows, self.folder, links=links, known=self._importances(study, rows), papers=False)
         self._attached |= attach(self.tracker, study, self.folder, self._attached)
         self._seen = state
         self.drawn += 1

@@ -5,38 +5,31 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from study.console import percent
-from study.figure_style import LABELS, STATES
+from study.figures import interactive, static
+from study.figures.content import Figure
+from study.figures.style import LABELS, STATES
 from study.report.content import Content, content_of
-from study.report.png import draw_grid
-from study.report.results import curves, progress, tradeoff
-from study.report.space import importance_bars, parallel, slices, timeline
-from study.report.style import Plot
+from study.report.results import curves, progress, timeline, tradeoff
+from study.report.space import NO_AXES, grid, importance_bars, parallel, slices
 from study.results.facts import Trial
 from study.results.importance import Importances
 from study.results.ranking import trial_table
 from study.store.rows import StudyRow, TrialRow
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+PAGE = Path(__file__).with_name("web")
 
 
-PICTURES = {
-    "tradeoff.png": "clean against robust accuracy",
-    "progress.png": "progress of the search",
-    "curves.png": "learning curves",
-    "parallel.png": "parallel coordinates",
-    "slices.png": "slices",
-    "importances.png": "parameter importances",
-    "timeline.png": "time line of the cluster",
-}
-GRID = ("grid.png", "grid")
+def figures(content: Content) -> list[Figure]:
+    """Every figure of a report, in the page's order."""
+    makers = (tradeoff, progress, curves, parallel, slices, importance_bars, grid, timeline)
+    return [figure for make in makers if (figure := make(content)) is not None]
 
 
 def write_report(
@@ -46,28 +39,24 @@ def write_report(
     *,
     links: Mapping[str, str] | None = None,
     known: Sequence[Importances] | None = None,
+    papers: bool = True,
 ) -> Path:
-    """Write `report.md`, `report.html`, `report.json` and the pictures into `folder`; returns the Markdown's path.
+    """Write `report.md`, `report.html`, `report.json` and the figures into `folder`; returns the Markdown's path.
 
-    A study that searched exactly two paths, both with choices, gets `grid.png` as well. `links` and `known` are those
-    of `content_of`; links that an earlier report had there are kept. Safe in any thread: nothing here uses pyplot.
+    A figure is a PNG, with `papers` a PDF as well. A study that searched exactly two paths, both with choices, gets
+    `grid` as well. `links` and `known` are those of `content_of`; links that an earlier report had there are kept.
+    Safe in any thread: nothing here uses pyplot.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = _links_of_before(folder, study) if links is None else links
     content = content_of(study, trials, links=found, known=known)
-    pictures = []
-    for (name, text), draw in zip(PICTURES.items(), _drawers(), strict=True):
-        if (content.axes or name not in ("parallel.png", "slices.png", "importances.png")) and content.trials:
-            draw(content).savefig(folder / name, dpi=150)
-            pictures.append((name, text))
-    if draw_grid(study, trials, folder / GRID[0]):
-        pictures.append(GRID)
-    from study.report.png import markdown_of
-
+    drawn = [figure for figure in figures(content) if content.trials and figure.empty != NO_AXES]
+    for figure in drawn:
+        static.write(figure, folder, paper=papers)
     rows = trial_table(trials, study.spec.goal.resolve(study.baseline)) if study.baseline else []
     _write(folder / "report.json", json.dumps(content.json(), indent=2))
     _write(folder / "report.html", html_of(content))
-    return _write(folder / "report.md", markdown_of(content, rows, pictures))
+    return _write(folder / "report.md", markdown_of(content, rows, drawn))
 
 
 def _links_of_before(folder: Path, study: StudyRow) -> dict[str, str]:
@@ -88,12 +77,6 @@ def report_json(study: StudyRow, trials: Sequence[TrialRow]) -> dict[str, Any]:
     return content_of(study, trials).json()
 
 
-def _drawers() -> tuple[Callable[[Content], Figure], ...]:
-    from study.report.png import curves, importance_bars, parallel, progress, slices, timeline, tradeoff
-
-    return tradeoff, progress, curves, parallel, slices, importance_bars, timeline
-
-
 def _write(path: Path, text: str) -> Path:
     """At once: who reads the folder while it is drawn again finds the old file or the new one."""
     fresh = path.with_name(f".{path.name}.new")
@@ -102,61 +85,82 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-# The figures of a report for the browser: plain plotly.js traces and layouts, built of the same content.
-#
-# All text that a user or a machine wrote is escaped: plotly reads HTML in labels.
-
-FIGURES = {
-    "tradeoff": ("Trade-off", "Clean against robust accuracy of every trial's best epoch. Only full-length trials make "
-                 "the front; the shaded side of a floor is refused."),
-    "progress": ("Progress", "The best trial known whenever one had finished."),
-    "curves": ("Learning curves", "Accuracy by epoch; the last marker says how the trial ended."),
-    "parallel": ("Parallel coordinates", "Full-length trials from their parameters to their accuracies. Drag along an "
-                 "axis to select, drag a name to reorder; `not set`: a conditional parameter that the trial lacks."),
-    "slices": ("Slices", "Full-length trials by each parameter; colour is the order of trials. Orange rings were the "
-               "best when they finished, open circles are below a floor, the star is the best."),
-    "importances": ("Importances", "Share of an accuracy's variance over the search space (total effect of a random "
-                    "forest). Whiskers: 5 to 95 % over resampled trials; dashed: what a column of random numbers "
-                    "gets."),
-    "timeline": ("Time line", "One bar an attempt, coloured by how it ended; gaps are waiting."),
-}  # fmt: skip
+# A report as Markdown, beside its pictures.
 
 
-def figures(content: Content) -> dict[str, Plot]:
-    """Every figure by its name in FIGURES."""
-    makers = (tradeoff, progress, curves, parallel, slices, importance_bars, timeline)
-    return {name: make(content) for name, make in zip(FIGURES, makers, strict=True)}
+def markdown_of(content: Content, table: Sequence[dict[str, object]], pictures: Sequence[Figure]) -> str:
+    """`table`: rows of `results.trial_table`; `pictures`: the figures that were drawn."""
+    lines = [
+        f"# Study {content.study}",
+        "",
+        f"{len(content.trials)} of {content.budget} trials of {content.summary}",
+        "",
+    ]
+    if not content.unmodified:
+        return "\n".join([*lines, "The study has not begun yet.", ""])
+    lines += ["| model | clean | robust |", "| --- | ---: | ---: |"]
+    if content.best is not None:
+        best = content.trial(content.best)
+        lines.append(
+            f"| trial {best.number} (best) | {percent(best.clean_accuracy)} | {percent(best.robust_accuracy)} |"
+        )
+    clean, robust = (percent(content.unmodified[f"{name}_accuracy"]) for name in ("clean", "robust"))
+    lines += [f"| unmodified CLIP | {clean} | {robust} |", "", "Interactive: [report.html](report.html)", ""]
+    for figure in pictures:
+        lines += [f"![{figure.heading}]({figure.name}.png)", ""]
+    lines += ["## Trials", ""]
+    lines.append(
+        "| trial | state | epochs | clean | robust | " + " | ".join(a.path for a in content.axes) + " | note |"
+    )
+    lines.append("| ---: | --- | ---: | ---: | ---: | " + "---: | " * len(content.axes) + "--- |")
+    for row in table:
+        trial = content.trial(int(str(row["number"])))
+        values = " | ".join(_plain(axis.text(trial.params.get(axis.path))) for axis in content.axes)
+        lines.append(
+            f"| {trial.number} | {trial.state} | {trial.epochs}/{trial.planned_epochs} | "
+            f"{percent(trial.clean_accuracy)} | {percent(trial.robust_accuracy)} | {values} | {_plain(trial.note)} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _plain(text: str) -> str:
+    """Text that neither ends a table's cell nor is read as HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 # A report as one HTML file that needs no network: plotly.js, data, style and script are inside.
 #
 # Everything that a user or a machine wrote is escaped, in the page and in the data.
 
-PAGE = Path(__file__).with_name("web")
-
 
 def html_of(content: Content) -> str:
     """The whole page."""
+    every = figures(content)
     return Template(_file("report.html")).substitute(
         title=escape(content.study),
         summary=escape(content.summary),
         css=_file("report.css"),
         js=_file("report.js"),
         cards=_cards(content),
-        nav="".join(f'<a href="#{name}-section">{title}</a>' for name, (title, _) in FIGURES.items())
+        nav="".join(f'<a href="#{figure.name}-section">{figure.heading}</a>' for figure in every)
         + '<a href="#table">Trials</a>' + _link(content, "study", "MLflow run"),
-        figures="\n".join(
-            f'<section id="{name}-section"><h2>{title}</h2><p>{text}</p><div class="scroll">'
-            f'<div class="plot" id="{name}"></div></div></section>'
-            for name, (title, text) in FIGURES.items()
-        ),
+        figures="\n".join(map(_section, every)),
         states="".join(f'<option value="{value}">{label}</option>' for value, label in _states(content)),
         headings=_headings(content),
         rows="\n".join(_row(content, trial) for trial in _ordered(content)),
         footer=_footer(content),
-        data=_script_json({"figures": figures(content)}),
+        data=_script_json({"figures": {figure.name: interactive.plot(figure) for figure in every if not figure.empty}}),
         plotly=_plotly(),
     )  # fmt: skip
+
+
+def _section(figure: Figure) -> str:
+    """A figure's place on the page; of one without anything to show, the sentence that says so."""
+    shown = f'<p class="none">{escape(figure.empty)}</p>'
+    if not figure.empty:
+        shown = f'<div class="scroll"><div class="plot" id="{figure.name}"></div></div>'
+    head = f"<h2>{escape(figure.heading)}</h2><p>{escape(figure.caption)}</p>"
+    return f'<section id="{figure.name}-section">{head}{shown}</section>'
 
 
 @functools.cache
@@ -229,7 +233,7 @@ def _ordered(content: Content) -> list[Trial]:
 
 
 def _row(content: Content, trial: Trial) -> str:
-    colour = STATES[trial.state][0]
+    colour = STATES[trial.state].colour
     run = _link(content, str(trial.number), str(trial.number)) or str(trial.number)
     marks = [{"paper": "the paper's defaults"}.get(trial.reference, trial.reference)]
     marks += ["below a floor" if trial.state == "complete" and trial.feasible is False else "", trial.note]

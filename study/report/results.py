@@ -1,160 +1,238 @@
-"""The browser's figures about results: the trade-off, the search's progress, learning curves."""
+"""Figures about results: the trade-off, the search's progress, learning curves, the time line of the cluster."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from study.figure_style import ACCENT, LABELS, STATES
-from study.report.content import Content
-from study.report.style import SYMBOLS, Plot, axis_of, hover, in_percent, layout_of
+from study.figures.content import Bars, Figure, Mark, Panel, Rule, Scale, Series
+from study.figures.style import LABELS, OUTCOMES
+from study.report.content import Bar, Content
+from study.results.facts import METRICS, Trial
+
+CROWDED = 1.2  # points of clean accuracy
+REFERENCES = {"paper": "the paper's defaults", "warm start": "warm start"}
+REPORT, BAR = 0.37, 0.74  # half of a report's tick, and a bar, of a trial's line
+NOTHING = "No trial has measured anything yet."
 
 
-def _points(content: Content, trials: list[Any], name: str, **marker: Any) -> dict[str, Any]:
-    return {
-        "type": "scatter", "mode": "markers", "name": name, "x": in_percent([t.clean_accuracy for t in trials]),
-        "y": in_percent([t.robust_accuracy for t in trials]), "marker": marker,
-        "hovertemplate": [hover(content, t.number) for t in trials],
-    }  # fmt: skip
+def in_percent(values: Sequence[float | None]) -> tuple[float | None, ...]:
+    """Fractions as percent; None stays."""
+    return tuple(None if value is None else 100 * value for value in values)
 
 
-def _line(x: list[Any], y: list[Any], name: str, **line: Any) -> dict[str, Any]:
-    return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": line, "hoverinfo": "skip"}
+def hover(content: Content, trial: Trial) -> str:
+    """What pointing at a trial shows."""
+    lines = [f"trial {trial.number}: {LABELS[trial.state]}, {trial.epochs}/{trial.planned_epochs} epochs"]
+    if trial.robust_accuracy is not None and trial.clean_accuracy is not None:
+        lines.append(f"clean {100 * trial.clean_accuracy:.1f} %, robust {100 * trial.robust_accuracy:.1f} %")
+    lines += [f"{axis.label} = {axis.text(trial.params.get(axis.path))}" for axis in content.axes]
+    return "\n".join([*lines, trial.note[:120]] if trial.note else lines)
 
 
-def tradeoff(content: Content) -> Plot:
-    data = []
-    for state in ("failed", "running", "pruned"):
-        if rows := content.in_state(state):
-            name = f"{LABELS[state]} (not in the front)"
-            data.append(
-                _points(content, rows, name, color=STATES[state][0], symbol=SYMBOLS[state], opacity=0.6, size=8)
-            )
-    front = [content.trial(number) for number in content.pareto]
-    if front:
-        clean, robust = (
-            in_percent([getattr(t, name) for t in front]) for name in ("clean_accuracy", "robust_accuracy")
-        )
-        data.append(_line(clean, robust, "Pareto front", color=ACCENT, width=2, shape="vh"))
-    blue = STATES["complete"][0]
+def _trials(content: Content, role: str, trials: Sequence[Trial], label: str, **more: Any) -> Series:
+    """Clean against robust accuracy."""
+    return Series(
+        role, in_percent([t.clean_accuracy for t in trials]), in_percent([t.robust_accuracy for t in trials]), label,
+        tuple(hover(content, t) for t in trials), **more,
+    )  # fmt: skip
+
+
+def tradeoff(content: Content) -> Figure:
+    """Only full-length trials make the front; the shaded side of a floor is refused."""
     complete = content.in_state("complete")
-    for feasible, name in ((True, "full length"), (False, "full length, below a floor")):
-        if rows := [t for t in complete if bool(t.feasible) is feasible]:
-            colour = blue if feasible else "white"
-            data.append(_points(content, rows, name, color=colour, size=10, line={"color": blue, "width": 1.5}))
-    for reference, symbol, name in (
-        ("paper", "diamond-open", "the paper's defaults"), ("warm start", "square-open", "warm start"),
-    ):  # fmt: skip
-        if rows := [t for t in complete if t.reference == reference]:
-            data.append(_points(content, rows, name, color="#CC79A7", symbol=symbol, size=17, line={"width": 2}))
+    front = [content.trial(number) for number in content.pareto]
+    found = [
+        _trials(content, state, trials, f"{LABELS[state]} (not in the front)", size=5.0, opacity=0.6)
+        for state in ("failed", "running", "pruned") if (trials := content.in_state(state))
+    ]  # fmt: skip
+    if front:
+        x, y = (in_percent([getattr(t, name) for t in front]) for name in METRICS)
+        found.append(Series("best", x, y, "Pareto front", width=1.6, shape="until", tags=_numbers(content, front)))
+    for feasible, label in ((True, "full length"), (False, "full length, below a floor")):
+        if trials := [t for t in complete if bool(t.feasible) is feasible]:
+            found.append(_trials(content, "complete", trials, label, size=7.0, fill="full" if feasible else "white"))
+    for reference, label in REFERENCES.items():
+        if trials := [t for t in complete if t.reference == reference]:
+            found.append(_trials(content, reference, trials, label, size=11.0, fill="none"))
     if content.best is not None:
         best = content.trial(content.best)
-        trace = _points(content, [best], f"best: trial {best.number}, 95 % of its dev images", color=ACCENT, size=13)
-        for which, error in (("error_x", best.clean_error), ("error_y", best.robust_error)):
-            trace[which] = {"type": "constant", "value": 100 * (error or 0), "color": ACCENT, "thickness": 1.2}
-        data.append(trace)
+        ends = [((100 * (error or 0),) * 2,) for error in (best.clean_error, best.robust_error)]
+        label = f"best: trial {best.number}, 95 % of its dev images"
+        found.append(_trials(content, "best", [best], label, size=9.0, x_errors=ends[0], y_errors=ends[1]))
     if content.unmodified:
-        x, y = ([100 * content.unmodified[name]] for name in ("clean_accuracy", "robust_accuracy"))
-        data.append(
-            {"type": "scatter", "mode": "markers", "name": "unmodified CLIP", "x": x, "y": y,
-             "marker": {"symbol": "star", "size": 16, "color": "black"},
-             "hovertemplate": "unmodified CLIP<br>clean %{x:.1f} %, robust %{y:.1f} %<extra></extra>"}
-        )  # fmt: skip
-    shapes = []
-    for name, floor in content.floors.items():
-        a, b = ("x", "y") if name == "clean_accuracy" else ("y", "x")
-        shade = {"type": "rect", f"{a}0": 0, f"{a}1": 100 * floor, f"{b}ref": "paper", f"{b}0": 0, f"{b}1": 1,
-                 "fillcolor": "#888", "opacity": 0.13, "line": {"width": 0}, "layer": "below"}  # fmt: skip
-        edge = {"type": "line", f"{a}0": 100 * floor, f"{a}1": 100 * floor, f"{b}ref": "paper", f"{b}0": 0, f"{b}1": 1,
-                "line": {"dash": "dash", "width": 1}}  # fmt: skip
-        shapes += [shade, edge]
-    ranges = [_range(data, name, content.floors.get(metric)) for name, metric in
-              (("x", "clean_accuracy"), ("y", "robust_accuracy"))]  # fmt: skip
-    return {"data": data, "layout": layout_of(
-        520, shapes=shapes, xaxis=axis_of("clean accuracy (%)", range=ranges[0]),
-        yaxis=axis_of("robust accuracy (%)", range=ranges[1]),
-    )}  # fmt: skip
+        clean, robust = (100 * content.unmodified[name] for name in METRICS)
+        text = f"unmodified CLIP\nclean {clean:.1f} %, robust {robust:.1f} %"
+        found.append(Series("unmodified", (clean,), (robust,), "unmodified CLIP", (text,), 12.0))
+    scales, rules = [], []
+    for which, name in (("x", METRICS[0]), ("y", METRICS[1])):
+        floor = 100 * content.floors[name] if name in content.floors else None
+        scales.append(_scale(name, which, found, floor))
+        if floor is not None:
+            label = f"floor of {name.replace('_', ' ')}"
+            rules.append(Rule(floor, which, label, "dash", refused=scales[-1].low))  # type: ignore[arg-type]
+    return Figure(
+        "tradeoff", f"{content.study}: trade-off (dev sets)",
+        (Panel((*rules, *found), scales[0], scales[1], empty="" if content.in_state(*LABELS) else NOTHING),), 7.5, 5.6,
+        "Trade-off",
+        "Clean against robust accuracy of every trial's best epoch. Only full-length trials make the front; the shaded "
+        "side of a floor is refused.",
+    )  # fmt: skip
 
 
-def _range(data: list[dict[str, Any]], name: str, floor: float | None) -> list[float] | None:
-    """Ends of an axis that hold every point, the floor, and a margin; the shading would stretch it to 0."""
-    values = [value for trace in data for value in trace[name]] + ([100 * floor] if floor is not None else [])
-    for trace in data:
-        if error := trace.get(f"error_{name}"):
-            values += [trace[name][0] - error["value"], trace[name][0] + error["value"]]
-    if not values:
-        return None
-    margin = 0.08 * (max(values) - min(values)) or 1.0
-    return [min(values) - margin, max(values) + margin]
+def _numbers(content: Content, front: Sequence[Trial]) -> tuple[tuple[str, bool], ...]:
+    """The front's trials by number but for the best, which the legend names; crowded ones change sides."""
+    found = []
+    before, below = float("-inf"), False
+    for trial in front:
+        clean = 100 * (trial.clean_accuracy or 0.0)
+        named = trial.number != content.best
+        if named:
+            below = not below and clean - before < CROWDED
+            before = clean
+        found.append((str(trial.number) if named else "", named and below))
+    return tuple(found)
 
 
-def progress(content: Content) -> Plot:
-    data: list[dict[str, Any]] = []
-    places = {step.trial: place for place, step in enumerate(content.progress, start=1)}
-    for state in ("failed", "pruned", "complete"):
-        if rows := [t for t in content.in_state(state) if t.number in places]:
-            data.append({
-                "type": "scatter", "mode": "markers", "name": LABELS[state], "x": [places[t.number] for t in rows],
-                "y": in_percent([content.value(t) for t in rows]),
-                "marker": {"color": STATES[state][0], "symbol": SYMBOLS[state], "size": 8, "opacity": 0.75},
-                "hovertemplate": [hover(content, t.number) for t in rows],
-            })  # fmt: skip
-    known = [(place, step) for place, step in enumerate(content.progress, start=1) if step.best is not None]
-    if known:
-        y = in_percent([content.value(step) for _, step in known])
-        trace = _line([place for place, _ in known], y, "best so far", color=ACCENT, width=2.5, shape="hv")
-        trace.pop("hoverinfo")
-        trace["hovertemplate"] = [
-            f"best so far: trial {step.best}, {value:.1f} %<br>after {step.device_seconds / 3600:.2f} device hours"
-            "<extra></extra>" for (_, step), value in zip(known, y, strict=True)
-        ]  # fmt: skip
-        data.append(trace)
-    shapes = _level(content, content.level, "x")
-    return {"data": data, "layout": layout_of(
-        380, xaxis=axis_of("finished trials", rangemode="tozero"),
-        yaxis=axis_of(f"{content.measure} (%)"), **shapes,
-    )}  # fmt: skip
+def _scale(metric: str, which: str, marks: Sequence[Series], floor: float | None) -> Scale:
+    """An axis that holds every point, its interval and the floor, with a margin."""
+    values = [] if floor is None else [floor]
+    for mark in marks:
+        errors = getattr(mark, f"{which}_errors") or [(0.0, 0.0)] * len(mark.x)
+        for value, (below, above) in zip(getattr(mark, which), errors, strict=True):
+            values += [value - below, value + above]
+    label = f"{metric.replace('_', ' ')} (%)"
+    margin = (0.08 * (max(values) - min(values)) or 1.0) if values else 0.0
+    return Scale(label, min(values) - margin, max(values) + margin) if values else Scale(label)
 
 
-def _level(content: Content, value: float, axis: str) -> dict[str, Any]:
-    """The unmodified CLIP as a dotted line with its name."""
-    if not content.unmodified:
-        return {}
-    number = axis.removeprefix("x")
-    y = 100 * value
-    line = {"type": "line", "xref": f"x{number} domain", "x0": 0, "x1": 1, "yref": f"y{number}", "y0": y, "y1": y,
-            "line": {"dash": "dot", "width": 1.3}}  # fmt: skip
-    text = {"xref": f"x{number} domain", "x": 1, "xanchor": "right", "yref": f"y{number}", "y": y, "yanchor": "bottom",
-            "text": "unmodified CLIP", "showarrow": False, "font": {"size": 11}}  # fmt: skip
-    return {"shapes": [line], "annotations": [text]}
+def progress(content: Content) -> Figure:
+    """By number of finished trials, and by devices' time."""
+    steps = content.progress
+    places: list[tuple[list[float], Scale]] = [
+        ([float(n + 1) for n in range(len(steps))], Scale("finished trials", 0.5, len(steps) + 0.5, whole=True)),
+        ([step.device_seconds / 3600 for step in steps], Scale("device hours of finished trials")),
+    ]
+    panels = []
+    for number, (at, scale) in enumerate(places):
+        marks: list[Mark] = []
+        for state in ("failed", "pruned", "complete"):
+            trials = [(x, content.trial(step.trial)) for x, step in zip(at, steps, strict=True)]
+            points = [(x, t) for x, t in trials if t.state == state and t.robust_accuracy is not None]
+            if points:
+                y = in_percent([content.value(trial) for _, trial in points])
+                texts = tuple(hover(content, trial) for _, trial in points)
+                marks.append(Series(state, tuple(x for x, _ in points), y, LABELS[state], texts, 5.0, opacity=0.75))
+        known = [(x, step) for x, step in zip(at, steps, strict=True) if step.best is not None]
+        if known:
+            texts = tuple(f"best so far: trial {step.best}, {100 * content.value(step):.1f} %\nafter "
+                          f"{step.device_seconds / 3600:.2f} device hours" for _, step in known)  # fmt: skip
+            y = in_percent([content.value(step) for _, step in known])
+            x = tuple(x for x, _ in known)
+            marks.append(Series("best", x, y, "best so far", texts, width=2.0, shape="after"))
+        marks += _unmodified(content, content.level)
+        label = "" if number else f"{content.measure} (%)"
+        panels.append(Panel(tuple(marks), scale, Scale(label), empty="" if steps else "No trial has finished yet."))
+    return Figure(
+        "progress", f"{content.study}: progress of the search (dev sets)", tuple(panels), 10.5, 4.3, "Progress",
+        "The best trial known whenever one had finished.", columns=2, share_y=True,
+    )  # fmt: skip
 
 
-def curves(content: Content) -> Plot:
-    data: list[dict[str, Any]] = []
-    seen: set[str] = set()
-    for trial in sorted((t for t in content.trials if t.curve), key=lambda t: t.number == content.best):
-        best = trial.number == content.best
-        colour = ACCENT if best else STATES[trial.state][0]
-        name = f"best: trial {trial.number}" if best else LABELS[trial.state]
-        for metric, axis in (("robust_accuracy", ""), ("clean_accuracy", "2")):
-            data.append({
-                "type": "scatter", "mode": "lines+markers", "name": name, "legendgroup": name,
-                "showlegend": name not in seen, "xaxis": f"x{axis}", "yaxis": f"y{axis}",
-                "x": [e.epoch for e in trial.curve], "y": in_percent([getattr(e, metric) for e in trial.curve]),
-                "line": {"color": colour, "width": 3 if best else 1.2}, "opacity": 1 if best else 0.7,
-                "marker": {"color": colour, "symbol": SYMBOLS[trial.state],
-                           "size": [4] * (len(trial.curve) - 1) + [10]},
-                "hovertemplate": hover(content, trial.number),
-            })  # fmt: skip
-            seen.add(name)
-    clip = content.unmodified or {}
-    levels = [_level(content, clip.get(f"{name}_accuracy", 0.0), x) for name, x in (("robust", "x"), ("clean", "x2"))]
-    joined = {key: [item for level in levels for item in level.get(key, [])] for key in ("shapes", "annotations")}
-    return {"data": data, "layout": layout_of(
-        420, xaxis=axis_of("epoch", domain=[0, 0.46], dtick=_epoch_step(content)),
-        xaxis2=axis_of("epoch", domain=[0.54, 1], dtick=_epoch_step(content)), yaxis=axis_of("robust accuracy (%)"),
-        yaxis2=axis_of("clean accuracy (%)", anchor="x2"), **joined,
-    )}  # fmt: skip
+def _unmodified(content: Content, value: float) -> list[Rule]:
+    return [Rule(100 * value, label="unmodified CLIP")] if content.unmodified else []
 
 
-def _epoch_step(content: Content) -> int:
-    return max(1, max((t.planned_epochs for t in content.trials), default=1) // 10)
+def curves(content: Content) -> Figure:
+    """One line a trial; where it was stopped or failed, a marker."""
+    shown = sorted((trial for trial in content.trials if trial.curve), key=lambda t: t.number == content.best)
+    longest = max((trial.planned_epochs for trial in shown), default=1)
+    panels = []
+    for metric in METRICS[::-1]:
+        marks: list[Mark] = []
+        for trial in shown:
+            best = trial.number == content.best
+            marks.append(Series(
+                "best" if best else trial.state, tuple(e.epoch for e in trial.curve),
+                in_percent([getattr(e, metric) for e in trial.curve]),
+                f"best: trial {trial.number}" if best else LABELS[trial.state], (hover(content, trial),),
+                7.0 if best else 6.0, 2.4 if best else 1.0, 1.0 if best else 0.65, ends=True,
+            ))  # fmt: skip
+        marks += _unmodified(content, (content.unmodified or {}).get(metric, 0.0))
+        if metric in content.floors:
+            marks.append(Rule(100 * content.floors[metric], label="floor", dash="dash"))
+        panels.append(Panel(
+            tuple(marks), Scale("epoch", 0.7, longest + 0.3, whole=True), Scale(f"{metric.replace('_', ' ')} (%)"),
+            empty="" if shown else NOTHING,
+        ))  # fmt: skip
+    return Figure(
+        "curves", f"{content.study}: learning curves (dev sets)", tuple(panels), 10.5, 4.8, "Learning curves",
+        "Accuracy by epoch; the last marker says how the trial ended.", columns=2,
+    )  # fmt: skip
+
+
+def clock_of(content: Content) -> tuple[float, str, int]:
+    """(ms in a unit, the unit's name, origin in ms) that suit the study's length."""
+    origin = min([content.created_ms, *(bar.started_ms for bar in content.timeline)])
+    span = max([bar.ended_ms for bar in content.timeline], default=origin) - origin
+    unit, name = (3_600_000.0, "hours") if span > 3 * 3_600_000 else (60_000.0, "minutes")
+    return unit, name, origin
+
+
+def at_once(bars: Sequence[Bar]) -> list[tuple[int, int]]:
+    """(ms, attempts under way from then on), by time."""
+    changes = sorted([(bar.started_ms, 1) for bar in bars] + [(bar.ended_ms, -1) for bar in bars])
+    found: dict[int, int] = {}
+    running = 0
+    for when, change in changes:
+        running += change
+        found[when] = running
+    return list(found.items())
+
+
+def timeline(content: Content) -> Figure:
+    """A bar an attempt, on its trial's line; white ticks are reports. Below: attempts at once."""
+    unit, name, origin = clock_of(content)
+    span = max((bar.ended_ms - origin for bar in content.timeline), default=0) / unit
+    several = len({bar.host for bar in content.timeline if bar.host}) > 1
+    groups: dict[tuple[str, str], list[Bar]] = {}
+    for bar in content.timeline:
+        groups.setdefault(OUTCOMES.get(bar.outcome, ("lost", bar.outcome)), []).append(bar)
+    marks: list[Mark] = []
+    for (role, label), bars in groups.items():
+        lengths = [(bar.ended_ms - bar.started_ms) / unit for bar in bars]
+        hosts = [
+            bar.host if several and length > 0.06 * span else "" for bar, length in zip(bars, lengths, strict=True)
+        ]
+        marks.append(Bars(
+            role, tuple(bar.trial for bar in bars), tuple(max(length, 0.003 * span) for length in lengths),  # visible
+            tuple((bar.started_ms - origin) / unit for bar in bars), label, tuple(_attempt(bar, label) for bar in bars),
+            tuple(hosts), BAR,
+        ))  # fmt: skip
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for trial in content.trials:
+        for epoch in trial.curve:
+            x += [(epoch.timestamp_ms - origin) / unit] * 2 + [None]
+            y += [trial.number - REPORT, trial.number + REPORT, None]
+    marks.append(Series("report", tuple(x), tuple(y), width=0.9))
+    steps = at_once(content.timeline)
+    most, count = max((n for _, n in steps), default=0), max((t.number for t in content.trials), default=0) + 1
+    load = Series("complete", tuple((when - origin) / unit for when, _ in steps), tuple(float(n) for _, n in steps),
+                opacity=0.35, shape="after", area=True)  # fmt: skip
+    panels = (
+        Panel(tuple(marks), Scale(), Scale("trial", count - 0.4, -0.6, whole=True, grid=False),
+              empty="" if steps else "No trial has begun yet."),
+        Panel((load,), Scale(f"{name} since the study was created"), Scale("at once", 0, most + 0.6, whole=True)),
+    )  # fmt: skip
+    return Figure(
+        "timeline", f"{content.study}: time line of the cluster", panels if steps else panels[:1], 10.5,
+        min(14.0, 2.8 + 0.2 * count), "Time line",
+        "One bar an attempt, coloured by how it ended; white ticks are reports, gaps are waiting. Below: how many ran "
+        "at once.", heights=(max(3.0, 0.2 * count), 1.0) if steps else (), share_x=True,
+    )  # fmt: skip
+
+
+def _attempt(bar: Bar, label: str) -> str:
+    minutes = (bar.ended_ms - bar.started_ms) / 60_000
+    return f"trial {bar.trial}, attempt {bar.token}: {label}\n{bar.host} {bar.device}\n{minutes:.1f} min"

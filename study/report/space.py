@@ -1,19 +1,24 @@
-"""The browser's figures about the search space, and the time line."""
+"""Figures about the search space: parallel coordinates, slices, importances, and the heat maps of a grid."""
 
 from __future__ import annotations
 
 import math
-from html import escape
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from study.figure_style import ACCENT, OUTCOMES, STATES
+from study.figures.content import Bars, Cells, Figure, Mark, Panel, Path, Paths, Rule, Scale, Series, Shade, Ticks
 from study.report.content import Axis, Content
-from study.report.style import Plot, axis_of, hover, in_percent, layout_of
+from study.report.results import hover, in_percent
+from study.results.facts import METRICS, Trial
+from study.results.importance import Importances
 
 CROWDED = 0.07  # ticks that are nearer than this would be printed over each other
 NOT_SET = -0.14  # place of a conditional parameter that a trial does not have, below the axis
+FEW = 10  # full-length trials; with fewer, those that were stopped are shown too
+NO_AXES = "This study searches no parameter."
+NO_TRIALS = "No trial has reached its full length, and none was stopped early yet."
 
 
 def fraction(axis: Axis, value: Any) -> float:
@@ -43,143 +48,170 @@ def ticks(axis: Axis) -> list[tuple[float, str]]:
     return [*placed, (1.0, axis.text(float(axis.high)))]
 
 
+def _ticks(axis: Axis, trials: Sequence[Trial]) -> Ticks:
+    """The axis' ticks, and `not set` if one of the trials lacks the parameter."""
+    lacking = any(axis.path not in trial.params for trial in trials)
+    return (*([(NOT_SET, "not set")] if lacking else []), *ticks(axis))
+
+
+def _empty(content: Content, trials: Sequence[Trial]) -> str:
+    return NO_AXES if not content.axes else "" if trials else NO_TRIALS
+
+
+def parallel(content: Content) -> Figure:
+    """Full-length trials coloured by what is compared, those that were stopped early in grey."""
+    trials = content.in_state("pruned", "complete")
+    complete = content.in_state("complete")
+    reached = []
+    for name in METRICS:
+        values = [100 * getattr(trial, name) for trial in trials]
+        low, high = min(values, default=0.0), max(values, default=100.0)
+        reached.append(Axis(name, name.replace("_", " ") + " %", False, low, high if high > low else low + 1.0))
+    paths = tuple(
+        Path(
+            (*(fraction(axis, trial.params.get(axis.path)) for axis in content.axes),
+             *(fraction(axis, 100 * getattr(trial, axis.path)) for axis in reached)),
+            100 * content.value(trial) if trial.state == "complete" else None,
+            trial.number == content.best, trial.state == "complete" and not trial.feasible,
+        )
+        for trial in sorted(trials, key=content.value)
+    )  # fmt: skip
+    columns = [(axis.label, _ticks(axis, trials)) for axis in content.axes]
+    columns += [(axis.label, tuple(ticks(axis))) for axis in reached]
+    values = [100 * content.value(trial) for trial in complete]
+    shade = _shade(f"{content.measure} (%)", values)
+    return Figure(
+        "parallel",
+        f"{content.study}: parameters to accuracies\nbold: best; dashed: below a floor; grey: stopped early",
+        (Panel((Paths(tuple(columns), paths, shade),), empty=_empty(content, trials)),),
+        max(7.0, 1.6 * len(columns) + 1.2), 5.2, "Parallel coordinates",
+        "Full-length trials from their parameters to their accuracies; grey ones were stopped early. Drag along an "
+        "axis to select, drag a name to reorder; `not set`: a conditional parameter that the trial lacks.",
+    )  # fmt: skip
+
+
+def _shade(label: str, values: Sequence[float], **more: Any) -> Shade:
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    return Shade(label, low, high, **more) if high > low else Shade(label, low - 1, high + 1, **more)
+
+
 def panels(count: int) -> tuple[int, int]:
     """Rows and columns of so many panels: at most four side by side, the rows about equally full."""
     rows = max(1, math.ceil(count / 4))
     return rows, max(1, math.ceil(count / rows))
 
 
-def clock_of(content: Content) -> tuple[float, str, int]:
-    """(ms in a unit, the unit's name, origin in ms) that suit the study's length."""
-    origin = min([content.created_ms, *(bar.started_ms for bar in content.timeline)])
-    span = max([bar.ended_ms for bar in content.timeline], default=origin) - origin
-    unit, name = (3_600_000.0, "hours") if span > 3 * 3_600_000 else (60_000.0, "minutes")
-    return unit, name, origin
-
-
-def parallel(content: Content) -> Plot:
-    trials = content.in_state("complete")
-    dimensions: list[dict[str, Any]] = []
-    for axis in content.axes:
-        lacking = any(axis.path not in trial.params for trial in trials)
-        marks = ([(NOT_SET, "not set")] if lacking else []) + ticks(axis)
-        dimensions.append({
-            "label": escape(axis.label), "range": [NOT_SET if lacking else 0, 1],
-            "values": [fraction(axis, trial.params.get(axis.path)) for trial in trials],
-            "tickvals": [place for place, _ in marks], "ticktext": [escape(text) for _, text in marks],
-        })  # fmt: skip
-    for name in ("clean_accuracy", "robust_accuracy"):
-        dimensions.append({"label": f"{name.removesuffix('_accuracy')} %", "tickformat": ".1f",
-                           "values": in_percent([getattr(t, name) for t in trials])})  # fmt: skip
-    title = {"text": f"{content.measure} (%)", "side": "right"}
-    line = {"color": in_percent([content.value(t) for t in trials]), "colorscale": "Viridis",
-            "showscale": True, "colorbar": {"title": title, "thickness": 14}}  # fmt: skip
-    data = [{"type": "parcoords", "dimensions": dimensions, "line": line, "labelfont": {"size": 12}}] if trials else []
-    return {"data": data, "layout": layout_of(430, margin={"l": 70, "r": 70, "t": 60, "b": 30})}
-
-
-def slices(content: Content) -> Plot:
-    trials = content.in_state("complete")
+def slices(content: Content) -> Figure:
+    """What is compared over each parameter; darker trials came later."""
+    complete, stopped = content.in_state("complete"), content.in_state("pruned")
+    stopped = stopped if len(complete) < FEW else []
     rows, columns = panels(len(content.axes))
-    data: list[dict[str, Any]] = []
-    layout: dict[str, Any] = {}
-    width, height = 1 / columns, 1 / rows
-    leaders = {step.best for step in content.progress}
-    ring, plain = STATES["failed"][0], "rgba(0,0,0,0.25)"
-    for place, axis in enumerate(content.axes):
-        name = "" if place == 0 else str(place + 1)
-        row, column = divmod(place, columns)
-        data.append({
-            "type": "scatter", "mode": "markers", "xaxis": f"x{name}", "yaxis": f"y{name}", "showlegend": False,
-            "x": [fraction(axis, t.params.get(axis.path)) for t in trials],
-            "y": in_percent([content.value(t) for t in trials]),
-            "hovertemplate": [hover(content, t.number) for t in trials],
-            "marker": {
-                "color": [t.number for t in trials], "colorscale": "Cividis", "reversescale": True,
-                "showscale": place == 0, "colorbar": {"title": {"text": "trial"}, "thickness": 14},
-                "symbol": ["circle" if t.feasible else "circle-open" for t in trials], "size": 9,
-                "line": {"width": [2 if t.number in leaders else 1 for t in trials],
-                         "color": [ring if t.number in leaders else plain for t in trials]},
-            },
-        })  # fmt: skip
-        if content.best is not None:
-            best = content.trial(content.best)
-            data.append({
-                "type": "scatter", "mode": "markers", "xaxis": f"x{name}", "yaxis": f"y{name}", "showlegend": False,
-                "x": [fraction(axis, best.params.get(axis.path))], "y": in_percent([content.value(best)]),
-                "hovertemplate": hover(content, best.number),
-                "marker": {"symbol": "star", "size": 17, "color": ACCENT, "line": {"width": 1, "color": "black"}},
-            })  # fmt: skip
-        lacking = any(axis.path not in trial.params for trial in trials)
-        marks = ([(NOT_SET, "not set")] if lacking else []) + ticks(axis)
-        layout[f"xaxis{name}"] = axis_of(
-            axis.label + (", log" if axis.log else ""), domain=[column * width, (column + 0.84) * width],
-            anchor=f"y{name}", tickvals=[p for p, _ in marks], ticktext=[escape(t) for _, t in marks],
-            range=[marks[0][0] - 0.1, 1.1],
-        )  # fmt: skip
-        layout[f"yaxis{name}"] = axis_of(
-            f"{content.measure} (%)" if column == 0 else "", anchor=f"x{name}",
-            domain=[1 - (row + 0.72) * height, 1 - row * height], **({"matches": "y"} if place else {}),
-        )  # fmt: skip
-    return {"data": data, "layout": layout_of(60 + 260 * rows, **layout)}
+    empty = _empty(content, [*complete, *stopped])
+    found = tuple(
+        _slice(content, axis, complete, stopped, f"{content.measure} (%)" if place % columns == 0 else "", empty)
+        for place, axis in enumerate(content.axes)
+    )
+    shade = Shade("trial", 0, max([1, *(trial.number for trial in complete)]), "cividis_r", whole=True)
+    return Figure(
+        "slices", f"{content.study}: full-length trials by parameter (dev sets)", found or (Panel(empty=empty),),
+        max(6.0, 3.0 * columns + 0.9), 2.7 * rows + 0.8, "Slices",
+        "Full-length trials by each parameter; colour is the order of trials. Orange rings were the best when they "
+        f"finished, open circles are below a floor, the star is the best. With fewer than {FEW} full-length trials "
+        "those that were stopped early are shown too.",
+        columns=columns, share_y=True, shade=shade,
+    )  # fmt: skip
 
 
-def importance_bars(content: Content) -> Plot:
-    labels = {axis.path: axis.label for axis in content.axes}
-    data: list[dict[str, Any]] = []
-    layout: dict[str, Any] = {"annotations": [], "shapes": [], "showlegend": False}
-    for name, domain, each in zip(("", "2"), ([0, 0.42], [0.58, 1]), content.importances, strict=True):
-        title, below = each.metric.replace("_", " "), ""
-        if each.entries:
-            title += f": {each.trials} trials, out-of-bag R² {each.r2:.2f}"
-            title += "<br>R² is not above 0: nothing can be read off" if each.note else ""
-            below = "share of variance"
-            entries, blue = each.entries[::-1], STATES["complete"][0]
-            data.append({
-                "type": "bar", "orientation": "h", "xaxis": f"x{name}", "yaxis": f"y{name}",
-                "x": [e.share for e in entries], "y": [escape(labels.get(e.path, e.path)) for e in entries],
-                "marker": {"color": [blue if e.above_noise and not each.note else "#b9c7d1" for e in entries]},
-                "error_x": {"type": "data", "symmetric": False, "array": [max(0, e.high - e.share) for e in entries],
-                            "arrayminus": [max(0, e.share - e.low) for e in entries], "thickness": 1.3},
-                "hovertemplate": [f"{escape(e.path)}: {e.share:.2f} ({e.low:.2f} to {e.high:.2f})<extra></extra>"
-                                  for e in entries],
-            })  # fmt: skip
-            layout["shapes"].append({"type": "line", "xref": f"x{name}", "yref": f"y{name} domain", "x0": each.noise,
-                                     "x1": each.noise, "y0": 0, "y1": 1,
-                                     "line": {"dash": "dash", "color": STATES["failed"][0]}})  # fmt: skip
-        else:
-            layout["annotations"].append({"xref": "paper", "yref": "paper", "x": sum(domain) / 2, "y": 0.5,
-                                          "text": escape(each.note), "showarrow": False})  # fmt: skip
-        layout["annotations"].append({"xref": f"x{name} domain", "yref": "paper", "x": 0.5, "y": 1.0,
-                                      "yanchor": "bottom", "text": title, "showarrow": False})  # fmt: skip
-        layout[f"xaxis{name}"] = axis_of(below, domain=domain, range=[0, 1.02], anchor=f"y{name}")
-        layout[f"yaxis{name}"] = axis_of("", anchor=f"x{name}")
-        if not each.entries:
-            layout[f"xaxis{name}"]["visible"] = layout[f"yaxis{name}"]["visible"] = False
+def _slice(
+    content: Content, axis: Axis, complete: Sequence[Trial], stopped: Sequence[Trial], label: str, empty: str
+) -> Panel:
+    leaders = {step.best for step in content.progress} - {content.best}
+    marks: list[Mark] = []
+
+    def add(role: str, trials: Sequence[Trial], label: str, *, shaded: bool = False, **look: Any) -> None:
+        if trials:
+            x = tuple(fraction(axis, trial.params.get(axis.path)) for trial in trials)
+            y = in_percent([content.value(trial) for trial in trials])
+            shades = tuple(float(trial.number) for trial in trials) if shaded else ()
+            texts = tuple(hover(content, trial) for trial in trials)
+            marks.append(Series(role, x, y, label, texts, shades=shades, **look))
+
+    add("pruned", stopped, "stopped early", size=4.5, opacity=0.45)
+    add("leader", [t for t in complete if t.number in leaders], "best when it finished", size=9.5, fill="none")
+    add("grey", [t for t in complete if t.feasible], "full length", shaded=True, size=6.2)
+    add("grey", [t for t in complete if not t.feasible], "full length, below a floor", shaded=True, size=6.2,
+        fill="white")  # fmt: skip
+    if content.best is not None:
+        add("best star", [content.trial(content.best)], f"best: trial {content.best}", size=12.0)
+    marked = _ticks(axis, [*complete, *stopped])
+    scale = Scale(axis.label + (", log" if axis.log else ""), marked[0][0] - 0.08, 1.08, marked)
+    return Panel(tuple(marks), scale, Scale(label), empty=empty)
+
+
+def importance_bars(content: Content) -> Figure:
+    """Share of the accuracy's variance over the space, with what resampling the trials makes of it."""
     count = max((len(each.entries) for each in content.importances), default=0)
-    return {"data": data, "layout": layout_of(130 + 34 * max(3, count), **layout) | {
-        "margin": {"l": 62, "r": 20, "t": 62, "b": 52}}}  # fmt: skip
+    return Figure(
+        "importances",
+        f"{content.study}: what moved the accuracies of full-length trials\nwhiskers: 5 to 95 % over resampled trials",
+        tuple(_importance_panel(content, each) for each in content.importances), 10.5, 2.0 + 0.38 * max(count, 3),
+        "Importances",
+        "Share of an accuracy's variance over the search space (total effect of a random forest). Whiskers: 5 to 95 % "
+        "over resampled trials; dashed: what a column of random numbers gets; pale bars do not rise above it.",
+        columns=2,
+    )  # fmt: skip
 
 
-def timeline(content: Content) -> Plot:
-    unit, name, origin = clock_of(content)
-    groups: dict[str, list[Any]] = {}
-    for bar in content.timeline:
-        groups.setdefault(bar.outcome, []).append(bar)
-    data = []
-    for outcome, bars in groups.items():
-        colour, label = OUTCOMES.get(outcome, ("#666666", outcome))
-        data.append({
-            "type": "bar", "orientation": "h", "name": escape(label), "marker": {"color": colour}, "width": 0.75,
-            "y": [bar.trial for bar in bars], "base": [(bar.started_ms - origin) / unit for bar in bars],
-            "x": [(bar.ended_ms - bar.started_ms) / unit for bar in bars],
-            "hovertemplate": [
-                f"trial {bar.trial}, attempt {bar.token}: {escape(label)}<br>{escape(bar.host)} {escape(bar.device)}"
-                f"<br>{(bar.ended_ms - bar.started_ms) / 60_000:.1f} min<extra></extra>" for bar in bars
-            ],
-        })  # fmt: skip
-    count = len(content.trials)
-    return {"data": data, "layout": layout_of(
-        min(1200, 170 + 17 * count), barmode="overlay", bargap=0.25,
-        xaxis=axis_of(f"{name} since the study was created"), yaxis=axis_of("trial", autorange="reversed"),
-    )}  # fmt: skip
+def _importance_panel(content: Content, each: Importances) -> Panel:
+    names = {axis.path: axis.label for axis in content.axes}
+    title = each.metric.replace("_", " ")
+    if not each.entries:
+        return Panel(title=title, empty=each.note)
+    title += f": {each.trials} trials, out-of-bag R² {each.r2:.2f}"
+    title += "\nR² is not above 0: nothing can be read off" if each.note else ""
+    placed = list(enumerate(each.entries[::-1]))
+    marks: list[Mark] = []
+    for role, clear in (("pale", False), ("complete", True)):
+        own = [(place, entry) for place, entry in placed if (entry.above_noise and not each.note) is clear]
+        if own:
+            marks.append(Bars(
+                role, tuple(float(place) for place, _ in own), tuple(entry.share for _, entry in own),
+                texts=tuple(f"{e.path}: {e.share:.2f} ({e.low:.2f} to {e.high:.2f})" for _, e in own),
+                errors=tuple((max(0.0, e.share - e.low), max(0.0, e.high - e.share)) for _, e in own), thickness=0.62,
+            ))  # fmt: skip
+    marks.append(Rule(each.noise or 0.0, "x", "a column of random numbers", "dash", "noise"))
+    named = tuple((float(place), names.get(entry.path, entry.path)) for place, entry in placed)
+    scale = Scale("share of variance (total effect)", 0, 1.02)
+    return Panel(tuple(marks), scale, Scale(low=-0.6, high=len(placed) - 0.4, ticks=named, grid=False), title)
+
+
+def grid(content: Content) -> Figure | None:
+    """Two heat maps, of a study that searched exactly two paths, both with choices; a cell below a floor has a star."""
+    complete = content.in_state("complete")
+    if len(content.axes) != 2 or not all(axis.choices for axis in content.axes) or not complete:
+        return None
+    down, along = content.axes
+    cells: dict[tuple[Any, Any], Trial] = {}
+    for trial in complete:
+        cells.setdefault((trial.params[down.path], trial.params[along.path]), trial)  # of several, the first
+    frames = tuple((name, down.choices.index(values[down.path]), along.choices.index(values[along.path]))
+                   for name, values in content.marked)  # fmt: skip
+    found = []
+    for metric in METRICS:
+        rows = [[cells.get((row, column)) for column in along.choices] for row in down.choices]
+        values = tuple(in_percent([getattr(cell, metric, None) for cell in row]) for row in rows)
+        texts = tuple(tuple(_cell(cell, metric) for cell in row) for row in rows)
+        shade = _shade("", [value for row in values for value in row if value is not None], colours="cividis")
+        named = [tuple((float(n), axis.text(value)) for n, value in enumerate(axis.choices)) for axis in (along, down)]
+        scales = Scale(along.label, ticks=named[0], grid=False), Scale(down.label, ticks=named[1], grid=False)
+        found.append(Panel((Cells(values, texts, shade, frames),), *scales, metric.replace("_", " ")))
+    below = "" if all(trial.feasible for trial in cells.values()) else "; *: below a floor"
+    return Figure(
+        "grid", f"{content.study}: accuracy on the dev sets (%){below}", tuple(found),
+        3.0 + 1.7 * len(along.choices), 1.9 + 0.7 * len(down.choices), "Grid",
+        "Both accuracies (%) of every cell's full-length trial; a star: below a floor.", columns=2,
+    )  # fmt: skip
+
+
+def _cell(trial: Trial | None, metric: str) -> str:
+    return "-" if trial is None else f"{100 * getattr(trial, metric):.1f}{'' if trial.feasible else '*'}"

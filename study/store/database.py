@@ -122,7 +122,9 @@ def now(connection: sa.Connection) -> float:
 
 def away(error: Exception) -> str:
     """Why the database does not answer, if that is what the error (or, in Optuna's, its cause) says; else ''."""
-    cause = error if isinstance(error, AWAY) else error.__cause__
+    cause = error if isinstance(error, sa.exc.SQLAlchemyError) else error.__cause__
+    if isinstance(cause, sa.exc.PendingRollbackError):  # Optuna asked again in the transaction that was cut off
+        cause = cause.__context__
     return " ".join(str(cause.orig).split())[:200] if isinstance(cause, AWAY) else ""
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainers.data import load_dataset
-from trainers.data.drawn.datasets import TINY_ROLES
-from trainers.model.bundled import ARCH, STATED_EPS, register, weights_path
+from trainers.data.drawn.datasets import STATED_EPS, TINY_ROLES
+from trainers.model.bundled import ARCH, register, weights_path
 
 MODEL, STEPS, BATCH = "robust-clip", 10, 100
 Classifier = Callable[[Tensor], Tensor]

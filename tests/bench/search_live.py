@@ -1,7 +1,7 @@
 """Searches by the whole service: Ray Tune, database, board, S3, MLflow; over the measured settings, or trained anew.
 
-    PYTHONPATH=.:tests python tests/bench/search_live.py [--trials 32] [--scale 0.02] [--out FILE]
-    PYTHONPATH=.:tests python tests/bench/search_live.py --trained --trials 16 [--out FILE]
+    PYTHONPATH=. python tests/bench/search_live.py [--trials 32] [--scale 0.02] [--out FILE]
+    PYTHONPATH=. python tests/bench/search_live.py --trained --trials 16 [--out FILE]
 
 Without `--trained` trials are light and report the measured curves, epochs take their measured CPU seconds times
 `scale`; with it every trial fine-tunes the tiny CLIP in Ray Train workers, as the settings of the grid were measured
@@ -22,10 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench.search_quality import START_UP_SECONDS
-from bench.search_replay import METHODS, replay, specification
-from light import Plan, drive, light_cluster
-from space_table import Table
 
 from infra.cluster.cluster import Cluster
 from infra.services import Services
@@ -34,6 +30,10 @@ from study.driver.run import Outcome, run_study
 from study.results.ranking import best_trial
 from study.spec.config import StudyConfig
 from study.store.store import StudyStore
+from tests.bench.search_quality import START_UP_SECONDS
+from tests.bench.search_replay import METHODS, replay, specification
+from tests.support.light import Plan, drive, light_cluster
+from tests.support.space_table import Table
 
 RESULTS = Path(__file__).parent / "results"
 REPLAYS = 200

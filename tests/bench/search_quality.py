@@ -1,6 +1,6 @@
 """How good the search is: the service's samplers and schedulers replayed over measured settings, many seeds each.
 
-    PYTHONPATH=.:tests python tests/bench/search_quality.py [--seeds 50] [--only TPE --only random] [--out FOLDER]
+    PYTHONPATH=. python tests/bench/search_quality.py [--seeds 50] [--only TPE --only random] [--out FOLDER]
 
 Reads `results/search-space.jsonl` and `results/search-space-unmodified.json`; writes `search-quality.json` beside them,
 and table and figures into docs/. Simulated time: `WORKERS` trials side by side, each with its setting's measured CPU
@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench.search_figures import draw
-from bench.search_replay import METHODS, Replay, replay, seen, specification
-from bench.search_statistics import summarise
-from space_table import Table
+
+from tests.bench.search_figures import draw
+from tests.bench.search_replay import METHODS, Replay, replay, seen, specification
+from tests.bench.search_statistics import summarise
+from tests.support.space_table import Table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import optuna
-from space_table import SPACE, Curve
 
 from study.results.ranking import best_trial
 from study.search import stopping as schedule
 from study.search.optuna_book import OptunaBook
 from study.spec.config import StudyConfig
 from study.store.rows import TrialRow
+from tests.support.space_table import SPACE, Curve
 from trainers.schema.records import is_better, violation
 from trainers.schema.training import Goal
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from bench.search_replay import Replay
 from numpy.typing import NDArray
+
+from tests.bench.search_replay import Replay
 
 Numbers = NDArray[np.float64]
 RESAMPLES = 2000

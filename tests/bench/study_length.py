@@ -1,11 +1,12 @@
 """What a trial costs its driver in a long study: the first 50 trials against the last 50, part by part.
 
-    PYTHONPATH=.:tests python tests/bench/study_length.py [--trials 500] [--postgres] [--tune] [--out FILE]
+    PYTHONPATH=. python tests/bench/study_length.py [--trials 500] [--postgres] [--tune] [--out FILE]
 
-Real searcher, scheduler, database, board, admission, S3 and MLflow; trials without training (`tests/light.py`, six
-epochs, ASHA). Without `--tune` an inline loop takes Tune's place and trials run in the driver's process one after the
-other, so that what is left is the driver's own work; with it, Ray Tune starts a process for every trial. CPU seconds
-are the main thread's (MLflow: the tracker's thread's) and hold on a busy machine; wall seconds hold on a quiet one.
+Real searcher, scheduler, database, board, admission, S3 and MLflow; trials without training (`tests/support/light.py`,
+six epochs, ASHA). Without `--tune` an inline loop takes Tune's place and trials run in the driver's process one after
+the other, so that what is left is the driver's own work; with it, Ray Tune starts a process for every trial. CPU
+seconds are the main thread's (MLflow: the tracker's thread's) and hold on a busy machine; wall seconds hold on a quiet
+one.
 
 An earlier version of the service is measured with this file and PYTHONPATH set to a checkout of it.
 """
@@ -29,15 +30,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from light import Plan, create_measured, light, light_cluster, light_study, run_light
-
-from databases import postgres
 from infra.stack import stack
 from infra.tracking import runs as tracking
 from study.driver import driver
 from study.driver import run as runner
 from study.search.optuna_book import OptunaBook
 from study.store.store import StudyStore
+from tests.support.light import Plan, create_measured, light, light_cluster, light_study, run_light
+from tests.support.services.databases import postgres
 
 WINDOW = 50
 # part -> functions whose time it is; time in another part's function inside counts there

@@ -1,7 +1,8 @@
-"""Seconds of a real nested trial outside training: from its start to its first update, and from its last report to its
-end, and from there to the next trial's start.
+"""Seconds of a real nested trial outside training.
 
-    PYTHONPATH=.:tests python tests/bench/trial_overhead.py [--trials 8] [--side-by-side 1] [--out FILE]
+From its start to its first update, from its last report to its end, and from there to the next trial's start.
+
+    PYTHONPATH=. python tests/bench/trial_overhead.py [--trials 8] [--side-by-side 1] [--out FILE]
 
 Trials of one epoch of 64 images on the tiny CLIP, driven by `agft run` in a home of its own. Times are read from the
 study store: a trial's start and end are its driver's; the first update began when the first epoch's record was made,

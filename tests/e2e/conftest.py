@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from real_run import Run, read_until, wait_until_gone
+from tests.support.services.real_run import Run, read_until, wait_until_gone
 
 STUDY = """\
 name: thread

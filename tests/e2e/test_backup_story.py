@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from databases import postgres_programs
 from infra.stack import postgres
-from real_run import Run, read_until
+from tests.support.services.real_run import Run, read_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-LIGHT = str(Path(__file__).parents[1] / "light.py")
+LIGHT = str(Path(__file__).parents[1] / "support" / "light.py")
 STUDY = """\
 name: kept
 model: {arch: tiny-clip, pretrained: bundled}
@@ -56,7 +55,6 @@ def drive(run: Run, scale: float) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.skipif(postgres_programs() is None, reason="PostgreSQL is not installed")
 def test_a_running_stack_is_backed_up_and_an_empty_one_goes_on_from_it(homes: tuple[Run, Run], tmp_path: Path) -> None:
     old, new = homes
     old.agft("stack", "up", "--postgres")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from real_run import Run, read_until
+from tests.support.services.real_run import Run, read_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1500)]
 

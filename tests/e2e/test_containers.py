@@ -16,10 +16,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import hosts
 import pytest
-from compose import PODMAN, ROOT, Stack, containers, instances
 
+from tests.support.services import hosts
+from tests.support.services.compose import PODMAN, ROOT, Stack, containers, instances
 from trainers.files import cache_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1500)]

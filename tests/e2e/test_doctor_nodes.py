@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from clusters import TwoNodes, two_nodes
 from infra.cluster.jobs import Jobs
+from tests.support.services.clusters import TwoNodes, two_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

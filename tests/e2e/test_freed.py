@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import ray
-from light import Plan, drive, light_cluster, light_study
 
 from infra.cluster.cluster import placement_groups
 from study.driver.run import run_study
 from study.store.store import StudyStore
+from tests.support.light import Plan, drive, light_cluster, light_study
 
 if TYPE_CHECKING:
     from infra.services import Services

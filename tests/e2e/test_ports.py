@@ -15,7 +15,7 @@ import grpc
 import psutil
 import pytest
 
-from real_run import Run, read_until
+from tests.support.services.real_run import Run, read_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -17,8 +17,8 @@ from study.promotion.promote import promote
 from study.promotion.records import Order, Promotion, Site
 from study.store import requests as promotion_rows
 from study.store.store import StudyStore
-from tests.promoted import CONFIRM, STUDY
-from tests.promotions import World, check_chain, promotions
+from tests.support.promoted import CONFIRM, STUDY
+from tests.support.promotions import World, check_chain, promotions
 
 pytestmark = pytest.mark.timeout(600)
 CHEAP = {"sanity": {"samples": 40, "checks": ["deterministic", "above-chance", "zero-gradients"]}}

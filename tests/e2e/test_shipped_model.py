@@ -29,8 +29,8 @@ from safetensors.torch import save_file
 from infra.services import Services
 from study.cli.main import main
 from study.models.registry import project_head, register_promoted
-from tests.bare import bare_environment
-from tests.shipped import corrupt, ship
+from tests.support.services.bare import bare_environment
+from tests.support.shipped import corrupt, ship
 from trainers.model.pretrained import load_clip
 from trainers.model.robust import fingerprint_inputs
 from trainers.model.weights import read_metadata

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from clusters import TwoNodes, two_nodes
 from infra import storage
 from infra.cluster.jobs import Jobs
 from infra.services import Services
 from study.store.store import StudyStore
+from tests.support.services.clusters import TwoNodes, two_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(900)]
 

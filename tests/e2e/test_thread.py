@@ -13,7 +13,7 @@ import boto3
 import pytest
 
 from infra import storage
-from real_run import Run, wait_until_gone
+from tests.support.services.real_run import Run, wait_until_gone
 
 pytestmark = [pytest.mark.nested, pytest.mark.timeout(900)]
 

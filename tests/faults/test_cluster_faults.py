@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clusters import TwoNodes, two_nodes
 from infra import storage
 from infra.services import Services
 from infra.stack import processes
-from real_run import read_until
 from study.artifacts.checkpoints import trial_prefix
 from study.store.store import StudyStore
+from tests.support.services.clusters import TwoNodes, two_nodes
+from tests.support.services.real_run import read_until
 from trainers.model.weights import read_metadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(1200)]

@@ -7,10 +7,10 @@ import time
 
 import pytest
 import sqlalchemy as sa
-from test_failpoints import TRIALS, Study, check_whole
 
-from clusters import two_nodes
-from real_run import read_until
+from tests.faults.test_failpoints import TRIALS, Study, check_whole
+from tests.support.services.clusters import two_nodes
+from tests.support.services.real_run import read_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 AWAY_SECONDS = 20

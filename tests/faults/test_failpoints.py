@@ -19,7 +19,6 @@ from typing import Any
 import optuna
 import pytest
 
-from clusters import TwoNodes, two_nodes
 from infra import storage
 from infra.failpoint import FAILPOINTS
 from infra.tracking.calls import connect
@@ -28,6 +27,7 @@ from study.control.lifecycle import extend_study
 from study.store.requests import ask, pending
 from study.store.store import StudyStore
 from study.tracking import EXPERIMENT, study_key
+from tests.support.services.clusters import TwoNodes, two_nodes
 
 pytestmark = [pytest.mark.timeout(600)]
 TRIALS, EPOCHS = 5, 3
@@ -46,7 +46,7 @@ sampler: {{name: tpe, startup_trials: 3}}
 resources: {{workers: 1, cpus_per_worker: 1, max_concurrent: 2}}
 budget: {{trials: {TRIALS}}}
 """
-LIGHT = str(Path(__file__).parents[1] / "light.py")
+LIGHT = str(Path(__file__).parents[1] / "support" / "light.py")
 EARLY = ("outcome.stored",)  # in the default tier
 AFTER_REQUESTS = ("request.obeyed", "generation.built", "generation.stored")  # reached only when somebody asks
 ELSEWHERE = ("promotion.", "head.")  # of promotions: tests/faults/test_promotion_faults.py

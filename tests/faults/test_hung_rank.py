@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from real_run import Run, read_until
+from tests.support.services.real_run import Run, read_until
 
 pytestmark = [pytest.mark.nested, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import optuna
 import pytest
 import sqlalchemy as sa
-from light import BASELINE, Plan, create_measured, drive, light_cluster, light_study
 
 from study.control.lifecycle import stop_study
 from study.search.optuna_book import OptunaBook, optuna_storage
 from study.store import tables as t
 from study.store.lease import owner_identity
 from study.store.store import StudyStore
+from tests.support.light import BASELINE, Plan, create_measured, drive, light_cluster, light_study
 
 if TYPE_CHECKING:
     from infra.services import Services

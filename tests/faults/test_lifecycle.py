@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from real_run import Run, read_until, wait_until_gone
+from tests.support.services.real_run import IN_BACKGROUND, Run, read_until, wait_until_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(600)]
 
@@ -39,7 +39,7 @@ def run(tmp_path) -> Iterator[Run]:
 
 
 def test_a_study_pauses_on_ctrl_c_goes_on_and_stops_when_asked(run):
-    driver = run.start("run", str(run.file))
+    driver = run.start("run", str(run.file), before=IN_BACKGROUND)
     read_until(driver, lambda line: re.search(r"trial +0  epoch 2/", line) is not None)
     driver.send_signal(signal.SIGINT)
     rest, _ = driver.communicate(timeout=120)

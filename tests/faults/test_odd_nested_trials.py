@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import optuna
 import pytest
 import ray
-from light import create_measured, light_cluster, light_study
 from optuna.trial import TrialState
 
 from infra.cluster.cluster import placement_groups
@@ -22,6 +21,7 @@ from study.driver.run import run_study
 from study.search.optuna_book import optuna_storage
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
+from tests.support.light import create_measured, light_cluster, light_study
 
 if TYPE_CHECKING:
     from infra.services import Services

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
-from light import Plan, drive, light_cluster, light_study
 from optuna.trial import TrialState
 
 from infra import storage
@@ -16,6 +15,7 @@ from study.artifacts.checkpoints import attempt_prefix
 from study.search.optuna_book import optuna_storage
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
+from tests.support.light import Plan, drive, light_cluster, light_study
 
 if TYPE_CHECKING:
     from infra.services import Services

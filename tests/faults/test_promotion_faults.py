@@ -1,6 +1,6 @@
 """A promotion is killed between every pair of writes: the old champion stays, and the same command completes it.
 
-Studies and checkpoints of tests/promoted.py; S3, MLflow, the database and SIGKILL are real.
+Studies and checkpoints of tests/support/promoted.py; S3, MLflow, the database and SIGKILL are real.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from infra.failpoint import FAILPOINTS
 from study.models.head import history, read_head, read_manifest, versions
 from study.store import requests as promotion_rows
 from study.store.store import StudyStore
-from tests.promoted import STUDY
-from tests.promotions import World, check_chain, promotions
+from tests.support.promoted import STUDY
+from tests.support.promotions import World, check_chain, promotions
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 POINTS = [name for name in FAILPOINTS if name.startswith(("promotion.", "head."))]
 MOVED = ("head.moved", "promotion.registered", "promotion.aliased")  # HEAD names the new champion
 ENDED = MOVED[1:]  # the store has the outcome; MLflow follows
 LOOKS = ("promotion.access-counted",)  # needs final sets that nobody has looked at, so workers
-SCRIPT = str(Path(__file__).parents[1] / "promote_once.py")
+SCRIPT = str(Path(__file__).parents[1] / "support" / "promote_once.py")
 
 
 @pytest.fixture(scope="module")

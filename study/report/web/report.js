@@ -4,10 +4,6 @@ const report = JSON.parse(document.getElementById("report-data").textContent);
 // --- figures: drawn when they come into sight, so that a long page opens at once
 function draw(box) {
   const plot = report.figures[box.id];
-  if (!plot.data.length && !(plot.layout.annotations || []).length) {
-    box.textContent = "Nothing to show yet.";
-    return;
-  }
   Plotly.newPlot(box, plot.data, plot.layout, { responsive: true, displaylogo: false });
 }
 const boxes = document.querySelectorAll(".plot");

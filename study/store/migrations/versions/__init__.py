@@ -1,0 +1,1 @@
+"""The schema versions themselves, one file each."""
