@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ DEFAULT_REGION = "us-east-1"
 
 # Any of these says "I bring my own services"; then every row of REQUIRED must be there.
 ANNOUNCING = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI")
+# Any of these says that S3 can be reached, if only for reading.
+NAMING_STORAGE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 REQUIRED: tuple[tuple[str, ...], ...] = (
     ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
     ("AWS_REGION", "AWS_DEFAULT_REGION"),
@@ -21,6 +24,7 @@ REQUIRED: tuple[tuple[str, ...], ...] = (
     ("MLFLOW_TRACKING_URI",),
     ("AGFT_BUCKET",),
 )
+MLFLOW_USER = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
 @dataclass(frozen=True)
@@ -69,27 +73,53 @@ def services_from_environment(environ: Mapping[str, str]) -> Services | None:
     found = [name for name in ANNOUNCING if environ.get(name)]
     if not found:
         return None
-
-    def value(names: tuple[str, ...]) -> str:
-        return next((environ[name] for name in names if environ.get(name)), "")
-
-    missing = [" or ".join(names) for names in REQUIRED if not value(names)]
-    if bool(environ.get("MLFLOW_TRACKING_USERNAME")) != bool(environ.get("MLFLOW_TRACKING_PASSWORD")):
-        given = "USERNAME" if environ.get("MLFLOW_TRACKING_USERNAME") else "PASSWORD"
-        missing.append("MLFLOW_TRACKING_" + ("PASSWORD" if given == "USERNAME" else "USERNAME"))
-    if missing:
+    if missing := missing_variables(environ):
         raise UserError(
             f"environment: {', '.join(found)} given, so the study uses your services, but missing: "
             f"{', '.join(missing)}. Set all of them, or unset {', '.join(found)} to use the embedded services."
         )
-    endpoint, region, access_key, secret_key, mlflow_uri, bucket = (value(names) for names in REQUIRED)
+    endpoint, region = s3_address(environ)
     return Services(
-        s3_endpoint=endpoint,
+        s3_endpoint=endpoint or "",
         region=region,
-        access_key=access_key,
-        secret_key=secret_key,
-        bucket=bucket,
-        mlflow_uri=mlflow_uri,
+        access_key=environ["AWS_ACCESS_KEY_ID"],
+        secret_key=environ["AWS_SECRET_ACCESS_KEY"],
+        bucket=environ["AGFT_BUCKET"],
+        mlflow_uri=environ["MLFLOW_TRACKING_URI"],
         mlflow_username=environ.get("MLFLOW_TRACKING_USERNAME", ""),
         mlflow_password=environ.get("MLFLOW_TRACKING_PASSWORD", ""),
     )
+
+
+def missing_variables(environ: Mapping[str, str]) -> list[str]:
+    """What the environment lacks to name services, each as the names that would do."""
+    missing = [" or ".join(names) for names in REQUIRED if not _value(environ, names)]
+    user = [name for name in MLFLOW_USER if not environ.get(name)]
+    return missing + user if len(user) == 1 else missing  # MLflow may do without a user, not with half of one
+
+
+def _value(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((environ[name] for name in names if environ.get(name)), "")
+
+
+def s3_address(environ: Mapping[str, str]) -> tuple[str | None, str]:
+    """(endpoint, region) however little the environment says; no endpoint means AWS itself.
+
+    The variable that is for S3 alone goes first, as boto3 has it.
+    """
+    endpoint = _value(environ, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+    return endpoint or None, _value(environ, ("AWS_REGION", "AWS_DEFAULT_REGION")) or DEFAULT_REGION
+
+
+def names_storage(environ: Mapping[str, str]) -> bool:
+    """Whether the environment says how to reach S3, if only for reading."""
+    return any(environ.get(name) for name in NAMING_STORAGE)
+
+
+def use(services: Services) -> Services:
+    """Point this process, and every process that it starts, at the services: boto3, MLflow and Ray read variables.
+
+    The one place that writes them. Secrets reach other machines by their own environment alone.
+    """
+    os.environ.update(services.environment())
+    return services

@@ -27,6 +27,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from infra.errors import ChecksumMismatch, Conflict, Missing, ServiceError, UserError
+from infra.services import s3_address
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 # The connection to S3: one client, addresses, and what boto3 raises as our own errors.
 
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # read by boto3; others are another client
 MISSING_CODES = ("404", "NoSuchKey", "NotFound")
 CONFLICT_CODES = ("412", "PreconditionFailed", "ConditionalRequestConflict")
 REFUSED_CODES = ("403", "401", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden")
@@ -41,17 +43,20 @@ REFUSED_CODES = ("403", "401", "AccessDenied", "InvalidAccessKeyId", "SignatureD
 
 def client() -> S3Client:
     """A shared, thread-safe client for the services in the environment; 5 attempts with backoff for each request."""
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    return _client(os.getpid(), *(os.environ.get(name) for name in (*names, "AWS_SESSION_TOKEN")))
+    return _client(os.getpid(), *s3_address(os.environ), *(os.environ.get(name) for name in KEYS))
 
 
 @functools.lru_cache(maxsize=8)
-def _client(
-    _pid: int, s3_endpoint: str | None, endpoint: str | None, region: str | None, *_keys: str | None
-) -> S3Client:
+def _client(_pid: int, endpoint: str | None, region: str, *_keys: str | None) -> S3Client:
     config = Config(retries={"mode": "standard", "total_max_attempts": 5}, connect_timeout=5, read_timeout=60)
-    region = region or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return boto3.session.Session().client("s3", endpoint_url=s3_endpoint or endpoint, region_name=region, config=config)
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
+
+
+def impatient_client() -> S3Client:
+    """A client of its own that asks once, for who wants to hear soon that storage does not answer."""
+    config = Config(retries={"total_max_attempts": 1}, connect_timeout=4, read_timeout=10)
+    endpoint, region = s3_address(os.environ)
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -85,8 +90,8 @@ def s3_errors(uri: str) -> Iterator[None]:
             raise ServiceError(f"{uri}: S3 refuses the credentials or the access ({code}: {message})") from error
         raise ServiceError(f"{uri}: S3 failed ({code}: {message})") from error
     except (BotoCoreError, Boto3Error) as error:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-        raise ServiceError(f"{uri}: S3 at {endpoint} cannot be used: {error}") from error
+        endpoint, _ = s3_address(os.environ)
+        raise ServiceError(f"{uri}: S3 at {endpoint or 'AWS'} cannot be used: {error}") from error
 
 
 SINGLE_PUT_BYTES = 5_000_000_000  # S3 takes no larger object in one request

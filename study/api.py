@@ -59,7 +59,7 @@ class Study:
         Look at `state` afterwards: a study that was paused can be run again.
         """
         from study.artifacts.datasets import check_ready
-        from study.cli.study import run_here
+        from study.cli.here.study import run_here
 
         spec = _named(load_study(Path(file)), name)
         check_ready(spec)

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Say = Callable[[str], None]  # what takes a line of progress
+
+
+def say(text: str) -> None:
+    """Progress and remarks; results alone go to standard output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class Clock:
-    """Prints lines that begin with the time since it was made. `clock("...")`."""
+    """Prints lines that begin with the time since it was made. `clock("...")`.
 
-    def __init__(self) -> None:
-        self.started = time.monotonic()
+    `aside`: on standard error, where standard output is for results.
+    """
+
+    def __init__(self, *, aside: bool = False) -> None:
+        self.started, self.aside = time.monotonic(), aside
 
     def __call__(self, text: str) -> None:
         seconds = int(time.monotonic() - self.started)
-        print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}", flush=True)
+        stream = sys.stderr if self.aside else sys.stdout
+        print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}", file=stream, flush=True)
 
 
 def wide_console() -> Console:
     """Standard output; never narrower than a table needs when it goes to a file."""
+    from rich.console import Console  # not for commands that print no table
+
     return Console(width=None if sys.stdout.isatty() else 150, highlight=False, soft_wrap=False)
 
 

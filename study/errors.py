@@ -1,7 +1,7 @@
 """What can go wrong, as the command line sees it.
 
 ValueError
-└── UserError              exit 2: the input is wrong; nothing was started, nothing is lost
+└── UserError              exit 2: the input is wrong; nothing was started, nothing is lost (the one of infra)
     └── StudyFileError     one or more problems of a study file, each with line, path, value and rule
 RuntimeError
 └── StudyFailed            exit 1: the study could not be finished
@@ -14,12 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import ServiceError
-from infra.errors import UserError as InfraUserError
+from infra.errors import UserError as UserError
 from trainers.errors import UserError as TrainersUserError
-
-
-class UserError(ValueError):
-    """The input is wrong. The message names the path, the value and the rule."""
 
 
 @dataclass(frozen=True)
@@ -55,5 +51,5 @@ class LeaseLost(StudyFailed):
     """Another driver has taken over the study; this one stops without writing anything more."""
 
 
-USER_ERRORS: tuple[type[Exception], ...] = (UserError, InfraUserError, TrainersUserError)
+USER_ERRORS: tuple[type[Exception], ...] = (UserError, TrainersUserError)
 SERVICE_ERRORS: tuple[type[Exception], ...] = (ServiceError, StudyFailed)

@@ -1,4 +1,4 @@
-"""One command's session on this machine: services, Ray, the study, and what a person sees of it."""
+"""One command's session on this machine: the services and the Ray cluster that it uses."""
 
 from __future__ import annotations
 
@@ -9,31 +9,53 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from infra.cluster.cluster import Cluster, connect, disconnect
-from infra.services import Services, services_from_environment
+from infra.services import Services, names_storage, services_from_environment, use
 from infra.stack import stack
-from study.console import Clock
+from study.console import Say
 
 CLOSE_SECONDS = 60.0
 
 
-def services_here(home: Path, clock: Clock) -> Services:
-    """The services that the environment names, or the embedded ones, started if need be."""
+def services_here(home: Path, say: Say, *, kept_up: bool = True) -> Services:
+    """The services that the environment names, or the embedded ones, started if need be.
+
+    From then on this process and those that it starts, Ray's among them, know them; nothing is sent through Ray.
+    `kept_up`: embedded ones are started again when they die, for a study that runs for days.
+    """
     services = services_from_environment(os.environ)
     if services is None:
-        clock("starting the embedded services (S3, MLflow) ...")
-        services = stack.up(home, kept_up=True)
-        clock(f"MLflow UI: {services.mlflow_uri}  (user {services.mlflow_username}, password in {home}/secrets.json)")
-    os.environ.update(services.environment())  # Ray's processes inherit it; nothing is sent through Ray
-    return services
+        say("starting the embedded services (S3, MLflow) ...")
+        services = stack.up(home, kept_up=kept_up)
+        say(f"MLflow UI: {services.mlflow_uri}  (user {services.mlflow_username}, password in {home}/secrets.json)")
+    return use(services)
+
+
+def running_services(home: Path) -> Services | None:
+    """The services as `services_here` finds them, or None where the embedded ones do not run: nothing is started."""
+    services = services_from_environment(os.environ)
+    if services is None and any(one.name == "mlflow" and one.state == "running" for one in stack.status(home)):
+        services = stack.up(home)
+    return None if services is None else use(services)
+
+
+def storage_here(home: Path, say: Say) -> str:
+    """S3 alone, for what needs no MLflow; returns the bucket of studies and models, empty where none is named.
+
+    What the environment says is enough however little it is: weights may be read with a key alone, from AWS itself.
+    """
+    if not names_storage(os.environ):
+        say("connecting to the embedded storage ...")
+        use(stack.up(home))
+    return os.environ.get("AGFT_BUCKET", "")
 
 
 @contextmanager
-def cluster_here(clock: Clock) -> Iterator[Cluster]:
+def cluster_here(say: Say) -> Iterator[Cluster]:
     """Ray, connected to or started, and let go again by whoever was first."""
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield connect()
         return
-    clock("connecting to Ray ..." if os.environ.get("RAY_ADDRESS") else "starting Ray on this machine ...")
+    say("connecting to Ray ..." if os.environ.get("RAY_ADDRESS") else "starting Ray on this machine ...")
     cluster = connect()
     try:
         yield cluster

@@ -7,7 +7,6 @@ record, so shipping a study again adds nothing.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,11 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infra.errors import ServiceError, UserError
-from infra.services import Services, services_from_environment
-from infra.stack import stack
 from infra.tracking.calls import Point
 from infra.tracking.runs import Tracker
 from study.results.ranking import best_trial
+from study.session import running_services
 from study.spec.dimension import shown
 from study.store.rows import Attempt, StudyRow, TrialRow
 from study.store.store import StudyStore
@@ -129,10 +127,10 @@ ENDED: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
 }
 
 
-def end_study(tracker: Tracker, study: StudyRow) -> None:
+def end_study(tracker: Tracker, study: StudyRow, *, when_ms: int | None = None) -> None:
     """Close the parent run of a study that is over, or has failed; its next driver opens it again."""
     if study.state in ENDED:
-        tracker.finish(study_key(study), ENDED[study.state], int(time.time() * 1000))
+        tracker.finish(study_key(study), ENDED[study.state], when_ms or int(time.time() * 1000))
 
 
 def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[str], str | None]) -> str:
@@ -272,6 +270,16 @@ def project_outcome(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
     tracker.finish(key, STATUS[trial.state], trial.ended_ms or trial.started_ms)
 
 
+def project_all(tracker: Tracker, study: StudyRow, trials: Sequence[TrialRow]) -> None:
+    """The study and these trials as they are stored; sending what is there adds nothing."""
+    project_study(tracker, study, reopen=False)
+    for trial in trials:
+        project_trial(tracker, study, trial)
+        project_epochs(tracker, study, trial.number, trial.epochs)
+        if trial.finished:
+            project_outcome(tracker, study, trial)
+
+
 # MLflow's side of what is done to a study that nobody drives: without it a stopped study would look alive there.
 #
 # A study that is driven is shown by its driver; one whose MLflow is away is shown by its next driver.
@@ -285,28 +293,15 @@ def tell_mlflow(store: StudyStore, home: Path, say: Callable[[str], None]) -> No
     if study.lease_seconds > 0 or study.baseline is None:
         return
     try:
-        services = _that_run(home)
+        services = running_services(home)
     except (UserError, ServiceError) as error:
         say(f"MLflow was not told: {error}")
         return
     if services is None:
         return
-    os.environ.update(services.environment())
     tracker = Tracker(services.mlflow_uri, EXPERIMENT)
-    project_study(tracker, study, reopen=False)
-    for trial in (row for row in trials if row.finished):
-        project_trial(tracker, study, trial)
-        project_epochs(tracker, study, trial.number, trial.epochs)
-        project_outcome(tracker, study, trial)
+    project_all(tracker, study, [row for row in trials if row.finished])
     project_best(tracker, study, trials)
     end_study(tracker, study)
     if tracker.close(PATIENCE_SECONDS):
         say("MLflow does not answer; it is told by the study's next driver")
-
-
-def _that_run(home: Path) -> Services | None:
-    """What the environment names, or the embedded services if they are up."""
-    found = services_from_environment(os.environ)
-    if found is None and any(one.name == "mlflow" and one.state == "running" for one in stack.status(home)):
-        found = stack.up(home)
-    return found

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from infra.checks.finding import Finding, failed, ok, skipped, warning
+from infra.checks.diagnosis import Diagnosis, failed, ok, skipped, warning
 from infra.provenance import code_revision
 from infra.stack.processes import MARKER
 
@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_packages() -> list[Finding]:
+def check_packages() -> list[Diagnosis]:
     """Versions, and the parts that pip leaves out unless they are asked for."""
     found = versions()
     shown = ", ".join(f"{name} {value[:12] if name == 'agft' else value}" for name, value in found.items())
@@ -59,19 +59,14 @@ def check_packages() -> list[Finding]:
     rows = [ok("versions", shown)]
     lacking = [name for name in DASHBOARD_MODULES if importlib.util.find_spec(name) is None]
     if importlib.util.find_spec("aiohttp_cors") is None:
-        rows.append(
-            failed(
-                "Ray dashboard",
-                f"cannot start: {', '.join(lacking)} missing; without it trials that are stopped early keep their GPUs",
-                "pip install 'ray[default]'",
-            )
-        )
+        detail = f"cannot start: {', '.join(lacking)} missing; without it trials that are stopped early keep their GPUs"
+        rows.append(failed("Ray dashboard", detail, "pip install 'ray[default]'"))
     else:
         rows.append(ok("Ray dashboard", "installed (ray[default])"))
     return rows
 
 
-def check_gpus(wanted: float = 0.0) -> list[Finding]:
+def check_gpus(wanted: float = 0.0) -> list[Diagnosis]:
     """GPUs that are visible and free. `wanted`: by one worker of the study, 0 for none."""
     cards, problem = _cards()
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -92,13 +87,8 @@ def check_gpus(wanted: float = 0.0) -> list[Finding]:
     names = ", ".join(f"{card['name']} {card['total'] / 1024:.0f} GiB" for card in cards)
     if busy:
         which = ", ".join(f"GPU {card['index']} has {card['used'] / 1024:.1f} GiB in use" for card in busy)
-        return [
-            warning(
-                "GPUs",
-                f"{names}: {which}",
-                "end what uses them (nvidia-smi shows it), or hide them from Ray by CUDA_VISIBLE_DEVICES",
-            )
-        ]
+        remedy = "end what uses them (nvidia-smi shows it), or hide them from Ray by CUDA_VISIBLE_DEVICES"
+        return [warning("GPUs", f"{names}: {which}", remedy)]
     return [ok("GPUs", f"{names}: free, visible to torch")]
 
 
@@ -136,7 +126,7 @@ def _torch() -> dict[str, Any]:
         return {"problem": done.stderr.strip().splitlines()[-1][:200] if done.stderr.strip() else "no answer"}
 
 
-def check_shared_memory() -> list[Finding]:
+def check_shared_memory() -> list[Diagnosis]:
     """Ray keeps its objects in shared memory."""
     if not SHARED.is_dir():
         return [skipped("shared memory", f"no {SHARED} on this system")]
@@ -150,7 +140,7 @@ def check_shared_memory() -> list[Finding]:
     return [ok("shared memory", text)]
 
 
-def check_disk(places: Iterable[tuple[str, Path]]) -> list[Finding]:
+def check_disk(places: Iterable[tuple[str, Path]]) -> list[Diagnosis]:
     """Room at every `(name, folder)`; folders on one disk are one row."""
     disks: dict[int, tuple[list[str], Path]] = {}
     for name, folder in places:
@@ -204,7 +194,7 @@ def open_ports(marks: Iterable[str] = ()) -> dict[str, set[str]]:
     return found
 
 
-def check_ports(marks: Iterable[str] = (), *, token: bool) -> list[Finding]:
+def check_ports(marks: Iterable[str] = (), *, token: bool) -> list[Diagnosis]:
     """Which ports are open to the network; that matters most where Ray demands no token."""
     found = open_ports(marks)
     if not found:
@@ -212,20 +202,10 @@ def check_ports(marks: Iterable[str] = (), *, token: bool) -> list[Finding]:
     shown = "; ".join(f"{name} {', '.join(sorted(each)[:3])}{' ...' if len(each) > 3 else ''}"
                       for name, each in sorted(found.items()))  # fmt: skip
     if not token and any(name not in ("seaweedfs", "mlflow", "postgres") for name in found):
-        return [
-            failed(
-                "ports",
-                f"open to the network, without a token: {shown}",
-                "whoever reaches them runs code here: start Ray with RAY_AUTH_MODE=token",
-            )
-        ]
-    return [
-        warning(
-            "ports",
-            f"open to the network, credentials demanded, not encrypted: {shown}",
-            "keep the network private (firewall, VPN)",
-        )
-    ]
+        remedy = "whoever reaches them runs code here: start Ray with RAY_AUTH_MODE=token"
+        return [failed("ports", f"open to the network, without a token: {shown}", remedy)]
+    detail = f"open to the network, credentials demanded, not encrypted: {shown}"
+    return [warning("ports", detail, "keep the network private (firewall, VPN)")]
 
 
 def _size(amount: float) -> str:

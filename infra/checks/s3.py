@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from infra.checks.finding import Finding, failed, ok, warning
+from infra.checks.diagnosis import Diagnosis, Failed, check, failed, ok, warning
 from infra.errors import ServiceError
-from infra.storage import s3_errors
+from infra.storage import impatient_client, s3_errors
 
 DOCTOR_PREFIX = ".agft/doctor"
 S3 = "S3"
@@ -25,7 +22,6 @@ CLOCK = "clock"
 REFUSED = (409, 412)
 SKEW_WARNING_SECONDS, SKEW_FAILED_SECONDS = 5.0, 120.0  # S3 refuses requests at 900 s
 PROMOTION = "promotion is refused on this store: two at once could both become champion. Use one that honours "
-NAMES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 REMEDIES = {
     "InvalidAccessKeyId": ("the store does not know the access key", "set AWS_ACCESS_KEY_ID to a key of this store"),
     "SignatureDoesNotMatch": (
@@ -45,16 +41,10 @@ REMEDIES = {
 }
 
 
-def _client() -> Any:
-    config = Config(retries={"total_max_attempts": 1}, connect_timeout=4, read_timeout=10)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
-
-
-def check_s3(bucket: str) -> list[Finding]:
+@check
+def check_s3(bucket: str) -> Iterator[Diagnosis]:
     """Every step on an object of our own below `.agft/doctor/`; the first that fails ends it."""
-    client = _client()
+    client = impatient_client()
     endpoint = client.meta.endpoint_url
     base = f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
     key, body, step, date = f"{base}/object", secrets.token_bytes(64), "put", ""
@@ -63,54 +53,45 @@ def check_s3(bucket: str) -> list[Finding]:
         heard = time.time()
         step = "get"
         if client.get_object(Bucket=bucket, Key=key)["Body"].read() != body:
-            return [failed(S3, f"{endpoint}: other bytes came back than were put", "do not use this store")]
+            raise Failed(S3, f"{endpoint}: other bytes came back than were put", "do not use this store")
         step = "list"
         listed = client.list_objects_v2(Bucket=bucket, Prefix=f"{base}/").get("Contents", [])
         if [entry["Key"] for entry in listed] != [key]:
-            return [
-                failed(S3, f"{endpoint}: a listing lacks what was just put", "use a store with consistent listings")
-            ]
+            raise Failed(S3, f"{endpoint}: a listing lacks what was just put", "use a store with consistent listings")
         conditions = conditional_puts(client, bucket, f"{base}/race")
         step = "delete"
         client.delete_object(Bucket=bucket, Key=key)
         if client.list_objects_v2(Bucket=bucket, Prefix=key).get("Contents"):
-            return [
-                failed(S3, f"{endpoint}: a deleted object is still listed", "switch object locks off for the bucket")
-            ]
+            raise Failed(S3, f"{endpoint}: a deleted object is still listed", "switch object locks off for the bucket")
     except ClientError as error:
-        return [_refused(error, step, endpoint, bucket)]
+        raise _refused(error, step, endpoint, bucket) from None
     except BotoCoreError as error:
         reason = _short(error).partition(': "http')[0]
-        return [
-            failed(
-                S3,
-                f"{endpoint} does not answer: {reason}",
-                "start the store, or set AWS_ENDPOINT_URL; for embedded services: agft stack up",
-            )
-        ]
+        remedy = "start the store, or set AWS_ENDPOINT_URL; for embedded services: agft stack up"
+        raise Failed(S3, f"{endpoint} does not answer: {reason}", remedy) from None
     finally:
         _clean(client, bucket, base)
-    found = [ok(S3, f"{endpoint}, bucket {bucket}: put, get, list, delete"), *conditions]
+    yield ok(S3, f"{endpoint}, bucket {bucket}: put, get, list, delete")
+    yield from conditions
     if date:
-        found.append(clock_finding("S3", parsedate_to_datetime(date).timestamp() + 0.5 - heard, precision=1.0))
-    return found
+        yield clock_finding("S3", parsedate_to_datetime(date).timestamp() + 0.5 - heard, precision=1.0)
 
 
-def _refused(error: ClientError, step: str, endpoint: str, bucket: str) -> Finding:
+def _refused(error: ClientError, step: str, endpoint: str, bucket: str) -> Failed:
     code = error.response.get("Error", {}).get("Code", "")
     if not error.response.get("Error", {}).get("Message") and code.isdigit():
-        return failed(
+        return Failed(
             S3, f"{endpoint} answers ({code}), but not as S3 does", "set AWS_ENDPOINT_URL to the store's address"
         )
     if code == "NoSuchBucket":
-        return failed(
+        return Failed(
             S3, f"{endpoint}: there is no bucket {bucket!r}", "create it, or set AGFT_BUCKET to one that is there"
         )
     cause, remedy = REMEDIES.get(code, (_short(error), "see the store's documentation of this code"))
-    return failed(S3, f"{endpoint}: {step} in bucket {bucket!r}: {cause} ({code})", remedy)
+    return Failed(S3, f"{endpoint}: {step} in bucket {bucket!r}: {cause} ({code})", remedy)
 
 
-def conditional_puts(client: Any, bucket: str, key: str) -> list[Finding]:
+def conditional_puts(client: Any, bucket: str, key: str) -> list[Diagnosis]:
     """Two racing `If-None-Match: *` and two racing `If-Match`: each time exactly one may win."""
     problems = []
     first = _race(lambda: client.put_object(Bucket=bucket, Key=key, Body=b"1", IfNoneMatch="*"))
@@ -127,7 +108,7 @@ def conditional_puts(client: Any, bucket: str, key: str) -> list[Finding]:
 
 def require_conditional_puts(bucket: str) -> None:
     """`ServiceError` unless the store lets exactly one of two racing puts win; for what must not happen twice."""
-    client, base = _client(), f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
+    client, base = impatient_client(), f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
     try:
         with s3_errors(f"s3://{bucket}/{base}"):
             [row] = conditional_puts(client, bucket, f"{base}/race")
@@ -164,7 +145,7 @@ def _problem(statuses: list[int], condition: str) -> str:
     return f"{condition}: two puts were answered {' and '.join(map(str, statuses)) or 'not at all'}"
 
 
-def clock_finding(server: str, ahead_seconds: float, *, precision: float) -> Finding:
+def clock_finding(server: str, ahead_seconds: float, *, precision: float) -> Diagnosis:
     """What a difference between a server's clock and ours (positive: theirs is later) means."""
     off = max(0.0, abs(ahead_seconds) - precision)
     word = "ahead of" if ahead_seconds > 0 else "behind"

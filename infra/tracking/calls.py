@@ -78,16 +78,6 @@ def outage(error: Exception) -> str | None:
     return reason if isinstance(error, ServiceError | OSError) else None  # requests' other errors are OSErrors
 
 
-def check_server(tracking_uri: str, experiment: str) -> None:
-    """One look before anything starts: `ServiceError` if the server is away, refuses, or deleted the experiment."""
-    try:
-        experiment_id(connect(tracking_uri), experiment)
-    except ServiceError:
-        raise
-    except Exception as error:
-        raise ServiceError(f"MLflow at {tracking_uri}: {outage(error) or error}") from error
-
-
 # The UI opens an experiment of this kind with its training runs, others with a page for language-model traces.
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -169,6 +159,11 @@ def send_settings(client: Any, run: Any, *, params: Mapping[str, str], tags: Map
     for start in range(0, max(len(new_params), len(new_tags)), PARAMS_PER_CALL):
         part = slice(start, start + PARAMS_PER_CALL)
         client.log_batch(run_id, params=new_params[part], tags=new_tags[part])
+
+
+def send_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags that differ."""
+    send_settings(client, client.get_run(run_id), params={}, tags=tags)
 
 
 def delete_runs(client: Any, experiment: str, key: str) -> int:

@@ -158,35 +158,6 @@ def _clipped(description: str) -> str:
     return description[: DESCRIPTION_CHARACTERS - len(more)].rpartition("\n")[0] + more
 
 
-def version_by_key(tracking_uri: str, name: str, key: str) -> int | None:
-    """The number of the version that was registered under `key`, or None."""
-    return _calling(tracking_uri, f"looking for {name!r}", lambda client: _find_version(client, name, key))
-
-
-def set_alias(tracking_uri: str, name: str, alias: str, version: int) -> None:
-    """Point `alias` at this version, whatever it pointed at before."""
-    _calling(
-        tracking_uri,
-        f"alias {alias!r} of {name!r}",
-        lambda client: client.set_registered_model_alias(name, alias, str(version)),
-    )
-
-
-def alias_version(tracking_uri: str, name: str, alias: str) -> int | None:
-    """The version that `alias` points at; None if there is no such alias or no such model."""
-    from mlflow.exceptions import MlflowException
-
-    def call(client: Any) -> int | None:
-        try:
-            return int(client.get_model_version_by_alias(name, alias).version)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-
-    return _calling(tracking_uri, f"alias {alias!r} of {name!r}", call)
-
-
 def _find_version(client: Any, name: str, key: str) -> int | None:
     versions = client.search_model_versions(f"name = '{name}' and tags.`{VERSION_TAG}` = '{key}'")
     return min((int(version.version) for version in versions), default=None)

@@ -7,6 +7,7 @@ replays everything, and every operation is idempotent (runs are found by key, po
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import tempfile
@@ -89,42 +90,32 @@ class Tracker:
             with self._changed:
                 self._run_ids[key] = run_id
 
-        self._put(key, f"run {name!r}", call)
+        self._enqueue(Operation(key, f"run {name!r}", call))
 
     def log(self, key: str, points: Sequence[Point]) -> None:
         """Log points to the run of `key`; sent in batches of 1000."""
         for name in {point.name for point in points}:
             check_name(name, "metric name")
         for start in range(0, len(points), mlflow_calls.POINTS_PER_CALL):
-            self._log_points(key, list(points)[start : start + mlflow_calls.POINTS_PER_CALL])
+            part = list(points)[start : start + mlflow_calls.POINTS_PER_CALL]
+            self._put(key, f"{len(part)} points", functools.partial(mlflow_calls.send_points, points=part))
 
     def set_tags(self, key: str, tags: Mapping[str, str]) -> None:
         """Set tags of the run of `key`; the last value wins."""
         tags = dict(tags)
-
-        def call() -> None:
-            client, _ = self._connected()
-            mlflow_calls.send_settings(client, client.get_run(self._find(key)), params={}, tags=tags)
-
-        self._put(key, "tags", call)
+        self._put(key, "tags", lambda client, run_id: mlflow_calls.send_tags(client, run_id, tags))
 
     def describe(self, key: str, text: Callable[[Callable[[str], str | None]], str]) -> None:
         """Set the run's description (Markdown). `text` is called with `run_page` when it is sent, so it can link."""
 
-        def call() -> None:
-            client, _ = self._connected()
-            tags = {"mlflow.note.content": text(self.run_page)}
-            mlflow_calls.send_settings(client, client.get_run(self._find(key)), params={}, tags=tags)
+        def send(client: Any, run_id: str) -> None:
+            mlflow_calls.send_tags(client, run_id, {"mlflow.note.content": text(self.run_page)})
 
-        self._put(key, "description", call)
+        self._put(key, "description", send)
 
     def log_inputs(self, key: str, datasets: Sequence[tuple[str, str, str]]) -> None:
         """Say which datasets the run read: (name, SHA-256, role) each; saying it again adds nothing."""
-
-        def call() -> None:
-            mlflow_calls.send_inputs(self._connected()[0], self._find(key), datasets)
-
-        self._put(key, f"{len(datasets)} datasets", call)
+        self._put(key, f"{len(datasets)} datasets", functools.partial(mlflow_calls.send_inputs, datasets=datasets))
 
     def log_text(self, key: str, text: str, artifact_path: str) -> None:
         """Store `text` as the run's artifact `artifact_path`, replacing an older one."""
@@ -138,11 +129,7 @@ class Tracker:
 
     def finish(self, key: str, status: Literal["FINISHED", "KILLED", "FAILED"], end_time_ms: int) -> None:
         """End the run of `key` with this status and time."""
-
-        def call() -> None:
-            self._connected()[0].set_terminated(self._find(key), status, end_time_ms)
-
-        self._put(key, f"end ({status})", call)
+        self._put(key, f"end ({status})", lambda client, run_id: client.set_terminated(run_id, status, end_time_ms))
 
     def run_id(self, key: str) -> str | None:
         """The run's id, or None while the server has not answered yet. Does not block."""
@@ -180,12 +167,17 @@ class Tracker:
             log.warning("%d records were not sent to MLflow at %s; the study keeps them", left, self.tracking_uri)
         return left
 
-    def _put(self, key: str, what: str, call: Callable[[], None], kind: Kind = "records") -> None:
+    def _put(self, key: str, what: str, send: Callable[[Any, str], None], kind: Kind = "records") -> None:
+        """Queue `send(client, run id)` for the run of `key`."""
+        self._enqueue(Operation(key, what, lambda: send(self._connected()[0], self._find(key)), kind))
+
+    def _enqueue(self, fresh: Operation) -> None:
         with self._changed:
             if self._closing:
                 return
-            fresh = Operation(key, what, call, kind)
-            if kind == "artifacts":  # a newer version of a file that waits (the first may be under way) replaces it
+            if (
+                fresh.kind == "artifacts"
+            ):  # a newer version of a file that waits (the first may be under way) replaces it
                 for older in [old for old in list(self._queue)[1:] if fresh.replaces(old)]:
                     self._queue.remove(older)
             self._queue.append(fresh)
@@ -209,24 +201,18 @@ class Tracker:
                 self._run_ids[key] = known
         return known
 
-    def _log_points(self, key: str, points: Sequence[Point]) -> None:
-        def call() -> None:
-            mlflow_calls.send_points(self._connected()[0], self._find(key), points)
-
-        self._put(key, f"{len(points)} points", call)
-
     def _log_artifact(self, key: str, data: bytes, artifact_path: str) -> None:
         target = PurePosixPath(artifact_path)
         if target.is_absolute() or ".." in target.parts or not target.name:
             raise UserError(f"artifact path {artifact_path!r}: expected a relative path without '..'")
 
-        def call() -> None:
+        def send(client: Any, run_id: str) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 local = Path(folder) / target.name
                 local.write_bytes(data)
-                self._connected()[0].log_artifact(self._find(key), str(local), str(target.parent).strip(".") or None)
+                client.log_artifact(run_id, str(local), str(target.parent).strip(".") or None)
 
-        self._put(key, f"artifact {artifact_path}", call, "artifacts")
+        self._put(key, f"artifact {artifact_path}", send, "artifacts")
 
     def _work(self) -> None:
         pause = FIRST_PAUSE_SECONDS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import click
 
 from infra import storage
 from study.artifacts.sources import fetch_data
+from study.console import Say, say
 from study.errors import StudyFailed, UserError
+from study.session import storage_here
 from study.spec.config import StudyConfig
 from trainers.data import DATASETS, ZERO_SHOT_15, DatasetEntry, dataset_entry, not_ready, safe_name
 from trainers.data.fetch.web import Unreachable
@@ -25,16 +27,9 @@ GROUPS = ("paper", "other", "drawn")  # of the papers' tables, read from files a
 STATES = {"drawn": "built in", "prepared": "prepared", "raw": "files here", "missing": "missing"}
 
 
-def say(text: str) -> None:
-    """Progress and remarks; results alone go to standard output."""
-    click.echo(text, err=True)
-
-
 def reach_storage(to: str | None, home: Path) -> None:
     """Where prepared sets are in S3, point this process at it."""
     if (to or prepared_place()).startswith(S3):
-        from study.artifacts.sources import storage_here  # brings in boto3, which listing does without
-
         storage_here(home, say)
 
 
@@ -42,13 +37,17 @@ def check_ready(spec: StudyConfig) -> None:
     """Refuse a study whose datasets cannot be loaded here; on another cluster, its first task says the same."""
     if os.environ.get("RAY_ADDRESS"):
         return
-    names = {
+    if problems := not_ready(named_sets(spec)):
+        raise UserError("\n".join(problems))
+
+
+def named_sets(spec: StudyConfig) -> dict[str, str]:
+    """Every dataset of a study by its path in the file."""
+    return {
         f"data.{role}" if role == "train" else f"data.{role}.{index}": name
         for role, members in spec.data_sets().items()
         for index, name in enumerate(members)
     }
-    if problems := not_ready(names):
-        raise UserError("\n".join(problems))
 
 
 def list_datasets() -> list[dict[str, Any]]:
@@ -173,8 +172,6 @@ def _faults(place: str, entry: DatasetEntry) -> list[str]:
 
 
 # Prepared datasets in S3: what is there, sending one, and whether it is as it should be.
-
-Say = Callable[[str], None]
 
 
 def prepared_in_s3(place: str) -> set[str]:

@@ -8,22 +8,18 @@ folder. What is in it may be deleted at any time.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from infra import storage
 from infra.errors import Missing
+from study.console import Say
 from trainers.errors import MissingWeights, UserError
 from trainers.files import cache_folder, locked
 
 FOLDER_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")  # of an export: configuration, weights, tokenizer
 WEIGHTS = "open_clip_model.safetensors"
-OWN_STORAGE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
 LARGE_BYTES = 50_000_000
-
-Say = Callable[[str], None]
 
 
 def use_s3_weights() -> None:
@@ -47,16 +43,6 @@ def fetch_data(uri: str, path: Path, sha256: str | None) -> bool:
     except Missing:
         return False
     return True
-
-
-def storage_here(home: Path, say: Say) -> None:
-    """Point this process at storage: what the environment names, else the embedded one, started if need be."""
-    if any(os.environ.get(name) for name in OWN_STORAGE):
-        return
-    from infra.stack import stack
-
-    say("connecting to the embedded storage ...")
-    os.environ.update(stack.up(home).environment())
 
 
 def fetch_weights(uri: str, say: Say | None = None) -> Path:

@@ -1,70 +1,67 @@
-"""`agft data list`, `prepare`, `verify`: light to import, as the whole command line is."""
+"""`agft data list`, `prepare`, `verify`."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
+
+from study.cli.edge import home, json_option, print_json
+from study.console import say
 
 SOURCE, WIDE = "source and licence", 120  # a column, and how wide a terminal must be to show it
 TITLES = {"paper": "AGFT's fifteen", "other": "others from files", "drawn": "drawn here, nothing to prepare"}
 
 
-def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
-    """Add the commands. `answering` turns errors into exit codes, `home` says where things are kept."""
+@click.group()
+def data() -> None:
+    """The datasets: what there is, and preparing them for training and evaluation."""
 
-    @main.group()
-    def data() -> None:
-        """The datasets: what there is, and preparing them for training and evaluation."""
 
-    @data.command("list")
-    @click.option("--json", "as_json", is_flag=True, help="For machines.")
-    @answering
-    def list_(as_json: bool) -> None:
-        """Show every dataset, and whether it is here."""
-        from study.artifacts.datasets import list_datasets, reach_storage
+@data.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """Show every dataset, and whether it is here."""
+    from study.artifacts.datasets import list_datasets, reach_storage
 
-        reach_storage(None, home())
-        rows = list_datasets()
-        if as_json:
-            click.echo(json.dumps(rows, indent=2))
-        else:
-            _show(rows)
+    reach_storage(None, home())
+    rows = list_datasets()
+    if as_json:
+        print_json(rows)
+    else:
+        _show(rows)
 
-    @data.command()
-    @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-    @click.option("--to", help="Folder or s3:// address of prepared sets.  [default: AGFT_PREPARED, else "
-                  "AGFT_DATA/prepared]")  # fmt: skip
-    @click.option("--download", is_flag=True, help="Get the files first; what is interrupted goes on. Where a login is "
-                  "needed, it says what to do.")  # fmt: skip
-    @click.option("--workers", type=click.IntRange(min=1), help="Processes that decode.  [default: one a core]")
-    @answering
-    def prepare(names: tuple[str, ...], to: str | None, download: bool, workers: int | None) -> None:
-        """Decode datasets once, for training and evaluation; run again to go on.
 
-        NAME is a dataset of `agft data list`, or folder:DIRECTORY with a sub-folder of images for every class.
-        """
-        from study.artifacts.datasets import prepare_datasets, reach_storage
+@data.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--to", help="Folder or s3:// address of prepared sets.  [default: AGFT_PREPARED, else "
+              "AGFT_DATA/prepared]")  # fmt: skip
+@click.option("--download", is_flag=True, help="Get the files first; what is interrupted goes on. Where a login is "
+              "needed, it says what to do.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that decode.  [default: one a core]")
+def prepare(names: tuple[str, ...], to: str | None, download: bool, workers: int | None) -> None:
+    """Decode datasets once, for training and evaluation; run again to go on.
 
-        reach_storage(to, home())
-        prepare_datasets(names, to=to, fetching=download, workers=workers)
+    NAME is a dataset of `agft data list`, or folder:DIRECTORY with a sub-folder of images for every class.
+    """
+    from study.artifacts.datasets import prepare_datasets, reach_storage
 
-    @data.command()
-    @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-    @answering
-    def verify(names: tuple[str, ...]) -> None:
-        """Check every byte of prepared datasets; exit code 1 if one is wrong."""
-        from study.artifacts.datasets import reach_storage, verify_datasets
+    reach_storage(to, home())
+    prepare_datasets(names, to=to, fetching=download, workers=workers)
 
-        reach_storage(None, home())
-        wrong = verify_datasets(names)
-        for line in wrong:
-            click.echo(line, err=True)
-        sys.exit(1 if wrong else 0)
+
+@data.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def verify(names: tuple[str, ...]) -> None:
+    """Check every byte of prepared datasets; exit code 1 if one is wrong."""
+    from study.artifacts.datasets import reach_storage, verify_datasets
+
+    reach_storage(None, home())
+    wrong = verify_datasets(names)
+    for line in wrong:
+        say(line)
+    sys.exit(1 if wrong else 0)
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

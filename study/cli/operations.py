@@ -1,113 +1,101 @@
-"""`agft backup` and `agft restore-backup`: a whole stack out and in. Light to import."""
+"""`agft backup`, `restore-backup`, `doctor`, `metrics`: keeping a whole stack in order."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from study.cli.edge import FILE, database, home, json_option, print_json
+
 if TYPE_CHECKING:
-    from infra.checks.finding import Finding
+    from infra.checks.diagnosis import Diagnosis
 
-
-def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
-    """Add the commands. `answering` turns errors into exit codes, `home` says where things are kept."""
-
-    @main.command()
-    @click.argument("place", metavar="FILE|s3://...")
-    @click.option("--objects", metavar="FOLDER|s3://...", help="Copy checkpoints, logs and promoted weights there as "
-                  "well; what is there already is left alone.")  # fmt: skip
-    @answering
-    def backup(place: str, objects: str | None) -> None:
-        """Write all studies and the champions' records to one file, also while studies run."""
-        from study.console import Clock
-        from study.operations.backup import write_backup
-        from study.session import services_here
-        from study.store.database import database_url
-
-        clock = Clock()
-        services = services_here(home(), clock)
-        made = write_backup(database_url(home()), services.bucket, place, objects=objects, say=clock)
-        click.echo(f"{place}: {made.studies} studies, {made.trials} trials, {made.champions} champions")
-        size = f"{made.objects} objects ({made.object_bytes / 1e6:.1f} MB)"
-        if made.copied is None:
-            click.echo(f"{size} stay in the bucket only: --objects copies them as well")
-        else:
-            click.echo(f"{size} are in {objects}, {made.copied} of them copied now")
-
-    @main.command("restore-backup")
-    @click.argument("place", metavar="FILE|s3://...")
-    @click.option("--objects", metavar="FOLDER|s3://...", help="Where the copies of the objects are now.  "
-                  "[default: where `agft backup` put them]")  # fmt: skip
-    @answering
-    def restore_backup_command(place: str, objects: str | None) -> None:
-        """Put a backup into this stack: studies, champions, and what their trials go on from."""
-        from study.console import Clock
-        from study.operations.restore import restore_backup
-        from study.session import services_here
-        from study.store.database import database_url
-
-        clock = Clock()
-        services = services_here(home(), clock)
-        done = restore_backup(
-            database_url(home()), services.bucket, place, objects=objects, tracking_uri=services.mlflow_uri, say=clock
-        )
-        word = f" ({len(done.there_already)} were there already)" if done.there_already else ""
-        click.echo(f"{len(done.studies)} studies{word}: {', '.join(done.studies) or 'none'}")
-        for name, head in done.champions.items():
-            click.echo(f"champion of {name}: version {head['champion']}")
-        click.echo(f"{done.objects} objects copied; {done.lacking} that the backup lists are not in the bucket")
-        lost = f", {done.anew} of them from the start: their checkpoints are nowhere" if done.anew else ""
-        click.echo(f"{done.unfinished} unfinished trials go on with `agft resume STUDY`{lost}")
-
-
-# `agft doctor`: what a study leans on, checked. Light to import.
-
-FILE = click.Path(dir_okay=False, path_type=Path)
 CHECKS = "doctor-"  # names of the threads of checks
 MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[bold red]FAILED[/]", "skipped": "-"}
+PORT = 9465  # of `agft metrics`
 
 
-def attach_doctor(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
-    """Add the command. `answering` turns errors into exit codes, `home` says where things are kept."""
+@click.command()
+@click.argument("place", metavar="FILE|s3://...")
+@click.option("--objects", metavar="FOLDER|s3://...", help="Copy checkpoints, logs and promoted weights there as "
+              "well; what is there already is left alone.")  # fmt: skip
+def backup(place: str, objects: str | None) -> None:
+    """Write all studies and the champions' records to one file, also while studies run."""
+    from study.console import Clock
+    from study.operations.backup import write_backup
+    from study.session import services_here
 
-    @main.command()
-    @click.argument("study_file", metavar="[FILE]", required=False, type=FILE)
-    @click.option("--address", help="A cluster's dashboard, http://HEAD:8265, to be checked by a job on it.  [default: "
-                  "RAY_API_SERVER_ADDRESS; RAY_ADDRESS]")  # fmt: skip
-    @click.option("--json", "as_json", is_flag=True, help="For machines.")
-    @answering
-    def doctor(study_file: Path | None, address: str | None, as_json: bool) -> None:
-        """Check services, database, machine and every Ray node; with a study FILE, its data, weights and GPUs, too.
-
-        Starts and changes nothing. Exit code 1 if something failed; warnings are allowed.
-        """
-        from study.doctor.doctor import examine, exit_code
-        from study.doctor.study import needs_of
-
-        needs = needs_of(study_file) if study_file else None
-        began = time.monotonic()
-        with contextlib.redirect_stdout(sys.stderr):  # Ray says what it thinks where the findings go
-            found = examine(home(), needs, address=address)
-        if as_json:
-            click.echo(json.dumps([finding.as_json() for finding in found], indent=2))
-        else:
-            _show(found, time.monotonic() - began)
-        if any(thread.name.startswith(CHECKS) for thread in threading.enumerate()):
-            sys.stdout.flush()
-            os._exit(exit_code(found))  # a check hangs, and so would what Python and Ray do at an ordinary end
-        sys.exit(exit_code(found))
+    clock = Clock()
+    services = services_here(home(), clock)
+    made = write_backup(database(), services.bucket, place, objects=objects, say=clock)
+    click.echo(f"{place}: {made.studies} studies, {made.trials} trials, {made.champions} champions")
+    size = f"{made.objects} objects ({made.object_bytes / 1e6:.1f} MB)"
+    if made.copied is None:
+        click.echo(f"{size} stay in the bucket only: --objects copies them as well")
+    else:
+        click.echo(f"{size} are in {objects}, {made.copied} of them copied now")
 
 
-def _show(found: Sequence[Finding], seconds: float) -> None:
+@click.command("restore-backup")
+@click.argument("place", metavar="FILE|s3://...")
+@click.option("--objects", metavar="FOLDER|s3://...", help="Where the copies of the objects are now.  "
+              "[default: where `agft backup` put them]")  # fmt: skip
+def restore(place: str, objects: str | None) -> None:
+    """Put a backup into this stack: studies, champions, and what their trials go on from."""
+    from study.console import Clock
+    from study.operations.restore import restore_backup
+    from study.session import services_here
+
+    clock = Clock()
+    services = services_here(home(), clock)
+    done = restore_backup(
+        database(), services.bucket, place, objects=objects, tracking_uri=services.mlflow_uri, say=clock
+    )
+    word = f" ({len(done.there_already)} were there already)" if done.there_already else ""
+    click.echo(f"{len(done.studies)} studies{word}: {', '.join(done.studies) or 'none'}")
+    for name, head in done.champions.items():
+        click.echo(f"champion of {name}: version {head['champion']}")
+    click.echo(f"{done.objects} objects copied; {done.lacking} that the backup lists are not in the bucket")
+    lost = f", {done.anew} of them from the start: their checkpoints are nowhere" if done.anew else ""
+    click.echo(f"{done.unfinished} unfinished trials go on with `agft resume STUDY`{lost}")
+
+
+@click.command()
+@click.argument("study_file", metavar="[FILE]", required=False, type=FILE)
+@click.option("--address", help="A cluster's dashboard, http://HEAD:8265, to be checked by a job on it.  [default: "
+              "RAY_API_SERVER_ADDRESS; RAY_ADDRESS]")  # fmt: skip
+@json_option
+def doctor(study_file: Path | None, address: str | None, as_json: bool) -> None:
+    """Check services, database, machine and every Ray node; with a study FILE, its data, weights and GPUs, too.
+
+    Starts and changes nothing. Exit code 1 if something failed; warnings are allowed.
+    """
+    from study.doctor.doctor import examine, exit_code
+    from study.doctor.study import needs_of
+
+    needs = needs_of(study_file) if study_file else None
+    began = time.monotonic()
+    with contextlib.redirect_stdout(sys.stderr):  # Ray says what it thinks where the findings go
+        found = examine(home(), needs, address=address)
+    if as_json:
+        print_json([finding.as_json() for finding in found])
+    else:
+        _show(found, time.monotonic() - began)
+    if any(thread.name.startswith(CHECKS) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(exit_code(found))  # a check hangs, and so would what Python and Ray do at an ordinary end
+    sys.exit(exit_code(found))
+
+
+def _show(found: Sequence[Diagnosis], seconds: float) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -128,31 +116,21 @@ def _show(found: Sequence[Finding], seconds: float) -> None:
     console.print(f"{len(found)} findings in {seconds:.1f} s: {count['failed']} failed, {count['warning']} warnings")
 
 
-# `agft metrics`: studies for Prometheus. Light to import.
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: any free one.")
+@click.option("--bind", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--once", is_flag=True, help="Print them and end: for a node exporter's textfile collector.")
+def metrics(port: int, bind: str, once: bool) -> None:
+    """Serve metrics of all studies to Prometheus, until Ctrl-C; a token is demanded."""
+    from study.operations.metrics import TOKEN_FILE, MetricsServer, exposition, kept_token
 
-PORT = 9465
-
-
-def attach_metrics(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
-    """Add the command. `answering` turns errors into exit codes, `home` says where things are kept."""
-
-    @main.command()
-    @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: any free one.")
-    @click.option("--bind", default="127.0.0.1", show_default=True, help="Address to listen on.")
-    @click.option("--once", is_flag=True, help="Print them and end: for a node exporter's textfile collector.")
-    @answering
-    def metrics(port: int, bind: str, once: bool) -> None:
-        """Serve metrics of all studies to Prometheus, until Ctrl-C; a token is demanded."""
-        from study.operations.metrics import TOKEN_FILE, MetricsServer, exposition, kept_token
-        from study.store.database import database_url
-
-        if once:
-            click.echo(exposition(database_url(home())), nl=False)
-            return
-        exposition(database_url(home()))  # a wrong address is answered at once
-        token = kept_token(home())
-        with MetricsServer(bind, port, token, lambda: exposition(database_url(home()))) as server:
-            host, chosen = server.server_address[:2]
-            click.echo(f"http://{host!s}:{chosen}/metrics  token: {home() / TOKEN_FILE}")
-            with contextlib.suppress(KeyboardInterrupt):
-                server.serve_forever()
+    if once:
+        click.echo(exposition(database()), nl=False)
+        return
+    exposition(database())  # a wrong address is answered at once
+    token = kept_token(home())
+    with MetricsServer(bind, port, token, lambda: exposition(database())) as server:
+        host, chosen = server.server_address[:2]
+        click.echo(f"http://{host!s}:{chosen}/metrics  token: {home() / TOKEN_FILE}")
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()

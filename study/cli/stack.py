@@ -1,18 +1,19 @@
-"""`agft stack up|status|env|down`: the embedded services. Light to import."""
+"""`agft stack up`, `status`, `env`, `down`: the embedded services."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from study.cli.edge import FILE, home, json_option, print_json
+from study.console import say
+from study.errors import UserError
+
 if TYPE_CHECKING:
     from infra.stack.stack import ServiceStatus
-
 
 LOOPBACK = "127.0.0.1"
 NOT_ENCRYPTED = (
@@ -22,94 +23,90 @@ NOT_ENCRYPTED = (
 )
 
 
-def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
-    """Add the commands. `answering` turns errors into exit codes, `home` says where things are kept."""
+@click.group()
+def stack() -> None:
+    """The embedded services: S3 storage (SeaweedFS), the MLflow server and on request PostgreSQL."""
 
-    @main.group()
-    def stack() -> None:
-        """The embedded services: S3 storage (SeaweedFS), the MLflow server and on request PostgreSQL."""
 
-    @stack.command("up")
-    @click.option("--bind", metavar="ADDR", help="Listen on this address of the machine instead of loopback, for a "
-                  "LAN, from now on; 127.0.0.1 goes back.")  # fmt: skip
-    @click.option("--postgres/--sqlite", default=None, help="Where studies and MLflow keep their records, from now on. "
-                  "PostgreSQL comes with agft-study[postgres].  [default: as before; at first SQLite]")  # fmt: skip
-    @answering
-    def stack_up(bind: str | None, postgres: bool | None) -> None:
-        """Start what is not running, and again what dies later; safe to repeat."""
-        from infra.stack.embedded import settings_of
-        from infra.stack.stack import up
+@stack.command("up")
+@click.option("--bind", metavar="ADDR", help="Listen on this address of the machine instead of loopback, for a "
+              "LAN, from now on; 127.0.0.1 goes back.")  # fmt: skip
+@click.option("--postgres/--sqlite", default=None, help="Where studies and MLflow keep their records, from now on. "
+              "PostgreSQL comes with agft-study[postgres].  [default: as before; at first SQLite]")  # fmt: skip
+def stack_up(bind: str | None, postgres: bool | None) -> None:
+    """Start what is not running, and again what dies later; safe to repeat."""
+    from infra.stack.embedded import settings_of
+    from infra.stack.stack import up
 
-        before = settings_of(home())
-        services = up(home(), bind=bind, postgres=postgres, kept_up=True)
-        settings = settings_of(home())
-        click.echo(f"S3      {services.s3_endpoint}  bucket {services.bucket}")
-        click.echo(f"MLflow  {services.mlflow_uri}  user {services.mlflow_username}")
-        if settings.postgres:
-            from infra.stack.embedded import database_address
-            from infra.stack.postgres import DATABASES, USER
-
-            place = (database_address(home()) or "").rpartition("@")[2]
-            click.echo(f"SQL     {place.partition('/')[0]}  user {USER}, databases {', '.join(DATABASES)}")
-        click.echo(f"credentials: {home() / 'secrets.json'}")
-        if settings.postgres != before.postgres:
-            click.echo("studies and MLflow records of before stay where they were, and are not shown here: move "
-                       "studies with `agft archive` and `agft restore`")  # fmt: skip
-        if settings.bind != LOOPBACK:
-            click.echo(NOT_ENCRYPTED.format(bind=settings.bind), err=True)
-
-    @stack.command("status")
-    @click.option("--json", "as_json", is_flag=True, help="For machines.")
-    @answering
-    def stack_status(as_json: bool) -> None:
-        """Show which services run, their versions, memory, disk use and logs."""
-        from infra.stack.stack import kept_up
-        from infra.stack.stack import status as services_status
-
-        found = services_status(home())
-        if as_json:
-            rows = [{**vars(service), "log": str(service.log), "folder": str(service.folder)} for service in found]
-            click.echo(json.dumps(rows, indent=2))
-            return
-        if not found:
-            click.echo(f"nothing was ever started under {home()}")
-            return
-        for service in found:
-            click.echo(_line(service))
-        free = shutil.disk_usage(home()).free
-        running = any(service.pid for service in found)
-        word = "is started again" if kept_up(home()) else "stays down until the next `agft stack up`"
-        click.echo(f"{free / 1e9:.1f} GB free on the disk of {home()}" + (f"; what dies {word}" if running else ""))
-
-    @stack.command("env")
-    @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-    @answering
-    def stack_env(file: Path) -> None:
-        """Write the variables that other terminals and machines need to FILE (mode 0600): addresses and secrets."""
-        from infra.errors import UserError
+    before = settings_of(home())
+    services = up(home(), bind=bind, postgres=postgres, kept_up=True)
+    settings = settings_of(home())
+    click.echo(f"S3      {services.s3_endpoint}  bucket {services.bucket}")
+    click.echo(f"MLflow  {services.mlflow_uri}  user {services.mlflow_username}")
+    if settings.postgres:
         from infra.stack.embedded import database_address
-        from infra.stack.processes import write_private
-        from infra.stack.stack import up
+        from infra.stack.postgres import DATABASES, USER
 
-        variables = up(home(), kept_up=True).environment()
-        if database := database_address(home()):
-            variables["AGFT_STUDY_DB"] = database
-        text = "".join(f"{name}={value}\n" for name, value in sorted(variables.items()))
-        try:
-            write_private(file.absolute(), text)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be written: {error.strerror}") from None
-        click.echo(f"{file}: {', '.join(sorted(variables))}; use it by: set -a; . {file}; set +a")
-        if "127.0.0.1" in variables["AWS_ENDPOINT_URL"]:
-            click.echo("for this machine only: `agft stack up --bind ADDR` makes other machines reach it", err=True)
+        place = (database_address(home()) or "").rpartition("@")[2]
+        click.echo(f"SQL     {place.partition('/')[0]}  user {USER}, databases {', '.join(DATABASES)}")
+    click.echo(f"credentials: {home() / 'secrets.json'}")
+    if settings.postgres != before.postgres:
+        click.echo("studies and MLflow records of before stay where they were, and are not shown here: move "
+                   "studies with `agft archive` and `agft restore`")  # fmt: skip
+    if settings.bind != LOOPBACK:
+        say(NOT_ENCRYPTED.format(bind=settings.bind))
 
-    @stack.command("down")
-    @answering
-    def stack_down() -> None:
-        """Stop the services; data stays."""
-        from infra.stack.stack import down
 
-        click.echo(f"stopped {down(home())} processes; data stays in {home()}")
+@stack.command("status")
+@json_option
+def stack_status(as_json: bool) -> None:
+    """Show which services run, their versions, memory, disk use and logs."""
+    from infra.stack.stack import kept_up
+    from infra.stack.stack import status as services_status
+
+    found = services_status(home())
+    if as_json:
+        rows = [{**vars(service), "log": str(service.log), "folder": str(service.folder)} for service in found]
+        print_json(rows)
+        return
+    if not found:
+        click.echo(f"nothing was ever started under {home()}")
+        return
+    for service in found:
+        click.echo(_line(service))
+    free = shutil.disk_usage(home()).free
+    running = any(service.pid for service in found)
+    word = "is started again" if kept_up(home()) else "stays down until the next `agft stack up`"
+    click.echo(f"{free / 1e9:.1f} GB free on the disk of {home()}" + (f"; what dies {word}" if running else ""))
+
+
+@stack.command("env")
+@click.argument("file", type=FILE)
+def stack_env(file: Path) -> None:
+    """Write the variables that other terminals and machines need to FILE (mode 0600): addresses and secrets."""
+    from infra.stack.embedded import database_address
+    from infra.stack.processes import write_private
+    from infra.stack.stack import up
+
+    variables = up(home(), kept_up=True).environment()
+    if database := database_address(home()):
+        variables["AGFT_STUDY_DB"] = database
+    text = "".join(f"{name}={value}\n" for name, value in sorted(variables.items()))
+    try:
+        write_private(file.absolute(), text)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {error.strerror}") from None
+    click.echo(f"{file}: {', '.join(sorted(variables))}; use it by: set -a; . {file}; set +a")
+    if "127.0.0.1" in variables["AWS_ENDPOINT_URL"]:
+        say("for this machine only: `agft stack up --bind ADDR` makes other machines reach it")
+
+
+@stack.command("down")
+def stack_down() -> None:
+    """Stop the services; data stays."""
+    from infra.stack.stack import down
+
+    click.echo(f"stopped {down(home())} processes; data stays in {home()}")
 
 
 def _line(service: ServiceStatus) -> str:

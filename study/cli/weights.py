@@ -1,78 +1,70 @@
-"""`agft import`, `agft export`, `agft interpolate`: light to import, as the whole command line is."""
+"""`agft import`, `export`, `interpolate`: weights from elsewhere, for elsewhere, and mixed."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from study.cli.edge import FILE, FOLDER, PLACE, home, json_option, print_json
+from study.console import say
+
 LAYOUTS = ("agft", "tecoa", "pmg-aft", "tga-zsr", "fare", "state-dict")  # of trainers.official, which needs torch
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
-OUT = click.Path(path_type=Path)
 
 
-def attach(main: click.Group, answering: Callable[..., Any], home: Callable[[], Path]) -> None:
-    """Add the commands. `answering` turns errors into exit codes, `home` says where things are kept."""
+@click.command("import")
+@click.argument("file", type=FILE)
+@click.option("--arch", required=True, help="open_clip's name of the architecture, e.g. ViT-B-32-quickgelu.")
+@click.option("--layout", type=click.Choice(["auto", *LAYOUTS]), default="auto", show_default=True,
+              help="Whose code saved it.")  # fmt: skip
+@click.option("--base", help="Where the text side is from: tag, file, folder, s3:// or "
+              "hf-hub: address.  [default: OpenAI's weights]")  # fmt: skip
+@click.option("--out", type=FILE, required=True, help="The weights file to write, .safetensors.")
+def import_(file: Path, arch: str, layout: str, base: str | None, out: Path) -> None:
+    """Make weights of a checkpoint that another code saved (AGFT, TeCoA, PMG-AFT, TGA-ZSR, FARE, open_clip)."""
+    say(f"reading {file} ...")  # the imports alone take seconds
+    from study.models.weights import import_file
 
-    @main.command("import")
-    @click.argument("file", type=FILE)
-    @click.option("--arch", required=True, help="open_clip's name of the architecture, e.g. ViT-B-32-quickgelu.")
-    @click.option("--layout", type=click.Choice(["auto", *LAYOUTS]), default="auto", show_default=True,
-                  help="Whose code saved it.")  # fmt: skip
-    @click.option("--base", help="Where the text side is from: tag, file, folder, s3:// or "
-                  "hf-hub: address.  [default: OpenAI's weights]")  # fmt: skip
-    @click.option("--out", type=FILE, required=True, help="The weights file to write, .safetensors.")
-    @answering
-    def import_(file: Path, arch: str, layout: str, base: str | None, out: Path) -> None:
-        """Make weights of a checkpoint that another code saved (AGFT, TeCoA, PMG-AFT, TGA-ZSR, FARE, open_clip)."""
-        click.echo(f"reading {file} ...", err=True)  # the imports alone take seconds
-        from study.models.weights import import_file
+    import_file(file, arch, layout=layout, base=base, out=out, home=home())
 
-        import_file(file, arch, layout=layout, base=base, out=out, home=home())
 
-    @main.command()
-    @click.argument("weights")
-    @click.argument("out", type=OUT)
-    @click.option("--layout", type=click.Choice(["open-clip", "agft"]), default="open-clip", show_default=True,
-                  help="open-clip: a folder for `local-dir:`; agft: the file that AGFT's code loads.")  # fmt: skip
-    @answering
-    def export(weights: str, out: Path, layout: str) -> None:
-        """Write WEIGHTS (a weights file, an export folder, or its s3:// address) for other codes."""
-        click.echo(f"reading {weights} ...", err=True)
-        from study.models.weights import export_file
+@click.command()
+@click.argument("weights")
+@click.argument("out", type=PLACE)
+@click.option("--layout", type=click.Choice(["open-clip", "agft"]), default="open-clip", show_default=True,
+              help="open-clip: a folder for `local-dir:`; agft: the file that AGFT's code loads.")  # fmt: skip
+def export(weights: str, out: Path, layout: str) -> None:
+    """Write WEIGHTS (a weights file, an export folder, or its s3:// address) for other codes."""
+    say(f"reading {weights} ...")
+    from study.models.weights import export_file
 
-        export_file(weights, out, layout=layout, home=home())
+    export_file(weights, out, layout=layout, home=home())
 
-    @main.command()
-    @click.argument("robust")
-    @click.option("--base", help="The CLIP before fine-tuning: tag, file, folder, s3:// or "
-                  "hf-hub: address.  [default: what ROBUST was trained from]")  # fmt: skip
-    @click.option("--alphas", default="0.25,0.5,0.75", show_default=True, help="Shares of ROBUST, from 0 to 1.")
-    @click.option("--out", type=FOLDER, required=True, help="Folder for one weights file per alpha.")
-    @click.option("--on", help="Datasets to measure on, e.g. tiny-shapes,tiny-digits; alpha 0 and 1 are added.")
-    @click.option("--eps", default="1/255", show_default=True, help="L-inf radii of the attack, e.g. 1/255,4/255.")
-    @click.option("--samples", type=click.IntRange(min=1), help="Images of each dataset.  [default: all]")
-    @click.option("--json", "as_json", is_flag=True, help="For machines.")
-    @answering
-    def interpolate(
-        robust: str, base: str | None, alphas: str, out: Path, on: str | None, eps: str, samples: int | None,
-        as_json: bool,
-    ) -> None:  # fmt: skip
-        """Mix ROBUST with the CLIP before fine-tuning: clean accuracy against robustness, without training."""
-        click.echo(f"reading {robust} ...", err=True)
-        from study.models.weights import interpolate_files
 
-        found = interpolate_files(
-            robust, base=base, alphas=alphas, out=out, on=on, eps=eps, samples=samples, home=home()
-        )
-        if as_json:
-            click.echo(json.dumps(found, indent=2))
-        else:
-            show_measured(found)
+@click.command()
+@click.argument("robust")
+@click.option("--base", help="The CLIP before fine-tuning: tag, file, folder, s3:// or "
+              "hf-hub: address.  [default: what ROBUST was trained from]")  # fmt: skip
+@click.option("--alphas", default="0.25,0.5,0.75", show_default=True, help="Shares of ROBUST, from 0 to 1.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for one weights file per alpha.")
+@click.option("--on", help="Datasets to measure on, e.g. tiny-shapes,tiny-digits; alpha 0 and 1 are added.")
+@click.option("--eps", default="1/255", show_default=True, help="L-inf radii of the attack, e.g. 1/255,4/255.")
+@click.option("--samples", type=click.IntRange(min=1), help="Images of each dataset.  [default: all]")
+@json_option
+def interpolate(
+    robust: str, base: str | None, alphas: str, out: Path, on: str | None, eps: str, samples: int | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Mix ROBUST with the CLIP before fine-tuning: clean accuracy against robustness, without training."""
+    say(f"reading {robust} ...")
+    from study.models.weights import interpolate_files
+
+    found = interpolate_files(robust, base=base, alphas=alphas, out=out, on=on, eps=eps, samples=samples, home=home())
+    if as_json:
+        print_json(found)
+    else:
+        show_measured(found)
 
 
 def show_measured(found: dict[str, Any]) -> None:

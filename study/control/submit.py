@@ -86,7 +86,7 @@ def submit(
 
     Raises `UserError` before anything is stored, `ServiceError` when the cluster does not take the job.
     """
-    if working_dir is not None and not (working_dir / "study" / "submitted.py").is_file():
+    if working_dir is not None and not (working_dir / "study" / "cli" / "cluster.py").is_file():
         raise UserError(f"--working-dir: {working_dir}: not the code's top folder, which has study/cli/cluster.py")
     jobs = Jobs(address)
     jobs.check()

@@ -10,17 +10,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from http.client import HTTPException
 
-from infra.checks.finding import Finding, failed, ok, side_by_side, skipped, warning
+from infra.checks.diagnosis import Diagnosis, Failed, check, failed, ok, side_by_side, skipped, warning
 from infra.checks.machine import versions
 from infra.checks.s3 import clock_finding
 from infra.cluster.cluster import SETTINGS
 from infra.cluster.jobs import Jobs
 from infra.errors import ServiceError
 from infra.services import default_home
-from study.doctor.database import database_check
+from study.doctor.database import DATABASE_SECONDS, database_check
 from study.doctor.node import NODE_SECONDS, examine_node
 from study.doctor.study import StudyNeeds
 
@@ -37,7 +38,8 @@ def demands_token() -> bool:
     return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
-def check_cluster(needs: StudyNeeds | None, here: dict[str, str]) -> list[Finding]:
+@check
+def check_cluster(needs: StudyNeeds | None, here: dict[str, str]) -> Iterator[Diagnosis]:
     """Connect to `RAY_ADDRESS` and ask every live node. `here`: the versions of this machine."""
     from infra.cluster.cluster import connect, disconnect
 
@@ -45,22 +47,19 @@ def check_cluster(needs: StudyNeeds | None, here: dict[str, str]) -> list[Findin
     try:
         cluster = connect()
     except ServiceError as error:
-        return [_no_connection(address, str(error))]
+        raise _no_connection(address, str(error)) from None
     try:
-        found = [ok(RAY, f"{address}: {len(cluster.nodes)} nodes, {_resources(cluster.total)}")]
-        found += _room(needs, cluster.total)
+        yield ok(RAY, f"{address}: {len(cluster.nodes)} nodes, {_resources(cluster.total)}")
+        yield from _room(needs, cluster.total)
         if cluster.dashboard_url is None:
-            found.append(
-                failed(
-                    DASHBOARD,
-                    "does not run: trials that are stopped early would keep their GPUs, and "
-                    "`agft submit` has no Jobs API",
-                    "pip install 'ray[default]' on the head and start it with --include-dashboard=true",
-                )
+            yield failed(
+                DASHBOARD,
+                "does not run: trials that are stopped early would keep their GPUs, and `agft submit` has no Jobs API",
+                "pip install 'ray[default]' on the head and start it with --include-dashboard=true",
             )
         else:
-            found += _stranger(cluster.dashboard_url)
-        return found + _nodes(needs, here)
+            yield from _stranger(cluster.dashboard_url)
+        yield from _nodes(needs, here)
     finally:
         disconnect()
 
@@ -69,14 +68,14 @@ def _resources(total: dict[str, float]) -> str:
     return f"{total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU"
 
 
-def _no_connection(address: str, text: str) -> Finding:
+def _no_connection(address: str, text: str) -> Failed:
     lowered = text.lower()
     if "version mismatch" in lowered or "same version" in lowered:
-        return failed(RAY, f"{address}: {text}", "install the cluster's versions of Python and Ray here")
+        return Failed(RAY, f"{address}: {text}", "install the cluster's versions of Python and Ray here")
     if _demands_token_at(address):  # of which Ray's own message says nothing
         remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that its nodes were started with"
-        return failed(RAY, f"{address} answers, and refuses the token that this terminal has, or has not", remedy)
-    return failed(RAY, f"{address}: {text[:250]}", "start the cluster, or correct RAY_ADDRESS (HEAD:6379)")
+        return Failed(RAY, f"{address} answers, and refuses the token that this terminal has, or has not", remedy)
+    return Failed(RAY, f"{address}: {text[:250]}", "start the cluster, or correct RAY_ADDRESS (HEAD:6379)")
 
 
 def _demands_token_at(address: str) -> bool:
@@ -92,41 +91,33 @@ def _demands_token_at(address: str) -> bool:
     return False
 
 
-def _room(needs: StudyNeeds | None, total: dict[str, float]) -> list[Finding]:
-    if needs is None or needs.gpus_per_worker <= total.get("GPU", 0.0):
-        return []
-    return [
-        failed(
+def _room(needs: StudyNeeds | None, total: dict[str, float]) -> Iterator[Diagnosis]:
+    if needs is not None and needs.gpus_per_worker > total.get("GPU", 0.0):
+        yield failed(
             "GPUs",
             f"the study asks for {needs.gpus_per_worker:g} GPU a worker, the whole cluster has "
             f"{total.get('GPU', 0.0):g}",
             "add a node with GPUs (is its driver installed? `nvidia-smi` there), or set resources.gpus_per_worker: 0",
         )
-    ]
 
 
-def _stranger(url: str) -> list[Finding]:
+def _stranger(url: str) -> Iterator[Diagnosis]:
     """What the dashboard says to somebody without a token."""
     try:
         with urllib.request.urlopen(f"{url}/api/version", timeout=TIMEOUT_SECONDS):
-            return [failed(TOKEN, f"{url} answers without a token", REMEDY_TOKEN)]
+            yield failed(TOKEN, f"{url} answers without a token", REMEDY_TOKEN)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            return [ok(TOKEN, "demanded"), ok(DASHBOARD, f"{url} answers")]
-        return [failed(DASHBOARD, f"{url}: HTTP {error.code}", "look at dashboard.log on the head")]
+            yield from (ok(TOKEN, "demanded"), ok(DASHBOARD, f"{url} answers"))
+        else:
+            yield failed(DASHBOARD, f"{url}: HTTP {error.code}", "look at dashboard.log on the head")
     except (OSError, HTTPException) as error:
-        row = ok(TOKEN, "demanded") if demands_token() else failed(TOKEN, "not demanded", REMEDY_TOKEN)
-        return [
-            row,
-            warning(
-                DASHBOARD,
-                f"{url} is not reachable from here ({error})",
-                "fine if it listens on the head's loopback only; `agft submit` then needs a tunnel",
-            ),
-        ]
+        yield ok(TOKEN, "demanded") if demands_token() else failed(TOKEN, "not demanded", REMEDY_TOKEN)
+        remedy = "fine if it listens on the head's loopback only; `agft submit` then needs a tunnel"
+        yield warning(DASHBOARD, f"{url} is not reachable from here ({error})", remedy)
 
 
-def _nodes(needs: StudyNeeds | None, here: dict[str, str]) -> list[Finding]:
+def _nodes(needs: StudyNeeds | None, here: dict[str, str]) -> Iterator[Diagnosis]:
     """A task on every live node, all at once; one that does not answer is a row as well."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -141,7 +132,6 @@ def _nodes(needs: StudyNeeds | None, here: dict[str, str]) -> list[Finding]:
         for identity in nodes
     }
     deadline = time.monotonic() + NODE_SECONDS + 15
-    found: list[Finding] = []
     for identity, answer in asked.items():
         name = f"node {nodes[identity]['NodeManagerAddress']} ({identity[:6]})"
         try:
@@ -152,20 +142,19 @@ def _nodes(needs: StudyNeeds | None, here: dict[str, str]) -> list[Finding]:
         except ray.exceptions.RayError as error:
             rows = [_cannot_run(str(error))]
         else:
-            rows = [Finding(**row) for row in told["findings"]]
+            rows = [Diagnosis(**row) for row in told["findings"]]
             rows = [*_versions(told["versions"], here), *rows, *_clock(told["clock"], sent)]
-        found += [Finding(**{**row.as_json(), "where": name}) for row in rows]
-    return found
+        yield from (replace(row, where=name) for row in rows)
 
 
-def _cannot_run(text: str) -> Finding:
+def _cannot_run(text: str) -> Diagnosis:
     last = text.strip().splitlines()[-1][:250]
     if "ModuleNotFoundError" in text or "No module named" in text:
         return failed("versions", f"has no agft of this version: {last}", "install the same agft on every node")
     return failed(RAY, f"cannot run a task: {last}", "look at raylet.err on this node")
 
 
-def _versions(theirs: dict[str, str], here: dict[str, str]) -> list[Finding]:
+def _versions(theirs: dict[str, str], here: dict[str, str]) -> list[Diagnosis]:
     differing = [name for name in here if theirs.get(name) != here[name]]
     if not differing:
         return [ok("versions", "as on the driver")]
@@ -175,7 +164,7 @@ def _versions(theirs: dict[str, str], here: dict[str, str]) -> list[Finding]:
     return [failed("versions", shown, "install the same environment on every node (constraints.txt, one image)")]
 
 
-def _clock(theirs: float, sent: float) -> list[Finding]:
+def _clock(theirs: float, sent: float) -> list[Diagnosis]:
     """The node's clock at the task's start lies between sending and receiving, if the clocks agree."""
     received = time.time()
     if sent <= theirs <= received:
@@ -191,12 +180,12 @@ def _clock(theirs: float, sent: float) -> list[Finding]:
 
 MARK = "agft-doctor-findings "
 JOB_SECONDS = CLUSTER_SECONDS + 60.0
-DATABASE_SECONDS = 25.0
 POLL_SECONDS = 0.5
 FORGET_SECONDS, QUIET_SECONDS = 15.0, 3.0
 
 
-def check_by_job(address: str, needs: StudyNeeds | None) -> list[Finding]:
+@check
+def check_by_job(address: str, needs: StudyNeeds | None) -> Iterator[Diagnosis]:
     """What the checks say that run on the cluster whose dashboard is at `address`."""
     try:
         jobs = Jobs(address)
@@ -204,28 +193,27 @@ def check_by_job(address: str, needs: StudyNeeds | None) -> list[Finding]:
     except ServiceError as error:
         text = str(error)
         if "token" in text:
-            return [
-                failed(RAY, text.partition(": set ")[0], "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its file")
-            ]
-        return [failed(RAY, text, "start the cluster, or correct the dashboard's address")]
+            remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its file"
+            raise Failed(RAY, text.partition(": set ")[0], remedy) from None
+        raise Failed(RAY, text, "start the cluster, or correct the dashboard's address") from None
     identity = f"agft-doctor-{secrets.token_hex(6)}"
     wanted = json.dumps(None if needs is None else {**asdict(needs), "datasets": dict(needs.datasets)})
     command = shlex.join(["python", "-m", "study.doctor.cluster", wanted])
     try:
         jobs.submit(identity, command, environment={**SETTINGS, "PYTHONUNBUFFERED": "1"})
-        return [ok(RAY, f"{address}: Ray {version}, takes jobs"), *_result(jobs, identity)]
+        yield ok(RAY, f"{address}: Ray {version}, takes jobs")
+        yield from _result(jobs, identity)
     except ServiceError as error:
-        return [failed(RAY, str(error), "look at the job in the cluster's dashboard")]
+        raise Failed(RAY, str(error), "look at the job in the cluster's dashboard") from None
 
 
-def _result(jobs: Jobs, identity: str) -> list[Finding]:
+def _result(jobs: Jobs, identity: str) -> list[Diagnosis]:
     deadline = time.monotonic() + JOB_SECONDS - 10
     while (job := jobs.job(identity)) is not None and not job.ended:
         if time.monotonic() > deadline:
             jobs.stop(identity)
-            return [
-                failed(RAY, f"job {identity} is {job.status} after {JOB_SECONDS - 10:.0f} s", "is the head overloaded?")
-            ]
+            detail = f"job {identity} is {job.status} after {JOB_SECONDS - 10:.0f} s"
+            raise Failed(RAY, detail, "is the head overloaded?")
         time.sleep(POLL_SECONDS)
     text = jobs.output(identity)
     _forget(jobs, identity)
@@ -233,8 +221,8 @@ def _result(jobs: Jobs, identity: str) -> list[Finding]:
     if line is None:
         last = (text.strip().splitlines() or ["it printed nothing"])[-1][:250]
         remedy = "where `ray start` ran, `python` must have this agft"
-        return [failed("versions", f"the cluster cannot run the doctor: {last}", remedy)]
-    return [Finding(**row) for row in json.loads(line.removeprefix(MARK))]
+        raise Failed("versions", f"the cluster cannot run the doctor: {last}", remedy)
+    return [Diagnosis(**row) for row in json.loads(line.removeprefix(MARK))]
 
 
 def _forget(jobs: Jobs, identity: str) -> None:

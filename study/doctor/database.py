@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from infra.checks.finding import Check, Finding, failed, ok
+from infra.checks.diagnosis import Check, Diagnosis, Failed, check, failed, ok
 from infra.checks.s3 import clock_finding
 from infra.errors import ServiceError
 from study.store.database import database_url, now
 
 DATABASE, SCHEMA = "study database", "database schema"
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS, DATABASE_SECONDS = 5, 25.0  # of one connection, of the whole check
 # What the driver's text says, the cause in our words, and the remedy
 CAUSES = (
     (
@@ -43,51 +44,48 @@ CAUSES = (
 def database_check(home: Path) -> Check:
     """The check of the study database that this process's environment, or the home, names."""
 
-    def check() -> list[Finding]:
+    @check
+    def looked() -> list[Diagnosis]:
         try:
             return check_database(database_url(home))
         except ServiceError as error:  # the embedded PostgreSQL does not run
             text, _, remedy = str(error).partition(": ")
-            return [failed(DATABASE, text, remedy)]
+            raise Failed(DATABASE, text, remedy) from None
 
-    return check
+    return looked
 
 
-def check_database(url: str) -> list[Finding]:
+@check
+def check_database(url: str) -> Iterator[Diagnosis]:
     """Connect within 5 s, compare schemas, try a write that touches no row, and compare clocks."""
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-            return [
-                failed(DATABASE, f"{parsed.get_backend_name()!r} is not supported", "use sqlite or postgresql+psycopg")
-            ]
+            detail = f"{parsed.get_backend_name()!r} is not supported"
+            raise Failed(DATABASE, detail, "use sqlite or postgresql+psycopg")
         shown = parsed.render_as_string(hide_password=True)
         if parsed.get_backend_name() == "sqlite":
             path = Path(parsed.database or "")
             if not path.exists() or not path.stat().st_size:
-                return [ok(DATABASE, f"{shown}: made by the first study")]
+                yield ok(DATABASE, f"{shown}: made by the first study")
+                return
             options: dict[str, object] = {"timeout": TIMEOUT_SECONDS}
         else:
             options = {"connect_timeout": TIMEOUT_SECONDS}
         engine = sa.create_engine(parsed, connect_args=options, poolclass=sa.pool.NullPool)
     except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
-        return [
-            failed(
-                DATABASE,
-                f"AGFT_STUDY_DB is not a usable address: {error}",
-                "like postgresql+psycopg://USER:PASSWORD@HOST/DATABASE",
-            )
-        ]
+        remedy = "like postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
+        raise Failed(DATABASE, f"AGFT_STUDY_DB is not a usable address: {error}", remedy) from None
     try:
         with engine.connect() as connection:
-            return _ask(connection, shown)
+            yield from _ask(connection, shown)
     except sa.exc.DBAPIError as error:
-        return [_cause(shown, " ".join(str(error.orig).split()))]
+        raise _cause(shown, " ".join(str(error.orig).split())) from None
     finally:
         engine.dispose()
 
 
-def _ask(connection: sa.Connection, shown: str) -> list[Finding]:
+def _ask(connection: sa.Connection, shown: str) -> list[Diagnosis]:
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text(f"SET statement_timeout = {TIMEOUT_SECONDS * 1000}"))
     before = time.time()
@@ -95,15 +93,14 @@ def _ask(connection: sa.Connection, shown: str) -> list[Finding]:
     ahead = theirs - (before + time.time()) / 2
     tables = set(sa.inspect(connection).get_table_names())
     schema = _schema(connection, tables)
-    found = [schema]
     if schema.state == "ok" and "agft_study" in tables:  # no row has an empty name: only the right is tried
         connection.execute(sa.text("UPDATE agft_study SET state = state WHERE name = ''"))
     connection.rollback()
     clock = clock_finding("the database", ahead, precision=0.5)
-    return [ok(DATABASE, f"{shown}: reached, may be written"), *found, clock]
+    return [ok(DATABASE, f"{shown}: reached, may be written"), schema, clock]
 
 
-def _schema(connection: sa.Connection, tables: set[str]) -> Finding:
+def _schema(connection: sa.Connection, tables: set[str]) -> Diagnosis:
     """Ours and Optuna's against what this version knows."""
     if "agft_schema" not in tables:
         return ok(SCHEMA, "none yet: made by the first study")
@@ -117,7 +114,7 @@ def _schema(connection: sa.Connection, tables: set[str]) -> Finding:
     return problem or ok(SCHEMA, f"{ours.get_current_head()}, as this version needs it")
 
 
-def _compare(name: str, connection: sa.Connection, table: str, scripts: ScriptDirectory) -> Finding | None:
+def _compare(name: str, connection: sa.Connection, table: str, scripts: ScriptDirectory) -> Diagnosis | None:
     there = connection.execute(sa.text(f"SELECT version_num FROM {table}")).scalars().first()
     head = scripts.get_current_head()
     if there == head:
@@ -140,9 +137,9 @@ def _scripts(folder: Path) -> ScriptDirectory:
     return ScriptDirectory.from_config(config)
 
 
-def _cause(shown: str, text: str) -> Finding:
+def _cause(shown: str, text: str) -> Failed:
     lowered = text.lower()
     for word, cause, remedy in CAUSES:
         if word in lowered:
-            return failed(DATABASE, f"{shown} {cause} ({text[:160]})", remedy)
-    return failed(DATABASE, f"{shown}: {text[:250]}", "see the database's log")
+            return Failed(DATABASE, f"{shown} {cause} ({text[:160]})", remedy)
+    return Failed(DATABASE, f"{shown}: {text[:250]}", "see the database's log")

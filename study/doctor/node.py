@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from infra.checks.finding import Check, Finding, failed, side_by_side
+from infra.checks.diagnosis import Check, Diagnosis, failed, side_by_side
 from infra.checks.machine import (  # fmt: skip
     check_disk,
     check_gpus,
@@ -18,7 +18,7 @@ from infra.checks.machine import (  # fmt: skip
     temporary_folder,
     versions,
 )
-from infra.services import REQUIRED, default_home
+from infra.services import Services, default_home, missing_variables, services_from_environment
 from study.doctor.study import StudyNeeds, check_datasets, check_entries, check_weights
 
 NODE_SECONDS = 60.0
@@ -58,12 +58,15 @@ def _places() -> list[tuple[str, Path]]:
     ]
 
 
-def service_checks(bucket: str) -> dict[str, tuple[float, Check]]:
-    """S3 and MLflow as this process's environment names them."""
+def service_checks(services: Services) -> dict[str, tuple[float, Check]]:
+    """S3, whose address this process's environment has, and MLflow."""
     from infra.checks.mlflow import check_mlflow
     from infra.checks.s3 import check_s3
 
-    checks: dict[str, Check] = {"S3": functools.partial(check_s3, bucket), "MLflow": check_mlflow}
+    checks: dict[str, Check] = {
+        "S3": functools.partial(check_s3, services.bucket),
+        "MLflow": functools.partial(check_mlflow, services),
+    }
     return {name: (SECONDS[name], check) for name, check in checks.items()}
 
 
@@ -72,12 +75,13 @@ def examine_node(needs: StudyNeeds | None, *, token: bool) -> dict[str, Any]:
     clock = time.time()
     checks = machine_checks(needs, gpus_here=False, token=token)
     checks.pop("packages")  # compared with the driver's, from `versions`
-    missing = [" or ".join(names) for names in REQUIRED if not any(os.environ.get(name) for name in names)]
-    found: list[Finding] = []
-    if missing:
+    found: list[Diagnosis] = []
+    missing = missing_variables(os.environ)
+    services = None if missing else services_from_environment(os.environ)
+    if services is None:
         found.append(failed("environment", f"not set where `ray start` ran: {', '.join(missing)}", "set the services' "
                             "variables there, on every node"))  # fmt: skip
     else:
-        checks |= service_checks(os.environ["AGFT_BUCKET"])
+        checks |= service_checks(services)
     found += side_by_side(checks)
     return {"findings": [finding.as_json() for finding in found], "versions": versions(), "clock": clock}

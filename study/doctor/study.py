@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from infra.checks.finding import Finding, failed, ok, warning
+from infra.checks.diagnosis import Diagnosis, failed, ok, warning
 from trainers.table import Origin, lacking
 
 DATASETS, WEIGHTS, ENTRIES = "datasets", "weights", "entries"
@@ -32,35 +32,31 @@ class StudyNeeds:
 
 def needs_of(path: Path) -> StudyNeeds:
     """Of the study file at `path`; `UserError` with every mistake if it is not one."""
+    from study.artifacts.datasets import named_sets
     from study.spec.files import load_study
     from study.spec.outside import outside_entries
 
     spec = load_study(path)
-    sets = {
-        f"data.{role}" if role == "train" else f"data.{role}.{index}": name
-        for role, members in spec.data_sets().items()
-        for index, name in enumerate(members)
-    }
     model = spec.model
     return StudyNeeds(
         spec.name,
         model.arch,
         model.pretrained,
         model.names_a_place(),
-        sets,
+        named_sets(spec),
         float(spec.resources.gpus_per_worker),
         tuple(outside_entries(spec).values()),
     )
 
 
-def check_entries(needs: StudyNeeds) -> list[Finding]:
+def check_entries(needs: StudyNeeds) -> list[Diagnosis]:
     """Whether the packages are here whose entries the study names."""
     missing = lacking(needs.entries)
     remedy = "install the same version on every node"
     return [failed(ENTRIES, text, remedy) for text in missing] or [ok(ENTRIES, ", ".join(map(str, needs.entries)))]
 
 
-def check_datasets(needs: StudyNeeds) -> list[Finding]:
+def check_datasets(needs: StudyNeeds) -> list[Diagnosis]:
     """Every set that cannot be loaded here, with what to do."""
     from trainers.data import dataset_entry, not_ready, safe_name
     from trainers.data.stored import prepared_place, state
@@ -81,11 +77,15 @@ def check_datasets(needs: StudyNeeds) -> list[Finding]:
     return rows or [ok(DATASETS, f"{', '.join(dict.fromkeys(needs.datasets.values()))}: can be loaded")]
 
 
-def check_weights(needs: StudyNeeds) -> list[Finding]:
+def check_weights(needs: StudyNeeds) -> list[Diagnosis]:
     """Whether the weights are here, or can be fetched. They are not loaded."""
+    return [_weights(needs)]
+
+
+def _weights(needs: StudyNeeds) -> Diagnosis:
     pretrained = needs.pretrained
     if pretrained == "bundled":
-        return [ok(WEIGHTS, "bundled with the package")]
+        return ok(WEIGHTS, "bundled with the package")
     if pretrained.startswith(S3):
         return _in_s3(pretrained)
     if pretrained.startswith("hf-hub:"):
@@ -93,69 +93,54 @@ def check_weights(needs: StudyNeeds) -> list[Finding]:
     if needs.is_place:
         path = Path(pretrained.removeprefix("local-dir:")).expanduser()
         if path.exists():
-            return [ok(WEIGHTS, f"{path}")]
-        return [
-            failed(
-                WEIGHTS,
-                f"model.pretrained: no such file or folder: {path}",
-                "put it there, on every node, or name an s3:// address",
-            )
-        ]
+            return ok(WEIGHTS, f"{path}")
+        remedy = "put it there, on every node, or name an s3:// address"
+        return failed(WEIGHTS, f"model.pretrained: no such file or folder: {path}", remedy)
     return _tag(needs.arch, pretrained)
 
 
-def _in_s3(uri: str) -> list[Finding]:
+def _in_s3(uri: str) -> Diagnosis:
     from infra import storage
 
     there = bool(storage.list_objects(uri)) if uri.endswith("/") else storage.head(uri) is not None
     if there:
-        return [ok(WEIGHTS, uri)]
-    return [failed(WEIGHTS, f"model.pretrained: nothing at {uri}", "correct the address, or upload the weights")]
+        return ok(WEIGHTS, uri)
+    return failed(WEIGHTS, f"model.pretrained: nothing at {uri}", "correct the address, or upload the weights")
 
 
-def _tag(arch: str, tag: str) -> list[Finding]:
+def _tag(arch: str, tag: str) -> Diagnosis:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
     found = get_pretrained_cfg(arch, tag)
     if not found:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(arch)[:6]) or "none"
-        return [failed(WEIGHTS, f"model.pretrained: {arch} has no weights {tag!r}", f"known: {known}")]
+        return failed(WEIGHTS, f"model.pretrained: {arch} has no weights {tag!r}", f"known: {known}")
     repository, _, name = str(found.get("hf_hub", "")).rpartition("/")
     if repository:
         return _on_hub(repository, name, f"{arch} {tag}")
-    return [
-        warning(
-            WEIGHTS,
-            f"{arch} {tag}: fetched from {urlsplit(found.get('url', '')).hostname} at first use",
-            "load it once with network",
-        )
-    ]
+    host = urlsplit(found.get("url", "")).hostname
+    return warning(WEIGHTS, f"{arch} {tag}: fetched from {host} at first use", "load it once with network")
 
 
-def _on_hub(repository: str, name: str, shown: str) -> list[Finding]:
+def _on_hub(repository: str, name: str, shown: str) -> Diagnosis:
     from huggingface_hub import constants, try_to_load_from_cache
 
     candidates = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
     candidates += ["open_clip_model.safetensors"] if name.endswith(".bin") else []
     if any(isinstance(try_to_load_from_cache(repository, each), str) for each in candidates):
-        return [ok(WEIGHTS, f"{shown}: in the hub's cache ({constants.HF_HUB_CACHE})")]
+        return ok(WEIGHTS, f"{shown}: in the hub's cache ({constants.HF_HUB_CACHE})")
     endpoint = urlsplit(constants.ENDPOINT)
     where = f"{shown}: not here, and"
     remedy = (
         f"download https://huggingface.co/{repository} elsewhere and give the path, or fill {constants.HF_HUB_CACHE}"
     )
     if constants.HF_HUB_OFFLINE:
-        return [failed(WEIGHTS, f"{where} HF_HUB_OFFLINE forbids the hub", remedy)]
+        return failed(WEIGHTS, f"{where} HF_HUB_OFFLINE forbids the hub", remedy)
     if not any(os.environ.get(proxy) for proxy in ("https_proxy", "HTTPS_PROXY")):
         try:
             socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout=HUB_SECONDS).close()
         except OSError as error:
-            return [failed(WEIGHTS, f"{where} {endpoint.hostname} is not reachable ({error})", remedy)]
-    return [
-        warning(
-            WEIGHTS,
-            f"{shown}: not here; fetched from {endpoint.hostname} at first use",
-            "load it once before, if the nodes have no network",
-        )
-    ]
+            return failed(WEIGHTS, f"{where} {endpoint.hostname} is not reachable ({error})", remedy)
+    text = f"{shown}: not here; fetched from {endpoint.hostname} at first use"
+    return warning(WEIGHTS, text, "load it once before, if the nodes have no network")

@@ -12,9 +12,9 @@ import click
 from pydantic import ValidationError
 
 from infra import storage
-from study.artifacts.sources import storage_here
 from study.errors import UserError
 from study.evaluation.published import MEAN, SAME, Published, published, standing
+from study.session import storage_here
 from study.statistics import means, paired_difference, right_of_each
 from trainers.evaluation.record import AtRadius, EvaluationRecord
 from trainers.schema.suite import SUITES

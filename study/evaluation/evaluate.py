@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,12 +34,8 @@ class Progress(Clock):
     """Lines that begin with the time since it was made; `advance` adds how far we are and the time left."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(aside=True)
         self.begin(0, 0.0)
-
-    def __call__(self, text: str) -> None:
-        seconds = int(time.monotonic() - self.started)
-        print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}", file=sys.stderr, flush=True)
 
     def begin(self, number: int, share: float) -> None:
         """So many things are to do from now on, of so much cost together."""

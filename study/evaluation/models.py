@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -11,10 +10,11 @@ from pathlib import Path
 
 from torch import nn
 
-from study.artifacts.sources import fetch_weights, storage_here, use_s3_weights
+from study.artifacts.sources import fetch_weights, use_s3_weights
 from study.errors import UserError
 from study.evaluation.names import REFERENCE, REGISTERED, default_label, of_architecture
 from study.models.head import model_prefix, read_head
+from study.session import storage_here
 from trainers.errors import UserError as TrainersUserError
 from trainers.evaluation.record import ModelFacts
 from trainers.evaluation.summary import model_facts
@@ -88,8 +88,7 @@ class Gallery:
         """The folder of a registered version; the champion's truth is in storage."""
         match = REFERENCE.match(named)
         assert match is not None, named
-        self._reach_storage()
-        bucket = os.environ.get("AGFT_BUCKET")
+        bucket = self._reach_storage()
         if not bucket:
             raise UserError("AGFT_BUCKET must say in which bucket the registered models are")
         name, version = match["name"], match["version"]
@@ -101,9 +100,10 @@ class Gallery:
             version = str(found)
         return f"{model_prefix(bucket, name, int(version))}/"
 
-    def _reach_storage(self) -> None:
-        storage_here(self.home, self.say)
+    def _reach_storage(self) -> str:
+        """The bucket, empty where none is named."""
         use_s3_weights()
+        return storage_here(self.home, self.say)
 
 
 def _from_place(path: Path, named: str) -> tuple[nn.Module, str | None]:

@@ -28,7 +28,7 @@ from infra.errors import ServiceError
 from infra.failpoint import reach
 from infra.tracking import calls as mlflow_calls
 from infra.tracking.calls import connect, experiment_id, find_run, outage
-from infra.tracking.registry import MeasuredOn, project_aliases, register_version, registered, version_by_key
+from infra.tracking.registry import MeasuredOn, project_aliases, register_version, registered
 from study.models.card import card_files
 from study.models.catalog import failed_gates, forced_reason, model_names, own_result, unmodified_result, version_key
 from study.models.head import Head, model_prefix, read_head, read_manifest
@@ -285,7 +285,7 @@ def _registered(bucket: str, name: str, version: int, tracking_uri: str, run_of:
     """MLflow's number of a version, which is registered if it is not."""
     manifest = read_manifest(bucket, name, version)
     key = version_key(model_prefix(bucket, name, version), manifest)
-    if (found := version_by_key(tracking_uri, name, key)) is not None:
+    if (found := registered(tracking_uri, name).versions.get(key)) is not None:
         return found
     run_id = (run_of(manifest) if run_of else None) or _run_of(tracking_uri, manifest)
     return register_promoted(manifest, bucket=bucket, tracking_uri=tracking_uri, run_id=run_id)

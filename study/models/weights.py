@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from torch import nn
 
 from infra.storage import hash_file
-from study.artifacts.sources import fetch_weights, storage_here, use_s3_data, use_s3_weights
+from study.artifacts.sources import fetch_weights, use_s3_data, use_s3_weights
 from study.console import percent
 from study.errors import UserError
 from study.results.ranking import Measurement, summary
+from study.session import storage_here
 from trainers import data
 from trainers.errors import UserError as TrainersUserError
 from trainers.errors import lookup

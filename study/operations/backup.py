@@ -17,7 +17,7 @@ import json
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from infra.errors import Missing
 from infra.provenance import package_versions
 from infra.stack.processes import write_private
 from infra.storage import StoredObject
+from study.console import Say
 from study.errors import UserError
 from study.store.archive import export_study
 from study.store.store import StudyStore, study_names
@@ -41,8 +42,6 @@ PREFIXES = ("studies", "models")
 SEEN = "objects-seen.json"
 S3 = "s3://"
 ROUNDS = 5
-
-Say = Callable[[str], None]
 
 
 def objects_of(bucket: str) -> list[StoredObject]:

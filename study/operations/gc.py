@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from infra import storage
 from study.artifacts.checkpoints import study_prefix
+from study.console import Say
 from study.errors import UserError
 from study.models.catalog import model_names, versions_of
 from study.results.ranking import pareto_front, ranked
@@ -115,11 +116,9 @@ UNUSED_SECONDS = 30 * 86400.0
 CACHED = "weights"  # of the cache: the only part that is fetched again by itself
 MANIFEST, RESERVED = "manifest.json", "reserved.json"
 
-Say = Callable[[str], None]
-
 
 @dataclass
-class Findings:
+class Garbage:
     """What would go, by kind, and what is only reported."""
 
     study: list[Doomed] = field(default_factory=list)
@@ -133,11 +132,11 @@ class Findings:
         return [*self.study, *self.versions, *self.cache, *(self.strangers if strangers else ())]
 
 
-def look(url: str, bucket: str, name: str | None, *, top: int | None) -> Findings:
+def look(url: str, bucket: str, name: str | None, *, top: int | None) -> Garbage:
     """Find what goes; changes nothing. `name`: the study whose checkpoints are looked at; `UserError` if unknown."""
     stores = [StudyStore(url, each) for each in study_names(url)]
     studies = {store.name: store.load() for store in stores}
-    found = Findings()
+    found = Garbage()
     if name is not None:
         _of_study(StudyStore(url, name), bucket, _pointed(bucket, stores, studies, but=name), top, found)
     pointed = _pointed(bucket, stores, studies, but=None)
@@ -165,7 +164,7 @@ def _pointed(bucket: str, stores: Sequence[StudyStore], studies: dict[str, Study
     return found
 
 
-def _of_study(store: StudyStore, bucket: str, pointed: set[str], top: int | None, found: Findings) -> None:
+def _of_study(store: StudyStore, bucket: str, pointed: set[str], top: int | None, found: Garbage) -> None:
     study, trials = store.load(), store.trials()
     if _being_promoted(store):
         found.notes.append(f"{study.name}: a promotion has not ended; its checkpoints are left alone")
@@ -280,14 +279,14 @@ KINDS = {
 }
 
 
-def as_record(found: Findings, gone: Sequence[Doomed] | None) -> dict[str, Any]:
+def as_record(found: Garbage, gone: Sequence[Doomed] | None) -> dict[str, Any]:
     """For machines: every place with its bytes and the reason, by kind; `deleted` is null in a dry run."""
     kinds = {kind: [vars(each) for each in getattr(found, kind)] for kind in KINDS}
     deleted = None if gone is None else {"objects": len(gone), "bytes": total(gone)}
     return {**kinds, "notes": found.notes, "deleted": deleted}
 
 
-def gc_lines(found: Findings, gone: Sequence[Doomed] | None, *, study: str | None, unknown: bool) -> list[str]:
+def gc_lines(found: Garbage, gone: Sequence[Doomed] | None, *, study: str | None, unknown: bool) -> list[str]:
     """For people."""
     lines = []
     for kind, title in KINDS.items():

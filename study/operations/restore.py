@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tarfile
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,30 +17,19 @@ from typing import Any
 from infra import storage
 from infra.errors import ChecksumMismatch, Conflict, Missing
 from infra.tracking.runs import Tracker
+from study.console import Say
 from study.errors import StudyFailed, UserError
 from study.models.registry import follow_head
-from study.operations.backup import FORMAT, PREFIXES, copy_back, objects_of
+from study.operations.backup import FORMAT, PREFIXES, S3, copy_back, objects_of
 from study.store.archive import import_study
 from study.store.store import StudyStore, study_names
-from study.tracking import (  # fmt: skip
-    EXPERIMENT,
-    project_best,
-    project_epochs,
-    project_outcome,
-    project_study,
-    project_trial,
-    study_key,
-)
+from study.tracking import EXPERIMENT, end_study, project_all, project_best
 
-S3 = "s3://"
 MLFLOW_SECONDS = 300.0
-ENDED = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Restored:
+class Restoration:
     """What came back. `unfinished`: trials that go on; `anew`: those of them whose checkpoint is nowhere."""
 
     studies: list[str]
@@ -55,7 +43,7 @@ class Restored:
 
 def restore_backup(
     url: str, bucket: str, place: str, *, objects: str | None, tracking_uri: str | None, say: Say
-) -> Restored:
+) -> Restoration:
     """Put a backup into the database at `url` and the bucket. `objects`: where their copies are, if they were moved.
 
     `UserError`, before anything is written, for a file that is none, and where a study or champion of the same name and
@@ -102,7 +90,7 @@ def restore_backup(
     if tracking_uri:
         for name in heads:  # registered versions and aliases are made from HEAD and the manifests
             follow_head(bucket, name, tracking_uri)
-    return Restored(sorted(studies), sorted(there), heads, copied, len(lacking), unfinished, anew)
+    return Restoration(sorted(studies), sorted(there), heads, copied, len(lacking), unfinished, anew)
 
 
 def _fetch(place: str, folder: Path) -> Path:
@@ -212,17 +200,11 @@ def _ship(url: str, names: list[str], tracking_uri: str, say: Say) -> None:
         for name in names:
             store = StudyStore(url, name)
             study, trials = store.load(), store.trials()
-            project_study(tracker, study, reopen=False)
-            for trial in trials:
-                project_trial(tracker, study, trial)
-                project_epochs(tracker, study, trial.number, trial.epochs)
-                if trial.finished:
-                    project_outcome(tracker, study, trial)
+            project_all(tracker, study, trials)
             if study.baseline:
                 project_best(tracker, study, trials)
-            if study.state in ENDED:
-                last = max((trial.ended_ms or trial.started_ms for trial in trials), default=study.created_ms)
-                tracker.finish(study_key(study), ENDED[study.state], last)  # type: ignore[arg-type]
+            last = max((trial.ended_ms or trial.started_ms for trial in trials), default=study.created_ms)
+            end_study(tracker, study, when_ms=last)
         tracker.flush(MLFLOW_SECONDS)
     finally:
         left = tracker.close(1.0)

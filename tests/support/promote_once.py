@@ -13,7 +13,7 @@ def main() -> None:
     """Promote the study in the home `AGFT_HOME`; prints how it ended."""
     from infra.cluster.cluster import connect, disconnect
     from infra.services import default_home, services_from_environment
-    from study.cli.promote import run_of
+    from study.cli.here.registry import run_of
     from study.promotion.promote import promote
     from study.promotion.records import Order, Site
     from study.store.database import database_url

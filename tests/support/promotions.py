@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 
 from infra import storage
 from infra.cluster import cluster as ray_cluster
-from infra.tracking.registry import alias_version
+from infra.tracking.registry import registered
+from study.cli.here.registry import run_of
 from study.cli.main import main
-from study.cli.promote import run_of
 from study.models.head import history, model_prefix, read_head, read_manifest
 from study.promotion.promote import promote
 from study.promotion.records import Order, Promotion, Site
@@ -71,7 +71,7 @@ class World:
 
         found = []
         for alias in ("champion", "previous"):
-            number = alias_version(self.mlflow, model, alias)
+            number = registered(self.mlflow, model).aliases.get(alias)
             tags = None if number is None else connect(self.mlflow).get_model_version(model, str(number)).tags
             found.append(None if tags is None else int(tags["agft.version"]))
         return found[0], found[1]

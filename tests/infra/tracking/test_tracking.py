@@ -22,7 +22,7 @@ from infra.services import Services
 from infra.stack import processes
 from infra.stack import stack as embedded
 from infra.tracking import registry
-from infra.tracking.calls import Point, check_server, connect, experiment_id
+from infra.tracking.calls import Point, connect, experiment_id
 from infra.tracking.runs import Tracker
 
 START_MS = 1_700_000_000_000
@@ -289,13 +289,12 @@ def test_what_the_server_refuses_for_good_is_noted_and_does_not_hold_up_the_rest
 
 
 def test_a_deleted_experiment_is_reported_and_served_after_its_return(
-    tracker: Making, client: Any, experiment: str, service_environment: Services
+    tracker: Making, client: Any, experiment: str
 ) -> None:
     identity = experiment_id(client, experiment)
-    check_server(service_environment.mlflow_uri, experiment)
     client.delete_experiment(identity)
     with pytest.raises(ServiceError, match="was deleted"):
-        check_server(service_environment.mlflow_uri, experiment)
+        experiment_id(client, experiment)
     one = tracker()
     one.ensure_run("t", name="t", params={}, tags={}, start_time_ms=START_MS)
     assert one.flush(1.0) == 1
@@ -341,13 +340,11 @@ def test_refused_credentials_and_dead_servers_are_named(
     service_environment: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = time.monotonic()
-    with pytest.raises(ServiceError, match=r"MLflow at http://127\.0\.0\.1:9"):
-        check_server("http://127.0.0.1:9", "x")
-    with pytest.raises(ServiceError, match="alias"):
-        registry.alias_version("http://127.0.0.1:9", "m", "champion")
+    with pytest.raises(ServiceError, match=r"MLflow at http://127\.0\.0\.1:9: looking for 'm'"):
+        registry.registered("http://127.0.0.1:9", "m")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     with pytest.raises(ServiceError, match="refuses our credentials"):
-        check_server(service_environment.mlflow_uri, "x")
+        registry.registered(service_environment.mlflow_uri, "m")
     assert time.monotonic() - start < 20
 
 
@@ -368,10 +365,9 @@ def test_a_model_version_is_registered_once_for_each_key(
             tags={"sha256": "ab"}, description="why this one", artifacts={"docs/card.md": card},
         )  # fmt: skip
 
-    assert registry.alias_version(uri, "robust-clip", "champion") is None
-    assert registry.version_by_key(uri, "robust-clip", "a") is None
+    assert registry.registered(uri, "robust-clip") == registry.Registered({}, {})
     assert [register("a"), register("b"), register("a"), register("b")] == [1, 2, 1, 2]
-    assert registry.version_by_key(uri, "robust-clip", "b") == 2
+    assert registry.registered(uri, "robust-clip") == registry.Registered({"a": 1, "b": 2}, {})
     version = client.get_model_version("robust-clip", "1")
     assert (version.source, version.run_id, version.tags["sha256"]) == (
         "s3://agft/models/robust-clip/a",
@@ -381,7 +377,6 @@ def test_a_model_version_is_registered_once_for_each_key(
     model = client.get_logged_model(version.tags["agft.logged_model_id"])
     assert [metric.value for metric in model.metrics] == [0.5]
     assert model.params == {"eps": "4/255"}
-    assert registry.alias_version(uri, "robust-clip", "champion") is None
-    for number in (2, 1, 1):
-        registry.set_alias(uri, "robust-clip", "champion", number)
-        assert registry.alias_version(uri, "robust-clip", "champion") == number
+    for key, number in (("b", 2), ("a", 1), ("a", 1)):
+        registry.project_aliases(uri, "robust-clip", {"champion": key})
+        assert registry.registered(uri, "robust-clip").aliases == {"champion": number}

@@ -218,7 +218,7 @@ def test_bytes_that_are_not_the_promised_ones_are_refused_and_not_kept(prefix: s
 def test_two_processes_at_once_both_get_the_whole_file(prefix: str, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "big.bin").write_bytes(os.urandom(20_000_000))
     digest = storage.put_file(tmp_path / "big.bin", f"{prefix}/big.bin").sha256
-    code = "import sys; from study.sources import *; from infra import storage as s; "
+    code = "import sys; from study.artifacts.sources import *; from infra import storage as s; "
     code += "print(s.hash_file(fetch_weights(sys.argv[1])))"
     command = [sys.executable, "-c", code, f"{prefix}/big.bin"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

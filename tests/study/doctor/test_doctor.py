@@ -17,12 +17,12 @@ import pytest
 import sqlalchemy as sa
 
 from infra import storage
-from infra.checks.finding import Finding, ok, side_by_side
+from infra.checks.diagnosis import Diagnosis, ok, side_by_side
 from infra.checks.machine import check_disk
 from infra.checks.mlflow import check_mlflow
 from infra.checks.s3 import check_s3, conditional_puts, require_conditional_puts
 from infra.errors import ServiceError
-from infra.services import Services
+from infra.services import Services, services_from_environment
 from infra.stack import processes
 from infra.stack import stack as embedded
 from study.doctor.database import check_database
@@ -62,12 +62,12 @@ time_t time(time_t *out) {
 """
 
 
-def problems(found: list[Finding]) -> dict[str, str]:
+def problems(found: list[Diagnosis]) -> dict[str, str]:
     """check -> cause and remedy, of what failed."""
     return {finding.check: f"{finding.detail} -> {finding.remedy}" for finding in found if finding.state == "failed"}
 
 
-def only(found: list[Finding], check: str) -> str:
+def only(found: list[Diagnosis], check: str) -> str:
     """The text of the one thing that failed."""
     failures = problems(found)
     assert list(failures) == [check], failures
@@ -131,7 +131,9 @@ def test_a_service_that_is_wrong_is_named_with_its_remedy(
 ) -> None:
     for name, value in changed.items():
         monkeypatch.setenv(name, value.replace("DEAD", str(dead_port())))
-    look = {"S3": lambda: check_s3(os.environ["AGFT_BUCKET"]), "MLflow": check_mlflow,
+    services = services_from_environment(os.environ)
+    assert services is not None
+    look = {"S3": lambda: check_s3(services.bucket), "MLflow": lambda: check_mlflow(services),
             "study database": lambda: check_database(os.environ["AGFT_STUDY_DB"])}  # fmt: skip
     text = only(look[check](), check)
     assert "secret@" not in text
@@ -256,11 +258,11 @@ def test_a_check_that_hangs_or_breaks_costs_its_own_limit_and_no_other() -> None
     ever = threading.Event()
     start = time.monotonic()
 
-    def hang() -> list[Finding]:
+    def hang() -> list[Diagnosis]:
         ever.wait(30)
         return []
 
-    def broken() -> list[Finding]:
+    def broken() -> list[Diagnosis]:
         raise KeyError("odd")
 
     found = side_by_side({"slow": (0.5, hang), "broken": (1.0, broken), "fine": (1.0, lambda: [ok("fine", "yes")])})

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 HERE = "this machine"
 State = Literal["ok", "warning", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """`check` is the row's name, `where` the machine; `remedy` is empty when there is nothing to do."""
 
     check: str
@@ -27,36 +28,61 @@ class Finding:
         return asdict(self)
 
 
-Check = Callable[[], list[Finding]]
+Check = Callable[[], list[Diagnosis]]
+Asked = ParamSpec("Asked")
 
 
-def ok(check: str, detail: str) -> Finding:
+def ok(check: str, detail: str) -> Diagnosis:
     """Nothing to do."""
-    return Finding(check, "ok", detail)
+    return Diagnosis(check, "ok", detail)
 
 
-def warning(check: str, detail: str, remedy: str) -> Finding:
+def warning(check: str, detail: str, remedy: str) -> Diagnosis:
     """It works, and somebody should know."""
-    return Finding(check, "warning", detail, remedy)
+    return Diagnosis(check, "warning", detail, remedy)
 
 
-def failed(check: str, detail: str, remedy: str) -> Finding:
+def failed(check: str, detail: str, remedy: str) -> Diagnosis:
     """A study cannot run, or a promise of the service does not hold."""
-    return Finding(check, "failed", detail, remedy)
+    return Diagnosis(check, "failed", detail, remedy)
 
 
-def skipped(check: str, detail: str) -> Finding:
+def skipped(check: str, detail: str) -> Diagnosis:
     """Not asked, and why."""
-    return Finding(check, "skipped", detail)
+    return Diagnosis(check, "skipped", detail)
 
 
-def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = HERE) -> list[Finding]:
+class Failed(Exception):
+    """A failure behind which nothing more can be looked at: it ends its check."""
+
+    def __init__(self, check: str, detail: str, remedy: str) -> None:
+        self.diagnosis = failed(check, detail, remedy)
+        super().__init__(f"{check}: {detail}")
+
+
+def check(examine: Callable[Asked, Iterable[Diagnosis]]) -> Callable[Asked, list[Diagnosis]]:
+    """What `examine` yields, and the failure that ended it, if one did."""
+
+    @functools.wraps(examine)
+    def found(*args: Asked.args, **kwargs: Asked.kwargs) -> list[Diagnosis]:
+        rows = []
+        try:
+            for row in examine(*args, **kwargs):
+                rows.append(row)
+        except Failed as failure:
+            rows.append(failure.diagnosis)
+        return rows
+
+    return found
+
+
+def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = HERE) -> list[Diagnosis]:
     """Run `{name: (seconds, check)}` at the same time; what they found, in their order. `where` is theirs, unless said.
 
     A check that takes longer than its seconds is left alone and counts as failed, as does one that raises. So this
     never takes longer than the slowest limit, whatever hangs.
     """
-    answers: dict[str, list[Finding]] = {}
+    answers: dict[str, list[Diagnosis]] = {}
 
     def run(name: str, check: Check) -> None:
         try:
@@ -72,7 +98,7 @@ def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = HERE
     for thread in threads.values():
         thread.start()
     started = time.monotonic()
-    found: list[Finding] = []
+    found: list[Diagnosis] = []
     for name, (seconds, _check) in checks.items():
         threads[name].join(max(0.0, started + seconds - time.monotonic()))
         late = [
@@ -86,6 +112,6 @@ def side_by_side(checks: Mapping[str, tuple[float, Check]], *, where: str = HERE
     return placed(found, where)
 
 
-def placed(findings: Iterable[Finding], where: str) -> list[Finding]:
+def placed(findings: Iterable[Diagnosis], where: str) -> list[Diagnosis]:
     """With `where` put to those that name no place."""
     return [finding if finding.where else replace(finding, where=where) for finding in findings]

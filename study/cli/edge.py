@@ -1,0 +1,88 @@
+"""What the commands share: kinds of arguments, where things are kept, a study by its name, what goes to which stream.
+
+Light to import, as every module of commands is: `agft --help` and `agft COMMAND --help` pay for click alone, and a
+mistake is answered before anything heavy is imported. So what a command needs is imported inside it; what computes
+(torch, Ray, MLflow) is in `study.cli.here`, whose modules import at their top.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from study.console import say
+from study.errors import SERVICE_ERRORS, USER_ERRORS
+
+if TYPE_CHECKING:
+    from infra.services import Services
+    from study.store.store import StudyStore
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+PLACE = click.Path(path_type=Path)
+POSITIVE = click.FloatRange(min=0, min_open=True)
+ANSWERED = (*USER_ERRORS, *SERVICE_ERRORS)
+json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
+
+
+def home() -> Path:
+    """Where this user's things are kept."""
+    from infra.services import default_home
+
+    return default_home(os.environ)
+
+
+def database() -> str:
+    """The study database's address."""
+    from study.store.database import database_url
+
+    return database_url(home())
+
+
+def store_of(name: str) -> StudyStore:
+    """The study's store; an unknown name is answered here, before anything heavier is imported or started."""
+    from study.store.store import StudyStore
+
+    store = StudyStore(database(), name)
+    store.load()
+    return store
+
+
+def connected() -> Services:
+    """The services, started if need be, for a command whose results alone go to standard output."""
+    from study.session import services_here
+
+    return services_here(home(), say, kept_up=False)
+
+
+def answer(error: Exception) -> int:
+    """Say what is wrong; the exit code: 2 for wrong input, 1 for what failed."""
+    wrong = isinstance(error, USER_ERRORS)
+    say(str(error) if wrong else f"failed: {error}")
+    return 2 if wrong else 1
+
+
+def print_json(value: Any) -> None:
+    """A result for machines."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def hear_interrupts() -> None:
+    """Let SIGINT raise KeyboardInterrupt, also where it was ignored from the start.
+
+    A script that starts a command by `&` has it ignore SIGINT, so that Ctrl-C ends the script alone. Python then sets
+    no handler, and `kill -INT` does nothing, except where `agft run` has set its own. We listen all the same: to us an
+    interrupt means to pause, or to end in good order, and the same command goes on. So a Ctrl-C that was meant for the
+    script loses nothing, while a command that nobody can interrupt has to be killed. Who wants it out of a terminal's
+    reach gives it a session of its own (`setsid`). SIGHUP, which `nohup` is about, is left as it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may, and only it is interrupted
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL):
+        signal.signal(signal.SIGINT, signal.default_int_handler)

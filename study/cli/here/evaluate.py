@@ -1,0 +1,146 @@
+"""One `agft evaluate` on this machine: models, places, Ray, records, MLflow, and what a person sees of it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+import ray
+import torch
+
+from infra.cluster.cluster import capacity, node_capacities
+from infra.services import Services
+from study.artifacts.datasets import reach_storage
+from study.cli.edge import print_json
+from study.console import wide_console
+from study.evaluation.evaluate import (  # fmt: skip
+    Inputs,
+    Order,
+    Progress,
+    Work,
+    finish,
+    missing_looks,
+    missing_work,
+    read_inputs,
+    record_of,
+)
+from study.evaluation.ledger import Ledger
+from study.evaluation.place import alone_in, place_at
+from study.evaluation.pool import Pool, hands_for
+from study.evaluation.table import failed_checks, summary, summary_table
+from study.evaluation.tracking import ship
+from study.evaluation.units import Device, units
+from study.session import cluster_here, services_here, storage_here
+from trainers.evaluation.record import EvaluationRecord
+
+Results = list[tuple[Ledger, list[EvaluationRecord]]]
+
+
+def evaluate_here(order: Order, home: Path, *, as_json: bool) -> int:
+    """Evaluate (or go on with it) and show the result; the exit code."""
+    progress = Progress()
+    try:
+        progress(f"reading {', '.join(order.models)} ...")
+        inputs = read_inputs(order, home, progress)
+        services = _services(order, home, progress)
+        with ExitStack() as stack:
+            results = _results(order, inputs, home, stack, progress)
+        _show(results, as_json=as_json)
+        if services is not None:
+            ship(results, services.mlflow_uri, progress)
+    except KeyboardInterrupt:
+        progress("stopped; every finished unit is kept. Go on with the same command:")
+        progress(f"  {shlex.join(['agft', *sys.argv[1:]])}")
+        return 1
+    return 0
+
+
+def _services(order: Order, home: Path, progress: Progress) -> Services | None:
+    """What is needed of S3 and MLflow; workers inherit addresses and keys through the environment."""
+    services = services_here(home, progress) if order.mlflow else None
+    if order.out is not None and order.out.startswith("s3://"):
+        storage_here(home, progress)
+    reach_storage(None, home)
+    return services
+
+
+def _results(order: Order, inputs: Inputs, home: Path, stack: ExitStack, progress: Progress) -> Results:
+    """All records, computed where they are not there yet; each evaluation alone in its place until it is done."""
+    ledgers = []
+    for evaluation in inputs.evaluations(_device(order, stack, progress)):
+        place = place_at(order.out or str(home / "evaluations"), evaluation.name)
+        ledgers.append(Ledger(evaluation, place, progress, stack.enter_context(alone_in(place))))
+        ledgers[-1].open()
+    _compute(ledgers, order, inputs, stack, progress)
+    results = [
+        (ledger, [record_of(ledger, dataset, entry, checked=inputs.checked)
+                  for dataset in inputs.suite.datasets for entry in inputs.suite.attacks])
+        for ledger in ledgers
+    ]  # fmt: skip
+    for ledger, records in results:
+        ledger.keep_summary(_summary(ledger, records))
+    return results
+
+
+def _device(order: Order, stack: ExitStack, progress: Progress) -> Device:
+    """Kind of device of all workers."""
+    if order.gpus is not None:
+        return "cuda" if order.gpus > 0 else "cpu"
+    if os.environ.get("RAY_ADDRESS"):
+        stack.enter_context(cluster_here(progress))
+        return "cuda" if capacity().get("GPU", 0.0) >= 1 else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _compute(ledgers: Sequence[Ledger], order: Order, inputs: Inputs, stack: ExitStack, progress: Progress) -> None:
+    """Everything that is not finished."""
+    looks = missing_looks(ledgers)
+    work = [] if looks else _work(ledgers, order, inputs)
+    if not looks and not work:
+        progress("everything is finished already")
+        return
+    stack.enter_context(cluster_here(progress))
+    suite = inputs.suite
+    jobs = len(work) or sum(len(units(name, entry)) for name in suite.datasets for entry in suite.attacks)
+    hands = hands_for(node_capacities(), jobs, workers=order.workers, cpus=order.cpus, gpus=order.gpus)
+    progress(f"workers: {hands}")
+
+    def tick() -> None:
+        for ledger in ledgers:
+            ledger.check()
+
+    weights = {each.facts.weights_sha256: ray.put(each.packed()) for each in inputs.models()}
+    pool = Pool(hands, weights, progress, tick)
+    try:
+        finish(looks, pool.run, progress)
+        finish(work or _work(ledgers, order, inputs), pool.run, progress)
+    finally:
+        pool.close()
+
+
+def _work(ledgers: Sequence[Ledger], order: Order, inputs: Inputs) -> list[Work]:
+    return [
+        each for ledger in ledgers for each in missing_work(ledger, checked=inputs.checked, batch_size=order.batch_size)
+    ]
+
+
+def _summary(ledger: Ledger, records: Sequence[EvaluationRecord]) -> dict[str, Any]:
+    return summary(ledger.evaluation, records, ledger.place.at(""))
+
+
+def _show(results: Results, *, as_json: bool) -> None:
+    if as_json:
+        print_json([_summary(ledger, records) for ledger, records in results])
+        return
+    console = wide_console()
+    for ledger, records in results:
+        console.print(summary_table(ledger.evaluation, records))
+        for line in failed_checks(records):
+            console.print(line, markup=False)
+        click.echo(f"records: {ledger.place.at('records')}")

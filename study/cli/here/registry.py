@@ -1,0 +1,78 @@
+"""The champion of before again, and MLflow's view of it put right: what needs neither Ray nor torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infra.errors import ServiceError
+from infra.services import Services
+from infra.tracking.runs import Tracker
+from study.console import Clock
+from study.models.head import read_head
+from study.models.registry import RunOf, follow_head
+from study.models.rollback import chosen_name, roll_back
+from study.session import services_here
+from study.store.store import StudyStore
+from study.tracking import EXPERIMENT, project_study, study_key
+
+CLOSE_SECONDS = 60.0
+
+
+def run_of(store: StudyStore, services: Services) -> RunOf:
+    """From a manifest of this study to the study's MLflow run, which is made if MLflow does not have it."""
+    study = store.load()
+
+    def found(manifest: Mapping[str, Any]) -> str | None:
+        if manifest.get("study_key", study_key(study)) != study_key(study):
+            return None
+        tracker = Tracker(services.mlflow_uri, EXPERIMENT)
+        try:
+            project_study(tracker, study, reopen=False)
+            tracker.flush(CLOSE_SECONDS)
+            run_id = tracker.run_id(study_key(study))
+        finally:
+            tracker.close(1.0)
+        if run_id is None:
+            raise ServiceError(f"MLflow at {services.mlflow_uri} does not answer")
+        return run_id
+
+    return found
+
+
+def repair_here(store: StudyStore, home: Path) -> int:
+    """`agft promote STUDY --repair`: MLflow's registry in line with HEAD; nothing is decided."""
+    study = store.load()
+    services, name = services_here(home, Clock()), study.spec.promote.model_name
+    if read_head(services.bucket, name)[0].champion is None:
+        print(f"{name} has no champion yet")
+        return 0
+    head = follow_head(services.bucket, name, services.mlflow_uri, run_of(store, services))
+    print(f"MLflow says what HEAD says: {name} champion is version {head.champion}, previous {head.previous or 'none'}")
+    return 0
+
+
+def rollback_here(home: Path, name: str | None, *, to: int | None, reason: str, as_json: bool) -> int:
+    """`agft rollback`: the exit code."""
+    services = services_here(home, Clock(aside=as_json))
+    name = chosen_name(services.bucket, name)
+    done = roll_back(services.bucket, name, to=to, reason=reason, tracking_uri=services.mlflow_uri)
+    if as_json:
+        print(json.dumps({**vars(done), "moved": done.moved}, indent=2))
+        return done.exit_code
+    if done.moved:
+        print(f"rolled back: {name} version {done.champion} is the champion again, generation {done.generation}; "
+              f"version {done.before} is what it was before")  # fmt: skip
+    else:
+        print(f"{name} version {done.champion} is the champion already; nothing was moved")
+    print(f"champion: {done.uri}/")
+    if done.registry:
+        print("\n".join(registry_lines(done.registry, f"agft rollback {name} --to {done.champion}")))
+    return done.exit_code
+
+
+def registry_lines(problem: str, command: str) -> list[str]:
+    """What is wrong with MLflow's view of a champion that stands, and what to run."""
+    return [f"MLflow was not told: {problem}", f"the champion in S3 stands; when MLflow is back: {command}"]

@@ -1,0 +1,83 @@
+"""Drive a study on this machine, and show what came of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from study.cli.tables import trials_table
+from study.console import Clock, percent, wide_console
+from study.control.logs import copied_output
+from study.driver.messages import Notifier
+from study.driver.run import Outcome, run_study
+from study.results.ranking import best_trial
+from study.search.prior import check_prior
+from study.session import cluster_here, services_here
+from study.spec.config import StudyConfig
+from study.store.database import database_url
+from study.store.store import StudyStore
+
+
+def run_here(spec: StudyConfig, home: Path, *, then_promote: bool) -> int:
+    """Run a study (or go on with it) and show it; the exit code."""
+    store = StudyStore(database_url(home), spec.name)
+    check_prior(store.url, spec)
+    store.create(spec)  # refuses another spec before anything is started
+    return resume_here(store, home, then_promote=then_promote)
+
+
+def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
+    """Drive a stored study from where it is, and show it; exit code 0 when it has ended, 1 when it can go on."""
+    clock = Clock()
+    store.refuse_if_driven_here()
+    spec = store.load().spec
+    clock(f"study {spec.name}: {spec.budget.trials} trials; Ctrl-C pauses it")
+    Notifier.from_environment(os.environ)  # a wrong address is answered before anything is started
+    services = services_here(home, clock)
+    promotion = None
+    kept_output = copied_output(home / "logs", bucket=services.bucket, store=store)
+    with kept_output, cluster_here(clock) as cluster:
+        outcome = run_study(
+            spec, database=store.url, cluster=cluster, bucket=services.bucket, tracking_uri=services.mlflow_uri,
+            say=clock, report=home / "reports" / spec.name,
+        )  # fmt: skip
+        _show(store, home, outcome, here=services.home is not None)
+        if outcome.state == "paused":
+            clock(f"paused; nothing is lost. Go on with: agft resume {spec.name}")
+            return 1
+        if then_promote:
+            from study.cli.here.promote import promote_on  # it measures, so it imports torch
+
+            promotion = promote_on(store, services, cluster, clock)
+    if promotion:
+        from study.cli.here.promote import show_promotion
+
+        show_promotion(wide_console(), promotion, services)
+    print(f"\nMLflow UI: {outcome.mlflow_page}")
+    if services.home:
+        print(f"           user {services.mlflow_username}, password: mlflow_password in {services.home}/secrets.json")
+        print("           `agft stack down` stops the services; data stays")
+    return 0
+
+
+def _show(store: StudyStore, home: Path, outcome: Outcome, *, here: bool) -> None:
+    study = store.load()
+    assert study.baseline is not None
+    goal = study.spec.goal.resolve(study.baseline)
+    console = wide_console()
+    console.print()
+    console.print(trials_table(study.spec, outcome.trials, goal))
+    best = best_trial(outcome.trials, goal)
+    if best is None or best.last is None:
+        console.print("no full-length trial reaches every floor yet")
+    else:
+        own, clip = best.last, study.baseline
+        console.print(
+            f"best: trial {best.number}, epoch {own['best_epoch']}: clean {percent(own['best_clean_accuracy'])} "
+            f"(unmodified CLIP {percent(clip['clean_accuracy'])}), robust {percent(own['best_robust_accuracy'])} "
+            f"(unmodified CLIP {percent(clip['robust_accuracy'])})"
+        )
+    if here:
+        console.print(f"report: {home / 'reports' / study.name / 'report.html'}")
+    else:  # this may be a node of a cluster that its reader cannot see into
+        console.print(f"report: in the study's run in MLflow, and where you call `agft report {study.name}`")

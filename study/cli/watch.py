@@ -1,0 +1,146 @@
+"""`agft status`, `logs`, `report`: a study seen from any terminal, wherever it runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from study.cli.edge import PLACE, database, home, json_option, print_json, store_of
+from study.console import say
+from study.errors import UserError
+
+if TYPE_CHECKING:
+    from study.store.store import StudyStore
+
+REFRESH_SECONDS = 3.0
+
+
+@click.command()
+@click.argument("study", required=False)
+@json_option
+@click.option("--watch", is_flag=True, help="Again every 3 s, until Ctrl-C.")
+def status(study: str | None, as_json: bool, watch: bool) -> None:
+    """Show all studies, or one with its trials and attempts, wherever they run."""
+    if as_json and watch:
+        raise UserError("--watch: not with --json; ask again instead")
+    if not watch:
+        print_status(study, as_json=as_json)
+        return
+    try:
+        while True:
+            click.clear()
+            print_status(study, as_json=False)
+            time.sleep(REFRESH_SECONDS)
+    except KeyboardInterrupt:
+        return
+
+
+def print_status(study: str | None, *, as_json: bool) -> None:
+    """All studies of the database, or one."""
+    from study.cli.tables import advice, attempts_table, studies_table, trials_table
+    from study.console import wide_console
+    from study.results.status import study_status
+    from study.store.database import engine_for, now
+    from study.store.store import StudyStore, study_names
+
+    url = database()
+    names = [study] if study else study_names(url)
+    with engine_for(url).connect() as connection:
+        clock = now(connection)
+    rows = [((store := StudyStore(url, name)).load(), store.trials()) for name in names]
+    statuses = [study_status(row, trials, clock) for row, trials in rows]
+    if as_json:
+        print_json(statuses)
+        return
+    if not rows:
+        click.echo("no studies yet; start one with `agft run FILE`, or `agft submit FILE` on a cluster")
+        return
+    console = wide_console()
+    console.print(studies_table(statuses))
+    if not study:
+        if silent := [each["study"] for each in statuses if each["state"] == "interrupted"]:
+            console.print(f"interrupted: {', '.join(silent)}; `agft status STUDY` says what to do")
+        return
+    [(row, trials)], [found] = rows, statuses
+    live = found["state"] == "running"
+    if row.baseline:
+        goal, token = row.spec.goal.resolve(row.baseline), row.token if live else None
+        console.print(trials_table(row.spec, trials, goal, token=token))
+    if any(len(trial.attempts) > 1 for trial in trials):
+        console.print(attempts_table(trials, row.token, clock, live=live))
+    for text in (found["message"], advice(found)):
+        if text:
+            console.print(f"{found['state']}: {text}", soft_wrap=True)
+
+
+@click.command()
+@click.argument("study")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the study's driver ends.")
+def logs(study: str, follow: bool) -> None:
+    """Show what a study's drivers printed, wherever they ran; exit code 0 of -f: the study has ended."""
+    store = store_of(study)
+    try:
+        sys.exit(show_logs(store, follow=follow))
+    except KeyboardInterrupt:
+        say(f"\nno longer following; {study!r} goes on")
+
+
+def show_logs(store: StudyStore, *, follow: bool) -> int:
+    """What the drivers printed, to standard output; the exit code."""
+    from infra.services import DEFAULT_BUCKET
+    from study.control.logs import follow_logs, print_logs
+    from study.session import storage_here
+
+    bucket = storage_here(home(), say) or DEFAULT_BUCKET
+
+    def write(text: str) -> None:
+        click.echo(text, nl=False)
+
+    if not follow:
+        if not print_logs(store, bucket, write):
+            say(f"no driver of {store.name!r} has written anything yet")
+        return 0
+    state = follow_logs(store, bucket, write)
+    say(f"study {store.name!r} is {state}")
+    return 0 if state in ("finished", "stopped") else 1
+
+
+@click.command()
+@click.argument("target", metavar="STUDY|EVALUATION")
+@click.option("--against", metavar="paper|EVALUATION", help="Of an evaluation's folder or s3:// prefix: set it "
+              "beside published numbers, or beside another evaluation of the same images.")  # fmt: skip
+@click.option("--out", type=PLACE, help="Of a study: folder, by default under the AGFT home. With "
+              "--against: Markdown file, by default the screen.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="For machines, on the screen.")
+def report(target: str, against: str | None, out: Path | None, as_json: bool) -> None:
+    """Write a study's table and figures; or set an evaluation beside published numbers or another model."""
+    if against is None:
+        _report_study(store_of(target), out, as_json=as_json)
+        return
+    from study.evaluation.against import report_against
+
+    text = report_against(target, against, home(), as_json=as_json)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+        click.echo(out)
+    elif as_json or not sys.stdout.isatty():
+        click.echo(text)
+    else:
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(text))
+
+
+def _report_study(store: StudyStore, out: Path | None, *, as_json: bool) -> None:
+    from study.report.page import report_json, write_report
+
+    study, trials = store.load(), store.trials()
+    if as_json:
+        print_json(report_json(study, trials))
+    else:
+        click.echo(write_report(study, trials, out or home() / "reports" / study.name))
