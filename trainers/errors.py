@@ -37,6 +37,13 @@ def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
 
 
+def no_such(kind: str, name: object, known: Iterable[str]) -> str:
+    """The rule that a name breaks which is not among the `known` ones; the nearest of them first."""
+    known = list(known)
+    close = nearest(str(name), known)
+    return f"no such {kind}; {f'did you mean {close[0]!r}? ' if close else ''}known: {', '.join(known)}"
+
+
 def lookup(table: Mapping[str, Entry], name: str, *, path: str) -> Entry:
     """`table[name]`, or `UnknownName` that names the configuration path and the known names."""
     if name in table:

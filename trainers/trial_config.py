@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
+from trainers.data import DATASETS
 from trainers.model.architectures import configurations, tower
-from trainers.objectives import MethodConfig
+from trainers.objectives import METHODS, MethodConfig
 from trainers.schema.suite import Suite
-from trainers.schema.training import AttackConfig, DataConfig, Goal, ModelConfig, TrainConfig
+from trainers.schema.training import ATTACKS, AttackConfig, DataConfig, Goal, ModelConfig, TrainConfig
 from trainers.schema.units import Frozen
+from trainers.table import Table
 
 if TYPE_CHECKING:
     from trainers.objectives import Objective
@@ -41,6 +43,14 @@ def mismatches(arch: str, method: Objective, train: TrainConfig) -> list[tuple[s
         rule = "a ResNet is either compiled or recomputes its activations; switch one off"
         problems.append(("train.activation_checkpointing", rule))
     return problems
+
+
+def outside_entries(config: TrialConfig) -> list[dict[str, Any]]:
+    """Whose the entries are that a trial's workers use of installed packages, as JSON values."""
+    used: list[tuple[Table[Any], str]] = [(METHODS, config.method.name), (ATTACKS, config.attack.name)]
+    used += [(DATASETS, name) for name in (config.data.train, *config.evaluate.datasets)]
+    origins = (table.origin(name) for table, name in used)
+    return [origin.record() for origin in origins if origin is not None]
 
 
 class TrialConfig(Frozen):

@@ -21,7 +21,7 @@ from trainers.model.weights import CheckpointError
 from trainers.schema.records import Decision, Ending, Progress, Report, Weights
 from trainers.training.loop import Outcome, train
 from trainers.training.update import NonFinite
-from trainers.trial_config import TrialConfig
+from trainers.trial_config import TrialConfig, outside_entries
 from trainers.wiring import Wiring
 
 
@@ -54,7 +54,7 @@ def _run(config: TrialConfig, wiring: Wiring, *, threads: int) -> Outcome:
     torch.set_num_threads(max(1, threads))
     chief = ray.train.get_context().get_world_rank() == 0
     wiring.arrive()
-    provenance = wiring.provenance()
+    provenance = {**wiring.provenance(), "entries": outside_entries(config)}
     with tempfile.TemporaryDirectory(prefix="agft-trial-") as folder:
         workdir = Path(folder)
         group = distributed.broadcast_int(wiring.claim() if chief else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from infra.errors import ServiceError
@@ -21,12 +21,15 @@ def environment_facts(environ: Mapping[str, str]) -> dict[str, Any]:
     return {"missing": missing, "digests": digests}
 
 
-def _facts_here() -> dict[str, Any]:
-    return environment_facts(os.environ)
+def _facts_here(lacking: Callable[[], Sequence[str]]) -> dict[str, Any]:
+    return {**environment_facts(os.environ), "lacking": list(lacking())}
 
 
-def check_nodes() -> None:
-    """Ask every live node of the connected cluster at once; `ServiceError` lists what each lacks, by variable."""
+def check_nodes(lacking: Callable[[], Sequence[str]] = tuple) -> None:
+    """Ask every live node of the connected cluster at once; `ServiceError` lists what each lacks, by variable.
+
+    `lacking`, called on the node: what else it lacks, one line each.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -34,7 +37,7 @@ def check_nodes() -> None:
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     ask = ray.remote(num_cpus=0, max_retries=0)(_facts_here)
     asked = {
-        node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+        node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(lacking)
         for node in nodes
     }
     problems = []
@@ -50,6 +53,7 @@ def check_nodes() -> None:
             continue
         if facts["missing"]:
             problems.append(f"{name}: not set where `ray start` ran: {', '.join(facts['missing'])}")
+        problems += [f"{name}: {each}" for each in facts["lacking"]]
         differing = [key for key in ADDRESSES if facts["digests"].get(key) != own["digests"].get(key)]
         if differing and not facts["missing"]:
             problems.append(f"{name}: {', '.join(differing)} differs from the driver's node")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,8 @@ def main() -> int:
     hear_interrupts()  # `ray start` may have been a script's background process, and all that Ray starts inherits it
     from infra.cluster.cluster import connect
     from infra.cluster.node_check import check_nodes
+    from study.spec.outside import outside_entries
+    from trainers.table import lacking
 
     name, created_ms = sys.argv[1], int(sys.argv[2])
     try:
@@ -95,7 +98,7 @@ def main() -> int:
             print(f"study {name!r}: somebody asked for {desired} before this driver came; `agft submit` starts another")
             return 0
         connect()
-        check_nodes()
+        check_nodes(partial(lacking, list(outside_entries(store.load().spec).values())))
         from study.cli.here.study import resume_here
 
         return resume_here(store, home(), then_promote=False)

@@ -10,15 +10,21 @@ import click
 
 from study.cli.edge import FILE, FOLDER, POSITIVE, home, json_option, print_json
 from study.errors import UserError
-from trainers.schema.presets import PRESETS
+from trainers.objectives.presets import PRESETS
 
 if TYPE_CHECKING:
     from study.comparison.file import Comparison
 
 
+class PresetName(click.Choice[str]):
+    """Presets come with methods, which installed packages may add: asked for when a command needs them."""
+
+    choices = property(lambda self: tuple(PRESETS), lambda self, given: None)
+
+
 @click.command()
 @click.argument("file", type=FILE)
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="agft-paper", show_default=True, help="Recipe.")
+@click.option("--preset", type=PresetName([]), default="agft-paper", show_default=True, help="Recipe.")
 @click.option("--arch", default="ViT-B-32-quickgelu", show_default=True, help="open_clip architecture, or tiny-clip.")
 @click.option("--pretrained", default="openai", show_default=True, help="Tag, path or address of the weights.")
 def init(file: Path, preset: str, arch: str, pretrained: str) -> None:

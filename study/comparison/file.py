@@ -20,8 +20,8 @@ from typing import Any
 from study.errors import Problem, StudyFileError
 from study.spec.config import StudyConfig
 from study.spec.files import check_study
-from study.spec.reader import Keys, dotted, line_of, read_mapping, read_text, shown_value
-from trainers.errors import nearest
+from study.spec.reader import Keys, line_of, problem_at, read_mapping, read_text
+from trainers.errors import no_such
 
 OWN = ("methods", "seeds", "reference")
 PER_METHOD = ("method", "search", "attack", "warm_starts")
@@ -125,14 +125,12 @@ def _own_problems(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Pro
     problems: list[Problem] = []
 
     def wrong(path: Keys, rule: str, value: Any = None) -> None:
-        problems.append(Problem(line_of(lines, path), dotted(path), "" if value is None else shown_value(value), rule))
+        problems.append(problem_at(lines, path, value, rule))
 
     known = [*OWN, *STUDY_KEYS]
     for key in raw:
         if key not in known:
-            close = nearest(str(key), known)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            wrong((key,), f"no such field; {hint}known: {', '.join(known)}", raw[key])
+            wrong((key,), no_such("field", key, known), raw[key])
     name = raw.get("name")
     if not isinstance(name, str) or not NAME.match(name):
         wrong(("name",), "must be 1 to 32 of: lower case letters, digits, . _ -", name)

@@ -154,27 +154,18 @@ def _mean(values: Sequence[float]) -> float | None:
 
 Record = Mapping[str, Any]
 SCALE = "logit_scale"
-# The fields that make another form of a method than its paper's, and what that form is called. The fields' defaults
-# are the paper's. Fields that are not here are its hyperparameters, or select a form that a paper has too.
-FORMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "agft": ("AGFT with our optional terms", ("feature_weight", "label_weight", "clean_weight", "attack_on")),
-    "pmg-aft": ("PMG-AFT, not as in the paper", ("detach_clean", "kl_reduction", "normalisation")),
-    "tga-zsr": ("TGA-ZSR, not as in the paper", ("map_distance", "token_norm")),
-    "fare": ("FARE with a term for the clean image", ("clean_weight",)),
-}
 
 
 def form_name(method: Record) -> str | None:
     """What a method's form is called where its search or its chosen trial left the paper's; None where neither did."""
-    return FORMS[method["method"]][0] if _apart(method) else None
+    return METHODS[method["method"]].other_form[0] if _apart(method) else None
 
 
 def _apart(method: Record) -> list[str]:
     """The fields in which a method's form is, or could have become, another than the paper's."""
-    fields = FORMS.get(method["method"], ("", ()))[1]
     own = METHODS[method["method"]].model_validate(method["chosen"]["config"]["method"])
     found = []
-    for field in fields:
+    for field in own.other_form[1]:
         value, paper = getattr(own, field), type(own).model_fields[field].default
         text = f"the paper's {shown(field, value)}" if value == paper else shown(field, value)
         if f"method.{field}" in method["search"]["space"]:

@@ -44,7 +44,7 @@ def _go_on(store: StudyStore) -> str:
 def extend_study(store: StudyStore, *, trials: int, hours: float, gpu_hours: float) -> str:
     """Raise the budget; the sentence to say. `UserError` where the study has no such budget."""
     budget = store.load().spec.budget
-    if store.load().spec.sampler.name == "grid" and trials:
+    if store.load().spec.sampler.row.exhaustive and trials:
         raise UserError(f"study {store.name!r} tries every point of a grid: there are no more trials to add")
     for name, asked in (("hours", hours), ("gpu_hours", gpu_hours)):
         if asked and getattr(budget, name) is None:

@@ -19,11 +19,11 @@ from infra.checks.machine import (  # fmt: skip
     versions,
 )
 from infra.services import Services, default_home, missing_variables, services_from_environment
-from study.doctor.study import StudyNeeds, check_datasets, check_weights
+from study.doctor.study import StudyNeeds, check_datasets, check_entries, check_weights
 
 NODE_SECONDS = 60.0
 SECONDS = {"packages": 10.0, "GPUs": 45.0, "shared memory": 10.0, "disk": 10.0, "ports": 30.0, "datasets": 30.0,
-           "weights": 45.0, "S3": 30.0, "MLflow": 30.0}  # fmt: skip
+           "weights": 45.0, "entries": 10.0, "S3": 30.0, "MLflow": 30.0}  # fmt: skip
 
 
 def machine_checks(
@@ -43,6 +43,8 @@ def machine_checks(
             "datasets": functools.partial(check_datasets, needs),
             "weights": functools.partial(check_weights, needs),
         }
+    if needs and needs.entries:
+        checks["entries"] = functools.partial(check_entries, needs)
     return {name: (SECONDS[name], check) for name, check in checks.items()}
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from infra.checks.diagnosis import Diagnosis, failed, ok, warning
+from trainers.table import Origin, lacking
 
-DATASETS, WEIGHTS = "datasets", "weights"
+DATASETS, WEIGHTS, ENTRIES = "datasets", "weights", "entries"
 HUB_SECONDS = 4.0
 S3 = "s3://"
 
@@ -26,12 +27,14 @@ class StudyNeeds:
     is_place: bool
     datasets: Mapping[str, str]
     gpus_per_worker: float
+    entries: tuple[Origin, ...] = ()  # of installed packages
 
 
 def needs_of(path: Path) -> StudyNeeds:
     """Of the study file at `path`; `UserError` with every mistake if it is not one."""
     from study.artifacts.datasets import named_sets
     from study.spec.files import load_study
+    from study.spec.outside import outside_entries
 
     spec = load_study(path)
     model = spec.model
@@ -42,7 +45,15 @@ def needs_of(path: Path) -> StudyNeeds:
         model.names_a_place(),
         named_sets(spec),
         float(spec.resources.gpus_per_worker),
+        tuple(outside_entries(spec).values()),
     )
+
+
+def check_entries(needs: StudyNeeds) -> list[Diagnosis]:
+    """Whether the packages are here whose entries the study names."""
+    missing = lacking(needs.entries)
+    remedy = "install the same version on every node"
+    return [failed(ENTRIES, text, remedy) for text in missing] or [ok(ENTRIES, ", ".join(map(str, needs.entries)))]
 
 
 def check_datasets(needs: StudyNeeds) -> list[Diagnosis]:

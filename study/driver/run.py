@@ -38,6 +38,7 @@ from study.driver.trial import run_trial
 from study.errors import LeaseLost, StudyFailed
 from study.report.live import LiveReport
 from study.spec.config import StudyConfig
+from study.spec.outside import outside_entries
 from study.store.database import patient
 from study.store.lease import LeaseHeld, owner_identity
 from study.store.requests import pending
@@ -208,7 +209,8 @@ def _prepare(store: StudyStore, token: int, bucket: str, say: Callable[[str], No
     """
     study = store.load()
     if study.provenance is None:
-        store.set_study(token, provenance=provenance())
+        entries = [origin.record() for origin in outside_entries(study.spec).values()]
+        store.set_study(token, provenance={**provenance(), "entries": entries})
     if study.baseline is None:
         from study.evaluation.executor import measure_unmodified  # imports torch, which a driver else never needs
 

@@ -20,6 +20,7 @@ from study.results.ranking import score
 from study.search.optuna_book import OptunaBook
 from study.search.stopping import rungs, verdict
 from study.spec.dimension import apply_params, shown
+from study.spec.outside import with_drivers
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
 from study.tracking import project_best, project_epochs, project_outcome, project_study, project_trial
@@ -95,6 +96,7 @@ class Trials:
         """Commit the epochs that are new, and tell Optuna and MLflow."""
         reach("report.received")
         before = self.rows[number]
+        report = report.model_copy(update={"provenance": with_drivers(self.spec, report.provenance)})
         row = self._keep(self.store.record(self.token, before, report, device_seconds=device_seconds))
         reach("report.stored")
         had = {record.epoch for record in before.epochs}

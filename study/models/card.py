@@ -13,9 +13,9 @@ from study.statistics import METRICS
 from study.tracking import flat
 from trainers.evaluation.record import wilson
 from trainers.model import bundled as tiny
+from trainers.objectives import METHODS
 
 CARD = "README.md"
-METHOD_NAMES = {"agft": "AGFT", "tecoa": "TeCoA", "pmg_aft": "PMG-AFT", "tga_zsr": "TGA-ZSR", "fare": "FARE"}
 LEFT_OUT = ("data.", "evaluate.", "goal.", "model.")  # told elsewhere in the card
 
 
@@ -58,7 +58,7 @@ def _head(manifest: Manifest) -> str:
     text = (
         f"# {manifest.model}, version {manifest.version}\n\n"
         f"The CLIP {model['arch']} ({model['pretrained']}) with an image encoder that was fine-tuned by "
-        f"{METHOD_NAMES.get(method['name'], method['name'])} against {attack['name'].upper()} ({attack['norm']}, eps "
+        f"{_method(method['name'])} against {attack['name'].upper()} ({attack['norm']}, eps "
         f"{eps}, {attack['steps']} steps) to classify adversarial images zero-shot. The text encoder and the logit "
         f"scale are the original's. Trial {manifest.trial} of study `{manifest.study}`, promoted "
         f"{datetime.fromtimestamp(manifest.created_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC."
@@ -246,3 +246,9 @@ def _provenance(manifest: Manifest) -> str:
         ("devices there", ", ".join(found.get("devices") or []) or "CPU"),
     ]
     return "## Provenance\n\n" + _table(("what", "value"), [row for row in rows if row[1]], right=False)
+
+
+def _method(name: str) -> str:
+    """As papers write it; a method whose package is not here is called what its configuration calls it."""
+    row = METHODS.get(name)
+    return name if row is None else row.title or name

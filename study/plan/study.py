@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,66 +15,53 @@ from study.plan.cost import short, study_passes
 from study.search.prior import earlier_studies, resolve
 from study.search.samplers import directions, given, proposals
 from study.search.stopping import rungs
-from study.spec.config import SamplerConfig, StudyConfig
+from study.spec.config import SAMPLERS, STOPPING, StudyConfig
 from study.spec.dimension import Dimension, shown
+from study.spec.outside import outside_entries
 from study.spec.starts import given_trials
 from study.store.database import database_url
 from study.store.store import StudyStore, study_names
+from trainers.table import Table
 
 # What a valid study file says without any effect, or with one that its writer may not expect.
-
-# field -> the names (of the sampler, of the scheduler) that read it
-SAMPLER_FIELDS = {"startup_trials": ("tpe", "cmaes"), "population": ("nsga2", "cmaes")}
-SCHEDULER_FIELDS = {"reduction_factor": ("asha",), "min_trials": ("median",)}
 
 
 def remarks(spec: StudyConfig, starts: int = 0) -> list[str]:
     """One line each, `path: rule`. `starts`: trials that are given, which come before anything is proposed."""
-    return [*_unread(spec), *_sampler(spec, starts), *_stopping(spec)]
+    whose = [f"{path}: {origin}, file {(origin.sha256 or '?')[:12]}" for path, origin in outside_entries(spec).items()]
+    return [*_unread(spec), *_sampler(spec, starts), *_stopping(spec), *whose]
 
 
 def _unread(spec: StudyConfig) -> Iterator[str]:
     """Fields that the file gives and nobody reads."""
-    for part, fields in (("sampler", SAMPLER_FIELDS), ("scheduler", SCHEDULER_FIELDS)):
+    tables: tuple[tuple[str, Table[Any]], ...] = (("sampler", SAMPLERS), ("scheduler", STOPPING))
+    for part, table in tables:
         block = getattr(spec, part)
-        for name, readers in fields.items():
-            if name in block.model_fields_set and block.name not in readers:
+        for name in [each for each in type(block).model_fields if each in block.model_fields_set]:
+            readers = [each for each, row in table.items() if name in row.reads]
+            if readers and block.name not in readers:
                 yield f"{part}.{name}: has no effect with {block.name}; read by {' and '.join(readers)}"
     for part in ("scheduler", "budget"):
         block = getattr(spec, part)
         if "min_delta" in block.model_fields_set and block.min_delta and block.patience is None:
             yield f"{part}.min_delta: has no effect without {part}.patience"
-    if spec.sampler.name == "grid":
+    if spec.sampler.row.exhaustive:
         for name in ("warm_starts", "prior"):
             if name in spec.model_fields_set and getattr(spec, name):
                 yield f"{name}: has no effect with a grid, whose points are all the trials there are"
 
 
 def _sampler(spec: StudyConfig, starts: int) -> Iterator[str]:
-    name, trials, dimensions = spec.sampler.name, spec.budget.trials, spec.dimensions()
-    if name in ("tpe", "cmaes") and trials <= spec.sampler.startup_trials:
-        yield f"sampler.startup_trials: {spec.sampler.startup_trials}, so {name} proposes none of the {trials} trials"
-    if name == "nsga2" and trials <= (population := spec.sampler.population or 16):
-        yield f"sampler.population: {population}, so the {trials} trials do not fill a second generation"
-    if name != "grid" and starts > trials:
+    yield from spec.sampler.row.remarks(spec)
+    trials = spec.budget.trials
+    if not spec.sampler.row.exhaustive and starts > trials:
         yield f"budget.trials: {trials}, and {starts} trials are given: the last {starts - trials} are never run"
-    choices = [d.path for d in dimensions if isinstance(d.distribution, CategoricalDistribution)]
-    conditional = [d.path for d in dimensions if d.when]
-    if name == "cmaes" and (drawn := list(dict.fromkeys([*choices, *conditional]))):
-        yield f"sampler.name: cmaes models ranges without conditions; drawn at random: {', '.join(drawn)}"
-    if name == "nsga2" and conditional:
-        yield f"sampler.name: nsga2 crosses what every trial has; drawn at random: {', '.join(conditional)}"
-    if name in ("cmaes", "qmc", "random") and spec.goal.subject_to:
-        yield f"goal.subject_to: {name} does not look at floors; they decide which trial is the best"
-    if name in ("cmaes", "nsga2") and spec.scheduler.name != "none":
-        yield f"scheduler.name: {name} learns from full-length trials only; {spec.scheduler.name} leaves fewer"
 
 
 def _stopping(spec: StudyConfig) -> Iterator[str]:
-    if spec.scheduler.name != "none" and not rungs(spec.scheduler, spec.train.epochs):
+    if spec.scheduler.row.stops and not rungs(spec.scheduler, spec.train.epochs):
         yield f"scheduler.name: {spec.scheduler.name} has no epoch of {spec.train.epochs} to stop a trial at"
-    if spec.scheduler.name == "median" and spec.budget.trials <= spec.scheduler.min_trials:
-        yield f"scheduler.min_trials: {spec.scheduler.min_trials} others are too many of {spec.budget.trials} trials"
+    yield from spec.scheduler.row.remarks(spec)
     if spec.budget.patience is not None and spec.budget.patience >= spec.budget.trials:
         yield f"budget.patience: {spec.budget.patience} trials in a row are too many of {spec.budget.trials}"
 
@@ -82,14 +69,6 @@ def _stopping(spec: StudyConfig) -> Iterator[str]:
 # What `agft plan` says of the search: who proposes, over which space, the first trials, and what has no effect.
 
 FIRST = 5  # trials that are shown at least; given ones are shown all, and two drawn ones with them
-WORDS: Mapping[str, Callable[[SamplerConfig], str]] = {
-    "tpe": lambda s: f"tpe: {s.startup_trials} trials drawn or given, then the results are modelled",
-    "cmaes": lambda s: f"cmaes: {s.startup_trials} trials drawn or given, then ranges evolve; choices are drawn",
-    "nsga2": lambda s: f"nsga2: generations of {s.population or 16}, the first one drawn",
-    "qmc": lambda s: "qmc: points of a scrambled Sobol sequence, whatever the results",
-    "random": lambda s: "random: draws, whatever the results",
-    "grid": lambda s: "grid: every combination of the choices",
-}
 
 
 def search_plan(spec: StudyConfig, home: Path) -> dict[str, Any]:
@@ -102,7 +81,7 @@ def search_plan(spec: StudyConfig, home: Path) -> dict[str, Any]:
     samples = proposals(optuna.create_study(directions=directions(spec)), spec, count, prior.starts)
     origins = [start.origin for start in starts][:count]
     return {
-        "sampler": WORDS[spec.sampler.name](spec.sampler),
+        "sampler": spec.sampler.row.words(spec.sampler),
         "goal": list(spec.goal.at({}).names),
         "space": [{"path": d.path, "values": _values(d), "when": _when(d)} for d in dimensions],
         "first_samples": [params for _, params in samples],
@@ -117,9 +96,8 @@ def search_plan(spec: StudyConfig, home: Path) -> dict[str, Any]:
 
 def _blind(spec: StudyConfig) -> int:
     """How many first trials cannot depend on results."""
-    sampler = spec.sampler
-    blind = {"tpe": sampler.startup_trials, "cmaes": sampler.startup_trials, "nsga2": sampler.population or 16}
-    return blind.get(sampler.name, spec.budget.trials)
+    blind = spec.sampler.row.blind
+    return spec.budget.trials if blind is None else blind(spec.sampler)
 
 
 def _values(dimension: Dimension) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from study.errors import StudyFailed, UserError
 from study.results.ranking import pareto_front, ranked
 from study.spec.config import StudyConfig
-from study.spec.promotion import Preference, parse_floor, parse_preference
+from study.spec.promotion import SELECTION, Preference, parse_floor, parse_preference
 from study.store.rows import StudyRow, TrialRow
 from trainers.schema.training import Metric
 
@@ -88,10 +88,24 @@ def candidates(
         standard = standard_of(study.spec, preference, study.baseline.model_dump())
         front = {trial.number for trial in pareto_front(found)}
         found = [trial for trial in found if trial.number in front and not standard.missing(_of(trial))]
-        found.sort(key=lambda trial: (-standard.value(_of(trial)), trial.number))
+        found = _sorted(found, standard, SELECTION[preference.rule].scores if preference else None)
     if not found:
         raise StudyFailed(f"study {study.name!r} has no finished trial that reaches every floor; nothing to promote")
     return found[:count]
+
+
+def _sorted(
+    front: list[TrialRow],
+    standard: Standard,
+    scores: Callable[[Sequence[Mapping[Metric, float]]], Sequence[float]] | None,
+) -> list[TrialRow]:
+    """The most wanted first; of equals, the earlier trial."""
+    values = [standard.value(_of(trial)) for trial in front]
+    if scores is not None and front:
+        metrics = list(standard.weights)
+        values = list(scores([{name: _of(trial)(name) for name in metrics} for trial in front]))
+    order = sorted(range(len(front)), key=lambda place: (-values[place], front[place].number))
+    return [front[place] for place in order]
 
 
 def _of(trial: TrialRow) -> Callable[[Metric], float]:

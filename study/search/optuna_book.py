@@ -178,7 +178,7 @@ class OptunaBook:
             fresh.set_user_attr(key, value)
         for number in range(max([*before, *rows], default=-1) + 1):
             fresh.add_trial(self._rebuilt(before.get(number), rows.get(number)))
-        if self.spec.sampler.name == "grid":
+        if self.spec.sampler.row.exhaustive:
             samplers.enqueue_dropped_points(fresh)
         reach("generation.built")
         self.store.set_study(token, generation=study.generation + 1)

@@ -1,4 +1,4 @@
-"""Who proposes a trial's parameters: Optuna's samplers behind keyed draws, made anew for every proposal (SAMPLERS).
+"""Who proposes a trial's parameters: Optuna's samplers behind keyed draws, made anew for every proposal.
 
 A sampler that is opened again with a fixed seed would propose the first trials again; here its seed is
 hash(study seed, trial number), so that a restarted driver goes on as if it had never been away. What is drawn without
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import optuna
@@ -21,7 +21,7 @@ from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
 from optuna.trial import FrozenTrial, TrialState
 
 from infra.failpoint import reach
-from study.spec.config import StudyConfig
+from study.spec.config import Sampler, SamplerConfig, StudyConfig
 from study.spec.dimension import Dimension
 from study.spec.starts import Start, given_trials
 from trainers.schema.records import EpochRecord
@@ -245,6 +245,9 @@ class Sobol(Keyed):
         return {path: value_at(distribution, place) for (path, distribution), place in places}
 
 
+# The rows of SAMPLERS.
+
+
 def _tpe(spec: StudyConfig, seed: int, dimensions: Sequence[Dimension]) -> BaseSampler:
     """Parameters are modelled together, in a conditional space those that occur together; with several metrics one by
     one, which is Optuna's default there."""
@@ -270,27 +273,90 @@ def _nsga2(spec: StudyConfig, seed: int, dimensions: Sequence[Dimension]) -> Bas
     return Evolving(
         spec.seed,
         NSGAIISampler(
-            seed=seed, population_size=spec.sampler.population or 16,
+            seed=seed, population_size=_generation(spec.sampler),
             crossover=SBXCrossover(), mutation=PolynomialMutation(),
         ),
     )  # fmt: skip
 
 
-SAMPLERS: Mapping[str, Callable[[StudyConfig, int, Sequence[Dimension]], BaseSampler]] = {
-    "tpe": _tpe,
-    "cmaes": _cmaes,
-    "nsga2": _nsga2,
-    "qmc": lambda spec, seed, dimensions: Sobol(spec.seed, dimensions),
-    "random": lambda spec, seed, dimensions: Keyed(spec.seed),
-    "grid": lambda spec, seed, dimensions: Keyed(spec.seed),  # every point is a given trial: it is never asked
-}
+def _generation(settings: SamplerConfig) -> int:
+    return settings.population or 16
+
+
+def _too_few(spec: StudyConfig) -> Iterator[str]:
+    """More trials to begin with than there are."""
+    startup, trials = spec.sampler.startup_trials, spec.budget.trials
+    if trials <= startup:
+        yield f"sampler.startup_trials: {startup}, so {spec.sampler.name} proposes none of the {trials} trials"
+
+
+def _no_floors(spec: StudyConfig) -> Iterator[str]:
+    if spec.goal.subject_to:
+        yield f"goal.subject_to: {spec.sampler.name} does not look at floors; they decide which trial is the best"
+
+
+def _full_length(spec: StudyConfig) -> Iterator[str]:
+    if spec.scheduler.row.stops:
+        yield (f"scheduler.name: {spec.sampler.name} learns from full-length trials only; "
+               f"{spec.scheduler.name} leaves fewer")  # fmt: skip
+
+
+def _cmaes_remarks(spec: StudyConfig) -> Iterator[str]:
+    yield from _too_few(spec)
+    dimensions = spec.dimensions()
+    choices = [d.path for d in dimensions if isinstance(d.distribution, CategoricalDistribution)]
+    if drawn := list(dict.fromkeys([*choices, *(d.path for d in dimensions if d.when)])):
+        yield f"sampler.name: cmaes models ranges without conditions; drawn at random: {', '.join(drawn)}"
+    yield from _no_floors(spec)
+    yield from _full_length(spec)
+
+
+def _nsga2_remarks(spec: StudyConfig) -> Iterator[str]:
+    population, trials = _generation(spec.sampler), spec.budget.trials
+    if trials <= population:
+        yield f"sampler.population: {population}, so the {trials} trials do not fill a second generation"
+    if conditional := [dimension.path for dimension in spec.dimensions() if dimension.when]:
+        yield f"sampler.name: nsga2 crosses what every trial has; drawn at random: {', '.join(conditional)}"
+    yield from _full_length(spec)
+
+
+TPE = Sampler(
+    _tpe,
+    lambda s: f"tpe: {s.startup_trials} trials drawn or given, then the results are modelled",
+    reads=("startup_trials",), blind=lambda s: s.startup_trials, remarks=_too_few,
+)  # fmt: skip
+CMAES = Sampler(
+    _cmaes,
+    lambda s: f"cmaes: {s.startup_trials} trials drawn or given, then ranges evolve; choices are drawn",
+    reads=("startup_trials", "population"), blind=lambda s: s.startup_trials, one_metric=True, remarks=_cmaes_remarks,
+)  # fmt: skip
+NSGA2 = Sampler(
+    _nsga2,
+    lambda s: f"nsga2: generations of {_generation(s)}, the first one drawn",
+    reads=("population",), blind=_generation, remarks=_nsga2_remarks,
+)  # fmt: skip
+QMC = Sampler(
+    lambda spec, seed, dimensions: Sobol(spec.seed, dimensions),
+    lambda s: "qmc: points of a scrambled Sobol sequence, whatever the results",
+    remarks=_no_floors,
+)
+RANDOM = Sampler(
+    lambda spec, seed, dimensions: Keyed(spec.seed),
+    lambda s: "random: draws, whatever the results",
+    remarks=_no_floors,
+)
+GRID = Sampler(
+    lambda spec, seed, dimensions: Keyed(spec.seed),  # every point is a given trial: it is never asked
+    lambda s: "grid: every combination of the choices",
+    exhaustive=True,
+)
 
 
 def sampler_for(spec: StudyConfig, number: int, dimensions: Sequence[Dimension] | None = None) -> BaseSampler:
     """The sampler for one proposal; `dimensions` are the spec's, which take milliseconds to read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return SAMPLERS[spec.sampler.name](spec, number_of(spec.seed, number) >> 33, dimensions or spec.dimensions())
+        return spec.sampler.row.make(spec, number_of(spec.seed, number) >> 33, dimensions or spec.dimensions())
 
 
 def _suggest(trial: optuna.Trial, dimension: Dimension) -> Any:

@@ -1,7 +1,7 @@
 """When a trial is stopped, and when a study has found all it will find: pure functions over stored rows.
 
 Nothing here kills anything, and nothing is remembered: values are read from the study store at every decision, so a
-restarted driver decides as if it had never been away. Verdicts (table VERDICTS):
+restarted driver decides as if it had never been away. Rules (table STOPPING):
 
 asha    ASHA, stopping variant (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning",
         arXiv:1810.05934): at a rung a trial goes on if it is among the best 1/reduction_factor of the values there.
@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from study.results.ranking import score
-from study.spec.config import BudgetConfig, SchedulerConfig
+from study.spec.config import BudgetConfig, SchedulerConfig, StoppingRule, StudyConfig
 from study.store.rows import TrialRow
 from trainers.schema.records import EpochRecord
 from trainers.schema.training import Goal
@@ -31,7 +31,7 @@ ROUNDING = 1e-12  # 0.31 - 0.30 is a little less than 0.01
 
 def rungs(config: SchedulerConfig, epochs: int) -> tuple[int, ...]:
     """Epochs after which a trial of so many epochs is judged, all below the last one."""
-    found = set(_rungs(config, epochs))
+    found = set(config.row.rungs(config, epochs))
     if config.patience is not None:
         found |= set(range(max(_grace(config, epochs), config.patience + 1), epochs))
     return tuple(sorted(found))
@@ -39,19 +39,6 @@ def rungs(config: SchedulerConfig, epochs: int) -> tuple[int, ...]:
 
 def _grace(config: SchedulerConfig, epochs: int) -> int:
     return max(1, math.ceil(config.grace_fraction * epochs))
-
-
-def _rungs(config: SchedulerConfig, epochs: int) -> tuple[int, ...]:
-    """asha: grace, grace * factor, ...; median: every epoch from the grace on."""
-    if config.name == "none":
-        return ()
-    if config.name == "median":
-        return tuple(range(_grace(config, epochs), epochs))
-    found, rung = [], _grace(config, epochs)
-    while rung < epochs:
-        found.append(rung)
-        rung *= config.reduction_factor
-    return tuple(found)
 
 
 def verdict(
@@ -66,12 +53,12 @@ def verdict(
         return "continue", f"epoch {epoch}: its last one"
     if plateau(config, trial, epoch=epoch, goal=goal):
         return "stop", f"epoch {epoch}: {config.patience} epochs without an improvement"
-    if config.patience is not None and planned is not None and epoch not in _rungs(config, planned):
+    if config.patience is not None and planned is not None and epoch not in config.row.rungs(config, planned):
         return "continue", f"epoch {epoch}: still improving"
     own = _at(trial, epoch, goal)
     assert own is not None, "the verdict is asked for an epoch that is not recorded"
     others = [value for row in everyone if row.number != trial.number and (value := _at(row, epoch, goal)) is not None]
-    decision, reason = VERDICTS[config.name](config, own, others)
+    decision, reason = config.row.verdict(config, own, others)
     return decision, f"epoch {epoch}: {reason}"
 
 
@@ -104,11 +91,28 @@ def _none(config: SchedulerConfig, own: float, others: list[float]) -> Verdict:
     return "continue", f"{own:.4f}, and every trial runs to its end"
 
 
-VERDICTS: dict[str, Callable[[SchedulerConfig, float, list[float]], Verdict]] = {
-    "asha": _asha,
-    "median": _median,
-    "none": _none,
-}
+def _asha_rungs(config: SchedulerConfig, epochs: int) -> tuple[int, ...]:
+    """grace, grace * factor, ..."""
+    found, rung = [], _grace(config, epochs)
+    while rung < epochs:
+        found.append(rung)
+        rung *= config.reduction_factor
+    return tuple(found)
+
+
+def _median_rungs(config: SchedulerConfig, epochs: int) -> tuple[int, ...]:
+    """Every epoch from the grace on."""
+    return tuple(range(_grace(config, epochs), epochs))
+
+
+def _median_remarks(spec: StudyConfig) -> Iterator[str]:
+    if spec.budget.trials <= spec.scheduler.min_trials:
+        yield f"scheduler.min_trials: {spec.scheduler.min_trials} others are too many of {spec.budget.trials} trials"
+
+
+ASHA = StoppingRule(_asha_rungs, _asha, reads=("reduction_factor",))
+MEDIAN = StoppingRule(_median_rungs, _median, reads=("min_trials",), remarks=_median_remarks)
+NONE = StoppingRule(lambda config, epochs: (), _none, stops=False)
 
 
 def plateau(config: SchedulerConfig, trial: TrialRow, *, epoch: int, goal: Goal) -> bool:

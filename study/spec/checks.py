@@ -20,7 +20,7 @@ from trainers.data import DATASETS
 from trainers.errors import nearest
 from trainers.model.architectures import known_architectures
 from trainers.objectives import METHODS
-from trainers.schema.presets import PRESETS
+from trainers.objectives.presets import PRESETS
 from trainers.schema.training import AttackConfig, ModelConfig, Steps, TrainConfig
 from trainers.trial_config import mismatches
 
@@ -210,15 +210,15 @@ def _goal(study: StudyConfig, lines: Lines) -> list[Problem]:
         return []
     front = ", ".join(study.goal.metrics)
     problems = []
-    if study.scheduler.name != "none":
+    if study.scheduler.row.stops:
         rule = f"a trial that is stopped early never enters the front of {front}; write none"
         problems.append(problem_at(lines, ("scheduler", "name"), study.scheduler.name, rule))
     if study.scheduler.patience is not None:
         rule = f"ends trials early, and the front of {front} is made of full-length ones; leave it out"
         problems.append(problem_at(lines, ("scheduler", "patience"), study.scheduler.patience, rule))
-    if study.sampler.name == "cmaes":
-        rule = f"CMA-ES has one metric, and the goal has {front}; write nsga2 or tpe"
-        problems.append(problem_at(lines, ("sampler", "name"), "cmaes", rule))
+    if study.sampler.row.one_metric:
+        rule = f"has one metric, and the goal has {front}; write nsga2 or tpe"
+        problems.append(problem_at(lines, ("sampler", "name"), study.sampler.name, rule))
     return problems
 
 
@@ -231,7 +231,7 @@ def _prior(study: StudyConfig, lines: Lines) -> list[Problem]:
 
 def _grid(study: StudyConfig, lines: Lines) -> list[Problem]:
     """A grid is made of choices, and every point of it is one trial of the budget."""
-    if study.sampler.name != "grid":
+    if not study.sampler.row.exhaustive:
         return []
     dimensions = study.dimensions()
     ranges = [d.path for d in dimensions if not isinstance(d.distribution, CategoricalDistribution)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -14,19 +15,22 @@ from study.spec.dimension import Dimension
 from study.spec.evaluation import FinalEvaluation, Selection
 from study.spec.promotion import FloorText, PromoteConfig, parse_floor
 from study.spec.space import parse_space
-from trainers.errors import nearest
+from trainers.errors import no_such
 from trainers.objectives import MethodConfig
-from trainers.schema.presets import PRESETS
+from trainers.objectives.presets import PRESETS
+from trainers.schema.named import In
 from trainers.schema.records import Accuracies
 from trainers.schema.training import AttackConfig, DataConfig, Goal, Metric, ModelConfig, TrainConfig
 from trainers.schema.units import Frozen
+from trainers.table import Table, instance_rule
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
 
 
 def _check_preset(name: str) -> str:
     if name not in PRESETS:
-        close = nearest(name, PRESETS)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"no such preset; {hint}known: {', '.join(PRESETS)}")
+        raise ValueError(no_such("preset", name, PRESETS))
     return name
 
 
@@ -84,31 +88,104 @@ class GoalConfig(Frozen):
         return Goal(metric=self.metric, metrics=self.metrics, mode=self.mode, at_least=dict(floors))
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """A row of SAMPLERS: who proposes the next trial, and all that is said about it.
+
+    `make(spec, seed, dimensions)`: Optuna's sampler, made anew for every proposal. `words(settings)`: how it goes about
+    it, for `agft plan`. `reads`: the settings that it reads. `blind(settings)`: how many first trials cannot depend on
+    results; None: no trial does. `one_metric`: it knows no front. `exhaustive`: it proposes nothing, all combinations
+    of the choices being given trials. `remarks(spec)`: settings of a study that have no effect with it.
+    """
+
+    make: Callable[[StudyConfig, int, Sequence[Dimension]], BaseSampler]
+    words: Callable[[SamplerConfig], str]
+    reads: tuple[str, ...] = ()
+    blind: Callable[[SamplerConfig], int] | None = None
+    one_metric: bool = False
+    exhaustive: bool = False
+    remarks: Callable[[StudyConfig], Iterable[str]] = lambda spec: ()
+
+
+SAMPLERS: Table[Sampler] = Table(
+    "sampler",
+    "agft.samplers",
+    {
+        "tpe": "study.search.samplers:TPE",
+        "cmaes": "study.search.samplers:CMAES",
+        "nsga2": "study.search.samplers:NSGA2",
+        "qmc": "study.search.samplers:QMC",
+        "random": "study.search.samplers:RANDOM",
+        "grid": "study.search.samplers:GRID",
+    },
+    instance_rule(Sampler),
+)
+
+
 class SamplerConfig(Frozen):
     """Who proposes the next trial (`study.search.samplers`)."""
 
-    name: Literal["tpe", "cmaes", "nsga2", "qmc", "random", "grid"] = Field(
+    name: Annotated[str, In(SAMPLERS)] = Field(
         "tpe", description="how: see `docs/search.md`; grid: every combination of the choices, each one trial"
     )
-    startup_trials: int = Field(10, ge=1, description="tpe, cmaes: random trials before results are modelled")
+    startup_trials: int = Field(10, ge=1, description="random trials before results are modelled")
     population: int | None = Field(
         None, ge=4, description="trials of a generation; null: nsga2 16, cmaes 4 + 3 ln(number of ranges)"
     )
+
+    @property
+    def row(self) -> Sampler:
+        """The sampler's row of the table."""
+        return SAMPLERS[self.name]
+
+
+@dataclass(frozen=True)
+class StoppingRule:
+    """A row of STOPPING: when a trial is judged, and how.
+
+    `rungs(settings, epochs)`: the epochs after which a trial of so many is judged, in order. `verdict(settings, own,
+    others)`: `("continue" | "stop", reason)`, given the trial's best value so far and the others' at the same epoch.
+    `reads`: the settings that it reads. `remarks(spec)`: settings of a study that have no effect with it. `stops`:
+    False of the rule that never does.
+    """
+
+    rungs: Callable[[SchedulerConfig, int], tuple[int, ...]]
+    verdict: Callable[[SchedulerConfig, float, list[float]], tuple[str, str]]
+    reads: tuple[str, ...] = ()
+    remarks: Callable[[StudyConfig], Iterable[str]] = lambda spec: ()
+    stops: bool = True
+
+
+STOPPING: Table[StoppingRule] = Table(
+    "stopping rule",
+    "agft.stopping",
+    {
+        "asha": "study.search.stopping:ASHA",
+        "median": "study.search.stopping:MEDIAN",
+        "none": "study.search.stopping:NONE",
+    },
+    instance_rule(StoppingRule),
+)
 
 
 class SchedulerConfig(Frozen):
     """Early stopping of trials (`study.search.stopping`)."""
 
-    name: Literal["asha", "median", "none"] = Field(
+    name: Annotated[str, In(STOPPING)] = Field(
         "asha", description="asha: a rung keeps the best; median: whoever is below the others' median stops; none"
     )
     grace_fraction: float = Field(0.25, gt=0, le=1, description="no trial stops before this fraction of its epochs")
-    reduction_factor: int = Field(3, ge=2, description="asha: a rung keeps one in so many")
-    min_trials: int = Field(4, ge=1, description="median: so many others must have reached the epoch")
+    reduction_factor: int = Field(3, ge=2, description="a rung keeps one in so many")
+    min_trials: int = Field(4, ge=1, description="so many others must have reached the epoch")
     patience: int | None = Field(
         None, ge=1, description="a trial also ends when so many epochs brought nothing; it counts as complete"
     )
     min_delta: float = Field(0.0, ge=0, le=1, description="what counts as an improvement, for `patience`")
+
+    @property
+    def row(self) -> StoppingRule:
+        """The rule's row of the table."""
+        return STOPPING[self.name]
 
 
 class ResourcesConfig(Frozen):
@@ -241,5 +318,9 @@ class StudyConfig(Frozen):
 
 
 def load_canonical(text: str) -> StudyConfig:
-    """A study from the store's JSON."""
-    return StudyConfig.model_validate_json(text)
+    """A study from the store's JSON; `UserError` where this machine lacks an entry that it names."""
+    try:
+        return StudyConfig.model_validate_json(text)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
+        raise UserError(f"a stored study cannot be read here: {'; '.join(wrong)}") from None

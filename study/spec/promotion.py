@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from trainers.schema.checks import CHECKS
+from trainers.schema.named import In
 from trainers.schema.training import Metric
 from trainers.schema.units import Frozen
+from trainers.table import Table, instance_rule
 
 # Floors as people write them: `>= 0.55`, `>= clip - 0.06`, `>= clip * 0.8`.
 
@@ -58,39 +62,84 @@ METRICS |= {name: name for name in METRICS.values()}
 TEXT = re.compile(r"^max\s+(\w+)\s+with\s+(\w+)\s*(>=.*)$")
 
 
-CheckName = Literal[
-    "deterministic", "above-chance", "agrees-with-original", "input-range", "zero-gradients", "loss-grows-with-steps",
-    "random-noise-weaker", "pgd-apgd-gap", "black-box-not-better", "huge-budget", "unmodified-near-zero",
-]  # fmt: skip
-
-
 class Preference(Frozen):
-    """What of a front is wanted: the largest weighted mean of the metrics among points that reach the floors."""
+    """What of a front is wanted: the largest weighted mean of the metrics among points that reach the floors.
+
+    `rule`: the selection rule that it was read by.
+    """
 
     weights: dict[Metric, float]
     floors: dict[Metric, str] = Field(default_factory=dict)
+    rule: str = "weights"
 
 
-def parse_preference(given: str | Mapping[str, float]) -> Preference:
-    """Read weights, or `max robust with clean >= clip - 0.05`; `ValueError` names the rule."""
-    rule = "write weights such as robust=0.7,clean=0.3, or 'max robust with clean >= clip - 0.05'"
-    if isinstance(given, str) and (match := TEXT.match(given.strip())):
-        wanted, bounded, floor = match.groups()
-        parse_floor(floor)
-        if unknown := [name for name in (wanted, bounded) if name not in METRICS]:
-            raise ValueError(f"{unknown[0]!r} is no metric; metrics: robust, clean")
-        return Preference(weights={METRICS[wanted]: 1.0}, floors={METRICS[bounded]: floor.strip()})
-    pairs = given
+Given = str | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """A row of SELECTION: which point of a front is wanted.
+
+    `form`: how it is written in `promote.preference`, for messages; as text its first word is the rule's name, but for
+    weights. `read(given)`: what is wanted, or `ValueError`; candidates and champion are compared by its weights above
+    its floors. `scores(points)`: of the points of the front that reach the floors, each given as its accuracies, how
+    much each is wanted; None: by the weights.
+    """
+
+    form: str
+    read: Callable[[Given], Preference]
+    scores: Callable[[Sequence[Mapping[Metric, float]]], Sequence[float]] | None = None
+
+
+def _bounded(given: Given) -> Preference:
+    match = TEXT.match(str(given).strip())
+    if match is None:
+        raise _no_preference(given)
+    wanted, bounded, floor = match.groups()
+    parse_floor(floor)
+    if unknown := [name for name in (wanted, bounded) if name not in METRICS]:
+        raise ValueError(f"{unknown[0]!r} is no metric; metrics: robust, clean")
+    return Preference(weights={METRICS[wanted]: 1.0}, floors={METRICS[bounded]: floor.strip()})
+
+
+def _weighted(given: Given) -> Preference:
+    pairs: Any = given
     if isinstance(given, str):
         parts = [part.partition("=") for part in given.split(",")]
-        pairs = {name.strip(): number for name, _, number in parts}  # type: ignore[misc]
+        pairs = {name.strip(): number for name, _, number in parts}
     try:
-        weights = {METRICS[name]: float(number) for name, number in pairs.items()}  # type: ignore[union-attr]
+        weights = {METRICS[name]: float(number) for name, number in pairs.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{given!r} is no preference; {rule}") from None
+        raise _no_preference(given) from None
     if min(weights.values(), default=-1.0) < 0 or not sum(weights.values()):
-        raise ValueError(f"{given!r}: weights are 0 or more, and one of them is more; {rule}")
+        raise ValueError(f"{given!r}: weights are 0 or more, and one of them is more; {_forms()}")
     return Preference(weights=weights)
+
+
+SELECTION: Table[SelectionRule] = Table(
+    "selection rule",
+    "agft.selection",
+    {
+        "weights": SelectionRule("weights such as robust=0.7,clean=0.3", _weighted),
+        "max": SelectionRule("'max robust with clean >= clip - 0.05'", _bounded),
+    },
+    instance_rule(SelectionRule),
+)
+
+
+def _forms() -> str:
+    return f"write {', or '.join(rule.form for rule in SELECTION.values())}"
+
+
+def _no_preference(given: Given) -> ValueError:
+    return ValueError(f"{given!r} is no preference; {_forms()}")
+
+
+def parse_preference(given: Given) -> Preference:
+    """Read weights, `max robust with clean >= clip - 0.05`, or what another rule reads; `ValueError` names the rule."""
+    word = next(iter(given.split()), "") if isinstance(given, str) else ""
+    rule = word if word in SELECTION else "weights"
+    return SELECTION[rule].read(given).model_copy(update={"rule": rule})
 
 
 def _check_preference(given: Any) -> Any:
@@ -112,7 +161,9 @@ class SanityGate(Frozen):
     """The checks of the evaluation on itself (`docs/sanity.md`)."""
 
     samples: int = Field(200, ge=20, le=2000, description="images; with fewer, a check may fail for want of them")
-    checks: tuple[CheckName, ...] | None = Field(None, min_length=1, description="their names; null: all eleven")
+    checks: tuple[Annotated[str, In(CHECKS)], ...] | None = Field(
+        None, min_length=1, description="their names; null: all"
+    )
 
 
 class GatesConfig(Frozen):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from study.spec.config import StudyConfig
 from study.spec.dimension import METHOD, Dimension, active, grid
-from trainers.schema.presets import PRESETS
+from trainers.objectives.presets import PRESETS
 
 
 class Start(NamedTuple):
@@ -20,7 +20,7 @@ class Start(NamedTuple):
 
 def given_trials(spec: StudyConfig, dimensions: list[Dimension]) -> Iterator[Start]:
     """The first trials: a grid is nothing else, any other study begins with its warm starts."""
-    if spec.sampler.name == "grid":
+    if spec.sampler.row.exhaustive:
         yield from (Start("grid", point) for point in grid(dimensions))
     else:
         yield from warm_starts(spec, dimensions)

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from study.errors import Problem, StudyFileError, UserError
-from study.spec.reader import Keys, dotted, line_of, read_mapping, read_text, shown_value
+from study.errors import StudyFileError, UserError
+from study.spec.reader import problem_of, read_mapping, read_record, read_text
 from trainers.data import DATASETS, FOLDER_PREFIX, dataset_entry, not_ready
-from trainers.errors import lookup, nearest
+from trainers.errors import lookup
 from trainers.model import bundled as tiny
-from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS
 from trainers.schema.suite import SUITES, AttackAt, Suite, problems
 
 FILES = (".yaml", ".yml")
@@ -90,67 +89,12 @@ def checked_sets(asked: str, suite: Suite) -> tuple[str, ...]:
 def parse_suite(text: str, *, source: str) -> Suite:
     """As `load_suite`, from text; `source` is the name that messages carry."""
     raw, lines, found = read_mapping(text, source=source, keys="name, datasets, attacks")
-    try:
-        suite = Suite.model_validate(raw)
-        rules = problems(suite)
-    except ValidationError as error:
-        suite = None
-        found += [_problem(detail, raw, lines) for detail in error.errors()]
-        rules = _rules_of_what_is_legal(raw)
-    found += [_located(rule, lines) for rule in rules]
+    suite, wrong = read_record(Suite, raw, lines)
+    rules = problems(suite) if suite else _rules_of_what_is_legal(raw)
+    found += [*wrong, *(problem_of(lines, rule) for rule in rules)]
     if found or suite is None:
         raise StudyFileError(source, list(dict.fromkeys(found)))
     return suite
-
-
-def _problem(detail: Any, raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> Problem:
-    """What pydantic says about a field, with its line, its value and the names that it may have had."""
-    path = _in_file(raw, detail["loc"])
-    value, there = _at(raw, path)
-    rule = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        fields = list(_owner(raw, path).model_fields)
-        close = nearest(str(path[-1]), fields)
-        rule = f"no such field; {f'did you mean {close[0]!r}? ' if close else ''}known: {', '.join(fields)}"
-    elif detail["type"] == "missing":
-        rule, there = "is required", False
-    elif detail["type"].startswith("union_tag"):
-        path = (*path, "name")
-        value, there = _at(raw, path)
-        close = nearest(str(value), EVAL_ATTACK_PARAMETERS) if there else []
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        rule = f"{'no such attack' if there else 'is required'}; {hint}known: {', '.join(EVAL_ATTACK_PARAMETERS)}"
-    return Problem(line_of(lines, path), dotted(path), shown_value(value) if there else "", rule)
-
-
-def _at(raw: Any, path: Keys) -> tuple[Any, bool]:
-    """What stands at `path`, and whether anything does."""
-    for key in path:
-        inside = key in raw if isinstance(raw, Mapping) else isinstance(raw, list) and key in range(len(raw))
-        if not inside:
-            return None, False
-        raw = raw[key]
-    return raw, True
-
-
-def _in_file(raw: Any, location: Keys) -> Keys:
-    """A pydantic location without the names of union members, which are not keys of the file."""
-    path: Keys = ()
-    for position, key in enumerate(location):
-        last = position == len(location) - 1
-        if _at(raw, (*path, key))[1] or (last and isinstance(_at(raw, path)[0], Mapping)):
-            path = (*path, key)
-    return path
-
-
-def _owner(raw: Mapping[str, Any], path: Keys) -> type[BaseModel]:
-    """The record that the last key of `path` is not a field of."""
-    if len(path) < 3:
-        return Suite
-    if len(path) == 3:
-        return AttackAt
-    name, _ = _at(raw, (*path[:3], "name"))
-    return EVAL_ATTACK_PARAMETERS.get(str(name), AttackAt)
 
 
 def _rules_of_what_is_legal(raw: Mapping[str, Any]) -> list[str]:
@@ -172,10 +116,3 @@ def _rules_of_what_is_legal(raw: Mapping[str, Any]) -> list[str]:
             continue  # said already
         found += [rule.replace("attacks.0.", f"attacks.{number}.", 1) for rule in problems(alone)]
     return found
-
-
-def _located(rule: str, lines: Mapping[Keys, int]) -> Problem:
-    """`path: rule` with its line."""
-    path, _, text = rule.partition(": ")
-    keys: Keys = tuple(int(key) if key.isdigit() else key for key in path.split("."))
-    return Problem(line_of(lines, keys), path, "", text)

@@ -12,7 +12,8 @@ import yaml
 from study.errors import UserError
 from study.spec.config import StudyConfig
 from study.spec.reader import Loader
-from trainers.schema.presets import PRESETS
+from trainers.objectives import METHODS
+from trainers.objectives.presets import PRESETS
 from trainers.schema.training import TrainConfig
 
 NAME = next(rule.pattern for rule in StudyConfig.model_fields["name"].metadata if hasattr(rule, "pattern"))
@@ -35,23 +36,6 @@ resources: {workers: 1, gpus_per_worker: 0, cpus_per_worker: 1}       # gpus_per
 budget: {trials: 20}
 seed: 0
 """
-SEARCH: dict[str, dict[str, Any]] = {
-    "agft": {
-        "method.scale_ratio": {"low": 0.2, "high": 1.0},
-        "method.logit_scale": {"of_model": {"low": 0.6, "high": 2.6}},
-        "method.feature_weight": {"low": 0.0, "high": 20.0},
-    },
-    "tecoa": {"method.logit_scale": {"of_model": {"low": 0.5, "high": 2.0}}},
-    "pmg-aft": {
-        "method.adversarial_weight": {"low": 0.0, "high": 2.0},
-        "method.clean_weight": {"low": 0.0, "high": 2.0},
-    },
-    "tga-zsr": {
-        "method.attention_weight": {"low": 0.01, "high": 0.5, "log": True},
-        "method.clean_weight": {"low": 0.01, "high": 0.5, "log": True},
-    },
-    "fare": {"method.clean_weight": {"low": 0.0, "high": 0.9}},
-}
 
 
 class Dumper(yaml.SafeDumper):
@@ -71,6 +55,7 @@ def write_study_file(path: Path, *, preset: str, model: dict[str, str]) -> None:
         rule = f"which must match {NAME} (at most 63 characters)"
         raise UserError(f"{path}: a study is named after its file, {rule}; got {name!r}, {len(name)} characters")
     recipe = PRESETS[preset]
+    searched = METHODS[recipe["method"]["name"]].search_space
     rate = recipe["train"]["optimizer"]["lr"]
     learning_rate = {"train.optimizer.lr": {"low": rate / 10, "high": rate * 10, "log": True}}
     parts = [
@@ -83,7 +68,7 @@ def write_study_file(path: Path, *, preset: str, model: dict[str, str]) -> None:
         _train(recipe["train"]),
         STUDY,
         "search:\n",
-        *(f"  {_line(field, entry)}" for field, entry in {**SEARCH[recipe["method"]["name"]], **learning_rate}.items()),
+        *(f"  {_line(field, entry)}" for field, entry in {**searched, **learning_rate}.items()),
         GOAL,
     ]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -156,7 +156,7 @@ ATTACKS = {f"{name} {norm}": (name, norm) for name, row in EVAL_ATTACKS.items() 
 def evaluation(key: str) -> Record:
     """Counts, and hashes of verdicts and readings, of one attack of `ATTACKS`."""
     name, norm = ATTACKS[key]
-    parameters = EVAL_ATTACKS[name].parameters.model_validate(QUICK.get(name, {}))
+    parameters = EVAL_ATTACKS[name].model_validate(QUICK.get(name, {}))
     eps = (STRONG if name in FEWER else EPS)[norm]
     entry = AttackAt(attack=parameters, norm=norm, eps=eps)
     images = load_dataset("tiny-digits")

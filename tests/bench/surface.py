@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from study.cli.main import main as agft
 from study.comparison.file import OWN, PER_METHOD, STUDY_KEYS
 from study.spec.config import StudyConfig
-from trainers.schema.presets import PRESETS
+from trainers.objectives.presets import PRESETS
 from trainers.schema.suite import Suite
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -12,8 +12,8 @@ import pytest
 from study.cli.main import main
 from study.spec.config import StudyConfig
 from trainers.objectives import METHODS
-from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS
-from trainers.schema.presets import PRESETS
+from trainers.objectives.presets import PRESETS
+from trainers.schema.attacks import EVAL_ATTACKS
 from trainers.schema.training import AttackConfig, OptimizerConfig, Trainable, TrainConfig
 from trainers.schema.units import OfEps
 
@@ -74,7 +74,7 @@ def test_every_field_of_methods_attack_and_training_and_every_preset_is_in_the_m
 
 def test_every_evaluation_attack_and_setting_is_in_the_attacks_page_with_its_limits_default_and_meaning():
     rows = [line for line in (ROOT / "docs" / "attacks.md").read_text().splitlines() if line.startswith("| `")]
-    for name, attack in EVAL_ATTACK_PARAMETERS.items():
+    for name, attack in EVAL_ATTACKS.items():
         limits = f"{', '.join(attack.norms)} | {attack.min_classes}"
         assert f"| `{name}` | {attack.summary} | {limits} | {attack.citation} |" in rows
         for key, field in attack.model_fields.items():

@@ -3,82 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.support.small import FlatCLIP, small_clip, small_resnet_clip
+from tests.support.small import FlatCLIP
 from trainers.draws import noise
 from trainers.model.robust import RobustCLIP
 from trainers.objectives import Batch, Context, Objective
 from trainers.schema.training import AttackConfig
+from trainers.testing.towers import TOWERS, ExactCLIP, Setting, setting
+
+__all__ = ["TOWERS", "ExactCLIP", "Setting", "setting"]
 
 ATTACK = AttackConfig(eps="4/255", step_size="3/255", steps=2)
 NO_ATTACK = AttackConfig(eps=0)
-TOWERS = {"vit": small_clip, "resnet": small_resnet_clip}
-GLOBAL_BATCH = 9
-
-
-class ExactCLIP(RobustCLIP):
-    """RobustCLIP in double precision: the same functions, written once more without its fp32 checks and casts."""
-
-    def __init__(self, clip: nn.Module) -> None:
-        super().__init__(clip)
-        self.double()
-
-    def embed(self, images: Tensor) -> Tensor:
-        out: Tensor = self.visual((images - self.mean) / self.std)
-        return out
-
-    def embed_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        visual = self.visual
-        patches = visual.conv1((images - self.mean) / self.std).flatten(2).transpose(1, 2)
-        first = visual.class_embedding.expand(len(images), 1, -1)
-        tokens = visual.ln_pre(torch.cat([first, patches], 1) + visual.positional_embedding)
-        out = visual.ln_post(visual.transformer(tokens)) @ visual.proj
-        return out[:, 0], out[:, 1:]
-
-    @staticmethod
-    def unit(embeddings: Tensor) -> Tensor:
-        return embeddings / embeddings.norm(dim=-1, keepdim=True)
-
-    def logits(self, embeddings: Tensor, class_embeddings: Tensor, scale: float) -> Tensor:
-        return scale * self.unit(embeddings) @ class_embeddings.T
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The last 5 samples of a global batch of 9, a random student, another random encoder as its teacher."""
-
-    model: RobustCLIP
-    teacher: RobustCLIP
-    batch: Batch
-    context: Context
-
-    def cosines(self, model: RobustCLIP, images: Tensor) -> Tensor:
-        """[B, K]"""
-        embeddings = model.embed(images)
-        return embeddings / embeddings.norm(dim=1, keepdim=True) @ self.context.class_embeddings.T
-
-    def of_label(self, scores: Tensor) -> Tensor:
-        """[B], each sample's own class."""
-        return scores[torch.arange(len(scores)), self.batch.labels]
-
-    def mean(self, losses: Tensor) -> Tensor:
-        """A sum over these samples by the size of the global batch."""
-        return losses.sum() / GLOBAL_BATCH
-
-
-def setting(tower: str, dtype: torch.dtype = torch.float64) -> Setting:
-    make = RobustCLIP if dtype == torch.float32 else ExactCLIP
-    model, teacher = make(TOWERS[tower](0)), make(TOWERS[tower](1)).requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(5, 3, model.image_size, model.image_size, generator=generator).to(dtype)
-    texts = torch.nn.functional.normalize(torch.randn(2, 7, 16, generator=generator), dim=2).to(dtype)
-    embeddings = teacher.embed(images)
-    batch = Batch(images, torch.tensor([0, 6, 2, 3, 3]), torch.arange(4, 9), embeddings)
-    return Setting(model, teacher, batch, Context(texts[0], 2, 1, GLOBAL_BATCH, teacher, texts[1]))
 
 
 def log_p(logits: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainers.evaluation.record import AtRadius, DatasetFacts, EvaluationRecord, Evidence, ModelFacts, Proportion
-from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS
+from trainers.schema.attacks import EVAL_ATTACKS
 from trainers.schema.suite import AttackAt
 from trainers.schema.units import eps_label
 
@@ -29,7 +29,7 @@ def record(
     **changes: Any,
 ) -> EvaluationRecord:
     """`clean` of `total` images right without attack, `robust` of them with it."""
-    entry = AttackAt(attack=EVAL_ATTACK_PARAMETERS[attack].model_validate(settings or {}), eps=(eps,))
+    entry = AttackAt(attack=EVAL_ATTACKS[attack].model_validate(settings or {}), eps=(eps,))
     fields: dict[str, Any] = {
         "model": ModelFacts(label="m", weights_sha256="0" * 64, arch=arch, logit_scale=100.0, image_size=224),
         "dataset": DatasetFacts(

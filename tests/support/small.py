@@ -10,58 +10,18 @@ from torch import Tensor, nn
 
 from trainers import data
 from trainers.data.base import DatasetEntry, ImageSet
-from trainers.model.build import Description, build_clip
+from trainers.model.build import Description
 from trainers.schema.attacks import PGD
 from trainers.schema.suite import AttackAt, Suite
 from trainers.schema.training import AttackConfig, DataConfig, OptimizerConfig, TrainConfig
+from trainers.testing.towers import MODEL_CFG, RESNET_CFG, small_clip, small_resnet_clip
 from trainers.trial_config import TrialConfig
+
+__all__ = ["MODEL_CFG", "RESNET_CFG", "small_clip", "small_resnet_clip"]
 
 torch.set_num_threads(1)  # the models are so small that a second thread only waits for the first
 
-MODEL_CFG: dict[str, Any] = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 CLASSES = ("red disc", "green ring", "blue bar", "grey dot")
-
-
-def small_clip(seed: int = 0) -> nn.Module:
-    """A random open_clip model of 30 k visual parameters, 16 x 16 pixels, logit scale 100."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        clip = build_clip(Description("small-clip", MODEL_CFG, {}))
-        with torch.no_grad():
-            for parameter in clip.parameters():  # open_clip starts near 0, where all prompts look alike
-                if parameter.ndim > 1:
-                    parameter.mul_(3)
-            clip.logit_scale.fill_(torch.log(torch.tensor(100.0)))
-    return clip
-
-
-RESNET_CFG: dict[str, Any] = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "head_width": 64},
-    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-
-
-def small_resnet_clip(seed: int = 0) -> nn.Module:
-    """A random CLIP with open_clip's ResNet, 32 x 32 pixels, running statistics unlike a fresh BatchNorm's."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        clip = build_clip(Description("small-resnet", RESNET_CFG, {}))
-        with torch.no_grad():
-            for name, value in clip.visual.state_dict().items():  # type: ignore[union-attr]
-                if name.endswith("running_mean"):
-                    value.normal_(0, 0.1)
-                elif name.endswith(("running_var", "bn3.weight")):  # open_clip starts bn3 at 0: no block does anything
-                    value.uniform_(0.5, 1.5)
-            for parameter in clip.parameters():  # else all images look alike
-                if parameter.ndim > 1:
-                    parameter.mul_(2)
-            clip.logit_scale.fill_(torch.log(torch.tensor(100.0)))
-    return clip
 
 
 class Flat(nn.Module):

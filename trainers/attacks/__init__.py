@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from trainers.attacks.case import Case, LogitsFn, Outcome
 from trainers.attacks.geometry import Norm, ball
-from trainers.attacks.projected import ATTACKS, Attack, LossFn, pgd, pgd_any, restarted
-from trainers.attacks.table import EVAL_ATTACKS, EvalAttackRow, run_attack
+from trainers.attacks.projected import Attack, LossFn, pgd, pgd_any, restarted
+from trainers.attacks.run import run_attack
 from trainers.attacks.verdict import Worst, predict
+from trainers.schema.attacks import EVAL_ATTACKS
+from trainers.schema.training import ATTACKS
 
 __all__ = [
     "ATTACKS",
     "EVAL_ATTACKS",
     "Attack",
     "Case",
-    "EvalAttackRow",
     "LogitsFn",
     "LossFn",
     "Norm",

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from trainers.attacks.case import Case, Outcome
-from trainers.schema.attacks import Composed, EvalAttackParameters
+from trainers.attacks.run import run_attack
+from trainers.schema.attacks import Composed
 
-Runner = Callable[[Case, EvalAttackParameters], Outcome]
 
-
-def composed(run: Runner) -> Callable[[Case, Composed], Outcome]:
-    """The attack that runs `parameters.components(...)` in turn through `run`; `parts` names those that ran.
+def composed(case: Case, parameters: Composed) -> Outcome:
+    """Runs `parameters.components(...)` in turn; `parts` names those that ran.
 
     Every part is given the whole batch, with the images that an earlier part fooled as done: the same verdicts as if it
     were given just the survivors. With nobody left a part ends at once; `parts` lists it all the same, so that it does
     not depend on the batch.
     """
-
-    def attack(case: Case, parameters: Composed) -> Outcome:
-        components = parameters.components(norm=case.norm, num_classes=case.num_classes)
-        worst = case.worst()
-        for component in components:
-            worst.take(run(replace(case, done=worst.done), component).worst)
-        return Outcome(worst.images, worst, tuple(component.name for component in components))
-
-    return attack
+    components = parameters.components(norm=case.norm, num_classes=case.num_classes)
+    worst = case.worst()
+    for component in components:
+        worst.take(run_attack(replace(case, done=worst.done), component).worst)
+    return Outcome(worst.images, worst, tuple(component.name for component in components))

@@ -1,4 +1,4 @@
-"""Projected gradient ascent as pure functions, and the table of training attacks.
+"""Projected gradient ascent as pure functions, the first of the training attacks.
 
 Threat model (AGFT: Cui et al., CVPR 2026, arXiv:2603.29410, section 3): x' in [0, 1] with ||x' - x|| <= eps, where x is
 the image *before* normalisation, at the resolution that the model is handed. The norm is L-infinity, or L2 where that
@@ -8,7 +8,7 @@ is asked for. x' is not rounded to 8 bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -22,7 +22,7 @@ LossFn = Callable[[Tensor], Tensor]
 
 
 class Attack(Protocol):
-    """What a row of ATTACKS looks like."""
+    """What a row of `trainers.schema.training.ATTACKS` looks like."""
 
     def __call__(
         self,
@@ -121,6 +121,3 @@ def pgd_any(
     with torch.no_grad():
         result.look(logits_fn(final), final)
     return result
-
-
-ATTACKS: Mapping[str, Attack] = {"pgd": pgd}

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from trainers.attacks.case import Case, Outcome
+from trainers.attacks.run import run_attack
 from trainers.errors import UserError
-from trainers.schema.attacks import EvalAttackParameters, Transfer
+from trainers.schema.attacks import Transfer
 
 
-def transferred(run: Callable[[Case, EvalAttackParameters], Outcome]) -> Callable[[Case, Transfer], Outcome]:
-    """The attack that runs `parameters.inner()` through `run` on `case.surrogate`; only its final images are looked at.
+def transferred(case: Case, parameters: Transfer) -> Outcome:
+    """Runs `parameters.inner()` on `case.surrogate`; only its final images are looked at.
 
     The model is asked for one forward and no gradient, so a model whose gradients are masked is fooled all the same.
     """
-
-    def attack(case: Case, parameters: Transfer) -> Outcome:
-        if case.surrogate is None:
-            raise UserError("attack.name: 'transfer' needs a surrogate model, and none is given")
-        inner = parameters.inner()
-        # Whom the surrogate is fooled by says nothing about the model: its own record starts from nothing.
-        others = replace(case, logits=case.surrogate, surrogate=None, done=None, skipping=False)
-        adversarial = run(others, inner).adversarial
-        worst = case.worst()
-        with torch.no_grad():
-            worst.look(case.ask(adversarial, worst.done), adversarial)
-        return Outcome(adversarial, worst, (inner.name,))
-
-    return attack
+    if case.surrogate is None:
+        raise UserError("attack.name: 'transfer' needs a surrogate model, and none is given")
+    inner = parameters.inner()
+    # Whom the surrogate is fooled by says nothing about the model: its own record starts from nothing.
+    others = replace(case, logits=case.surrogate, surrogate=None, done=None, skipping=False)
+    adversarial = run_attack(others, inner).adversarial
+    worst = case.worst()
+    with torch.no_grad():
+        worst.look(case.ask(adversarial, worst.done), adversarial)
+    return Outcome(adversarial, worst, (inner.name,))

@@ -10,13 +10,21 @@ from trainers.data.folder import FOLDER_PREFIX, folder_entry
 from trainers.data.stored import load_stored, why_not_ready
 from trainers.data.table import FILE_DATASETS, ZERO_SHOT_15
 from trainers.errors import UserError, lookup
+from trainers.table import Table
 
 __all__ = [
     "DATASETS", "FOLDER_PREFIX", "ZERO_SHOT_15", "DatasetEntry", "ImageSet", "Images", "dataset_entry",
     "duplicate_prompts", "load_dataset", "not_ready", "safe_name",
 ]  # fmt: skip
 
-DATASETS: Mapping[str, DatasetEntry] = {**TINY_DATASETS, **FILE_DATASETS}
+
+def _wrong(name: str, row: object) -> str:
+    if not isinstance(row, DatasetEntry):
+        return "must be a trainers.data.DatasetEntry"
+    return "" if row.name == name else f"its name must be {name!r}, not {row.name!r}"
+
+
+DATASETS: Table[DatasetEntry] = Table("dataset", "agft.datasets", {**TINY_DATASETS, **FILE_DATASETS}, _wrong)
 
 _LOADED: dict[str, ImageSet] = {}
 

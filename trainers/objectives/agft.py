@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from trainers.objectives.base import Batch, Context, Losses, ScoredObjective, perturbed
+from trainers.schema.presets import FAMILY, PGD2, SGD
 from trainers.schema.units import OfModel
 
 if TYPE_CHECKING:
@@ -36,6 +38,23 @@ class AGFT(ScoredObjective):
 
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "clean"
     teacher_output: ClassVar[Literal["embedding", "tokens"]] = "embedding"
+    title: ClassVar[str] = "AGFT"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # The official code and its README: scale 180, ratio 0.4, lr 4e-4, 2 GPUs x 128.
+        "agft-paper": {
+            "method": {"name": "agft", "logit_scale": {"of_model": 1.8}, "scale_ratio": 0.4},
+            "attack": PGD2,
+            "train": {**FAMILY, "optimizer": {**SGD, "lr": 4e-4}, "official_schedule": "timm"},
+        }
+    }
+    search_space: ClassVar[Mapping[str, Any]] = {
+        "method.scale_ratio": {"low": 0.2, "high": 1.0},
+        "method.logit_scale": {"of_model": {"low": 0.6, "high": 2.6}},
+        "method.feature_weight": {"low": 0.0, "high": 20.0},
+    }
+    other_form: ClassVar[tuple[str, tuple[str, ...]]] = (
+        "AGFT with our optional terms", ("feature_weight", "label_weight", "clean_weight", "attack_on")
+    )  # fmt: skip
 
     name: Literal["agft"] = Field(default="agft", description="method name")
     logit_scale: Annotated[float, Field(gt=0)] | OfModel = Field(

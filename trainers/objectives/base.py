@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -72,10 +72,19 @@ class Objective(Frozen):
 
     It declares what it asks of the frozen teacher. `teacher_input`: `none`; `clean` embeddings, computed once and
     handed over in the batch; `adversarial`, a frozen encoder in the context. `teacher_output`: `embedding` or `tokens`.
+
+    `title`: its name in texts; "": as in files. `presets`: published recipes by name, as parts of a study file.
+    `search_space`: what a first study file of the method searches, beside the learning rate. `other_form`: the fields
+    that make another form of the method than its paper's, and what that form is called; their defaults are the paper's.
+    Fields that are not among them are its hyperparameters, or select a form that the paper has too.
     """
 
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "none"
     teacher_output: ClassVar[Literal["embedding", "tokens"]] = "embedding"
+    title: ClassVar[str] = ""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    search_space: ClassVar[Mapping[str, Any]] = {}
+    other_form: ClassVar[tuple[str, tuple[str, ...]]] = ("", ())
 
     name: str
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from trainers.objectives.base import Batch, Context, Losses, Objective, perturbed
+from trainers.schema.presets import PGD2
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +33,24 @@ class FARE(Objective):
     """
 
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "clean"
+    title: ClassVar[str] = "FARE"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # 20,000 updates of 128 images (2 epochs of ImageNet), fp32, eps 2/255 (or 4/255).
+        "fare-paper": {
+            "method": {"name": "fare"},
+            "attack": {**PGD2, "eps": "2/255", "step_size": "1/255", "steps": 10, "momentum": 0.9},
+            "train": {
+                "epochs": 2,
+                "batch_size": 128,
+                "precision": "fp32",
+                "warmup": {"steps": 1400},
+                "optimizer": {"name": "adamw", "lr": 1e-5, "momentum": 0.9, "beta2": 0.999, "weight_decay": 1e-4},
+                "official_schedule": "open_clip",
+            },
+        }
+    }
+    search_space: ClassVar[Mapping[str, Any]] = {"method.clean_weight": {"low": 0.0, "high": 0.9}}
+    other_form: ClassVar[tuple[str, tuple[str, ...]]] = ("FARE with a term for the clean image", ("clean_weight",))
 
     name: Literal["fare"] = Field(default="fare", description="method name")
     clean_weight: float = Field(

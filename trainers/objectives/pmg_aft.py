@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from trainers.objectives.base import Batch, Context, Losses, ScoredObjective, perturbed
+from trainers.schema.presets import FAMILY, PGD2, SGD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +37,22 @@ class PMGAFT(ScoredObjective):
     """
 
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "adversarial"
+    title: ClassVar[str] = "PMG-AFT"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # Trained on Tiny-ImageNet; the official code's lr.
+        "pmg-aft-paper": {
+            "method": {"name": "pmg-aft", "adversarial_weight": 1.0, "clean_weight": 1.0},
+            "attack": PGD2,
+            "train": {**FAMILY, "optimizer": {**SGD, "lr": 5e-5}, "official_schedule": "open_clip"},
+        }
+    }
+    search_space: ClassVar[Mapping[str, Any]] = {
+        "method.adversarial_weight": {"low": 0.0, "high": 2.0},
+        "method.clean_weight": {"low": 0.0, "high": 2.0},
+    }
+    other_form: ClassVar[tuple[str, tuple[str, ...]]] = (
+        "PMG-AFT, not as in the paper", ("detach_clean", "kl_reduction", "normalisation")
+    )  # fmt: skip
 
     name: Literal["pmg-aft"] = Field(default="pmg-aft", description="method name")
     adversarial_weight: float = Field(default=1.0, ge=0, description="a, weight of KL(p_0(x_adv) || p(x_adv))")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from trainers.objectives.base import Batch, Context, Losses, ScoredObjective, perturbed
+from trainers.schema.presets import FAMILY, PGD2, SGD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +31,17 @@ class TeCoA(ScoredObjective):
     embeddings are fixed, losses are fp32 and the attack's loss is a sum. It also mixes the result with CLIP's weights
     (`--mix_alpha`), which is not part of the objective.
     """
+
+    title: ClassVar[str] = "TeCoA"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # Its code defaults to lr 1e-7; AGFT's and TGA-ZSR's authors run it with 1e-5.
+        "tecoa-paper": {
+            "method": {"name": "tecoa", "logit_scale": {"of_model": 1.0}},
+            "attack": PGD2,
+            "train": {**FAMILY, "optimizer": {**SGD, "lr": 1e-5}, "official_schedule": "open_clip"},
+        }
+    }
+    search_space: ClassVar[Mapping[str, Any]] = {"method.logit_scale": {"of_model": {"low": 0.5, "high": 2.0}}}
 
     name: Literal["tecoa"] = Field(default="tecoa", description="method name")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from trainers.objectives.base import Batch, Context, Losses, ScoredObjective, perturbed
+from trainers.schema.presets import FAMILY, PGD2, SGD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 
 WEIGHTS = {False: (0.08, 0.05), True: (0.10, 0.07)}  # (a, b) of TGA-ZSR and of Comp-TGA
+TRAIN = {**FAMILY, "batch_size": 128, "optimizer": {**SGD, "lr": 1e-4}, "official_schedule": "open_clip"}
 
 
 class TGAZSR(ScoredObjective):
@@ -43,6 +46,28 @@ class TGAZSR(ScoredObjective):
 
     teacher_input: ClassVar[Literal["none", "clean", "adversarial"]] = "clean"
     teacher_output: ClassVar[Literal["embedding", "tokens"]] = "tokens"
+    title: ClassVar[str] = "TGA-ZSR"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # Trained on Tiny-ImageNet, batch 128.
+        "tga-zsr-paper": {
+            "method": {"name": "tga-zsr", "attention_weight": 0.08, "clean_weight": 0.05},
+            "attack": PGD2,
+            "train": TRAIN,
+        },
+        # As TGA-ZSR, its own weights.
+        "comp-tga-paper": {
+            "method": {"name": "tga-zsr", "complementary": True, "attention_weight": 0.10, "clean_weight": 0.07},
+            "attack": PGD2,
+            "train": TRAIN,
+        },
+    }
+    search_space: ClassVar[Mapping[str, Any]] = {
+        "method.attention_weight": {"low": 0.01, "high": 0.5, "log": True},
+        "method.clean_weight": {"low": 0.01, "high": 0.5, "log": True},
+    }
+    other_form: ClassVar[tuple[str, tuple[str, ...]]] = (
+        "TGA-ZSR, not as in the paper", ("map_distance", "token_norm")
+    )  # fmt: skip
 
     name: Literal["tga-zsr"] = Field(default="tga-zsr", description="method name")
     complementary: bool = Field(default=False, description="Comp-TGA's maps, with the prompt that denies the class")

@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from trainers.errors import UserError
+from trainers.schema.named import record_rule
 from trainers.schema.units import Frozen, Length, OfEps
+from trainers.table import Table, imported
 
 LOSS_CLASSES: Mapping[str, int] = {"ce": 2, "margin": 2, "dlr": 3, "dlr-targeted": 4}
 """The least number of classes for which a loss is defined: DLR divides by z_(1) - z_(3), its targeted form needs z_(4).
@@ -35,8 +37,13 @@ class EvalAttackParameters(Frozen):
     keyed: ClassVar[bool] = True  # does an image's result depend on nothing but the image, its index and the seed?
     summary: ClassVar[str]
     citation: ClassVar[str]
+    function: ClassVar[str] = ""  # `module:object` of what `run` calls, unless the class says itself how it is run
 
     name: str
+
+    def run(self, case: Any) -> Any:
+        """The attack on a `trainers.attacks.Case`, an `Outcome`; called by `trainers.attacks.run_attack` alone."""
+        return imported(self.function)(case, self)
 
     def check(self, *, norm: str, num_classes: int, path: str = "attack") -> None:
         """Raise a `UserError` if the attack is not defined for this norm or so few classes."""
@@ -86,6 +93,8 @@ class EvalAttackParameters(Frozen):
 class Composed(EvalAttackParameters):
     """The settings of an attack that is made of others."""
 
+    function = "trainers.attacks.composed:composed"
+
     def components(self, *, norm: str, num_classes: int) -> tuple[EvalAttackParameters, ...]:
         """What runs, in this order."""
         raise NotImplementedError
@@ -111,7 +120,7 @@ def legal_losses(num_classes: int) -> tuple[str, ...]:
 
 # What every evaluation attack can be told, where it is legal, and whose idea it is. Imports no torch.
 #
-# One class an attack, one row in EVAL_ATTACK_PARAMETERS; `trainers.attacks.EVAL_ATTACKS` adds the functions.
+# One class an attack, which says what runs it (`function`), and one row in EVAL_ATTACKS.
 # Defaults: mi-, di- and ti-fgsm those of torchattacks 3.5.1 (whose step of 2/255 inside 8/255 is eps / 4); APGD,
 # Square and their ensembles those of AutoAttack; pgd and cw 20 steps, as in AGFT (Cui et al. 2026), but of eps / 4:
 # steps of eps are weak against the last percent.
@@ -122,7 +131,7 @@ STEP = "step in the attack's norm, absolute or a multiple of eps"
 
 def legal_attacks(num_classes: int, norm: str = "linf") -> tuple[str, ...]:
     """Attacks that are defined for so many classes, in this norm."""
-    rows = EVAL_ATTACK_PARAMETERS.items()
+    rows = EVAL_ATTACKS.items()
     return tuple(name for name, row in rows if norm in row.norms and num_classes >= row.min_classes)
 
 
@@ -130,6 +139,7 @@ class FGSM(EvalAttackParameters):
     norms = ("linf", "l2")
     summary = "one step of eps along the gradient's sign (l2: along the gradient), from the image"
     citation = "Goodfellow et al., ICLR 2015, arXiv:1412.6572"
+    function = "trainers.attacks.stepwise:fgsm_attack"
     name: Literal["fgsm"] = "fgsm"
     target: Target = Field(default="none", description=TARGET)
 
@@ -138,6 +148,7 @@ class PGD(EvalAttackParameters):
     norms = ("linf", "l2")
     summary = "projected gradient ascent on the cross-entropy from random starts"
     citation = "Madry et al., ICLR 2018, arXiv:1706.06083"
+    function = "trainers.attacks.stepwise:pgd_attack"
     name: Literal["pgd"] = "pgd"
     steps: int = Field(default=20, ge=0, le=10000, description="steps of each restart")
     step_size: Length | OfEps = Field(default=OfEps(of_eps=0.25), description=STEP)
@@ -149,6 +160,7 @@ class PGD(EvalAttackParameters):
 class CW(EvalAttackParameters):
     summary = "PGD on the logit margin, label less the largest wrong class"
     citation = "Carlini and Wagner, IEEE S&P 2017, arXiv:1608.04644; in L-inf as in Madry et al. 2018, section 5"
+    function = "trainers.attacks.stepwise:cw_attack"
     name: Literal["cw"] = "cw"
     steps: int = Field(default=20, ge=0, le=10000, description="steps of each restart")
     step_size: Length | OfEps = Field(default=OfEps(of_eps=0.25), description=STEP)
@@ -165,6 +177,7 @@ class _Iterative(EvalAttackParameters):
 class MIFGSM(_Iterative):
     summary = "iterated FGSM with an accumulated gradient (momentum), made to transfer"
     citation = "Dong et al., CVPR 2018, arXiv:1710.06081"
+    function = "trainers.attacks.transferable:mi_fgsm_attack"
     name: Literal["mi-fgsm"] = "mi-fgsm"
     decay: float = Field(default=1.0, ge=0, le=10, description="how much of the accumulated gradient stays")
 
@@ -178,12 +191,14 @@ class _Diverse(_Iterative):
 class DIFGSM(_Diverse):
     summary = "iterated FGSM whose every step sees the image shrunk and padded at random, made to transfer"
     citation = "Xie et al., CVPR 2019, arXiv:1803.06978"
+    function = "trainers.attacks.transferable:di_fgsm_attack"
     name: Literal["di-fgsm"] = "di-fgsm"
 
 
 class TIFGSM(_Diverse):
     summary = "DI-FGSM whose gradient is smoothed by a Gaussian (shifts of the image), made to transfer"
     citation = "Dong et al., CVPR 2019, arXiv:1904.02884"
+    function = "trainers.attacks.transferable:ti_fgsm_attack"
     name: Literal["ti-fgsm"] = "ti-fgsm"
     kernel_size: int = Field(default=15, ge=1, le=99, description="side of the kernel, pixels")
     kernel_sigmas: float = Field(default=3.0, gt=0, description="standard deviations from its centre to its edge")
@@ -203,18 +218,21 @@ class _AutoPGD(EvalAttackParameters):
 
 class APGDCE(_AutoPGD):
     summary = "Auto-PGD on the cross-entropy: steps halve, image by image, when progress stops"
+    function = "trainers.attacks.auto_pgd:apgd_ce_attack"
     name: Literal["apgd-ce"] = "apgd-ce"
 
 
 class APGDDLR(_AutoPGD):
     min_classes = LOSS_CLASSES["dlr"]
     summary = "Auto-PGD on the difference of logits ratio, which a larger logit scale does not change"
+    function = "trainers.attacks.auto_pgd:apgd_dlr_attack"
     name: Literal["apgd-dlr"] = "apgd-dlr"
 
 
 class APGDT(_AutoPGD):
     min_classes = LOSS_CLASSES["dlr-targeted"]
     summary = "Auto-PGD on the targeted difference of logits ratio, to each of the likeliest wrong classes in turn"
+    function = "trainers.attacks.auto_pgd:apgd_t_attack"
     name: Literal["apgd-t"] = "apgd-t"
     targets: int = Field(default=9, ge=1, le=1000, description="how many classes are aimed at; at most all wrong ones")
 
@@ -227,6 +245,7 @@ class Square(EvalAttackParameters):
     gradients = False
     summary = "random search over squares of +-eps; asks for no gradient, so it sees through masked ones"
     citation = "Andriushchenko et al., ECCV 2020, arXiv:1912.00049"
+    function = "trainers.attacks.random_search:square_attack"
     name: Literal["square"] = "square"
     queries: int = Field(default=5000, ge=1, le=1000000, description="forward passes of each image")
     p_init: float = Field(default=0.8, gt=0, le=1, description="share of the pixels in the first square")
@@ -239,16 +258,17 @@ class Transfer(EvalAttackParameters):
     norms = ("linf", "l2")
     summary = "the perturbation that another attack finds on a surrogate model, shown to this one"
     citation = "Papernot et al., 2016, arXiv:1605.07277"
+    function = "trainers.attacks.transfer:transferred"
     name: Literal["transfer"] = "transfer"
     attack: str = Field(default="pgd", description="the attack on the surrogate, a name of this table")
     settings: dict[str, Any] = Field(default_factory=dict, description="that attack's parameters")
 
     def inner(self, path: str = "attack") -> EvalAttackParameters:
         """The attack on the surrogate."""
-        if self.attack == self.name or self.attack not in EVAL_ATTACK_PARAMETERS:
-            known = ", ".join(name for name in EVAL_ATTACK_PARAMETERS if name != self.name)
+        if self.attack == self.name or self.attack not in EVAL_ATTACKS:
+            known = ", ".join(name for name in EVAL_ATTACKS if name != self.name)
             raise UserError(f"{path}.attack: {self.attack!r} cannot run on a surrogate; known: {known}")
-        return EVAL_ATTACK_PARAMETERS[self.attack].model_validate(self.settings)
+        return EVAL_ATTACKS[self.attack].model_validate(self.settings)
 
     def check(self, *, norm: str, num_classes: int, path: str = "attack") -> None:
         super().check(norm=norm, num_classes=num_classes, path=path)
@@ -315,6 +335,7 @@ class AutoAttack(EvalAttackParameters):
     keyed = False
     summary = "AutoAttack `standard` of the package pyautoattack, with the parts that so few classes allow"
     citation = "Croce and Hein, ICML 2020, arXiv:2003.01690; package pyautoattack"
+    function = "trainers.attacks.packaged:autoattack"
     name: Literal["autoattack"] = "autoattack"
     targets: ClassVar[int] = 9  # of `standard`
 
@@ -331,9 +352,15 @@ class AutoAttack(EvalAttackParameters):
         return 102 * apgd + 203 * fab + 5000 + others, 101 * apgd + 100 * fab
 
 
-_ROWS: tuple[type[EvalAttackParameters], ...] = (
-    FGSM, PGD, CW, MIFGSM, DIFGSM, TIFGSM, APGDCE, APGDDLR, APGDT, Square, Transfer, APGD, Ensemble, AAAgft, AutoAttack,
+EVAL_ATTACKS: Table[type[EvalAttackParameters]] = Table(
+    "attack",
+    "agft.attacks",
+    {
+        row.model_fields["name"].default: row
+        for row in (
+            FGSM, PGD, CW, MIFGSM, DIFGSM, TIFGSM, APGDCE, APGDDLR, APGDT, Square, Transfer, APGD, Ensemble, AAAgft,
+            AutoAttack,
+        )
+    },
+    record_rule(EvalAttackParameters),
 )  # fmt: skip
-EVAL_ATTACK_PARAMETERS: Mapping[str, type[EvalAttackParameters]] = {
-    row.model_fields["name"].default: row for row in _ROWS
-}

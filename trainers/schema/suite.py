@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from trainers.data import DATASETS, FOLDER_PREFIX, ZERO_SHOT_15, dataset_entry
 from trainers.data.drawn.datasets import STATED_EPS, TINY_ROLES
 from trainers.errors import UserError, lookup
-from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS, EvalAttackParameters
+from trainers.schema.attacks import EVAL_ATTACKS, EvalAttackParameters
+from trainers.schema.named import OneOf
 from trainers.schema.units import Fraction, Frozen, eps_label
 
 Protocol = Literal["strict", "paper"]
-if TYPE_CHECKING:
-    AnyAttack = EvalAttackParameters
-else:
-    AnyAttack = Annotated[Union[tuple(EVAL_ATTACK_PARAMETERS.values())], Field(discriminator="name")]  # noqa: UP007
 
 
 class AttackAt(Frozen):
     """One attack of a suite: its settings, the radii, and on how many images of each set."""
 
-    attack: AnyAttack = Field(description="the attack and its settings, see docs/attacks.md")
+    attack: Annotated[EvalAttackParameters, OneOf(EVAL_ATTACKS)] = Field(
+        description="the attack and its settings, see docs/attacks.md"
+    )
     norm: Literal["linf", "l2"] = Field(default="linf", description="norm of the ball around the image")
     eps: tuple[Annotated[Fraction, Field(ge=0, le=1000)], ...] = Field(
         default=(1 / 255,), min_length=1, description="radii in the norm, pixels in [0, 1]; each is judged alone"
@@ -98,7 +97,7 @@ def _illegal(attack: EvalAttackParameters, norm: str, classes: int, path: str, d
 
 
 def _attack(name: str, **settings: object) -> EvalAttackParameters:
-    return EVAL_ATTACK_PARAMETERS[name].model_validate(settings)
+    return EVAL_ATTACKS[name].model_validate(settings)
 
 
 def _final(*eps: float, samples: int = 1000) -> tuple[AttackAt, ...]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from trainers.schema.named import In
 from trainers.schema.units import Fraction, Frozen, OfEps
+from trainers.table import Table
 
 PLACES = ("s3:", "hf-hub:", "local-dir:")
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".tar")
@@ -31,10 +33,14 @@ class ModelConfig(Frozen):
         return text.startswith(PLACES) or "/" in text or text.endswith(WEIGHT_FILES) or Path(text).is_dir()
 
 
+ATTACKS: Table[Any] = Table("training attack", "agft.training_attacks", {"pgd": "trainers.attacks.projected:pgd"})
+"""Training attacks, functions as `trainers.attacks.projected.Attack` says. Imported when one is looked up."""
+
+
 class AttackConfig(Frozen):
     """The training attack. Paper: PGD, 2 steps of 1/255 inside eps 1/255 (Cui et al. 2026, section 4.1)."""
 
-    name: Literal["pgd"] = Field(default="pgd", description="attack name")
+    name: Annotated[str, In(ATTACKS)] = Field(default="pgd", description="attack name")
     norm: Literal["linf", "l2"] = Field(default="linf", description="norm of the ball around the image")
     eps: Annotated[Fraction, Field(ge=0, le=1000)] = Field(
         default=1 / 255, description="radius in the norm, pixels in [0, 1]; at most 1 in linf"

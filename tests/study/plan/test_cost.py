@@ -15,7 +15,7 @@ from tests.support.small import image_set, small_clip
 from trainers.evaluation.measure import measure
 from trainers.evaluation.scorer import Scorer
 from trainers.model.robust import RobustCLIP
-from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS
+from trainers.schema.attacks import EVAL_ATTACKS
 from trainers.schema.suite import SUITES, AttackAt, Suite
 
 RECIPE = Path("study/recipes/demo.yaml")
@@ -47,7 +47,7 @@ def test_a_radius_of_zero_costs_nothing() -> None:
     )
 
 
-@pytest.mark.parametrize("name", EVAL_ATTACK_PARAMETERS)
+@pytest.mark.parametrize("name", EVAL_ATTACKS)
 @pytest.mark.parametrize("assumed", [Assumed(1, 0), Assumed(1, 1), Assumed(0, 0), Assumed()])
 def test_no_more_is_expected_than_it_costs_at_most(name: str, assumed: Assumed) -> None:
     found = cost_of(suite(attack=name), assumed, None)["total"]
@@ -70,7 +70,7 @@ def scorer_and_images() -> tuple[Scorer, object]:
     "name",
     [
         pytest.param(name, marks=[pytest.mark.slow] if name == "ensemble" else [])  # half a minute, of all the others
-        for name, row in EVAL_ATTACK_PARAMETERS.items()
+        for name, row in EVAL_ATTACKS.items()
         if row.keyed and name != "transfer"
     ],
 )

@@ -10,9 +10,7 @@ import pytest
 import yaml
 
 from study.plan.study import remarks
-from study.search.samplers import SAMPLERS
-from study.search.stopping import VERDICTS
-from study.spec.config import BudgetConfig, PriorConfig, SamplerConfig, SchedulerConfig
+from study.spec.config import SAMPLERS, STOPPING, BudgetConfig, PriorConfig, SamplerConfig, SchedulerConfig
 from study.spec.files import check_study
 from study.spec.reader import Loader
 
@@ -41,7 +39,7 @@ def test_every_example_is_part_of_a_valid_study_and_has_the_effect_that_it_is_sh
 
 
 def test_every_sampler_verdict_and_field_is_on_the_page():
-    for name in [*SAMPLERS, *VERDICTS]:
+    for name in [*SAMPLERS, *STOPPING]:
         assert f"| `{name}` |" in PAGE, name
     for record in (SamplerConfig, SchedulerConfig, PriorConfig, BudgetConfig):
         for field in record.model_fields:

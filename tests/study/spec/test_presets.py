@@ -12,7 +12,7 @@ from study.cli.main import main
 from study.errors import StudyFileError
 from study.spec.files import parse_study
 from trainers.objectives import METHODS
-from trainers.schema.presets import PRESETS
+from trainers.objectives.presets import PRESETS
 from trainers.schema.training import AttackConfig, Steps, TrainConfig
 from trainers.training.update import learning_rate
 

@@ -18,7 +18,7 @@ from study.spec.files import load_policy, parse_study
 from study.spec.promotion import SanityGate
 from tests.support.epochs import weights
 from tests.support.promoted import STUDY, finished_study
-from trainers.evaluation.sanity.checks import CHECKS
+from trainers.schema.checks import CHECKS
 
 THERE = weights("s3://agft/x")
 

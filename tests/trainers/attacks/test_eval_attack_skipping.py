@@ -91,7 +91,7 @@ def test_nothing_is_computed_when_all_are_done(parameters: EvalAttackParameters,
 )
 def test_it_ends_when_everyone_is_fooled(name: str) -> None:
     patient = {"queries": 100} if name in ("square", "ensemble") else {}
-    parameters = EVAL_ATTACKS[name].parameters.model_validate({**QUICK[name], **patient})
+    parameters = EVAL_ATTACKS[name].model_validate({**QUICK[name], **patient})
     found, model = attacked(case(number=8, strength=0.5), parameters)
     assert found.worst.fooled.all()
     assert model.forwards < parameters.passes(5)[0] / 1.5
@@ -156,13 +156,13 @@ def test_logits_that_stop_being_numbers_on_the_way_are_refused(first: int, label
         )
 
     with pytest.raises(ValueError, match="logits are not finite"):
-        run_attack(replace(given, logits=model, labels=given.labels * 0 + label), EVAL_ATTACKS["pgd"].parameters())
+        run_attack(replace(given, logits=model, labels=given.labels * 0 + label), EVAL_ATTACKS["pgd"]())
 
 
 @pytest.mark.parametrize("name", [name for name in QUICK if name != "autoattack"])
 def test_logits_that_are_no_numbers_are_refused_unless_the_image_was_done(name: str) -> None:
     given, bad = case(number=6), torch.tensor([1.0, 1, torch.nan, 1, 1, 1])[:, None]
-    settings = EVAL_ATTACKS[name].parameters.model_validate(QUICK[name])
+    settings = EVAL_ATTACKS[name].model_validate(QUICK[name])
     given = replace(given, logits=lambda x: network()(x) * bad, labels=given.labels * 0, eps=1e-5)
     with pytest.raises(ValueError, match="logits are not finite"):
         run_attack(given, settings)

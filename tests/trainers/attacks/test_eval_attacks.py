@@ -61,7 +61,7 @@ def test_every_legal_attack_attacks_a_model_of_few_classes(number: int) -> None:
     for name in legal_attacks(number):
         if name != "autoattack":
             settings = {"queries": 200} if name in ("square", "ensemble") else {}
-            outcome = run_attack(given, EVAL_ATTACKS[name].parameters.model_validate(settings))
+            outcome = run_attack(given, EVAL_ATTACKS[name].model_validate(settings))
             assert outcome.worst.fooled.any(), name
 
 

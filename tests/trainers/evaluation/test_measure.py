@@ -16,7 +16,7 @@ from trainers.evaluation.scorer import Scorer
 from trainers.evaluation.summary import at_radii, clean_result
 from trainers.evaluation.verdicts import Verdicts, join_verdicts, pack_verdicts, unpack_verdicts
 from trainers.model.robust import RobustCLIP, exact_math
-from trainers.schema.attacks import EVAL_ATTACK_PARAMETERS, EvalAttackParameters
+from trainers.schema.attacks import EVAL_ATTACKS, EvalAttackParameters
 from trainers.schema.suite import AttackAt
 
 QUICK = {
@@ -26,12 +26,12 @@ QUICK = {
     "ensemble": {"steps": 5, "targets": 2, "queries": 10}, "aa-agft": {"steps": 4},
     "transfer": {"attack": "pgd", "settings": {"steps": 4}},
 }  # fmt: skip
-KEYED = [name for name, row in EVAL_ATTACK_PARAMETERS.items() if row.keyed]
+KEYED = [name for name, row in EVAL_ATTACKS.items() if row.keyed]
 EPS = (2 / 255, 6 / 255)
 
 
 def quick(name: str) -> EvalAttackParameters:
-    return EVAL_ATTACK_PARAMETERS[name].model_validate(QUICK.get(name, {}))
+    return EVAL_ATTACKS[name].model_validate(QUICK.get(name, {}))
 
 
 def subject(seed: int = 0) -> tuple[Scorer, ImageSet]:

@@ -12,7 +12,7 @@ from trainers.schema.attacks import (
     APGDDLR,
     APGDT,
     CW,
-    EVAL_ATTACK_PARAMETERS,
+    EVAL_ATTACKS,
     FGSM,
     PGD,
     AAAgft,
@@ -66,7 +66,7 @@ def test_attacks_made_of_others_hand_their_settings_on() -> None:
 
 def test_any_setting_but_the_default_shows_in_the_label() -> None:
     other = {int: 7, float: 0.3, bool: False, str: "random", OfEps: OfEps(of_eps=2.0)}
-    for name, row in EVAL_ATTACK_PARAMETERS.items():
+    for name, row in EVAL_ATTACKS.items():
         if name != "transfer":
             settings = {key: field.default for key, field in row.model_fields.items() if key != "name"}
             variants = [row(), *(row(**{key: other[type(value)]}) for key, value in settings.items())]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from trainers.evaluation.record import Finding
-from trainers.evaluation.sanity.checks import CHECKS
+from trainers.evaluation.sanity.checks import Judged
 from trainers.evaluation.sanity.run import sanity_checks
 from trainers.evaluation.sanity.settings import passes
 from trainers.evaluation.sanity.subject import NotApplicable, Subject
+from trainers.schema.checks import CHECKS
 
-__all__ = ["CHECKS", "Finding", "NotApplicable", "Subject", "passes", "sanity_checks"]
+__all__ = ["CHECKS", "Finding", "Judged", "NotApplicable", "Subject", "passes", "sanity_checks"]

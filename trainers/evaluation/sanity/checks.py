@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -157,22 +156,6 @@ def unmodified_near_zero(s: Subject) -> Judged:
     radius = eps_label(unmodified_eps(s.norm, s.pixels))
     text = f"the unmodified CLIP has {_percent(_share(right))} right, and {_percent(value)} at {s.norm} {radius}"
     return Judged(value > limit, value, limit, text)
-
-
-CHECKS: Mapping[str, Callable[[Subject], Judged]] = {
-    "deterministic": deterministic,
-    "above-chance": above_chance,
-    "agrees-with-original": agrees_with_original,
-    "input-range": input_range,
-    "zero-gradients": zero_gradients,
-    "loss-grows-with-steps": loss_grows_with_steps,
-    "random-noise-weaker": random_noise_weaker,
-    "pgd-apgd-gap": pgd_apgd_gap,
-    "black-box-not-better": black_box_not_better,
-    "huge-budget": huge_budget,
-    "unmodified-near-zero": unmodified_near_zero,
-}
-"""By name, which is also the heading of its section in docs/sanity.md: what is raised, why, and what to do."""
 
 
 def _chance(s: Subject) -> float:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from trainers.attacks import LogitsFn, Norm
 from trainers.evaluation.record import Finding
-from trainers.evaluation.sanity.checks import CHECKS
 from trainers.evaluation.sanity.subject import NotApplicable, Subject
+from trainers.schema.checks import CHECKS
 
 
 def sanity_checks(

@@ -22,13 +22,14 @@ from scipy.io import savemat
 from tests.support.miniatures import WNIDS, made
 from tests.support.services.webserver import Server, serving
 from trainers.data import DatasetEntry
-from trainers.data.fetch.archives import ARCHIVES
 from trainers.data.fetch.download import can_download, download
 from trainers.data.fetch.unpack import unpack
 from trainers.data.fetch.web import Unreachable
 from trainers.data.stored import read_raw
 from trainers.data.table import FILE_DATASETS
 from trainers.errors import UserError
+
+ARCHIVES = {name: entry.files.archives for name, entry in FILE_DATASETS.items() if entry.files and entry.files.archives}
 
 
 @pytest.fixture
