@@ -35,7 +35,7 @@ class Prover:
 
     def measure(self, role: str, models: Mapping[str, Weights | None]) -> dict[str, Measured]:
         """Every model (label -> its weights, None: the study's unmodified CLIP) on a role's sets."""
-        found = self._executor.measure(self._suite(role), models, f"  measuring on the {role} sets", compared=True)
+        found = self._executor.measure(self._suite(role), models, f"  {role}", compared=True)
         return {label: Measured(label, result, rights) for label, (result, rights) in found.items()}
 
     def missing(self, role: str, models: Mapping[str, Weights | None]) -> bool:

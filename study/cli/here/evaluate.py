@@ -90,10 +90,8 @@ def _device(order: Order, stack: ExitStack, progress: Progress) -> Device:
 
 def _compute(ledgers: Sequence[Ledger], order: Order, inputs: Inputs, stack: ExitStack, progress: Progress) -> None:
     """Everything that is not finished."""
-    checked, batch_size = inputs.checked, order.batch_size
-    if not missing_looks(ledgers) and not any(
-        missing_work(ledger, checked=checked, batch_size=batch_size) for ledger in ledgers
-    ):
+    how: dict[str, Any] = {"checked": inputs.checked, "batch_size": order.batch_size}
+    if not missing_looks(ledgers) and not any(missing_work(ledger, **how) for ledger in ledgers):
         progress("everything is finished already")
         return
     stack.enter_context(cluster_here(progress))
@@ -104,7 +102,7 @@ def _compute(ledgers: Sequence[Ledger], order: Order, inputs: Inputs, stack: Exi
 
     with Executor(progress, workers=order.workers, cpus=order.cpus, gpus=order.gpus, tick=tick) as executor:
         executor.packed = {each.facts.weights_sha256: each.packed for each in inputs.models()}
-        executor.complete(ledgers, progress, checked=checked, batch_size=batch_size)
+        executor.complete(ledgers, progress, **how)
 
 
 def _summary(ledger: Ledger, records: Sequence[EvaluationRecord]) -> dict[str, Any]:

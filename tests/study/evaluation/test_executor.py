@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -118,6 +119,7 @@ def measure(spec: StudyConfig, role: str, bucket: str, said: list[str]) -> Measu
 
 def whole(spec: StudyConfig, suite: Suite) -> Mapping[str, Any]:
     """The same sets, each measured at a time in this process."""
+    torch.set_num_threads(1)
     counts = evaluate_sets(load_clip(spec.model), suite)
     return summary(
         {name: {eps: score.model_dump(mode="json") for eps, score in each.scores().items()}
@@ -132,7 +134,7 @@ def test_what_was_finished_before_a_kill_is_not_computed_again(
     path, bucket = study(tmp_path, seed), here.bucket
     finished, told = killed_midway(path, role, bucket)
     assert HELD <= len(finished) < UNITS
-    what = "measuring the unmodified CLIP" if role == "unmodified" else "measuring on the confirm sets"
+    what = "measuring the unmodified CLIP" if role == "unmodified" else "  confirm"
     assert f"{what}: 1 of {UNITS} units, about " in told
     assert " left" in told
 
