@@ -10,7 +10,6 @@ import click
 
 from study.cli.edge import FILE, FOLDER, POSITIVE, home, json_option, print_json
 from study.errors import UserError
-from trainers.objectives.presets import PRESETS
 
 if TYPE_CHECKING:
     from study.comparison.file import Comparison
@@ -19,7 +18,15 @@ if TYPE_CHECKING:
 class PresetName(click.Choice[str]):
     """Presets come with methods, which installed packages may add: asked for when a command needs them."""
 
-    choices = property(lambda self: tuple(PRESETS), lambda self, given: None)
+    @property
+    def choices(self) -> tuple[str, ...]:
+        from trainers.objectives.presets import PRESETS
+
+        return tuple(PRESETS)
+
+    @choices.setter
+    def choices(self, given: object) -> None:
+        """click's own choice sets what it was made with: nothing."""
 
 
 @click.command()

@@ -74,9 +74,10 @@ def show_measured(found: dict[str, Any]) -> None:
 
     if "measured" not in found:
         return
-    config, labels = found["evaluation"], {0.0: "alpha 0: base", 1.0: "alpha 1: robust"}
+    suite, labels = found["evaluation"], {0.0: "alpha 0: base", 1.0: "alpha 1: robust"}
     rows = {labels.get(row["alpha"], f"alpha {row['alpha']:g}"): row for row in found["measured"]}
     radii = ", ".join(next(iter(found["measured"][0]["datasets"].values())))
-    images = f"{config['samples']} images a set" if config["samples"] else "all images"
-    title = f"{config['protocol']} protocol, PGD-{config['attack']['steps']}"
+    [entry] = suite["attacks"]
+    images = f"{entry['samples']} images a set" if entry["samples"] else "all images"
+    title = f"{suite['protocol']} protocol, PGD-{entry['attack']['steps']}"
     wide_console().print(accuracy_table(f"{title}, eps {radii}, {images}", rows))

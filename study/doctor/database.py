@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from infra.checks.diagnosis import Check, Diagnosis, Failed, check, failed, ok
 from infra.checks.s3 import clock_finding
 from infra.errors import ServiceError
-from study.store.database import database_url, now
+from study.store.database import MIGRATIONS, database_url, now
 
 DATABASE, SCHEMA = "study database", "database schema"
 TIMEOUT_SECONDS, DATABASE_SECONDS = 5, 25.0  # of one connection, of the whole check
@@ -104,7 +104,7 @@ def _schema(connection: sa.Connection, tables: set[str]) -> Diagnosis:
     """Ours and Optuna's against what this version knows."""
     if "agft_schema" not in tables:
         return ok(SCHEMA, "none yet: made by the first study")
-    ours = _scripts(Path(__file__).parents[1] / "store" / "migrations")
+    ours = _scripts(MIGRATIONS)
     problem = _compare("agft", connection, "agft_schema", ours)
     if problem is None and "alembic_version" in tables:
         import optuna

@@ -21,6 +21,8 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from study.errors import StudyFailed, UserError
 
+MIGRATIONS = Path(__file__).parent / "migrations"
+
 log = logging.getLogger("agft")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -89,7 +91,7 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
 
 def _migrate(engine: sa.Engine) -> None:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     config.set_main_option("path_separator", "os")
     with transaction(engine) as connection, warnings.catch_warnings():
         if engine.dialect.name == "postgresql":  # a terminal and a driver may be the first ones together

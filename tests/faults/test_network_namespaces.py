@@ -95,7 +95,7 @@ def stored(stack: Hosted, variables: dict[str, str], study: str) -> dict[int, Tr
 def groups(trial: TrialRow) -> int:
     """How many groups of workers have trained a trial of one driver's: its checkpoint's place says the last one."""
     assert trial.latest is not None
-    found = re.search(r"/a000001\.(\d{3})/", trial.latest["uri"])
+    found = re.search(r"/a000001\.(\d{3})/", trial.latest.uri)
     assert found, trial.latest
     return int(found[1])
 

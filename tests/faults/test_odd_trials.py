@@ -79,7 +79,7 @@ def test_a_trial_whose_process_is_killed_once_goes_on_from_its_checkpoint(odd, r
 def test_what_a_failed_trial_reached_stays_on_record(rows):
     for number in (3, 4, 5, 6, 8):
         assert [record.epoch for record in rows[number].epochs] == [1]
-        assert storage.head(rows[number].latest["uri"]) is not None
+        assert storage.head(rows[number].latest.uri) is not None
     assert rows[1].epochs == ()
     assert rows[1].latest is None
 
@@ -109,4 +109,4 @@ def test_nothing_of_a_trial_lies_outside_its_own_prefix(odd, rows, stack):
     for number, row in rows.items():
         for kept in (row.latest, row.best):
             if kept:
-                assert kept["uri"].startswith(attempt_prefix(stack.bucket, study.slug, number, study.token))
+                assert kept.uri.startswith(attempt_prefix(stack.bucket, study.slug, number, study.token))

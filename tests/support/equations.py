@@ -12,9 +12,9 @@ from trainers.draws import noise
 from trainers.model.robust import RobustCLIP
 from trainers.objectives import Batch, Context, Objective
 from trainers.schema.training import AttackConfig
-from trainers.testing.towers import TOWERS, ExactCLIP, Setting, setting
+from trainers.testing.towers import GLOBAL_BATCH, TOWERS, ExactCLIP, Setting, setting
 
-__all__ = ["TOWERS", "ExactCLIP", "Setting", "setting"]
+__all__ = ["GLOBAL_BATCH", "TOWERS", "ExactCLIP", "Setting", "setting"]
 
 ATTACK = AttackConfig(eps="4/255", step_size="3/255", steps=2)
 NO_ATTACK = AttackConfig(eps=0)

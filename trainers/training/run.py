@@ -252,6 +252,7 @@ class Run:
             return
         best = self.history[-1].best_epoch
         if _epoch_of(folder / BEST) == best:
+            self.workdir.mkdir(parents=True, exist_ok=True)
             write_whole(self.workdir / BEST, (folder / BEST).read_bytes())
         elif best == len(self.history):
             self._save_best()

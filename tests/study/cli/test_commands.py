@@ -22,7 +22,9 @@ assert runner.invoke(main, ["stack", "--help"]).exit_code == 0
 ours = {name for name in sys.modules if name.startswith("study.cli.")}
 assert ours == {"study.cli.main", "study.cli.edge", "study.cli.stack"}, ours
 assert runner.invoke(main, ["--help"]).exit_code == 0
-for name in main.commands:
+for name in sorted(main.commands, key=lambda name: name == "init"):
+    if name == "init":
+        heavy.remove("pydantic")  # its presets come with the methods, which are typed records
     done = runner.invoke(main, [name, "--help"])
     assert done.exit_code == 0, (name, done.output)
     assert not heavy & set(sys.modules), (name, heavy & set(sys.modules))

@@ -41,8 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AGFT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("AGFT_PREPARED", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    for module in ("trainers.data", "study.artifacts.datasets"):
-        monkeypatch.setattr(f"{module}.DATASETS", {**data.DATASETS, **rows})
+    monkeypatch.setattr(data.DATASETS, "rows", {**data.DATASETS.rows, **rows})
     return tmp_path
 
 
@@ -186,8 +185,7 @@ def test_without_a_network_a_download_fails_in_one_message(home, monkeypatch):
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/{archive.file}"
         rows["food101"] = replace(entry, files=replace(entry.files, archives=(replace(archive, url=url),)))
-        for module in ("trainers.data", "study.artifacts.datasets"):
-            monkeypatch.setattr(f"{module}.DATASETS", rows)
+        monkeypatch.setattr(data.DATASETS, "rows", rows)
         result = agft("data", "prepare", "food101", "--download")
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [

@@ -28,7 +28,7 @@ from infra.stack import stack as embedded
 from study.doctor.database import check_database
 from study.doctor.doctor import examine, exit_code
 from study.doctor.study import needs_of
-from study.store.database import engine_for
+from study.store.database import MIGRATIONS, engine_for
 from tests.support.services.forgetful_s3 import forgetful_s3
 from tests.support.services.real_run import AGFT
 
@@ -148,7 +148,9 @@ def test_a_wrong_database_password_or_name_is_told_from_a_server_that_is_gone(po
     assert "has no such database" in only(check_database(wrong), "study database")
 
 
-def test_an_old_and_a_newer_schema_are_named_and_left_as_they_are(database: str) -> None:
+def test_an_old_and_a_newer_schema_are_named_and_left_as_they_are(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = engine_for(database)
     assert problems(check_database(database)) == {}
 
@@ -157,12 +159,17 @@ def test_an_old_and_a_newer_schema_are_named_and_left_as_they_are(database: str)
             return str(connection.execute(sa.text("SELECT version_num FROM agft_schema")).scalar_one())
 
     head = there()
-    for version, said in (("0001", f"old: agft's is 0001, this version needs {head}"),
-                          ("9999", f"newer than this version of agft: 9999, known up to {head}")):  # fmt: skip
-        with engine.begin() as connection:
-            connection.execute(sa.text(f"UPDATE agft_schema SET version_num = '{version}'"))
-        assert said in only(check_database(database), "database schema")
-        assert there() == version
+    later = shutil.copytree(MIGRATIONS, tmp_path / "migrations")  # of a version of agft that is still to come
+    (later / "versions" / "v9998_later.py").write_text(f"revision, down_revision = '9998', '{head}'\n")
+    with monkeypatch.context() as patched:
+        patched.setattr("study.doctor.database.MIGRATIONS", later)
+        said = only(check_database(database), "database schema")
+    assert f"old: agft's is {head}, this version needs 9998" in said
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE agft_schema SET version_num = '9999'"))
+    said = only(check_database(database), "database schema")
+    assert f"newer than this version of agft: 9999, known up to {head}" in said
+    assert there() == "9999"
 
 
 @pytest.mark.usefixtures("home")

@@ -49,8 +49,8 @@ def source(service_environment: Services, tmp_path: Path) -> tuple[str, str]:
     for version in (1, 2):
         prefix = model_prefix(bucket, "robust-clip", version)
         storage.put_json(f"{prefix}/open_clip_config.json", {"model_cfg": {}})
-        weights = {"uri": put(f"{prefix}/open_clip_model"), "sha256": "0" * 64, "bytes": 300}
-        storage.put_json(f"{prefix}/manifest.json", manifest_of(version, weights=weights).record())
+        shipped = {"uri": put(f"{prefix}/open_clip_model"), "sha256": "0" * 64, "bytes": 300}
+        storage.put_json(f"{prefix}/manifest.json", manifest_of(version, weights=shipped).record())
     storage.put_json(f"{model_prefix(bucket, 'robust-clip')}/HEAD.json", HEAD)
     put(f"s3://{bucket}/teacher/key")
     return store.url, bucket
@@ -75,7 +75,7 @@ def rows(url: str, name: str, bucket: str) -> Any:
     """Everything of a study, with the bucket's name left out of addresses."""
     store = StudyStore(url, name)
     study, trials = store.load(), store.trials()
-    text = json.dumps([[repr(study.spec), study.spec_hash, study.created_ms, study.baseline, study.driven_seconds],
+    text = json.dumps([[repr(study.spec), study.spec_hash, study.created_ms, repr(study.baseline), study.driven_seconds],
                        [repr(trial) for trial in trials]])  # fmt: skip
     return text.replace(f"s3://{bucket}/", "s3://BUCKET/")
 

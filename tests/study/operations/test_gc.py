@@ -67,20 +67,21 @@ def keys(bucket: str) -> set[str]:
 def test_of_a_finished_study_the_states_go_and_what_a_version_was_made_from_stays(bucket: str, tmp_path: Path) -> None:
     store = filled(tmp_path, bucket, finished=True)
     trials = {trial.number: trial for trial in store.trials()}
-    source = trials[2].latest or {}
-    ship(bucket, "robust", tmp_path, source={"uri": source["uri"], "sha256": "0" * 64})
+    source = trials[2].latest
+    assert source is not None
+    ship(bucket, "robust", tmp_path, source={"uri": source.uri, "sha256": "0" * 64})
     before = keys(bucket)
     assert found()["study"] == []  # without its name a study is not looked at
     dry = found(store.name)
-    latest = {(trial.latest or {})["uri"] for trial in trials.values()}
-    assert {each["place"] for each in dry["study"]} == latest - {source["uri"]}
+    latest = {trial.latest.uri for trial in trials.values() if trial.latest}
+    assert {each["place"] for each in dry["study"]} == latest - {source.uri}
     assert {each["bytes"] for each in dry["study"]} == {10}
     assert keys(bucket) == before
     said = agft("gc", store.name, "--dry-run").stdout
     assert "dry run: nothing was deleted; --yes deletes 5, 50 B" in said
     gone = found(store.name, "--yes")
     assert gone["deleted"] == {"objects": 5, "bytes": 50}
-    assert before - keys(bucket) == latest - {source["uri"]}
+    assert before - keys(bucket) == latest - {source.uri}
     assert found(store.name, "--yes")["deleted"]["objects"] == 0
     # the best two, and the front, keep their weights
     top = {each["place"] for each in found(store.name, "--top", 1)["study"]}
@@ -102,7 +103,7 @@ def test_a_running_study_and_an_unfinished_trial_lose_nothing(bucket: str, tmp_p
     assert "1 unfinished trials keep everything" in result["notes"][0]
     kept = keys(bucket)
     assert set(store.trial(4).kept.values()) <= kept
-    assert (store.trial(3).latest or {})["uri"] not in kept
+    assert store.trial(3).latest.uri not in kept
     assert store.load().state == "paused"
     assert store.load().lease_seconds <= 0
 

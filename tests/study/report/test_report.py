@@ -80,10 +80,14 @@ def test_intervals_come_from_the_number_of_dev_images(store):
     study, rows = store.load(), store.trials()
     before = trials_of(study, rows)[0]
     assert before.robust_error == pytest.approx(1.96 * 0.5 / 600**0.5, rel=0.05)  # two sets of 300, near one half
-    for record in rows[0].epochs:
-        for scores in record["datasets"].values():
-            for score in scores.values():
-                score["total"] *= 4
+    larger = [
+        record.model_copy(update={"datasets": {
+            name: {eps: score.model_copy(update={"total": 4 * score.total}) for eps, score in scores.items()}
+            for name, scores in record.datasets.items()
+        }})
+        for record in rows[0].epochs
+    ]  # fmt: skip
+    rows[0] = replace(rows[0], epochs=tuple(larger))
     assert trials_of(study, rows)[0].robust_error == pytest.approx(before.robust_error / 2)
 
 
