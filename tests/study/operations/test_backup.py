@@ -75,8 +75,8 @@ def rows(url: str, name: str, bucket: str) -> Any:
     """Everything of a study, with the bucket's name left out of addresses."""
     store = StudyStore(url, name)
     study, trials = store.load(), store.trials()
-    text = json.dumps([[repr(study.spec), study.spec_hash, study.created_ms, repr(study.baseline), study.driven_seconds],
-                       [repr(trial) for trial in trials]])  # fmt: skip
+    own = [repr(study.spec), study.spec_hash, study.created_ms, repr(study.baseline), study.driven_seconds]
+    text = json.dumps([own, [repr(trial) for trial in trials]])
     return text.replace(f"s3://{bucket}/", "s3://BUCKET/")
 
 
