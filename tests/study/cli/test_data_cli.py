@@ -19,6 +19,7 @@ from tests.support.study_files import minimal
 from trainers import data
 from trainers.data.drawn.datasets import TINY_DATASETS
 from trainers.data.table import FILE_DATASETS, ZERO_SHOT_15
+from trainers.table import Table
 
 ROOT = Path(__file__).parents[3]
 
@@ -41,8 +42,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AGFT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("AGFT_PREPARED", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(data.DATASETS, "rows", {**data.DATASETS.rows, **rows})
+    known(monkeypatch, {**data.DATASETS, **rows})
     return tmp_path
+
+
+def known(monkeypatch, rows):
+    """The table of datasets with these rows, for everybody who asks it here."""
+    table = Table("dataset", "agft.datasets", rows)
+    for module in ("trainers.data", "study.artifacts.datasets", "study.spec.outside"):
+        monkeypatch.setattr(f"{module}.DATASETS", table)
 
 
 def test_list_shows_every_set_and_whether_it_is_here(home):
@@ -185,7 +193,7 @@ def test_without_a_network_a_download_fails_in_one_message(home, monkeypatch):
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/{archive.file}"
         rows["food101"] = replace(entry, files=replace(entry.files, archives=(replace(archive, url=url),)))
-        monkeypatch.setattr(data.DATASETS, "rows", rows)
+        known(monkeypatch, rows)
         result = agft("data", "prepare", "food101", "--download")
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
