@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.distributions import CategoricalDistribution
 
 from study.errors import UserError
 from study.plan.cost import short, study_passes
 from study.search.prior import earlier_studies, resolve
-from study.search.samplers import directions, given, proposals
+from study.search.proposals import first_proposals, given
 from study.search.stopping import rungs
 from study.spec.config import SAMPLERS, STOPPING, StudyConfig
 from study.spec.dimension import Dimension, shown
@@ -76,15 +75,14 @@ def search_plan(spec: StudyConfig, home: Path) -> dict[str, Any]:
     dimensions = spec.dimensions()
     prior = resolve(spec, earlier_studies(database_url(home), spec))
     starts = given(spec, dimensions, prior.starts)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     count = min(spec.budget.trials, max(FIRST, len(starts) + 2), max(_blind(spec), len(starts)))
-    samples = proposals(optuna.create_study(directions=directions(spec)), spec, count, prior.starts)
+    samples = first_proposals(spec, count, starts)
     origins = [start.origin for start in starts][:count]
     return {
         "sampler": spec.sampler.row.words(spec.sampler),
         "goal": list(spec.goal.at({}).names),
         "space": [{"path": d.path, "values": _values(d), "when": _when(d)} for d in dimensions],
-        "first_samples": [params for _, params in samples],
+        "first_samples": samples,
         "origins": origins + ["drawn"] * (len(samples) - len(origins)),
         "notes": [
             *(f"{start.origin}: {path}: its value is outside the range, sampled instead"
