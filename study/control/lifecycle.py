@@ -21,7 +21,7 @@ from study.spec.config import load_canonical
 from study.store import tables as t
 from study.store.database import transaction
 from study.store.lease import LeaseHeld, owner_identity
-from study.store.requests import answer, ask
+from study.store.requests import answer, ask, keep_extension
 from study.store.store import DELETING, StudyStore
 from study.tracking import EXPERIMENT, study_key
 
@@ -68,9 +68,10 @@ def _raise_budget(store: StudyStore, more: Mapping[str, float]) -> None:
         found = connection.execute(sa.select(t.studies).where(row).with_for_update()).one()
         budget = found.budget or load_canonical(found.spec).budget.model_dump(mode="json")
         raised = {**budget, **{name: budget[name] + by for name, by in more.items() if budget[name] is not None}}
-        there = sa.select(sa.func.count()).where(t.trials.c.study == store.name)
-        values = {"budget": raised, "extended_at": connection.execute(there).scalar_one()}
+        there = connection.execute(sa.select(sa.func.count()).where(t.trials.c.study == store.name)).scalar_one()
+        values = {"budget": raised, "extended_at": there}
         connection.execute(sa.update(t.studies).where(row).values(**values))
+        keep_extension(connection, store.name, there, more)
 
 
 def rerun_trial(store: StudyStore, number: int) -> str:

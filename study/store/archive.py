@@ -1,13 +1,17 @@
 """A study as one JSON file: out of one database and into another, with everything that our tables hold of it.
 
 Checkpoints stay where they are, named by their addresses and SHA-256; Optuna's study is built from the trials by the
-next driver. Reading a file runs no code from it.
+next driver. Reading a file runs no code from it. A file carries the SHA-256 of its own content (`seal`), so that a
+number that was changed by accident is found; whoever changes one on purpose can write the sum anew, which is what
+`agft audit` is for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +21,20 @@ from study.errors import StudyFailed, UserError
 from study.spec.config import load_canonical
 from study.store import tables as t
 from study.store.database import transaction
-from study.store.store import StudyStore, read_json, study_names
+from study.store.store import StudyStore, study_names
+from study.store.typed import Stored, read_json, study_row, trial_rows
 from trainers.schema.records import EpochRecord, Measurement, Weights
 
-FORMAT = "agft-study/1"
+FORMAT, SUM = "agft-study/1", "sha256"
 TABLES = (t.trials, t.attempts, t.epochs, t.verdicts, t.promotions, t.final_accesses, t.requests)
 
 
-def export_study(store: StudyStore, path: Path) -> dict[str, int]:
-    """Write the study to `path`, atomically; rows by table. It may be driven meanwhile: one transaction reads it."""
+def content_of(store: StudyStore) -> dict[str, Any]:
+    """Everything that our tables hold of the study, at one moment; it may be driven meanwhile."""
     store.load()  # an unknown name is answered with the nearest
     with transaction(store.engine) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         study = connection.execute(sa.select(t.studies).where(t.studies.c.name == store.name)).one()._asdict()
         rows = {
             table.name: [
@@ -40,14 +47,52 @@ def export_study(store: StudyStore, path: Path) -> dict[str, int]:
         }
     for name in ("lease_owner", "lease_expires"):
         study.pop(name)
-    text = json.dumps({"format": FORMAT, "study": study, "rows": rows}, indent=1)
+    return {"format": FORMAT, "study": study, "rows": rows}
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a file's content but for the sum itself: of its JSON with sorted keys and no spaces."""
+    plain = {key: value for key, value in content.items() if key != SUM}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def export_study(store: StudyStore, path: Path) -> dict[str, int]:
+    """Write the study to `path`, atomically; rows by table."""
+    content = content_of(store)
+    text = json.dumps({**content, SUM: seal(content)}, indent=1)
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    return {name: len(found) for name, found in rows.items()}
+    return {name: len(found) for name, found in content["rows"].items()}
+
+
+def stored_of(store: StudyStore) -> Stored:
+    """All that a database holds of a study."""
+    return _stored(content_of(store))
+
+
+def stored_in(path: Path) -> Stored:
+    """All that a file holds of a study; no database is asked. `UserError` for what is no archive.
+
+    What samplers kept with their trials is left out: a file is not trusted with it.
+    """
+    content = _read(path)
+    sums = content.get(SUM), seal(content)
+    for row in content["rows"][t.trials.name]:
+        row["memory"] = None
+    return _stored(content, sums=sums)
+
+
+def _stored(content: Mapping[str, Any], sums: tuple[str | None, str] | None = None) -> Stored:
+    study, rows = {"lease_owner": None, **content["study"]}, content["rows"]
+    own = (rows[table.name] for table in (t.trials, t.epochs, t.verdicts, t.attempts))
+    others = (tuple(rows[table.name]) for table in (t.requests, t.promotions, t.final_accesses))
+    return Stored(
+        study_row(study, 0.0), load_canonical(study["spec"]), tuple(trial_rows(study["name"], *own)), *others, sums=sums
+    )
 
 
 def import_study(url: str, path: Path, *, name: str | None = None) -> str:
@@ -56,6 +101,11 @@ def import_study(url: str, path: Path, *, name: str | None = None) -> str:
     Unfinished trials go on from their checkpoints, if this side reaches the same bucket.
     """
     content = _read(path)
+    if content.get(SUM) != seal(content):
+        raise UserError(
+            f"{path}: not as `agft archive` wrote it: its content has SHA-256 {seal(content)[:12]}..., and it says "
+            f"{str(content.get(SUM))[:12]}...; `agft audit {path}` names the first place that does not follow"
+        )
     study, rows = content["study"], content["rows"]
     taken = study_names(url)
     chosen = study["name"] if name is None else name
@@ -100,6 +150,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _check(content: dict[str, Any]) -> None:
     """Everything that the store will give out again is of its type. `ValueError` or `StudyFailed` if not."""
     study, rows = content["study"], content["rows"]
+    if study.keys() != set(t.studies.columns.keys()) - {"lease_owner", "lease_expires"}:
+        raise ValueError(f"{t.studies.name}: columns {', '.join(study)}")
     load_canonical(study["spec"])
     if study["baseline"] is not None:
         read_json(Measurement, study["baseline"], "baseline")

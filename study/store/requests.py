@@ -1,7 +1,8 @@
-"""What users ask of a study's trials: run one again, take one out. Whoever drives the study obeys each once."""
+"""What users ask of a study: run a trial again, take one out; whoever drives it obeys each once. Raise its budget."""
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,19 @@ def to_run_again(store: StudyStore) -> list[int]:
     """Trials that were asked for again, as often as that was granted, oldest first. Repetitions start in this order."""
     rows = _all(store, t.requests, t.requests.c.kind == "rerun", t.requests.c.outcome == IN_LINE)
     return [int(row["number"]) for row in rows]
+
+
+EXTENDED = "extended"
+
+
+def keep_extension(connection: sa.Connection, study: str, trials: int, more: Mapping[str, float]) -> None:
+    """Write down that the budget was raised, by how much (trials, hours, gpu_hours), when there were so many trials.
+
+    It asks nobody for anything: an `extend` is answered as it is written.
+    """
+    clock = int(now(connection) * 1000)
+    values = {"number": trials, "note": json.dumps(dict(more)), "asked_ms": clock, "done_ms": clock}
+    connection.execute(sa.insert(t.requests).values(study=study, kind="extend", outcome=EXTENDED, **values))
 
 
 def _insert(store: StudyStore, table: sa.Table, stamp: str, **values: Any) -> int:

@@ -11,21 +11,21 @@ import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from study.errors import LeaseLost, StudyFailed, UserError
-from study.spec.config import StudyConfig, load_canonical
+from study.errors import LeaseLost, UserError
+from study.spec.config import StudyConfig
 from study.spec.files import spec_difference
 from study.store import tables as t
 from study.store.database import engine_for, now, patient, transaction
 from study.store.lease import LeaseHeld, is_driven, is_local
-from study.store.rows import FINISHED, Attempt, Proposal, StudyRow, TrialRow
-from trainers.schema.records import EpochRecord, Measurement, Report, Weights
+from study.store.rows import FINISHED, Proposal, StudyRow, TrialRow
+from study.store.typed import study_row, trial_rows
+from trainers.schema.records import Report
 
-M = TypeVar("M", bound=BaseModel)
 LEASE_SECONDS = 30.0
 DELETING = "deleting"
 
@@ -39,16 +39,6 @@ def study_names(url: str) -> list[str]:
 def _plain(value: Any) -> Any:
     """As a JSON column takes it."""
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-
-
-def read_json(kind: type[M], value: Any, place: str) -> M:
-    """What a JSON column holds; `StudyFailed`, which names its place, if that is nothing of ours."""
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise StudyFailed(f"{place}: {where}: {first['msg']}; not what this version writes") from None
 
 
 class StudyStore:
@@ -105,18 +95,8 @@ class StudyStore:
             close = difflib.get_close_matches(self.name, known, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise UserError(f"no study {self.name!r}; {hint}known: {', '.join(known) or 'none yet'}")
-        fields = row._asdict()
-        expires, budget = fields.pop("lease_expires"), fields.pop("budget")
-        spec = load_canonical(row.spec)
-        fields["starts"] = None if row.starts is None else tuple(row.starts)
-        if budget:
-            spec = spec.model_copy(update={"budget": type(spec.budget).model_validate(budget)})
-        left = (expires - clock) if expires else 0.0
-        if left > 0 and not is_driven(row, clock):
-            left = 0.0
-        if row.baseline is not None:
-            fields["baseline"] = read_json(Measurement, row.baseline, f"study {self.name!r}: baseline")
-        return StudyRow(**{**fields, "spec": spec}, lease_seconds=left)
+        left = (row.lease_expires - clock) if row.lease_expires else 0.0
+        return study_row(row._asdict(), left if is_driven(row, clock) else min(left, 0.0))
 
     def desire(self, state: str) -> None:
         """Ask the driver, wherever it runs, for `run`, `pause` or `stop`."""
@@ -305,7 +285,8 @@ class StudyStore:
             was = connection.execute(self._of(t.trials, number, sa.select(t.trials))).one()
             before = was.ended_ms
             if state == "dropped" != was.state:
-                values |= {"dropped_at": dropped_at, "state_before": was.state if was.state in FINISHED else None}
+                stopped = "pruned" if was.finishing else None  # while it was finished after all: known as it was
+                values |= {"dropped_at": dropped_at, "state_before": was.state if was.state in FINISHED else stopped}
             connection.execute(
                 self._of(t.trials, number, sa.update(t.trials)).values(**values, ended_ms=before or clock)
             )
@@ -358,35 +339,10 @@ class StudyStore:
         return self._rows(connection, number)[0]
 
     def _rows(self, connection: sa.Connection, number: int | None = None) -> list[TrialRow]:
-        def read(table: sa.Table, *order: sa.Column[Any]) -> dict[int, list[Any]]:
-            statement = sa.select(table).where(table.c.study == self.name).order_by(*order)
+        def read(table: sa.Table) -> list[dict[str, Any]]:
+            statement = sa.select(table).where(table.c.study == self.name).order_by(*table.primary_key.columns)
             if number is not None:
                 statement = statement.where(table.c.number == number)
-            found: dict[int, list[Any]] = {}
-            for row in connection.execute(statement):
-                found.setdefault(row.number, []).append(row)
-            return found
+            return [row._asdict() for row in connection.execute(statement)]
 
-        def typed(kind: type[M], number: int, value: Any, what: str) -> M:
-            return read_json(kind, value, f"study {self.name!r}: trial {number}: {what}")
-
-        trials = read(t.trials, t.trials.c.number)
-        epochs = read(t.epochs, t.epochs.c.epoch)
-        verdicts = read(t.verdicts, t.verdicts.c.epoch)
-        attempts = read(t.attempts, t.attempts.c.token)
-        found = []
-        for [row] in trials.values():
-            number, fields = row.number, row._asdict()
-            fields.pop("study")
-            for role in ("latest", "best"):
-                if fields[role] is not None:
-                    fields[role] = typed(Weights, number, fields[role], role)
-            history = (typed(EpochRecord, number, e.record, f"epoch {e.epoch}") for e in epochs.get(number, []))
-            tried = (
-                Attempt(a.token, a.started_ms, a.ended_ms, a.device_seconds, a.outcome, a.provenance)
-                for a in attempts.get(number, [])
-            )
-            decided = {v.epoch: v.decision for v in verdicts.get(number, [])}
-            fields |= {"reasons": {v.epoch: v.reason for v in verdicts.get(number, [])}}
-            found.append(TrialRow(**fields, epochs=tuple(history), verdicts=decided, attempts=tuple(tried)))
-        return found
+        return trial_rows(self.name, read(t.trials), read(t.epochs), read(t.verdicts), read(t.attempts))

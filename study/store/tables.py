@@ -129,7 +129,8 @@ final_accesses = _of_study(
     Column("sets", JSON, nullable=False),
 )
 
-# What users ask of a study's trials (rerun, drop), obeyed by whoever drives it, in this order, each once.
+# What users ask of a study's trials (rerun, drop), obeyed by whoever drives it, in this order, each once; and how its
+# budget was raised (extend: `number` trials there were, by how much the note says).
 requests = _of_study(
     "agft_request",
     Column("kind", String(16), nullable=False),

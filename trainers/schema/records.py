@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -104,6 +104,37 @@ def is_better(candidate: Accuracies, best: Accuracies | None, goal: Goal) -> boo
 
 def _rank(candidate: Accuracies, goal: Goal) -> tuple[float, float]:
     return -violation(candidate, goal), goal.value(lambda name: getattr(candidate, name))
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The two numbers that a goal speaks about."""
+
+    clean_accuracy: float
+    robust_accuracy: float
+
+
+def accuracy_of(datasets: Mapping[str, Mapping[str, Score]]) -> Accuracy:
+    """From the counts: unweighted means over sets, of the robust one over a set's radii first."""
+    sets = [list(scores.values()) for scores in datasets.values()]
+    return Accuracy(
+        sum(scores[0].correct / scores[0].total for scores in sets) / len(sets),
+        sum(sum(s.robust for s in scores) / (len(scores) * scores[0].total) for scores in sets) / len(sets),
+    )
+
+
+def standing(epoch: int, now: Accuracies, last: EpochRecord | None, goal: Goal) -> dict[str, Any]:
+    """An epoch record's fields about the best epoch, from what was measured `now` and the record before."""
+    before = None if last is None else Accuracy(last.best_clean_accuracy, last.best_robust_accuracy)
+    better = is_better(now, before, goal)
+    best: Accuracies = now if before is None or better else before
+    return {
+        "feasible": violation(now, goal) == 0,
+        "best_epoch": epoch if last is None or better else last.best_epoch,
+        "best_clean_accuracy": best.clean_accuracy,
+        "best_robust_accuracy": best.robust_accuracy,
+        "best_feasible": violation(best, goal) == 0,
+    }
 
 
 class Decision(StrEnum):
