@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from study.results.status import ALL_DONE
-from study.search.stopping import plateau, stagnation
+from study.search import stopping
+from study.search.stopping import plateau
 from study.spec.config import SchedulerConfig
 from study.store.rows import StudyRow, TrialRow
 from trainers.schema.records import Ending
@@ -49,12 +50,8 @@ def reason_to_close(*, lost: bool, interrupted: bool, desired: str, over: str) -
 
 
 def stands_still(study: StudyRow, known: Sequence[TrialRow], goal: Goal) -> str:
-    """Why a trial that knows these is not started though the budget is not used up; an extension gives the study as
-    much patience again."""
-    patience, since = study.spec.budget.patience, sum(row.number >= study.extended_at for row in known)
-    if patience is None or since < patience:
-        return ""
-    return stagnation(known, goal, study.spec.budget) or ""
+    """Why a trial that knows these is not started though the budget is not used up (`study.search.stopping`)."""
+    return stopping.stands_still(study.spec.budget, study.extended_at, known, goal)
 
 
 def ended(

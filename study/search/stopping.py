@@ -160,6 +160,16 @@ def stagnation(known: Sequence[TrialRow], goal: Goal, config: BudgetConfig) -> s
     return f"the last {config.patience} known trials have not improved the best{least} (budget.patience)"
 
 
+def stands_still(budget: BudgetConfig, extended_at: int, known: Sequence[TrialRow], goal: Goal) -> str:
+    """Why a trial that knows these is not started though the budget is not used up; '' if it is.
+
+    An extension gives the study as much patience again: `extended_at` trials there were at the last one before it.
+    """
+    if budget.patience is None or sum(row.number >= extended_at for row in known) < budget.patience:
+        return ""
+    return stagnation(known, goal, budget) or ""
+
+
 def _beyond(new: tuple[float, ...], old: tuple[float, ...], min_delta: float) -> bool:
     """Whether a trial is better than another in some metric."""
     return any(_improves(*pair, min_delta) for pair in zip(new, old, strict=True))

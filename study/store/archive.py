@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from study.store.typed import Stored, read_json, study_row, trial_rows
 from trainers.schema.records import EpochRecord, Measurement, Weights
 
 FORMAT, SUM = "agft-study/1", "sha256"
-TABLES = (t.trials, t.attempts, t.epochs, t.verdicts, t.promotions, t.final_accesses, t.requests)
+OF_TRIAL = (t.trials, t.attempts, t.epochs, t.verdicts)
+TABLES = (*OF_TRIAL, t.promotions, t.final_accesses, t.requests)
 
 
 def content_of(store: StudyStore) -> dict[str, Any]:
@@ -89,9 +91,10 @@ def stored_in(path: Path) -> Stored:
 def _stored(content: Mapping[str, Any], sums: tuple[str | None, str] | None = None) -> Stored:
     study, rows = {"lease_owner": None, **content["study"]}, content["rows"]
     own = (rows[table.name] for table in (t.trials, t.epochs, t.verdicts, t.attempts))
-    others = (tuple(rows[table.name]) for table in (t.requests, t.promotions, t.final_accesses))
+    requests, promotions, accesses = (tuple(rows[table.name]) for table in (t.requests, t.promotions, t.final_accesses))
+    trials = tuple(trial_rows(study["name"], *own))
     return Stored(
-        study_row(study, 0.0), load_canonical(study["spec"]), tuple(trial_rows(study["name"], *own)), *others, sums=sums
+        study_row(study, 0.0), load_canonical(study["spec"]), trials, requests, promotions, accesses, sums=sums
     )
 
 
@@ -164,4 +167,14 @@ def _check(content: dict[str, Any]) -> None:
             if row[role] is not None:
                 read_json(Weights, row[role], f"trial {row['number']}: {role}")
     for row in rows[t.epochs.name]:
-        read_json(EpochRecord, row["record"], f"trial {row['number']}: epoch {row['epoch']}")
+        place = f"trial {row['number']}: epoch {row['epoch']}"
+        if read_json(EpochRecord, row["record"], place).epoch != row["epoch"]:
+            raise ValueError(f"{place}: its record is of epoch {row['record']['epoch']}")
+    numbers = {row["number"] for row in rows[t.trials.name]}
+    for table in OF_TRIAL:
+        names = [column.name for column in table.primary_key.columns if column.name != "study"]
+        keys = [tuple(row[name] for name in names) for row in rows[table.name]]
+        if twice := next((key for key, times in Counter(keys).items() if times > 1), None):
+            raise ValueError(f"{table.name}: {twice} is there twice")
+        if stray := next((key for key in keys if key[0] not in numbers), None):
+            raise ValueError(f"{table.name}: {stray}: there is no such trial")
