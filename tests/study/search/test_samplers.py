@@ -85,9 +85,9 @@ def test_what_pending_trials_find_meanwhile_changes_nothing_and_their_parameters
         assert proposer.propose(meanwhile, 12, lag) == proposer.propose(rows, 12, lag)
     elsewhere = {n: replace(row, params=rows[0].params) if n >= 9 else row for n, row in rows.items()}
     if sampler == "tpe":
-        assert proposer.propose(elsewhere, 12, lag) != proposer.propose(rows, 12, lag)
-        worse = rows | {8: replace(rows[8], epochs=(epoch_record(1, best_robust_accuracy=-9.0),))}
-        assert Proposer(spec, spec.goal.at({}), ()).propose(worse, 12, lag) != proposer.propose(rows, 12, lag)
+        assert Proposer(spec, spec.goal.at({}), ()).propose(elsewhere, 12, lag) != proposer.propose(rows, 12, lag)
+        better = rows | {8: replace(rows[8], epochs=(epoch_record(1, best_robust_accuracy=0.9),))}
+        assert Proposer(spec, spec.goal.at({}), ()).propose(better, 12, lag) != proposer.propose(rows, 12, lag)
 
 
 def test_cma_es_keeps_its_generations_in_its_trials():
