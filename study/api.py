@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from study.audit.findings import Audit
 from study.report.content import Content, content_of
 from study.results.facts import Trial, trials_of
 from study.results.importance import Importances
@@ -22,6 +23,7 @@ from study.results.ranking import best_trial, pareto_front, ranked
 from study.results.status import live_state
 from study.spec.config import StudyConfig
 from study.spec.files import load_study
+from study.store.archive import stored_of
 from study.store.database import database_url
 from study.store.store import StudyStore, study_names
 from trainers.schema.records import Measurement
@@ -135,11 +137,17 @@ class Study:
 
     def importances(self) -> tuple[Importances, ...]:
         """What moved clean and robust accuracy, with the uncertainty; without entries below ten full-length trials."""
-        return self.content().importances
+        return content_of(self.store.load(), self.store.trials()).importances
 
     def content(self) -> Content:
         """Everything that a report shows, typed: what `report.json` holds."""
-        return content_of(self.store.load(), self.store.trials())
+        return content_of(self.store.load(), self.store.trials(), audit=self.audit().line)
+
+    def audit(self) -> Audit:
+        """Whether proposals, verdicts and claims follow from specification and stored records, and where not."""
+        from study.promotion.claims import audited
+
+        return audited(stored_of(self.store))
 
     def frame(self) -> list[dict[str, Any]]:
         """One plain dict a trial, parameters by dotted path: `pandas.DataFrame(study.frame())`."""
@@ -150,7 +158,8 @@ class Study:
         from study.report.page import write_report
 
         place = self.home / "reports" / self.name if folder is None else Path(folder)
-        return write_report(self.store.load(), self.store.trials(), place).with_name("report.html")
+        told = self.audit().line
+        return write_report(self.store.load(), self.store.trials(), place, audit=told).with_name("report.html")
 
     def pause(self) -> None:
         """Ask the driver, wherever it runs, to pause: running trials end at their next report, with a checkpoint."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from study.audit import ends, measured
-from study.audit.findings import Audit, Finding, difference, same
+from study.audit.findings import Audit, Finding, difference, same, sentence
 from study.audit.trials import Derivation
 from study.results.status import ALL_DONE
 from study.search import knowledge
@@ -29,8 +29,10 @@ ORIGINS = ("trials", "hours", "gpu_hours")  # of a budget, that may be raised
 def audit(stored: Stored, checks: Sequence[Check] = ()) -> Audit:
     """Whether everything follows. `checks`: further ones, each with the tally of what was derived."""
     tally: Counter[str] = Counter()
-    found = _findings(stored, tally, checks)
-    first = next(found, None)
+    try:
+        first = next(_findings(stored, tally, checks), None)
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AssertionError) as error:
+        first = Finding("study", None, None, f"cannot be derived: {sentence(error)}")
     return Audit(stored.study.name, first, tally)
 
 

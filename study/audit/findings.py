@@ -73,6 +73,11 @@ class Audit:
         return {"study": self.study, "follows": self.follows, "first": first, "counted": dict(self.counted)}
 
 
+def sentence(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
+
+
 def counted(number: int, kind: str) -> str:
     """`1 trial`, `2 trials`."""
     return f"{number} {kind if number != 1 else kind.removesuffix('s')}"

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from study.audit import ends, measured
-from study.audit.findings import Finding, difference, same
+from study.audit.findings import Finding, difference, same, sentence
 from study.search import knowledge
 from study.search.proposals import Proposer
 from study.search.stopping import rungs, verdict
@@ -51,8 +51,7 @@ class Derivation:
         try:
             yield from self._trial(row)
         except (KeyError, IndexError, TypeError, ValueError, ArithmeticError, AssertionError) as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            yield Finding("", row.params, None, f"cannot be derived: {why}", trial=row.number)
+            yield Finding("trial", row.params, None, f"cannot be derived: {sentence(error)}", trial=row.number)
 
     def _trial(self, row: TrialRow) -> Iterator[Finding]:
         number = row.number

@@ -18,7 +18,7 @@ from study.cli.edge import ANSWERED, answer, hear_interrupts
 COMMANDS = {
     "files": ("init", "validate", "plan", "compare"),
     "study": ("run", "resume", "pause", "stop", "extend", "rerun", "drop", "delete", "archive", "restore"),
-    "watch": ("status", "logs", "report"),
+    "watch": ("status", "logs", "report", "audit"),
     "cluster": ("submit",),
     "promote": ("promote", "rollback"),
     "models": ("models", "pull", "diff", "gc"),

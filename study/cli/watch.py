@@ -1,4 +1,4 @@
-"""`agft status`, `logs`, `report`: a study seen from any terminal, wherever it runs."""
+"""`agft status`, `logs`, `report`, `audit`: a study seen from any terminal, wherever it runs."""
 
 from __future__ import annotations
 
@@ -136,10 +136,30 @@ def report(target: str, against: str | None, out: Path | None, as_json: bool) ->
 
 
 def _report_study(store: StudyStore, out: Path | None, *, as_json: bool) -> None:
+    from study.promotion.claims import audited
     from study.report.page import report_json, write_report
+    from study.store.archive import stored_of
 
     study, trials = store.load(), store.trials()
+    told = audited(stored_of(store)).line
     if as_json:
-        print_json(report_json(study, trials))
+        print_json(report_json(study, trials, audit=told))
     else:
-        click.echo(write_report(study, trials, out or home() / "reports" / study.name))
+        click.echo(write_report(study, trials, out or home() / "reports" / study.name, audit=told))
+
+
+@click.command()
+@click.argument("target", metavar="STUDY|FILE.json")
+@json_option
+def audit(target: str, as_json: bool) -> None:
+    """Derive a study's (or archive's) proposals, verdicts and claims again; exit code 1: one does not follow."""
+    from study.promotion.claims import audited
+    from study.store.archive import stored_in, stored_of
+
+    file = Path(target)
+    found = audited(stored_in(file) if file.suffix == ".json" else stored_of(store_of(target)))
+    if as_json:
+        print_json(found.json())
+    else:
+        click.echo(f"study {found.study}: {found.line}")
+    sys.exit(0 if found.follows else 1)

@@ -66,7 +66,8 @@ class Content:
     """Everything that a report of a study shows. Times are Unix ms, accuracies fractions on the dev sets.
 
     `links` are addresses in the MLflow UI: `study`, and a trial's number as text. `marked` are parameters with a name
-    in the grid of a study that searched exactly two paths, both with choices.
+    in the grid of a study that searched exactly two paths, both with choices. `audit` is the line of `agft audit`; it
+    is empty in reports that are drawn while a study goes on.
     """
 
     study: str
@@ -89,6 +90,7 @@ class Content:
     links: dict[str, str]
     provenance: dict[str, Any]
     marked: tuple[tuple[str, dict[str, Any]], ...]
+    audit: str = ""
 
     def trial(self, number: int) -> Trial:
         """One trial by its number."""
@@ -129,8 +131,10 @@ def content_of(
     links: Mapping[str, str] | None = None,
     now_ms: int | None = None,
     known: Sequence[Importances] | None = None,
+    audit: str = "",
 ) -> Content:
-    """The content of now. `known`: importances of the same trials, which take a second to compute."""
+    """The content of now. `known`: importances of the same trials, which take a second to compute; `audit`: the line of
+    an audit of them."""
     spec = study.spec
     goal = study.goal
     best = best_trial(rows, goal) if goal else None
@@ -159,6 +163,7 @@ def content_of(
         links=dict(links or {}),
         provenance=study.provenance or {},
         marked=tuple(_marked(study, dimensions, axes)),
+        audit=audit,
     )  # fmt: skip
 
 

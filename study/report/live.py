@@ -14,9 +14,11 @@ import time
 from pathlib import Path
 
 from infra.tracking.runs import Tracker
+from study.audit.audit import audit
 from study.report.page import write_report
 from study.results.facts import trials_of
 from study.results.importance import Importances, importances
+from study.store.archive import stored_of
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
 from study.tracking import study_key, trial_key
@@ -58,25 +60,33 @@ class LiveReport:
         if self._thread is not None:
             self._thread.join(timeout_seconds)
         if self._thread is None or not self._thread.is_alive():
-            self._try()
+            self._try(at_the_end=True)
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def _try(self) -> None:
+    def _try(self, *, at_the_end: bool = False) -> None:
         began = time.monotonic()
         try:
-            self._draw()
+            self._draw(at_the_end)
         except Exception as error:
             log.warning("the report was not drawn (%s: %s); the study goes on", type(error).__name__, error)
         self._next = max(self._next, time.monotonic() + (time.monotonic() - began) / SHARE)
 
-    def _draw(self) -> None:
+    def _draw(self, at_the_end: bool) -> None:
+        """An audit takes as long as all proposals together did: only the last report carries one."""
         study, rows = self.store.load(), self.store.trials()
         links = links_of(self.tracker, study, rows)
-        state = (study.state, links, [(row.number, row.state, len(row.epochs), len(row.attempts)) for row in rows])
+        state = (
+            at_the_end,
+            study.state,
+            links,
+            [(row.number, row.state, len(row.epochs), len(row.attempts)) for row in rows],
+        )
         if study.baseline is None or state == self._seen:
             return
-        write_report(study, rows, self.folder, links=links, known=self._importances(study, rows), papers=False)
+        told = audit(stored_of(self.store)).line if at_the_end else ""
+        known = self._importances(study, rows)
+        write_report(study, rows, self.folder, links=links, known=known, papers=False, audit=told)
         self._attached |= attach(self.tracker, study, self.folder, self._attached)
         self._seen = state
         self.drawn += 1

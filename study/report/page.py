@@ -40,16 +40,17 @@ def write_report(
     links: Mapping[str, str] | None = None,
     known: Sequence[Importances] | None = None,
     papers: bool = True,
+    audit: str = "",
 ) -> Path:
     """Write `report.md`, `report.html`, `report.json` and the figures into `folder`; returns the Markdown's path.
 
     A figure is a PNG, with `papers` a PDF as well. A study that searched exactly two paths, both with choices, gets
-    `grid` as well. `links` and `known` are those of `content_of`; links that an earlier report had there are kept.
+    `grid` as well. `links`, `known` and `audit` are those of `content_of`; links that an earlier report had there are kept.
     Safe in any thread: nothing here uses pyplot.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = _links_of_before(folder, study) if links is None else links
-    content = content_of(study, trials, links=found, known=known)
+    content = content_of(study, trials, links=found, known=known, audit=audit)
     drawn = [figure for figure in figures(content) if content.trials and figure.empty != NO_AXES]
     for figure in drawn:
         static.write(figure, folder, paper=papers)
@@ -72,9 +73,9 @@ def _links_of_before(folder: Path, study: StudyRow) -> dict[str, str]:
         return {}  # somebody else's file, which is written over
 
 
-def report_json(study: StudyRow, trials: Sequence[TrialRow]) -> dict[str, Any]:
+def report_json(study: StudyRow, trials: Sequence[TrialRow], *, audit: str = "") -> dict[str, Any]:
     """What `report.json` holds."""
-    return content_of(study, trials).json()
+    return content_of(study, trials, audit=audit).json()
 
 
 def _write(path: Path, text: str) -> Path:
@@ -106,6 +107,8 @@ def markdown_of(content: Content, table: Sequence[dict[str, object]], pictures: 
         )
     clean, robust = (percent(content.unmodified[f"{name}_accuracy"]) for name in ("clean", "robust"))
     lines += [f"| unmodified CLIP | {clean} | {robust} |", "", "Interactive: [report.html](report.html)", ""]
+    if content.audit:
+        lines += [f"Audit: {_plain(content.audit)}", ""]
     for figure in pictures:
         lines += [f"![{figure.heading}]({figure.name}.png)", ""]
     lines += ["## Trials", ""]
@@ -265,4 +268,5 @@ def _footer(content: Content) -> str:
         f"; code {code['revision'][:12]}{' with changes' if code.get('dirty') else ''}" if code.get("revision") else ""
     )
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(content.drawn_ms / 1000))
-    return escape(f"Drawn {when} by agft report {content.study}{revision}.")
+    audit = f" Audit: {content.audit}." if content.audit else ""
+    return escape(f"Drawn {when} by agft report {content.study}{revision}.{audit}")
