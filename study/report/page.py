@@ -45,7 +45,7 @@ def write_report(
     """Write `report.md`, `report.html`, `report.json` and the figures into `folder`; returns the Markdown's path.
 
     A figure is a PNG, with `papers` a PDF as well. A study that searched exactly two paths, both with choices, gets
-    `grid` as well. `links`, `known` and `audit` are those of `content_of`; links that an earlier report had there are kept.
+    `grid` as well. `links`, `known` and `audit` are those of `content_of`; links of an earlier report are kept.
     Safe in any thread: nothing here uses pyplot.
     """
     folder.mkdir(parents=True, exist_ok=True)
