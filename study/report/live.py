@@ -60,31 +60,26 @@ class LiveReport:
         if self._thread is not None:
             self._thread.join(timeout_seconds)
         if self._thread is None or not self._thread.is_alive():
-            self._try(at_the_end=True)
+            self._try()
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def _try(self, *, at_the_end: bool = False) -> None:
+    def _try(self) -> None:
         began = time.monotonic()
         try:
-            self._draw(at_the_end)
+            self._draw()
         except Exception as error:
             log.warning("the report was not drawn (%s: %s); the study goes on", type(error).__name__, error)
         self._next = max(self._next, time.monotonic() + (time.monotonic() - began) / SHARE)
 
-    def _draw(self, at_the_end: bool) -> None:
-        """An audit takes as long as all proposals together did: only the last report carries one."""
+    def _draw(self) -> None:
+        """An audit takes as long as all proposals together did: no report of a study that is driven carries one."""
         study, rows = self.store.load(), self.store.trials()
         links = links_of(self.tracker, study, rows)
-        state = (
-            at_the_end,
-            study.state,
-            links,
-            [(row.number, row.state, len(row.epochs), len(row.attempts)) for row in rows],
-        )
+        state = (study.state, links, [(row.number, row.state, len(row.epochs), len(row.attempts)) for row in rows])
         if study.baseline is None or state == self._seen:
             return
-        told = audit(stored_of(self.store)).line if at_the_end else ""
+        told = "" if study.state == "running" else audit(stored_of(self.store)).line
         known = self._importances(study, rows)
         write_report(study, rows, self.folder, links=links, known=known, papers=False, audit=told)
         self._attached |= attach(self.tracker, study, self.folder, self._attached)

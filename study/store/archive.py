@@ -153,9 +153,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _check(content: dict[str, Any]) -> None:
     """Everything that the store will give out again is of its type. `ValueError` or `StudyFailed` if not."""
     study, rows = content["study"], content["rows"]
+    load_canonical(study["spec"])
     if study.keys() != set(t.studies.columns.keys()) - {"lease_owner", "lease_expires"}:
         raise ValueError(f"{t.studies.name}: columns {', '.join(study)}")
-    load_canonical(study["spec"])
     if study["baseline"] is not None:
         read_json(Measurement, study["baseline"], "baseline")
     for table in TABLES:
