@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from study.models.manifest import Gate, Look
 from study.promotion.candidates import Standard
-from study.promotion.evidence import Scores, histogram
+from study.promotion.evidence import Scores, sums_of
 from study.promotion.verdicts import BETTER, FINAL, FINAL_LEVEL, IMPROVEMENT, NON_INFERIOR, gate_of
 from study.results.ranking import Measurement
 from study.results.rights import Rights, scores_of
@@ -105,7 +105,7 @@ def decide_finally(
         numbers: dict[str, Any] = {"metric": standard.name, "unseen": unseen}
         if models is not None:
             own, clip = (_values(standard, each) for each in models)
-            numbers = {"metric": standard.name, "sets": histogram(own, clip), "level": FINAL_LEVEL}
+            numbers = {"metric": standard.name, "sets": sums_of(own, clip), "level": FINAL_LEVEL}
         found.append(gate_of(f"{FINAL} {BETTER}", numbers))
     for metric, text in floors.items():
         numbers = {"text": text, "unseen": unseen}
@@ -148,10 +148,10 @@ def _word(metric: str) -> str:
 
 
 def _compared(look: Look | None, one: Scores, other: Scores) -> dict[str, Any]:
-    """What is kept of a comparison: on how many images the one is better by how much, and how sure one must be."""
+    """What is kept of a comparison: the sums of its images' differences, and how sure one must be."""
     assert look is not None
     numbers = {"look": look.number, "hypotheses": look.hypotheses, "level": look.each}
-    return {"sets": histogram(one, other), **numbers}
+    return {"sets": sums_of(one, other), **numbers}
 
 
 def _improvement(
@@ -175,7 +175,7 @@ def _above_floor(metric: Metric, text: str, own: Measured, clip: Measured) -> di
     scale = max(1.0, floor.of_clip)
     scores, others = ({k: v / scale for k, v in scores_of(each.rights, metric).items()} for each in (own, clip))
     return {
-        "sets": histogram(scores, others, share=floor.of_clip), "scale": scale, "of_clip": floor.of_clip,
+        "sets": sums_of(scores, others, share=floor.of_clip), "scale": scale, "of_clip": floor.of_clip,
         "offset": floor.offset, "value": own.of(metric), "clip": clip.of(metric),
     }  # fmt: skip
 

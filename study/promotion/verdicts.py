@@ -1,8 +1,8 @@
 """What a gate says of its numbers: the one place where a verdict is derived, when it is given and when it is checked.
 
 `gate_of(name, numbers)` needs no image, no model and no service: a gate on record can be derived again from itself
-(`rederive`). Of a comparison the numbers hold, set by set, on how many images the two differ by how much
-(`study.promotion.evidence`), and the level that its look may spend.
+(`rederive`). Of a comparison the numbers hold, set by set, the sums of its images' differences
+(`study.promotion.evidence`), and the level of its bound.
 """
 
 from __future__ import annotations
