@@ -50,13 +50,13 @@ class Bound:
     upper: float
 
 
-def sums_of(one: Scores, other: Scores, *, share: float = 1.0) -> dict[str, dict[str, float]]:
-    """Of `one` - `share` * `other`, image by image. `ValueError` if they were not measured on the same images."""
+def sums_of(one: Scores, other: Scores) -> dict[str, dict[str, float]]:
+    """Of `one` - `other`, image by image. `ValueError` if they were not measured on the same images."""
     if one.keys() != other.keys() or not one or any(len(one[name]) != len(other[name]) for name in one):
         raise ValueError("the two were not measured on the same images")
     found = {}
     for name, scores in one.items():
-        difference = np.round(np.asarray(scores, dtype=np.float64) - share * np.asarray(other[name]), DIGITS)
+        difference = np.round(np.asarray(scores, dtype=np.float64) - np.asarray(other[name]), DIGITS)
         found[name] = {
             "images": len(difference),
             "sum": math.fsum(difference),

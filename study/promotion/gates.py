@@ -171,13 +171,15 @@ def _improvement(
 
 
 def _above_floor(metric: Metric, text: str, own: Measured, clip: Measured) -> dict[str, Any]:
+    """Sums of how far each image is above the floor, over `scale`, which keeps that within [-1, 1]."""
     floor = parse_floor(text)
-    scale = max(1.0, floor.of_clip)
-    scores, others = ({k: v / scale for k, v in scores_of(each.rights, metric).items()} for each in (own, clip))
-    return {
-        "sets": sums_of(scores, others, share=floor.of_clip), "scale": scale, "of_clip": floor.of_clip,
-        "offset": floor.offset, "value": own.of(metric), "clip": clip.of(metric),
-    }  # fmt: skip
+    scale = max(1.0, 1 - floor.offset, floor.of_clip + floor.offset)
+    scores = {name: each / scale for name, each in scores_of(own.rights, metric).items()}
+    others = {
+        name: (floor.of_clip * each + floor.offset) / scale for name, each in scores_of(clip.rights, metric).items()
+    }
+    numbers = {"scale": scale, "value": own.of(metric), "floor": floor.resolve(clip.of(metric))}
+    return {"sets": sums_of(scores, others), **numbers}
 
 
 def _values(standard: Standard, of: Measured) -> dict[str, Any]:

@@ -112,20 +112,19 @@ def _final_better(name: str, numbers: Numbers) -> Gate:
 
 
 def _final_floor(name: str, numbers: Numbers) -> Gate:
-    """Of candidate less `of_clip` times CLIP, to be at least `offset`; over `scale`, which keeps it within [-1, 1]."""
+    """Of how far the candidate is above the floor, over `scale`."""
     if "sets" not in numbers:
         return Gate(name, "not applicable", numbers["unseen"], numbers["text"], dict(numbers))
     above = _derived(numbers)
-    floor = above["of_clip"] * above["clip"] + above["offset"]
-    most = floor + above["upper"] * above["scale"] - above["offset"]
-    found = f"{percent(above['value'])}, at most {percent(min(1.0, most))} ({_sure(above)})"
-    needed = f"not for certain below {percent(floor)} ({above['text']})"
-    return Gate(name, _verdict(not _is_below(above, above["level"])), found, needed, {**above, "floor": floor})
+    most = min(1.0, above["floor"] + above["upper"] * above["scale"])
+    found = f"{percent(above['value'])}, at most {percent(most)} ({_sure(above)})"
+    needed = f"not for certain below {percent(above['floor'])} ({above['text']})"
+    return Gate(name, _verdict(not _is_below(above, above["level"])), found, needed, above)
 
 
 def _is_below(above: Numbers, level: float) -> bool:
     """Is the model below its floor for certain?"""
-    return bound(above["sets"], level).upper * above["scale"] < above["offset"]
+    return bound(above["sets"], level).upper < 0
 
 
 def _spread(name: str, numbers: Numbers) -> Gate:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from study.models.looks import level_of
+from study.models.looks import BUDGET, level_of
 from study.models.manifest import Look
 from study.promotion.candidates import Standard
 from study.promotion.gates import Measured, by_evidence, decide, outcome_of
@@ -75,9 +75,19 @@ def model(rng: np.random.Generator, sets: Sequence[NDArray[np.float64]], truth: 
 
 
 def history(
-    rng: np.random.Generator, kind: str, *, k: int, gates: GatesConfig, sizes: Sequence[int], looks: int = 20
+    rng: np.random.Generator,
+    kind: str,
+    *,
+    k: int,
+    gates: GatesConfig,
+    sizes: Sequence[int],
+    looks: int = 20,
+    counted: bool = True,
 ) -> Told:
-    """One history, as a promotion decides: the best first, the next one if it is refused."""
+    """One history, as a promotion decides: the best first, the next one if it is refused.
+
+    `counted`: as it is; else every bound holds at 95 %, as if each look were the only one and nobody had chosen.
+    """
     sets = confirm_sets(rng, sizes)
     clip = model(rng, sets, -0.3)
     champion = model(rng, sets, 0.0)
@@ -90,6 +100,8 @@ def history(
         found = [model(rng, sets, champion.truth + step) for _ in range(k)]
         found.sort(key=lambda each: STANDARD.rank(each.measured.of), reverse=True)
         look = Look(number=number, level=level_of(number, before=before), hypotheses=k)
+        if not counted:
+            look = Look(number=number, level=BUDGET, hypotheses=1)
         chances += better
         before = None
         for candidate in found:

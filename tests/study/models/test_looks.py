@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infra import storage
-from study.models.head import Head, Move, model_prefix, read_head, swap_head
+from study.models.head import Head, Move, model_names, model_prefix, read_head, swap_head, versions
 from study.models.looks import BUDGET, claim_look, level_of, read_looks, share
 
 
@@ -25,8 +25,8 @@ def test_the_level_of_a_look_that_replaced_the_champion_goes_to_the_next_one():
 
 
 @pytest.fixture
-def bucket(stack: Any, request: pytest.FixtureRequest) -> str:
-    return str(stack.bucket)
+def bucket(service_environment: Any) -> str:
+    return str(service_environment.bucket)
 
 
 def look(bucket: str, name: str, facts: str, hypotheses: int = 2) -> Any:
@@ -75,7 +75,5 @@ def test_a_record_that_is_no_champion_is_left_alone(bucket):
     """What lies beside HEAD is of the model, and of no version."""
     look(bucket, "looks-only", "a")
     assert storage.get_json(f"{model_prefix(bucket, 'looks-only')}/looks/000001.json") is not None
-    from study.models.head import model_names, versions
-
     assert "looks-only" not in model_names(bucket)
     assert versions(bucket, "looks-only") == {}
