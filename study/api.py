@@ -25,6 +25,7 @@ from study.spec.config import StudyConfig
 from study.spec.files import load_study
 from study.store.archive import stored_of
 from study.store.database import database_url
+from study.store.requests import promotions
 from study.store.store import StudyStore, study_names
 from trainers.schema.records import Measurement
 
@@ -141,7 +142,8 @@ class Study:
 
     def content(self) -> Content:
         """Everything that a report shows, typed: what `report.json` holds."""
-        return content_of(self.store.load(), self.store.trials(), audit=self.audit().line)
+        stored = promotions(self.store)
+        return content_of(self.store.load(), self.store.trials(), promotions=stored, audit=self.audit().line)
 
     def audit(self) -> Audit:
         """Whether proposals, verdicts and claims follow from specification and stored records, and where not."""
@@ -158,8 +160,9 @@ class Study:
         from study.report.page import write_report
 
         place = self.home / "reports" / self.name if folder is None else Path(folder)
-        told = self.audit().line
-        return write_report(self.store.load(), self.store.trials(), place, audit=told).with_name("report.html")
+        study, trials, told = self.store.load(), self.store.trials(), self.audit().line
+        path = write_report(study, trials, place, promotions=promotions(self.store), audit=told)
+        return path.with_name("report.html")
 
     def pause(self) -> None:
         """Ask the driver, wherever it runs, to pause: running trials end at their next report, with a checkpoint."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -139,13 +139,14 @@ def _report_study(store: StudyStore, out: Path | None, *, as_json: bool) -> None
     from study.promotion.claims import audited
     from study.report.page import report_json, write_report
     from study.store.archive import stored_of
+    from study.store.requests import promotions
 
     study, trials = store.load(), store.trials()
-    told = audited(stored_of(store)).line
+    said: dict[str, Any] = {"promotions": promotions(store), "audit": audited(stored_of(store)).line}
     if as_json:
-        print_json(report_json(study, trials, audit=told))
+        print_json(report_json(study, trials, **said))
     else:
-        click.echo(write_report(study, trials, out or home() / "reports" / study.name, audit=told))
+        click.echo(write_report(study, trials, out or home() / "reports" / study.name, **said))
 
 
 @click.command()

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from infra.tracking.runs import Tracker
 from study.audit.audit import audit
@@ -19,6 +20,7 @@ from study.report.page import write_report
 from study.results.facts import trials_of
 from study.results.importance import Importances, importances
 from study.store.archive import stored_of
+from study.store.requests import promotions
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
 from study.tracking import study_key, trial_key
@@ -74,14 +76,14 @@ class LiveReport:
 
     def _draw(self) -> None:
         """An audit takes as long as all proposals together did: no report of a study that is driven carries one."""
-        study, rows = self.store.load(), self.store.trials()
+        study, rows, promoted = self.store.load(), self.store.trials(), promotions(self.store)
         links = links_of(self.tracker, study, rows)
         state = (study.state, links, [(row.number, row.state, len(row.epochs), len(row.attempts)) for row in rows])
         if study.baseline is None or state == self._seen:
             return
         told = "" if study.state == "running" else audit(stored_of(self.store)).line
-        known = self._importances(study, rows)
-        write_report(study, rows, self.folder, links=links, known=known, papers=False, audit=told)
+        said: dict[str, Any] = {"known": self._importances(study, rows), "promotions": promoted, "audit": told}
+        write_report(study, rows, self.folder, links=links, papers=False, **said)
         self._attached |= attach(self.tracker, study, self.folder, self._attached)
         self._seen = state
         self.drawn += 1
