@@ -256,6 +256,7 @@ def _provenance(manifest: Manifest) -> str:
         ("SHA-256", f"`{weights.sha256}`"),
         ("size", f"{weights.bytes / 1e6:.1f} MB"),
         ("trained as", f"`{manifest.source.uri}`"),
+        ("audit of the study", manifest.audit),
         ("code", f"`{code.get('revision')}`{dirty}" if code.get("revision") else "unknown revision"),
         ("packages", ", ".join(named)),
         ("promoted on", " ".join(str(found[key]) for key in ("hostname", "platform") if found.get(key))),

@@ -150,6 +150,7 @@ class Draft(Frozen):
     provenance: dict[str, Any] = Field(description="of the promotion")
     calibration: Calibrations | None = None
     inputs: dict[str, str] = Field({}, description="dataset -> SHA-256 of its content")
+    audit: str | None = Field(None, description="whether the study's records followed from its file, and where not")
 
     @model_validator(mode="after")
     def _is_measured(self) -> Draft:

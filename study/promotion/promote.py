@@ -26,6 +26,7 @@ from infra.checks.s3 import require_conditional_puts
 from infra.errors import Conflict, ServiceError
 from infra.failpoint import reach
 from infra.provenance import provenance
+from study.audit.audit import audit
 from study.models.head import Head, Move, history, model_prefix, read_head, swap_head
 from study.models.manifest import UNMODIFIED, Draft, Manifest, Tried
 from study.models.registry import follow_head
@@ -35,6 +36,7 @@ from study.promotion.records import GOOD, Order, Promotion, Site
 from study.promotion.verdicts import FINAL
 from study.promotion.winner import Case, Known, check, choose, judge, judge_finally, measure, open_case, repeat
 from study.store import requests as promotion_rows
+from study.store.archive import stored_of
 from study.store.store import StudyStore
 from study.tracking import study_key
 
@@ -48,7 +50,11 @@ def promote(store: StudyStore, order: Order, site: Site) -> Promotion:
     Raises `UserError` for what cannot be meant, `StudyFailed` when the study has no full-length feasible trial.
     """
     case = open_case(store, order, site)
-    promotion = Promotion(case.model, case.spec.name, candidates=[trial.number for trial in case.candidates])
+    promotion = Promotion(
+        case.model, case.spec.name, order=order.record(),
+        seen=[trial.number for trial in case.trials if trial.state == "complete"],
+        candidates=[trial.number for trial in case.candidates],
+    )  # fmt: skip
     with closing(case.prover):
         if order.dry_run:
             return _dry(case, promotion)
@@ -253,6 +259,7 @@ def _draft(case: Case, known: Known, promotion: Promotion, evaluation: dict[str,
             {"attempt": a.token, "device_seconds": a.device_seconds, **(a.provenance or {})} for a in winner.attempts
         ),
         provenance=provenance(),
+        audit=audit(stored_of(case.store)).line,
     )
 
 

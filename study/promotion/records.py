@@ -31,6 +31,11 @@ class Order:
     final: bool = False  # in a dry run: look at the final sets all the same
     force: str | None = None  # the reason
 
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        gates = None if self.gates is None else self.gates.model_dump(mode="json")
+        return {**self.__dict__, "gates": gates}
+
 
 @dataclass(frozen=True)
 class Site:
@@ -64,6 +69,8 @@ class Promotion:
     state: str = "started"
     trial: int | None = None
     reason: str = ""
+    order: dict[str, Any] = field(default_factory=dict)  # as JSON values
+    seen: list[int] = field(default_factory=list)  # the full-length trials of then
     candidates: list[int] = field(default_factory=list)
     standard: str = ""
     gates: tuple[Gate, ...] = ()
