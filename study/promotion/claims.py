@@ -9,7 +9,7 @@ from typing import Any
 
 from study.audit import measured
 from study.audit.audit import audit
-from study.audit.findings import Audit, Finding, difference, same
+from study.audit.findings import ROUNDING, Audit, Finding, difference, same
 from study.errors import StudyFailed, UserError
 from study.models.manifest import UNMODIFIED, Gate, trial_label
 from study.promotion.candidates import Standard, candidates, preference_of, standard_of
@@ -22,7 +22,7 @@ from trainers.schema.records import Measurement
 
 Record = Mapping[str, Any]
 CHAMPION = "champion"  # among measured models
-ROUNDING = 1e-9  # of a mean over images, beside a mean of ratios
+OF_SUMS = 1e-9  # rounding of a mean over images, beside a mean of ratios
 COMPARED = ("look", "hypotheses", "level", "mean")
 VALUES = (*COMPARED, "value")
 STATES = {"keep": "kept", "refuse": "refused", "promote": "promoted"}
@@ -165,7 +165,8 @@ class Claims:
         for name, derived in told.items():
             stored = gate.numbers.get(name)
             numbers = isinstance(stored, int | float) and isinstance(derived, int | float)
-            if stored != derived and not (numbers and abs(stored - derived) <= ROUNDING):
+            rounding = OF_SUMS if name == "mean" else ROUNDING
+            if stored != derived and not (numbers and abs(stored - derived) <= rounding):
                 yield Finding(f"{path}.{name}", stored, derived, rule)
 
     def _told(self, gate: Gate, number: int, standard: Standard) -> dict[str, Any]:

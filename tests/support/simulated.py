@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from study.driver.closing import Closing, ended
 from study.results.status import ALL_DONE
@@ -23,11 +25,16 @@ from study.spec.dimension import apply_params
 from study.store import tables as t
 from study.store.archive import FORMAT, SUM, seal
 from study.store.rows import TrialRow
+from tests.support.epochs import weights
 from tests.support.light import response
 from trainers.schema.records import Ending, EpochRecord, Measurement, Score, accuracy_of, standing
 from trainers.trial_config import TrialConfig
 
 IMAGES = 1000
+PROVENANCE = {
+    "code": {"revision": "0" * 40, "dirty": False}, "packages": {"torch": "2"}, "python": "3", "hostname": "simulated",
+    "inputs": {"train": "0" * 64},
+}  # fmt: skip
 Action = tuple[str, int]  # drop or rerun a trial, or extend by so many
 
 
@@ -153,8 +160,9 @@ class Simulation:
         state, why = ended(self.rows[number], ending, self.spec.scheduler, self.goal, Closing())
         kind = ending.failure_kind if state == "failed" else None
         self.rows[number] = replace(
-            self.rows[number], state=state, stop_reason=why, failure_kind=kind, ended_ms=int(self.clock)
-        )
+            self.rows[number], state=state, stop_reason=why, failure_kind=kind, ended_ms=int(self.clock),
+            best=weights(f"s3://b/{number}/best", f"{number:064d}"),
+        )  # fmt: skip
 
     def _record(self, row: TrialRow) -> EpochRecord:
         epoch = len(row.epochs) + 1
@@ -185,14 +193,14 @@ class Simulation:
         }
         columns = set(t.trials.columns.keys()) - {"study"}
         rows[t.trials.name] = [
-            {"study": name, **{key: value for key, value in asdict(row).items() if key in columns}}
+            {"study": name, **{key: _plain(value) for key, value in vars(row).items() if key in columns}}
             for row in self.rows.values()
         ]
         rows[t.requests.name] = self.requests
         for number, row in self.rows.items():
             key = {"study": name, "number": number}
             one = {"token": 1, "started_ms": row.started_ms, "ended_ms": row.ended_ms, "device_seconds": 1.5}
-            rows[t.attempts.name].append({**key, **one, "outcome": row.state, "provenance": None})
+            rows[t.attempts.name].append({**key, **one, "outcome": row.state, "provenance": PROVENANCE})
             rows[t.epochs.name] += [
                 {**key, "epoch": record.epoch, "record": record.model_dump(mode="json")} for record in row.epochs
             ]
@@ -201,6 +209,10 @@ class Simulation:
                 for epoch, decision in row.verdicts.items()
             ]
         return json.loads(json.dumps({"format": FORMAT, "study": study, "rows": rows}))
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def write_archive(content: Mapping[str, Any], path: Path) -> Path:
