@@ -14,14 +14,17 @@ from click.testing import CliRunner
 from study.audit.audit import audit
 from study.audit.findings import Audit
 from study.cli.main import main
+from study.control.lifecycle import drop_trial, extend_study, rerun_trial
 from study.errors import UserError
 from study.promotion.claims import audited
 from study.spec.config import SAMPLERS, STOPPING, StudyConfig
 from study.store import tables as t
-from study.store.archive import import_study, stored_in
+from study.store.archive import export_study, import_study, stored_in, stored_of
 from study.store.store import StudyStore
+from tests.support.hand import Hand
 from tests.support.light import light_study
 from tests.support.simulated import Simulation, write_archive
+from tests.support.worlds import ELSEWHERE, run_world
 
 TRIALS, EPOCHS, STUDY = 100, t.epochs.name, "audited"
 GRID = {
@@ -249,6 +252,54 @@ def test_what_cmaes_keeps_is_never_read_from_a_file(tmp_path):
     for row in memories:
         row["memory"] = dict.fromkeys(row["memory"], "80049521")  # no pickle
     assert audit_of(content, tmp_path).follows
+
+
+# What the service's own drivers write, on a real database.
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2"])
+def test_what_killed_drivers_and_users_leave_in_a_database_follows(sampler, tmp_path):
+    """Dropped, repeated, extended, finished after all and dropped while that went on; restored from an archive."""
+    url, how = f"sqlite:///{tmp_path}/studies.db", {"name": "median", "min_trials": 2, "finish": 2}
+    spec = spec_of(sampler, scheduler=how, budget={"trials": 8}, lag=2)
+    store = StudyStore(url, spec.name)
+    run_world(url, spec, 1, kills=0.02)
+    finished = [row for row in store.trials() if row.finishing]
+    assert len(finished) == 2
+    extend_study(store, trials=3, hours=0, gpu_hours=0)
+    drop_trial(store, finished[0].number, "an odd one")
+    rerun_trial(store, 0)
+    rerun_trial(store, 5)
+    hand = Hand(store, owner=ELSEWHERE, seconds=0.0)
+    assert hand.obey() == ["in line again"] * 2
+    run_world(url, spec, 2, kills=0.02)
+    assert len(store.trials()) == 8 + 3 + 1 + 2
+    before = audited(stored_of(store))
+    assert before.follows, before.line
+    export_study(store, tmp_path / "a.json")
+    other = f"sqlite:///{tmp_path}/other.db"
+    import_study(other, tmp_path / "a.json", name="twin")
+    run_world(other, spec.renamed("twin"), 3)
+    twin = StudyStore(other, "twin")
+    extend_study(twin, trials=4, hours=0, gpu_hours=0)
+    run_world(other, spec.renamed("twin"), 4)
+    after = audited(stored_of(twin))
+    assert after.follows, after.line
+    assert after.counted["trials"] == 8 + 3 + 1 + 2 + 4
+
+
+def test_a_trial_that_is_dropped_while_it_is_finished_stays_known_as_it_was(tmp_path):
+    url, how = f"sqlite:///{tmp_path}/studies.db", {"name": "median", "min_trials": 2, "finish": 1}
+    spec = spec_of("tpe", scheduler=how, budget={"trials": 8}, lag=2)
+    store = StudyStore(url, spec.name)
+    run_world(url, spec, 1, kills=0.0)
+    [again] = [row.number for row in store.trials() if row.finishing]
+    token = store.acquire(ELSEWHERE, seconds=0.0)
+    store.reopen_trial(token, again)
+    drop_trial(store, again, "")
+    assert store.trial(again).state_before == "pruned"
+    found = audited(stored_of(store))
+    assert found.follows, found.line
 
 
 # The command.

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from study.audit.audit import audit
 from study.results.ranking import best_trial
+from study.store.archive import stored_of
 from study.store.store import StudyStore
 from tests.support.light import light_study
 from tests.support.worlds import run_world
@@ -29,6 +31,7 @@ def test_one_file_finds_the_same_in_twenty_worlds(tmp_path: Path) -> None:
     attempts, best = [], set()
     for seed in range(WORLDS):
         store = StudyStore(f"sqlite:///{tmp_path}/{seed}.db", "same")
+        assert audit(stored_of(store)).line.startswith("follows (10 trials, 9 proposals, ")
         goal, rows = store.load().goal, store.trials()
         assert goal is not None
         attempts.append([len(row.attempts) for row in rows])
