@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,6 +24,17 @@ from trainers.schema.training import Goal
 from trainers.trial_config import TrialConfig
 
 PROPOSED = "what the sampler proposes, given the trials that it knows"
+PROPOSERS = ("optuna", "numpy", "scipy", "cmaes")
+
+
+def other_versions(packages: Mapping[str, str]) -> str:
+    """Of the packages that propose, those that a study ran with in another version than is installed; '' if none."""
+    found = []
+    for name in PROPOSERS:
+        with contextlib.suppress(PackageNotFoundError):
+            if name in packages and packages[name] != version(name):
+                found.append(f"{name} {packages[name]}, here {version(name)}")
+    return f"; it ran with {'; '.join(found)}" if found else ""
 
 
 class Derivation:
@@ -45,6 +57,7 @@ class Derivation:
         starts = [Start(each["origin"], each["values"]) for each in study.starts]
         self.proposer = Proposer(self.spec, self.goal, starts)
         self.rows: dict[int, TrialRow] = {}
+        self.versions = other_versions((study.provenance or {}).get("packages") or {})
 
     def trial(self, row: TrialRow) -> Iterator[Finding]:
         """The next one. What goes wrong while it is derived is a finding, too: some number of it makes no sense."""
@@ -77,7 +90,7 @@ class Derivation:
             yield Finding("rerun_of", row.rerun_of, asked, "as was asked for, in this order", trial=row.number)
 
     def _proposed(self, row: TrialRow, proposal: Proposal) -> Iterator[Finding]:
-        what = "the parameters of the repeated trial" if row.rerun_of is not None else PROPOSED
+        what = "the parameters of the repeated trial" if row.rerun_of is not None else PROPOSED + self.versions
         what = what if proposal.origin is None else f"given: {proposal.origin}"
         if not same(row.params, proposal.params):
             yield Finding(*difference(row.params, proposal.params, "params"), what, trial=row.number)

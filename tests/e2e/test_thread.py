@@ -147,6 +147,14 @@ with torch.no_grad():
     assert int((predicted[chosen] == letters.labels[chosen]).sum()) == score["correct"]
 
 
+def test_the_audit_follows_and_report_and_card_say_so(run):
+    told = run.agft("audit", "thread").stdout
+    assert re.fullmatch(r"study thread: follows \(4 trials, \d proposals?, \d+ verdicts?, 1 promotion\)\n", told), told
+    assert "Audit: follows (4 trials, " in (run.home / "reports" / "thread" / "report.md").read_text()
+    card = storage.get_bytes(f"s3://{os.environ['AGFT_BUCKET']}/models/thread-clip/0001/README.md")[0].decode()
+    assert "| audit of the study | follows (4 trials, " in card
+
+
 def test_running_a_finished_study_again_starts_nothing(run):
     before = run.trials("thread")
     text = run.agft("run", str(run.file)).stdout

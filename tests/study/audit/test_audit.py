@@ -114,6 +114,16 @@ def test_of_a_study_that_is_cut_off_everywhere_what_is_there_follows(tmp_path):
         assert found.follows, found.line
 
 
+def test_a_proposal_that_does_not_follow_is_named_with_the_versions_that_made_it(tmp_path):
+    content = Simulation(spec_of("random", budget={"trials": 3})).run().content()
+    content["study"]["provenance"] = {"packages": {"optuna": "0.1", "numpy": "0.2", "torch": "0.3"}}
+    content["rows"][t.trials.name][2]["params"]["attack.eps"] *= 1.5
+    told = audit_of(content, tmp_path).line
+    assert "it ran with optuna 0.1, here " in told
+    assert "numpy 0.2, here" in told
+    assert "torch" not in told
+
+
 OF_TRIALS = (t.trials.name, t.attempts.name, EPOCHS, t.verdicts.name)
 
 
