@@ -124,6 +124,19 @@ def test_final_sets_veto_before_anything_is_shipped_and_force_is_on_record(world
     assert "Promotions" in (tmp_path / "report" / "report.html").read_text()
 
 
+def test_a_run_that_is_to_promote_ends_with_the_promotions_exit_code(world: World) -> None:
+    for name, trial, gates, code, said in (
+        ("run-fine", world.trial(0.2), None, 0, "promotion: promoted"),
+        ("run-veto", world.trial(0.2), {"sanity": None}, 1, "promotion: refused: final better than CLIP"),
+        ("run-none", (None, 0.9, 0.9), None, 1, "nothing was promoted: study 'run-none' has no finished trial"),
+    ):
+        world.study(name, {0: trial}, model=f"{name}-clip", gates=gates, budget={"trials": 1})
+        shown = " ".join(world.agft("resume", name, "--promote", code=code).output.split())
+        assert said in shown
+        assert "MLflow UI: " in shown
+        assert ("promotion: only 1 full-length trial reaches the floors" in shown) == (name != "run-none")
+
+
 def test_when_a_gate_refuses_the_best_candidate_the_next_one_is_tried(world: World) -> None:
     """The best one was rolled back from before."""
     for name, alpha in (("next-one", 0.2), ("next-two", 1.0)):
