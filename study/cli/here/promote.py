@@ -62,7 +62,7 @@ def gates_table(promotion: Promotion) -> Table:
     against = f"champion version {promotion.champion}" if promotion.champion is not None else "no champion yet"
     if look := promotion.look:
         against += f"; look {look.number}, level {100 * look.level:.2g} % over {look.hypotheses} hypotheses"
-    final = " and the final sets" if promotion.final else ""
+    final = " and the final sets" if any(gate.name.startswith("final ") for gate in promotion.gates) else ""
     title = f"gates of trial {promotion.trial} on the confirm sets{final} ({against})"
     table = Table(title=title, title_justify="left")
     table.add_column("gate", no_wrap=True)
