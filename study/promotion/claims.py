@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,15 +40,15 @@ def promotions(stored: Stored, tally: Counter[str]) -> Iterator[Finding]:
         if "order" not in record:
             continue  # its process was gone before it had written anything
         tally["promotions"] += 1
-        for found in Claims(stored, row["state"], record).findings(tally):
+        for found in Claims(stored, row, record).findings(tally):
             yield replace(found, promotion=row["name"])
 
 
 class Claims:
-    """Of one promotion. `record`: as `study.promotion.records.Promotion` writes it; `state`: its row's."""
+    """Of one promotion, given its row and its record, as `study.promotion.records.Promotion` writes it."""
 
-    def __init__(self, stored: Stored, state: str, record: Record) -> None:
-        self.stored, self.state, self.record = stored, state, record
+    def __init__(self, stored: Stored, row: Mapping[str, Any], record: Record) -> None:
+        self.stored, self.state, self.ended_ms, self.record = stored, row["state"], row["ended_ms"], record
         self.spec, self.order = stored.study.spec, record["order"]
         given = self.order["gates"]
         self.gates = self.spec.promote.gates if given is None else GatesConfig.model_validate(given)
@@ -251,19 +251,12 @@ class Claims:
         searched = best.best if best.best and not self.median else None
         if record["sha256"] and searched and record["sha256"] != searched.sha256:
             yield Finding("sha256", record["sha256"], searched.sha256, "the winner's best checkpoint")
-        names = [each["promotion"] for each in self.stored.accesses]
         if record["final"]:
-            own = [place for place, name in enumerate(names, start=1) if name == record["name"]]
-            least, most = max(own, default=0), _until(names, record["name"], self.stored.promotions)
-            if not least <= record["final_accesses"] <= most:
-                yield Finding("final_accesses", record["final_accesses"], most, "looks at the final sets so far")
-
-
-def _until(names: Sequence[str | None], name: str, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Looks of promotions that had started when this one had: later ones may have looked meanwhile, or not."""
-    started = [row["name"] for row in rows]
-    before = set(started[: started.index(name) + 1])
-    return sum(each is None or each in before for each in names)
+            looks = [each for each in self.stored.accesses if each["at_ms"] <= self.ended_ms]
+            own = [place for place, each in enumerate(looks, start=1) if each["promotion"] == record["name"]]
+            if not max(own, default=0) <= record["final_accesses"] <= len(looks):  # others may look meanwhile
+                rule = "looks at the final sets until then"
+                yield Finding("final_accesses", record["final_accesses"], len(looks), rule)
 
 
 def _word(metric: str) -> str:

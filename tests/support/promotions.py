@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from infra.tracking.registry import registered
 from study.cli.here.registry import run_of
 from study.cli.main import main
 from study.models.head import history, model_prefix, read_head, read_manifest
+from study.promotion.claims import promotions as promotions_of
 from study.promotion.promote import promote
 from study.promotion.records import Order, Promotion, Site
+from study.store.archive import stored_of
 from study.store.store import StudyStore
 from tests.support.promoted import STUDY, Trial, finished_study, make_checkpoints
 
@@ -63,7 +66,10 @@ class World:
         return result
 
     def promote(self, store: StudyStore, order: Order | None = None, **site: Any) -> Promotion:
-        return promote(store, order or Order(), self.site(store, **site))
+        found = promote(store, order or Order(), self.site(store, **site))
+        claims = next(promotions_of(stored_of(store), Counter()), None)
+        assert claims is None, str(claims)
+        return found
 
     def site(self, store: StudyStore, *, said: list[str] | None = None, extra_files: Any = None) -> Site:
         say = (said if said is not None else []).append
