@@ -128,6 +128,8 @@ def _decide(case: Case, promotion: Promotion) -> Known:
             case.site.say("another promotion was faster; the gates decide again, against the new champion")
             head, etag = read_head(case.site.bucket, case.model)
             known, outcome = _judged(case, known, promotion, head)
+            if outcome == "promote" and promotion.forced is not None:
+                _force(case, promotion)  # against the final sets, as before
             continue
         promotion.state, promotion.generation = "promoted", head.generation
         case.site.say(
@@ -179,8 +181,8 @@ def _vetoes(promotion: Promotion) -> str:
 def _force(case: Case, promotion: Promotion) -> None:
     """Against its gates, with the reason that was given."""
     promotion.forced = case.order.force
-    failed = [gate for gate in promotion.gates if gate.verdict == "failed"]
-    promotion.reason = f"forced, because {case.order.force}; not passed: {sentences(failed)}"
+    failed = sentences([gate for gate in promotion.gates if gate.verdict == "failed"])
+    promotion.reason = f"forced, because {case.order.force}; not passed: {failed or 'nothing, by now'}"
 
 
 def _look(case: Case, known: Known, promotion: Promotion) -> None:

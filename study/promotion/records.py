@@ -75,7 +75,7 @@ class Promotion:
     standard: str = ""
     gates: tuple[Gate, ...] = ()
     look: Look | None = None  # at the confirm sets, beside the champion
-    tried: tuple[Tried, ...] = ()  # better candidates that a gate refused, the best first
+    tried: tuple[Tried, ...] = ()  # other candidates, the best first: gates refused them as well, or before this one
     confirm: dict[str, Measurement] = field(default_factory=dict)
     final: dict[str, Measurement] = field(default_factory=dict)
     seeds: Seeds | None = None

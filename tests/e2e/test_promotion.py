@@ -124,6 +124,20 @@ def test_final_sets_veto_before_anything_is_shipped_and_force_is_on_record(world
     assert "Promotions" in (tmp_path / "report" / "report.html").read_text()
 
 
+@pytest.mark.slow
+def test_final_sets_that_have_nothing_against_the_winner_say_so_on_its_card(world: World) -> None:
+    """Of colours the fine-tuning has seen the like: there CLIP keeps 48 %, and the winner 92 %."""
+    data = {**STUDY["data"], "confirm": ["tiny-textures"], "final": [CONFIRM]}
+    world.study("passes", {0: world.trial(0.6)}, model="passes-clip", gates={"sanity": None}, data=data)
+    shown = world.agft("promote", "passes").output
+    assert "gates of trial 0 on the confirm sets and the final sets (no champion yet)" in shown
+    manifest = read_manifest(world.bucket, "passes-clip", 1)
+    verdicts = {gate.name: gate.verdict for gate in manifest.gates}
+    assert (verdicts["final better than CLIP"], verdicts["final floor clean"]) == ("passed", "passed")
+    card = storage.get_bytes(f"{model_prefix(world.bucket, 'passes-clip', 1)}/README.md")[0].decode()
+    assert "They have nothing against it." in card
+
+
 def test_a_run_that_is_to_promote_ends_with_the_promotions_exit_code(world: World) -> None:
     for name, trial, gates, code, said in (
         ("run-fine", world.trial(0.2), None, 0, "promotion: promoted"),
