@@ -217,17 +217,16 @@ class Claims:
         state = STATES[outcome]
         if outcome == "promote" and vetoes:
             state, reason = "refused", sentences(vetoes)
-        reasons, failed = [reason], [gate for gate in gates if gate.verdict == "failed"]
-        if record["forced"] is not None and self.state == "promoted" and failed:
-            state = "promoted"  # a champion that came in between may have left a veto alone
-            reasons = [f"forced, because {record['forced']}; not passed: {sentences(failed)}", outcome_of(before)[1]]
+        if record["forced"] is not None and self.state == "promoted":
+            failed = sentences([gate for gate in gates if gate.verdict == "failed"])
+            state, reason = "promoted", f"forced, because {record['forced']}; not passed: {failed or 'nothing, by now'}"
         if record["state"] != self.state:
             yield Finding("state", record["state"], self.state, "the promotion's own state")
         late = self.state == "superseded" and state in ("kept", "refused")  # another promotion was faster
         if self.state != state and not late:
             yield Finding("state", self.state, state, f"what the gates say: {reason}")
-        if record["reason"] not in reasons:
-            yield Finding("reason", record["reason"], reasons[0], "what the gates say")
+        if record["reason"] != reason:
+            yield Finding("reason", record["reason"], reason, "what the gates say")
         yield from self._seeds(record["seeds"])
 
     def _seeds(self, seeds: Mapping[str, Any] | None) -> Iterator[Finding]:
