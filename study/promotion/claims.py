@@ -25,6 +25,7 @@ CHAMPION = "champion"  # among measured models
 OF_SUMS = 1e-9  # rounding of a mean over images, beside a mean of ratios
 COMPARED = ("look", "hypotheses", "level", "mean")
 VALUES = (*COMPARED, "value")
+ENDED = ("promoted", "kept", "refused", "superseded")
 STATES = {"keep": "kept", "refuse": "refused", "promote": "promoted"}
 
 
@@ -62,8 +63,8 @@ class Claims:
             yield from self._candidates(preference)
             for role in ("confirm", "final"):
                 yield from self._measured(role, self.record[role])
-            if not self.record["confirm"] or not self.record["gates"]:
-                return
+            if self.state not in ENDED:
+                return  # cut off: its trial may be one candidate, and its gates another's
             confirm = self.record["confirm"]
             standard = standard_of(self.spec, preference, confirm[UNMODIFIED])
             if self.record["standard"] != standard.name:
@@ -208,8 +209,6 @@ class Claims:
 
     def _outcome(self) -> Iterator[Finding]:
         """State and reason from the gates."""
-        if self.state not in ("promoted", "kept", "refused", "superseded"):
-            return  # cut off
         record, gates = self.record, [Gate(**kept) for kept in self.record["gates"]]
         before = [gate for gate in gates if not gate.name.startswith(f"{FINAL} ")]
         vetoes = [gate for gate in gates if gate.name.startswith(f"{FINAL} ") and gate.verdict == "failed"]
