@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from study.search.proposals import Proposer, given, pending
 from study.search.stopping import rungs, stands_still, to_finish, verdict
 from study.spec.config import StudyConfig
 from study.spec.dimension import apply_params
+from study.spec.starts import Start
 from study.store import tables as t
 from study.store.archive import FORMAT, SUM, seal
 from study.store.rows import TrialRow
@@ -56,6 +57,7 @@ class Simulation:
     slots: int = 3
     faults: Mapping[int, int] = field(default_factory=dict)
     script: Mapping[int, list[Action]] = field(default_factory=dict)
+    prior: Sequence[Start] = ()  # what earlier studies give
 
     def __post_init__(self) -> None:
         self.filed, self.random, self.clock = self.spec, random.Random(self.seed), 0.0
@@ -64,7 +66,7 @@ class Simulation:
         self.goal = self.spec.goal.resolve(self.baseline)
         self.lag = self.slots + 1 if self.spec.lag == "auto" else self.spec.lag
         self.dimensions = self.spec.dimensions()
-        self.starts = given(self.spec, self.dimensions)
+        self.starts = given(self.spec, self.dimensions, self.prior)
         self.proposer = Proposer(self.spec, self.goal, self.starts)
         self.rows: dict[int, TrialRow] = {}
         self.line: list[int] = []

@@ -18,6 +18,7 @@ from study.control.lifecycle import drop_trial, extend_study, rerun_trial
 from study.errors import UserError
 from study.promotion.claims import audited
 from study.spec.config import SAMPLERS, STOPPING, StudyConfig
+from study.spec.starts import Start
 from study.store import tables as t
 from study.store.archive import export_study, import_study, stored_in, stored_of
 from study.store.store import StudyStore
@@ -112,6 +113,17 @@ def test_of_a_study_that_is_cut_off_everywhere_what_is_there_follows(tmp_path):
         part["rows"] |= kept
         found = audit_of(part, tmp_path)
         assert found.follows, found.line
+
+
+def test_starts_of_earlier_studies_are_taken_as_stored_and_their_trials_have_to_follow(tmp_path):
+    spec = spec_of("tpe", budget={"trials": 6}, prior={"studies": ["earlier"]})
+    starts = [Start("earlier trial 3", {"attack.eps": 0.01}), Start("earlier trial 1", {"method.scale_ratio": 0.9})]
+    content = Simulation(spec, prior=starts).run().content()
+    found = audit_of(content, tmp_path)
+    assert found.follows, found.line
+    assert found.counted["proposals"] == 6 - 3
+    content["study"]["starts"][1]["values"]["attack.eps"] = 0.011
+    assert audit_of(content, tmp_path).line.startswith("does not follow: trial 1: params.attack.eps")
 
 
 def test_a_proposal_that_does_not_follow_is_named_with_the_versions_that_made_it(tmp_path):
