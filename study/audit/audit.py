@@ -23,7 +23,7 @@ from study.store.rows import TrialRow
 from study.store.typed import Stored
 
 Check = Callable[[Stored, Counter[str]], Iterator[Finding]]
-ORIGINS = ("trials", "hours", "gpu_hours")  # of a budget, that may be raised
+RAISED = ("trials", "hours", "gpu_hours")  # of a budget, that may be raised
 
 
 def audit(stored: Stored, checks: Sequence[Check] = ()) -> Audit:
@@ -72,7 +72,7 @@ def _budget(stored: Stored) -> Iterator[Finding]:
     extended_at = 0
     for each in _extensions(stored):
         more = json.loads(each["note"])
-        derived |= {name: derived[name] + more[name] for name in ORIGINS if derived[name] is not None}
+        derived |= {name: derived[name] + more[name] for name in RAISED if derived[name] is not None}
         extended_at = each["number"]
         if extended_at > len(stored.trials):
             yield Finding("requests.extend.number", extended_at, len(stored.trials), "trials that there were")
