@@ -125,7 +125,8 @@ def _mention(table: Mapping[str, Any]) -> str:
     eps = (table["attack"] or {}).get("eps")
     at = "" if eps is None else f" at {eps_label(eps)}"
     values = "; ".join(f"{name} {_number(table, name, MEAN)}" for name in table["rows"])
-    return f"- {table['source']}. {table['what']}{at}, fine-tuned on {table['trained']}: {values}"
+    note = f" ({table['note']})" if table["note"] else ""
+    return f"- {table['source']}. {table['what']}{at}, fine-tuned on {table['trained']}: {values}{note}"
 
 
 def _number(table: Mapping[str, Any], method: str, name: str) -> str:
