@@ -35,10 +35,9 @@ from study.driver.heartbeat import Heartbeat
 from study.driver.messages import EVENTS, Notifier, message_of
 from study.driver.searcher import StudySearcher
 from study.driver.trial import run_trial
+from study.driver.trials import begin_search
 from study.errors import LeaseLost, StudyFailed
 from study.report.live import LiveReport
-from study.search.prior import earlier_studies, resolve
-from study.search.proposals import given
 from study.spec.config import StudyConfig
 from study.spec.outside import outside_entries
 from study.store.database import patient
@@ -219,12 +218,7 @@ def _prepare(store: StudyStore, token: int, bucket: str, say: Callable[[str], No
     if study.provenance is None:
         entries = [origin.record() for origin in outside_entries(study.spec).values()]
         store.set_study(token, provenance={**provenance(), "entries": entries})
-    if study.lag is None:
-        store.set_study(token, lag=fitting + 1 if study.spec.lag == "auto" else study.spec.lag)
-    if study.starts is None:
-        earlier = resolve(study.spec, earlier_studies(store.url, study.spec))
-        starts = given(study.spec, study.spec.dimensions(), earlier.starts)
-        store.set_study(token, starts=[{"origin": start.origin, "values": start.values} for start in starts])
+    begin_search(store, token, fitting)
     if study.baseline is None:
         from study.evaluation.executor import measure_unmodified  # imports torch, which a driver else never needs
 

@@ -17,8 +17,9 @@ from infra.tracking.runs import Tracker
 from study.driver.closing import Closing, ended, left_over, stands_still
 from study.driver.messages import epoch_line
 from study.search import knowledge
+from study.search.prior import earlier_studies, resolve
 from study.search.projection import Projection
-from study.search.proposals import Proposer, remembered
+from study.search.proposals import Proposer, given, remembered
 from study.search.stopping import rungs, to_finish, verdict
 from study.spec.dimension import apply_params, shown
 from study.spec.outside import with_drivers
@@ -29,6 +30,17 @@ from study.store.store import StudyStore
 from study.tracking import project_best, project_epochs, project_outcome, project_study, project_trial
 from trainers.schema.records import Ending, Report
 from trainers.trial_config import TrialConfig
+
+
+def begin_search(store: StudyStore, token: int, fitting: int) -> None:
+    """Once in a study's life: its lag, where `fitting` trials fit at once now, and the trials that it begins with."""
+    study = store.load()
+    if study.lag is None:
+        store.set_study(token, lag=fitting + 1 if study.spec.lag == "auto" else study.spec.lag)
+    if study.starts is None:
+        earlier = resolve(study.spec, earlier_studies(store.url, study.spec))
+        starts = given(study.spec, study.spec.dimensions(), earlier.starts)
+        store.set_study(token, starts=[{"origin": start.origin, "values": start.values} for start in starts])
 
 
 class Upcoming(NamedTuple):

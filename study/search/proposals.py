@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,9 @@ OPTUNA_STATES = {
     "dropped": TrialState.FAIL,
     "running": TrialState.RUNNING,
 }
+
+
+REPEATED = ("fixed_params", "tpe:relative_params")  # attributes that only say the trial's parameters again
 
 
 class _Memory(optuna.storages.InMemoryStorage):
@@ -106,7 +109,7 @@ class Proposer:
             assert trial.number == number, "all before it are there"
             params = samplers.draw(trial, self.dimensions)
         own = study.get_trials(deepcopy=False)[number].system_attrs
-        memory = {key: value for key, value in own.items() if key != "fixed_params"}
+        memory = {key: value for key, value in own.items() if not key.startswith(REPEATED)}
         origin = None if start is None or rerun_of is not None else start.origin
         return Proposal(number, params, origin, memory, rerun_of)
 
@@ -150,18 +153,13 @@ class Proposer:
         )
 
 
-def first_proposals(spec: StudyConfig, count: int, starts: Sequence[Start] = ()) -> list[dict[str, Any]]:
-    """Parameters of the first `count` trials of a study that knows no result yet."""
-    proposer = Proposer(spec, spec.goal.at({}), starts)
-    return [proposal.params for proposal in _blind(proposer, count)]
-
-
-def _blind(proposer: Proposer, count: int) -> Iterator[Proposal]:
+def first_proposals(spec: StudyConfig, count: int, starts: Sequence[Start] | None = None) -> list[dict[str, Any]]:
+    """Parameters of the first `count` trials of a study that knows no result yet. `starts`: instead of the file's."""
+    proposer = Proposer(spec, spec.goal.at({}), given(spec, spec.dimensions()) if starts is None else starts)
     rows: dict[int, TrialRow] = {}
     for number in range(count):
-        proposal = proposer.propose_from(rows, number, ())
-        rows[number] = pending(proposal)
-        yield proposal
+        rows[number] = pending(proposer.propose_from(rows, number, ()))
+    return [row.params for row in rows.values()]
 
 
 def pending(proposal: Proposal, config: Mapping[str, Any] | None = None, started_ms: int = 0) -> TrialRow:

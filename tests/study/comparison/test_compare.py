@@ -20,6 +20,7 @@ from study.plan.cost import update_passes
 from study.spec.config import StudyConfig
 from study.statistics import SeedDifference, seed_difference, spread, t_quantile
 from study.store.lease import owner_identity
+from study.store.rows import Proposal
 from study.store.store import StudyStore
 from tests.support.epochs import commit, epoch_record, weights
 from trainers.objectives import METHODS
@@ -451,7 +452,7 @@ def finish(url: str, study: StudyConfig, robust: dict[int, float]) -> None:
             if "seed" in study.search
             else {"train.optimizer.lr": 3e-4}
         )
-        store.start_trial(token, number, params, study.base() | {"trial": number})
+        store.start_trial(token, Proposal(number, params), study.base() | {"trial": number})
         best = weights(f"s3://x/{study.name}/{number}", f"{study.name}-{number}".ljust(64, "0"))
         record = epoch_record(1, value, 0.8, images_per_second=300.0)
         commit(store, token, number, record, latest=best, best=best, device_seconds=60.0)
