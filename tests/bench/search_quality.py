@@ -65,14 +65,15 @@ def unmodified() -> Measurement:
 
 
 def one(
-    scene: str, method: str, seed: int, lag: int | None = LAG, *, table: Table, clip: Measurement, **more: Any
+    scene: str, method: str, seed: int, lag: int | None = LAG, *, table: Table, clip: Measurement,
+    budget: int = BUDGETS[-1], **more: Any,
 ) -> Replay:  # fmt: skip
-    """One search of a scene. `lag` None: as `replay`; `more`: fields of the study."""
+    """One search of a scene, of so many full-length trials' compute. `lag` None: as `replay`; `more`: of the study."""
     found, spec = SCENES[scene], specification(method, seed, **more)
     return replay(
         spec, table.between if found.smooth else table.nearest, spec.goal.resolve(clip), images=found.images,
         fallback=clip.robust_accuracy, workers=WORKERS, start_up=found.start_up, lag=lag,
-        horizon=BUDGETS[-1] * full_trial(table, found.start_up) / WORKERS,
+        horizon=budget * full_trial(table, found.start_up) / WORKERS,
     )  # fmt: skip
 
 
