@@ -35,6 +35,7 @@ FAILPOINTS = {
     "study.finished": "every trial is finished; the study says running, scratch files are there",
     "study.released": "the study says finished; MLflow's run may be open",
     "promotion.started": "the store has the promotion; nothing is measured",
+    "promotion.look-counted": "the look at the confirm sets is counted and has not happened",
     "promotion.decided": "the gates are passed; the final sets are untouched, nothing is shipped",
     "promotion.access-counted": "the look at the final sets is counted and has not happened",
     "promotion.proved": "the final sets are measured; no version is reserved",

@@ -274,6 +274,34 @@ def test_the_report_of_a_study_without_any_trial_says_so_in_sentences(tmp_path):
         assert f'<p class="none">{sentence}</p>' in page
 
 
+def test_promotions_stand_in_the_report_with_what_was_against_them(store, tmp_path):
+    gates = [
+        {"name": "final better than CLIP", "verdict": "failed", "found": "+1.0 | points", "needed": "more"},
+        {"name": "floor clean", "verdict": "passed", "found": "", "needed": ""},
+    ]
+    against = "final better than CLIP: +1.0 | points, needed more"
+    record = {"trial": 3, "version": None, "gates": gates, "reason": against, "look": {"number": 2}, "forced": None}
+    forced = {**record, "version": 5, "forced": "<b>the talk", "reason": "forced, because"}
+    rows = [
+        {"state": "refused", "ended_ms": 1764300000000, "record": record},
+        {"state": "promoted", "ended_ms": 1764300000000, "record": forced},
+        {"state": "started", "ended_ms": None, "record": None},
+    ]
+    text = write_report(store.load(), store.trials(), tmp_path, promotions=rows, papers=False).read_text()
+    escaped = against.replace("|", "\\|")
+    assert f"| 2025-11-28 03:20 | 3 | refused | 2 | {escaped} |  |" in text
+    assert f"| 3 | promoted: version 5, against its gates | 2 | {escaped} | forced: &lt;b>the talk |" in text
+    page = (tmp_path / "report.html").read_text()
+    assert '<a href="#promotions">' in page
+    assert "forced: &lt;b&gt;the talk" in page
+    assert [each["state"] for each in json.loads((tmp_path / "report.json").read_text())["promotions"]] == [
+        "refused", "promoted",
+    ]  # fmt: skip
+    without = write_report(store.load(), store.trials(), tmp_path, papers=False)
+    assert "Promotions" not in without.read_text()
+    assert "#promotions" not in without.with_name("report.html").read_text()
+
+
 def test_words_of_one_legend_or_axis_do_not_lie_over_each_other(content):
     """At the size that is saved: tick labels of each axis, panel titles and the legend's entries, pairwise."""
     for each in figures(content):
