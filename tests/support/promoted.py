@@ -19,6 +19,7 @@ from study.artifacts.checkpoints import attempt_prefix, keep_file
 from study.spec.dimension import apply_params
 from study.spec.files import parse_study
 from study.store.lease import owner_identity
+from study.store.rows import Proposal
 from study.store.store import StudyStore
 from tests.support.epochs import commit
 from trainers.schema.records import EpochRecord, Measurement, Score, Weights
@@ -101,7 +102,7 @@ def finished_study(
     floor = spec.goal.resolve(BASELINE).at_least.get("clean_accuracy", 0.0)
     for number, (path, clean, robust) in trials.items():
         params = {"train.optimizer.lr": 1e-3 * (number + 1)}
-        store.start_trial(token, number, params, apply_params(spec.base(), params, spec.dimensions()))
+        store.start_trial(token, Proposal(number, params), apply_params(spec.base(), params, spec.dimensions()))
         files: dict[str, Weights] = {}
         if isinstance(path, Path):
             files["best"] = keep_file(attempt_prefix(bucket, slug, number, token), 1, path, "best")
