@@ -36,7 +36,7 @@ def begin_search(store: StudyStore, token: int, fitting: int) -> None:
     """Once in a study's life: its lag, where `fitting` trials fit at once now, and the trials that it begins with."""
     study = store.load()
     if study.lag is None:
-        store.set_study(token, lag=fitting + 1 if study.spec.lag == "auto" else study.spec.lag)
+        store.set_study(token, lag=knowledge.auto_lag(fitting) if study.spec.lag == "auto" else study.spec.lag)
     if study.starts is None:
         earlier = resolve(study.spec, earlier_studies(store.url, study.spec))
         starts = given(study.spec, study.spec.dimensions(), earlier.starts)

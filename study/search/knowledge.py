@@ -21,6 +21,11 @@ from dataclasses import replace
 from study.store.rows import TrialRow
 
 
+def auto_lag(fitting: int) -> int:
+    """`lag: auto`, where so many trials fit at once. With two less, every slot would wait for the oldest trial."""
+    return fitting + 1
+
+
 def known(rows: Mapping[int, TrialRow], number: int, lag: int) -> list[TrialRow]:
     """What trial `number` knows: the rows that it may start after, as it sees them, dropped ones left out."""
     seen = (as_known(rows[other], number) for other in range(number - lag) if other in rows)

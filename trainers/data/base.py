@@ -143,7 +143,10 @@ class Files:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A row of the DATASETS table. `load` draws a set; without it the set is read from files (`files`)."""
+    """A row of the DATASETS table. `load` draws a set; without it the set is read from files (`files`).
+
+    `held_out`: it shows only classes that no set of its family is trained on, scored among all classes of the family.
+    """
 
     name: str
     load: Callable[[], ImageSet] | None
@@ -156,6 +159,7 @@ class DatasetEntry:
     templates: tuple[str, ...] = ()
     resolution: Resolution = "native"
     files: Files | None = None
+    held_out: bool = False
 
     @property
     def kind(self) -> str:

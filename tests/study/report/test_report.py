@@ -198,10 +198,12 @@ def test_parallel_coordinates_have_a_line_a_trial_and_grey_ones_for_those_that_w
 def test_slices_show_stopped_trials_only_while_full_length_ones_are_few(content):
     assert len(content.in_state("complete")) >= FEW
     assert "stopped early" not in figure(content, "slices").labels()
+    assert ": full-length trials by parameter" in figure(content, "slices").title
     kept = [t for t in content.trials if t.state == "pruned"] + content.in_state("complete")[: FEW - 1]
     few = replace(content, trials=tuple(sorted(kept, key=lambda t: t.number)), best=None, pareto=(), progress=())
     (stopped,) = of(slices(few).panels[0], Series, "stopped early")
     assert stopped.opacity < 1
+    assert ": full-length and stopped trials by parameter" in slices(few).title
     assert len(stopped.x) == len(content.in_state("pruned"))
     none = replace(few, trials=())
     assert slices(none).empty == NO_TRIALS
