@@ -21,7 +21,7 @@ from study.console import Say
 from study.errors import StudyFailed, UserError
 from study.models.registry import follow_head
 from study.operations.backup import FORMAT, PREFIXES, S3, copy_back, objects_of
-from study.store.archive import import_study
+from study.store.archive import SUM, check_sum, import_study, seal
 from study.store.store import StudyStore, study_names
 from study.tracking import EXPERIMENT, end_study, project_all, project_best
 
@@ -61,7 +61,9 @@ def restore_backup(
             raise UserError(f"{place}: format {about.get('format')!r}, expected {FORMAT!r}")
         source = str(about["bucket"])
         studies = {
-            name: _moved(json.loads(_read(tar, content, f"studies/{name}.json")), source, bucket)
+            name: _moved_study(
+                json.loads(_read(tar, content, f"studies/{name}.json")), f"{place}: {name}", source, bucket
+            )
             for name in about["studies"]
         }
         there = _check_studies(url, studies)
@@ -118,6 +120,13 @@ def _check_keys(place: str, keys: list[str]) -> None:
         parts = key.split("/")
         if parts[0] not in PREFIXES or ".." in parts or "" in parts:
             raise UserError(f"{place}: names an object {key!r}, which no study and no model has; nothing was restored")
+
+
+def _moved_study(study: dict[str, Any], place: str, source: str, bucket: str) -> dict[str, Any]:
+    """A study's file, checked by its sum as it was written, and sealed anew with the addresses of here."""
+    check_sum(study, place)
+    moved = {key: _moved(value, source, bucket) for key, value in study.items()}
+    return {**moved, SUM: seal(moved)}
 
 
 def _moved(value: Any, source: str, bucket: str) -> Any:

@@ -58,6 +58,15 @@ def seal(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def check_sum(content: Mapping[str, Any], place: str) -> None:
+    """`UserError` where a file, found at `place`, is not as it was written."""
+    if content.get(SUM) != seal(content):
+        raise UserError(
+            f"{place}: not as `agft archive` wrote it: its content has SHA-256 {seal(content)[:12]}..., and it says "
+            f"{str(content.get(SUM))[:12]}...; `agft audit` of the file names the first place that does not follow"
+        )
+
+
 def export_study(store: StudyStore, path: Path) -> dict[str, int]:
     """Write the study to `path`, atomically; rows by table."""
     content = content_of(store)
@@ -104,11 +113,7 @@ def import_study(url: str, path: Path, *, name: str | None = None) -> str:
     Unfinished trials go on from their checkpoints, if this side reaches the same bucket.
     """
     content = _read(path)
-    if content.get(SUM) != seal(content):
-        raise UserError(
-            f"{path}: not as `agft archive` wrote it: its content has SHA-256 {seal(content)[:12]}..., and it says "
-            f"{str(content.get(SUM))[:12]}...; `agft audit {path}` names the first place that does not follow"
-        )
+    check_sum(content, str(path))
     study, rows = content["study"], content["rows"]
     taken = study_names(url)
     chosen = study["name"] if name is None else name
