@@ -156,6 +156,7 @@ class DatasetEntry:
     templates: tuple[str, ...] = ()
     resolution: Resolution = "native"
     files: Files | None = None
+    held_out: tuple[str, ...] = ()  # the only classes it has images of, and which a set to fine-tune on leaves out
 
     @property
     def kind(self) -> str:
