@@ -2,7 +2,7 @@
 
 `tiny-wide` has part of the classes of all six families, and sets of held-out classes show the others
 (`trainers.data.drawn.wide`). `tiny-color-shapes`, the stress test, has shapes in colours only, so that letters,
-textures and real digits are families that fine-tuning has not seen. The roles were fixed before any model was trained.
+textures and real digits are families that fine-tuning has not seen; its roles were fixed before any model was trained.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def _held_out_row(name: str, kind: str, number: int, num_classes: int, each: int
     """`each` images of every held-out class of a family, scored among all its `num_classes`."""
     shown = HELD_OUT[kind]
     n = len(shown) * each
-    row = _row(name, kind, number, num_classes, each, f"{len(shown)} classes that tiny-wide holds out, among all")
+    family = name.removeprefix("heldout-")
+    row = _row(name, kind, number, num_classes, each, f"the {family} that tiny-wide holds out, scored among all")
     return replace(row, load=partial(_draw, name, kind, number, n, shown), num_images=n, held_out=shown)
 
 
@@ -148,7 +149,7 @@ def _table() -> dict[str, DatasetEntry]:
         _row("tiny-counts", "count", 5, 20, 40, "one to five circles, squares, triangles or crosses"),
         _row("tiny-letters", "letter", 6, 26, 30, "printed capital letters"),
         _row("tiny-textures", "texture", 7, 12, 60, "stripes, checkerboard, dots, waves, ... in two colours"),
-        _row("tiny-wide", WIDE, 8, 58, 80, "two thirds of the classes of all six families; to fine-tune on"),
+        _row("tiny-wide", WIDE, 8, 58, 80, "part of the classes of all six families; to fine-tune on"),
         _held_out_row("heldout-shapes", "shape", 9, 12, 120),
         _held_out_row("heldout-textures", "texture", 10, 12, 120),
         _held_out_row("heldout-colors", "color", 11, 12, 120),
