@@ -20,6 +20,7 @@ from trainers.schema.suite import AttackAt, Suite
 RADII = (2 / 255, 4 / 255, 6 / 255, 8 / 255)
 BEDS = {"tiny-wide": WIDE_ROLES, "tiny-color-shapes": TINY_ROLES}  # by the set to fine-tune on
 ROLES = ("train", "dev", "confirm", "final")
+TRAIN_SAMPLES = 1200  # images of a set to fine-tune on that are measured
 EVERY = tuple(dict.fromkeys(name for roles in BEDS.values() for role in ROLES for name in roles[role]))
 ZERO_SHOT = tuple(name for name in EVERY if name not in BEDS)
 
@@ -53,7 +54,7 @@ def measure_all(clip: nn.Module, *, radii: Sequence[float] = RADII, samples: int
     """All sets, with a line of progress for each."""
     rows, began = [], time.perf_counter()
     for number, name in enumerate(EVERY, start=1):
-        rows.append(measure(clip, name, radii=radii, samples=samples))
+        rows.append(measure(clip, name, radii=radii, samples=samples or (TRAIN_SAMPLES if name in BEDS else None)))
         seconds = time.perf_counter() - began
         left = seconds / number * (len(EVERY) - number)
         print(f"measured {name} ({number}/{len(EVERY)})  {seconds:.0f} s, {left:.0f} s left", flush=True)
