@@ -23,6 +23,7 @@ from study.results.status import live_state
 from study.spec.config import StudyConfig
 from study.spec.files import load_study
 from study.store.database import database_url
+from study.store.requests import promotions
 from study.store.store import StudyStore, study_names
 from trainers.schema.records import Measurement
 
@@ -139,7 +140,7 @@ class Study:
 
     def content(self) -> Content:
         """Everything that a report shows, typed: what `report.json` holds."""
-        return content_of(self.store.load(), self.store.trials())
+        return content_of(self.store.load(), self.store.trials(), promotions=promotions(self.store))
 
     def frame(self) -> list[dict[str, Any]]:
         """One plain dict a trial, parameters by dotted path: `pandas.DataFrame(study.frame())`."""
@@ -150,7 +151,8 @@ class Study:
         from study.report.page import write_report
 
         place = self.home / "reports" / self.name if folder is None else Path(folder)
-        return write_report(self.store.load(), self.store.trials(), place).with_name("report.html")
+        study, trials = self.store.load(), self.store.trials()
+        return write_report(study, trials, place, promotions=promotions(self.store)).with_name("report.html")
 
     def pause(self) -> None:
         """Ask the driver, wherever it runs, to pause: running trials end at their next report, with a checkpoint."""

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import optuna
-
-from study.search.samplers import directions, propose
+from study.search.proposals import Proposer, given, pending
 from study.search.stopping import rungs
 from study.spec.config import SAMPLERS, STOPPING, SamplerConfig, SchedulerConfig, StudyConfig
 from study.spec.promotion import SELECTION, Given, parse_preference
+from study.store.rows import Proposal, TrialRow
+from trainers.schema.records import EpochRecord
+from trainers.schema.training import Goal
 
 TRIALS = 12
 Contract = dict[str, Callable[[], None]]
@@ -44,34 +46,49 @@ def _spec(**parts: Any) -> StudyConfig:
     )
 
 
-def _study(spec: StudyConfig) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(directions=directions(spec))
+GOAL = Goal(at_least={"clean_accuracy": 0.3})
+LAG = 3
 
 
-def _proposed(spec: StudyConfig, study: optuna.Study, count: int) -> list[dict[str, Any]]:
-    """So many further trials, each told a value that depends on its number alone."""
-    found = []
-    for _ in range(count):
-        number, params = propose(study, spec, spec.dimensions())
-        study.tell(number, (7 * number % 5) / 5)
-        found.append(params)
-    return found
+def _ended(proposal: Proposal, state: str = "complete") -> TrialRow:
+    """A trial with accuracies that depend on its number alone."""
+    value = (7 * proposal.number % 5) / 5
+    measured: dict[str, Any] = {"epoch": 1, "clean_accuracy": 1 - value, "robust_accuracy": value, "feasible": True}
+    best = {f"best_{name}": found for name, found in measured.items()}
+    idle = {"timestamp_ms": 0, "steps": 0, "train_loss": 0.0, "parts": {}, "lr": 0.0, "grad_norm": 0.0, "datasets": {},
+            "train_seconds": 0.0, "eval_seconds": 0.0, "images_per_second": 0.0}  # fmt: skip
+    record = EpochRecord.model_validate(idle | measured | best)
+    return replace(pending(proposal), state=state, epochs=(record,))
+
+
+def _proposed(spec: StudyConfig, states: Callable[[int], str] = lambda number: "complete") -> dict[int, TrialRow]:
+    proposer = Proposer(spec, GOAL, given(spec, spec.dimensions()))
+    rows: dict[int, TrialRow] = {}
+    for number in range(TRIALS):
+        rows[number] = _ended(proposer.propose(rows, number, LAG), states(number))
+    return rows
 
 
 def what_it_proposes_is_inside_the_space(name: str) -> None:
     spec = _spec(sampler={"name": name, "startup_trials": 3, "population": 4})
-    for params in _proposed(spec, _study(spec), TRIALS):
-        assert set(params) == set(spec.search)
-        assert all(dimension.holds(params[dimension.path]) for dimension in spec.dimensions())
+    for row in _proposed(spec).values():
+        assert set(row.params) == set(spec.search)
+        assert all(dimension.holds(row.params[dimension.path]) for dimension in spec.dimensions())
 
 
-def a_study_that_is_opened_anew_goes_on_as_if_it_were_kept_open(name: str) -> None:
+def a_proposal_follows_from_what_it_knows(name: str) -> None:
+    """Made again by somebody who has been away, and beside what the trials that are pending report meanwhile."""
     spec = _spec(sampler={"name": name, "startup_trials": 3, "population": 4})
-    storage = optuna.storages.InMemoryStorage()
-    optuna.create_study(study_name="anew", storage=storage, directions=directions(spec))
-    anew = [_proposed(spec, optuna.load_study(study_name="anew", storage=storage), 1)[0] for _ in range(TRIALS)]
-    assert anew == _proposed(spec, _study(spec), TRIALS)
+    rows = _proposed(spec, lambda number: "pruned" if number % 4 == 1 else "complete")
+    for number, row in rows.items():
+        before = {other: rows[other] for other in range(number)}
+        meanwhile = {
+            other: replace(each, state="failed", epochs=()) if other >= number - LAG else each
+            for other, each in before.items()
+        }
+        for state in (before, meanwhile):
+            again = Proposer(spec, GOAL, given(spec, spec.dimensions())).propose(state, number, LAG)
+            assert (again.params, dict(again.memory)) == (row.params, row.memory)
 
 
 def it_says_what_it_reads_and_how_it_goes_about_it(name: str) -> None:
@@ -86,7 +103,7 @@ def sampler_contract(name: str) -> Contract:
     """The checks by name."""
     checks = (
         what_it_proposes_is_inside_the_space,
-        a_study_that_is_opened_anew_goes_on_as_if_it_were_kept_open,
+        a_proposal_follows_from_what_it_knows,
         it_says_what_it_reads_and_how_it_goes_about_it,
     )
     return {check.__name__: partial(check, name) for check in checks}

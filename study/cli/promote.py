@@ -21,7 +21,8 @@ from study.errors import UserError
 @click.option("--policy", type=FILE, help="A YAML file with gates, instead of the study's promote.gates.")
 @click.option("--seeds", type=click.IntRange(min=0), help="Train the winner again with so many fresh seeds.  "
               "[default: promote.seeds]")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Decide and change nothing; the final sets stay unseen.")
+@click.option("--dry-run", is_flag=True, help="Decide and change nothing; the final sets stay unseen. The look at the "
+              "confirm sets counts: what it tells is told.")  # fmt: skip
 @click.option("--final", is_flag=True, help="With --dry-run: look at the final sets all the same; it counts.")
 @click.option("--force", is_flag=True, help="Promote although a gate fails; needs --reason.")
 @click.option("--reason", help="Why; on record in the manifest, HEAD's history and MLflow.")
@@ -33,7 +34,10 @@ def promote(
 ) -> None:  # fmt: skip
     """Prove the best trials on unseen data, and make the winner the champion if it passes every gate.
 
-    Exit code 0: promoted, or the champion is kept; 1: a gate refused, or MLflow was not told; 2: wrong input.
+    If a gate refuses the best candidate, the next one is tried. Every comparison with a champion is counted, and the
+    later one is, the more it has to show.
+
+    Exit code 0: promoted, or the champion is kept; 1: refused, or MLflow was not told; 2: wrong input.
     """
     store = store_of(study)
     _check(dry_run=dry_run, final=final, force=force, reason=reason)

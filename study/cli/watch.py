@@ -137,9 +137,10 @@ def report(target: str, against: str | None, out: Path | None, as_json: bool) ->
 
 def _report_study(store: StudyStore, out: Path | None, *, as_json: bool) -> None:
     from study.report.page import report_json, write_report
+    from study.store.requests import promotions
 
-    study, trials = store.load(), store.trials()
+    study, trials, promoted = store.load(), store.trials(), promotions(store)
     if as_json:
-        print_json(report_json(study, trials))
+        print_json(report_json(study, trials, promotions=promoted))
     else:
-        click.echo(write_report(study, trials, out or home() / "reports" / study.name))
+        click.echo(write_report(study, trials, out or home() / "reports" / study.name, promotions=promoted))

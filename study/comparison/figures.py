@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
+from study.comparison.record import finals
 from study.figures.content import Bars, Figure, Mark, Panel, Scale, Series
 from study.figures.style import series
-from study.statistics import METRICS, set_accuracy
+from study.statistics import METRICS, mean_accuracy, set_accuracy
 
 SIDE_BY_SIDE = 4  # final sets; of more, the two accuracies stand below each other
 Record = Mapping[str, Any]
@@ -19,30 +20,36 @@ def figures(record: Record) -> list[Figure]:
     return [_accuracy(record), _sets(record), _search(record)]
 
 
-def _finals(method: Record) -> list[Record]:
-    return [run["final"] for run in method["runs"] if run["final"]]
-
-
 def _accuracy(record: Record) -> Figure:
-    """Means over the final sets: a dot a seed, the mean with its deviation."""
+    """Means over each group of the final sets: a dot a seed, the mean with its deviation."""
+    groups = record["groups"]
+    panels = tuple(_means(record, group, group["title"] if len(groups) > 1 else "") for group in groups)
+    title = f"{record['name']}: every seed, and mean ± standard deviation"
+    return Figure("comparison-accuracy", title, panels, 7.5 if len(groups) == 1 else 12.0, 5.4, columns=len(groups))
+
+
+def _means(record: Record, group: Record, title: str) -> Panel:
     marks: list[Mark] = []
     for place, (label, method) in enumerate(record["methods"].items()):
-        x, y = (tuple(100 * point[name] for point in _finals(method)) for name in METRICS)
+        x, y = (
+            tuple(100 * mean_accuracy(final["datasets"], group["sets"], name) for final in finals(method))
+            for name in METRICS
+        )
         marks.append(Series(series(place), x, y, size=5.0, opacity=0.45))
-        clean, robust = (method["summary"]["final"][name] for name in METRICS)
+        clean, robust = (group["methods"][label][name] for name in METRICS)
         ends = [((100 * (found["deviation"] or 0.0),) * 2,) for found in (clean, robust)]
         marks.append(Series(series(place), (100 * clean["mean"],), (100 * robust["mean"],), label, size=9.0,
                             x_errors=ends[0], y_errors=ends[1]))  # fmt: skip
-    x, y = ((100 * record["unmodified"]["final"][name],) for name in METRICS)
+    x, y = ((100 * group["unmodified"][name],) for name in METRICS)
     marks.append(Series("unmodified", x, y, "unmodified CLIP", size=12.0))
-    scales = [Scale(f"{name.replace('_', ' ')}, mean over the final sets (%)") for name in METRICS]
-    title = f"{record['name']}: every seed, and mean ± standard deviation"
-    return Figure("comparison-accuracy", title, (Panel(tuple(marks), scales[0], scales[1]),), 7.5, 5.4)
+    scales = [Scale(f"{name.replace('_', ' ')}, mean over the {title or 'final sets'} (%)") for name in METRICS]
+    return Panel(tuple(marks), scales[0], scales[1], title)
 
 
 def _sets(record: Record) -> Figure:
     """A dot a seed, a bar at the mean, a dashed line for the unmodified CLIP."""
-    clip, methods = record["unmodified"]["final"]["datasets"], record["methods"]
+    every, methods = record["unmodified"]["final"]["datasets"], record["methods"]
+    clip = {name: every[name] for group in record["groups"] for name in group["sets"]}
     step = 0.8 / len(methods)
     panels = []
     for metric in METRICS:
@@ -50,7 +57,7 @@ def _sets(record: Record) -> Figure:
         for place, (label, method) in enumerate(methods.items()):
             centres = tuple(column + (place - (len(methods) - 1) / 2) * step for column in range(len(clip)))
             values = [
-                [100 * set_accuracy(point["datasets"][name], metric) for point in _finals(method)] for name in clip
+                [100 * set_accuracy(point["datasets"][name], metric) for point in finals(method)] for name in clip
             ]
             means = tuple(sum(each) / len(each) for each in values)
             marks.append(Bars(series(place), centres, means, thickness=0.86 * step, opacity=0.3, upright=True))
@@ -65,9 +72,11 @@ def _sets(record: Record) -> Figure:
         scale = Scale(f"{metric.split('_')[0]} accuracy (%)", low=0)
         panels.append(Panel(tuple(marks), Scale(ticks=names, grid=False), scale))
     columns = 2 if len(clip) <= SIDE_BY_SIDE else 1
+    apart = "".join(f"; {group['title']}: {', '.join(group['sets'])}" for group in record["groups"][1:])
     width = max(8.0, 2.2 * len(clip) + 3.5) if columns == 2 else min(16.0, 1.1 * len(clip) + 3.0)
-    return Figure("comparison-sets", f"{record['name']}: final sets, every seed and the mean", tuple(panels), width,
-                  4.8 if columns == 2 else 8.4, columns=columns)  # fmt: skip
+    title = f"{record['name']}: final sets, every seed and the mean{apart}"
+    height = 4.8 if columns == 2 else 8.4
+    return Figure("comparison-sets", title, tuple(panels), width, height, columns=columns)
 
 
 def spread_out(centre: float, number: int, width: float) -> list[float]:

@@ -15,9 +15,11 @@ from study.errors import StudyFailed
 from study.plan.cost import update_passes
 from study.results.ranking import Measurement, ranked
 from study.spec.dimension import shown
-from study.statistics import METRICS, seed_differences, set_accuracy, spread
+from study.spec.promotion import parse_floor
+from study.statistics import COVERAGE, METRICS, each_of, mean_accuracy, seed_differences, set_accuracy, spread
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
+from trainers.data import dataset_entry
 from trainers.objectives import METHODS
 
 UNMODIFIED = "unmodified CLIP"
@@ -67,6 +69,7 @@ def collect(comparison: Comparison, database: str, folder: Path) -> dict[str, An
             "reference": comparison.reference,
             "seeds": list(comparison.seeds),
             "setting": {**setting, "trials": spec.budget.trials},
+            "held_out": [name for name in spec.data.final if dataset_entry(name, "data.final").held_out],
             "unmodified": {
                 "dev": first.baseline and first.baseline.model_dump(mode="json"),
                 "final": kept_result(comparison, folder, UNMODIFIED, "", None),
@@ -78,28 +81,95 @@ def collect(comparison: Comparison, database: str, folder: Path) -> dict[str, An
 
 
 def conclude(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with what follows from its runs: means over seeds, and differences to the reference."""
-    runs: dict[str, dict[int, dict[str, float]]] = {}
-    for label, method in record["methods"].items():
-        measured = [run for run in method["runs"] if run["final"]]
-        runs[label] = {run["seed"]: {name: run["final"][name] for name in METRICS} for run in measured}
-        names = measured[0]["final"]["datasets"]
+    """The record with what follows from its runs: every method on every final set, and the groups of them."""
+    for method in record["methods"].values():
         method["summary"] = {
-            "final": {name: asdict(spread([run["final"][name] for run in measured])) for name in METRICS},
             "sets": {
                 each: {
-                    name: asdict(spread([set_accuracy(run["final"]["datasets"][each], name) for run in measured]))
+                    name: asdict(spread([set_accuracy(final["datasets"][each], name) for final in finals(method)]))
                     for name in METRICS
                 }
-                for each in names
+                for each in record["unmodified"]["final"]["datasets"]
+            }
+        }
+    groups = {title: _Group(record, sets) for title, sets in _groups(record).items()}
+    number = sum(group.intervals for group in groups.values())
+    record["intervals"] = {"number": number, "each": each_of(number), "together": COVERAGE, "by": "Bonferroni"}
+    record["groups"] = [{"title": title, **group.record(number)} for title, group in groups.items()]
+    record["dev_floors"] = _floors(record, record["unmodified"]["dev"] or {})
+    record.pop("differences", None)  # of records made before there were groups
+    return record
+
+
+def finals(method: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What its runs reached on the final sets; a failed run is left out."""
+    return [run["final"] for run in method["runs"] if run["final"]]
+
+
+ALL, WHOLE, HELD_OUT = "final sets", "whole sets", "held-out classes"
+
+
+def _groups(record: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Sets of held-out classes stand apart from whole sets, where a comparison has both."""
+    held_out = record.get("held_out", [])
+    every = list(record["unmodified"]["final"]["datasets"])
+    apart = [name for name in every if name in held_out]
+    whole = [name for name in every if name not in held_out]
+    return {WHOLE: whole, HELD_OUT: apart} if apart and whole else {ALL: every}
+
+
+def _floors(record: Mapping[str, Any], clip: Mapping[str, Any]) -> dict[str, float]:
+    """The goal's floors in numbers, where the unmodified CLIP reaches `clip`."""
+    floors = record["setting"]["goal"]["subject_to"]
+    return {name: parse_floor(text).resolve(clip[name]) for name, text in floors.items() if name in clip}
+
+
+class _Group:
+    """Some of the final sets: means over them of every method, and differences to the reference."""
+
+    def __init__(self, record: Mapping[str, Any], sets: list[str]) -> None:
+        def means(final: Mapping[str, Any]) -> dict[str, float]:
+            return {name: mean_accuracy(final["datasets"], sets, name) for name in METRICS}
+
+        self.sets = sets
+        self.unmodified = means(record["unmodified"]["final"])
+        self.floors = _floors(record, self.unmodified)
+        self.runs = {
+            label: {run["seed"]: means(run["final"]) for run in method["runs"] if run["final"]}
+            for label, method in record["methods"].items()
+        }
+        self.differences = seed_differences(self.runs, record["reference"])
+
+    @property
+    def intervals(self) -> int:
+        every = [found for by_metric in self.differences.values() for found in by_metric.values()]
+        return sum(found is not None and found.interval() is not None for found in every)
+
+    def record(self, among: int) -> dict[str, Any]:
+        """As JSON values. `below`: the seeds that miss a floor of the goal, reckoned from these sets' own accuracies.
+
+        Floors hold on the dev sets, where checkpoints are chosen; on others nothing sees to it.
+        """
+        return {
+            "sets": self.sets,
+            "unmodified": self.unmodified,
+            "methods": {
+                label: {name: asdict(spread([run[name] for run in runs.values()])) for name in METRICS}
+                for label, runs in self.runs.items()
+            },
+            "differences": {
+                label: {name: found and found.record(among) for name, found in by_metric.items()}
+                for label, by_metric in self.differences.items()
+            },
+            "floors": self.floors,
+            "below": {
+                label: {
+                    name: [seed for seed, run in runs.items() if run[name] < floor]
+                    for name, floor in self.floors.items()
+                }
+                for label, runs in self.runs.items()
             },
         }
-    found = seed_differences(runs, record["reference"])
-    record["differences"] = {
-        label: {name: difference.record() if difference else None for name, difference in by_metric.items()}
-        for label, by_metric in found.items()
-    }
-    return record
 
 
 def _method(comparison: Comparison, label: str, database: str, folder: Path) -> dict[str, Any]:

@@ -3,138 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 
 from study.comparison.figures import figures
-from study.comparison.record import form_lines, form_name
+from study.comparison.record import form_lines
+from study.comparison.tables import (
+    MARK,
+    attack_text,
+    below_on_dev,
+    cost_rows,
+    eps_text,
+    interval_text,
+    listed,
+    points,
+    result_rows,
+    search_rows,
+    set_rows,
+    spaces,
+)  # fmt: skip
 from study.figures.static import write
-from study.spec.dimension import shown
 from study.statistics import FEWEST_PAIRS, METRICS
 
-# Tables of a comparison, as rows of text: for the terminal and for Markdown.
-
 Record = Mapping[str, Any]
-Rows = tuple[list[str], list[list[str]]]
-
-
-def _spread(found: Record) -> str:
-    deviation = "" if found["deviation"] is None else f" ± {100 * found['deviation']:.1f}"
-    return f"{100 * found['mean']:.1f}{deviation}"
-
-
-def _difference(found: Record | None) -> str:
-    if found is None:
-        return "-"
-    interval = "" if found["low"] is None else f" [{_points(found['low'])}, {_points(found['high'])}]"
-    return f"{_points(found['mean'])}{interval}"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
-
-
-def eps_text(values: Sequence[float]) -> str:
-    return ", ".join(f"{eps * 255:g}/255" for eps in values)
-
-
-def result_rows(record: Record) -> Rows:
-    reference = record["reference"]
-    rows = []
-    for label, method in record["methods"].items():
-        summary = method["summary"]["final"]
-        found = record["differences"].get(label)
-        apart = [_difference(found[name]) for name in METRICS] if found else ["", ""]
-        other = form_name(method)
-        name = f"{label}: {other}" if other else label
-        rows.append([name, str(summary[METRICS[0]]["n"]), *(_spread(summary[each]) for each in METRICS), *apart])
-    clip = record["unmodified"]["final"]
-    rows.append(["unmodified CLIP", "", *(f"{100 * clip[name]:.1f}" for name in METRICS), "", ""])
-    return ["method", "seeds", "clean", "robust", f"clean - {reference}", f"robust - {reference}"], rows
-
-
-def listed(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values))
-
-
-def set_rows(record: Record) -> Rows:
-    clip = record["unmodified"]["final"]["datasets"]
-    rows = []
-    for label, method in record["methods"].items():
-        sets = method["summary"]["sets"]
-        rows.append([label, *(_spread(sets[each][name]) for each in clip for name in METRICS)])
-    own = []
-    for scores in clip.values():
-        values = list(scores.values())
-        own += [f"{100 * sum(score[name] for score in values) / len(values):.1f}" for name in METRICS]
-    rows.append(["unmodified CLIP", *own])
-    return ["method", *(f"{each} {name.split('_')[0]}" for each in clip for name in METRICS)], rows
-
-
-def attack_text(attack: Record) -> str:
-    """A training attack in a few words: two that differ read differently."""
-    size, norm = attack["step_size"], attack["norm"]
-    step = f"{size['of_eps']:g} eps" if isinstance(size, Mapping) else _radius(size, norm)
-    extra = "".join(
-        f", {name} {attack[name]:g}" for name, plain in (("restarts", 1), ("momentum", 0)) if attack[name] != plain
-    )
-    ball = "" if norm == "linf" else f"{norm} "
-    return f"{attack['steps']} x {step}, {ball}eps {_radius(attack['eps'], norm)}{extra}"
-
-
-def _radius(value: float, norm: str) -> str:
-    """A length in the attack's norm: only one of the largest change of a pixel is counted in 255ths."""
-    return eps_text([value]) if norm == "linf" else f"{value:g}"
-
-
-def cost_rows(record: Record) -> Rows:
-    rows = []
-    for label, method in record["methods"].items():
-        cost, runs = method["passes"], method["runs"]
-        speeds = [run["images_per_second"] for run in runs if run["images_per_second"]]
-        passes = f"{cost['teacher']:g} + {cost['attack']:g} + {cost['update']:g} = {cost['total']:g}"
-        seconds = [run["device_seconds"] for run in runs]
-        rows.append([
-            label, attack_text(method["attack"]), passes, f"{sum(speeds) / len(speeds):.0f}" if speeds else "-",
-            f"{sum(seconds) / len(seconds):.0f}", f"{method['search']['device_seconds'] / 60:.1f}",
-        ])  # fmt: skip
-    return ["method", "training attack", "passes", "images/s", "device-seconds a run", "search, device-minutes"], rows
-
-
-def search_rows(record: Record) -> Rows:
-    rows = []
-    for label, method in record["methods"].items():
-        best = method["chosen"]
-        accuracies = [f"{100 * best[name]:.1f}" for name in METRICS]
-        complete = sum(trial["state"] == "complete" for trial in method["search"]["trials"])
-        values = ", ".join(f"{_short(path)} {shown(path, value)}" for path, value in best["params"].items())
-        rows.append([label, f"{complete}/{len(method['search']['trials'])}", str(best["trial"]), *accuracies, values])
-    return ["method", "trials", "chosen", "clean", "robust", "its hyperparameters"], rows
-
-
-def _short(path: str) -> str:
-    return path.removeprefix("method.").removeprefix("train.optimizer.")
-
-
-def spaces(record: Record) -> list[str]:
-    lines = []
-    for label, method in record["methods"].items():
-        space = ", ".join(f"{_short(path)} {_range(entry)}" for path, entry in method["search"]["space"].items())
-        lines.append(f"- {label}: {space or 'nothing'}")
-    return lines
-
-
-def _range(entry: Record) -> str:
-    wrapper = next((key for key in entry if isinstance(entry[key], Mapping)), None)
-    if wrapper:
-        return f"{_range(entry[wrapper])} {wrapper.replace('_', ' ')}"
-    if "choices" in entry:
-        return f"of {listed(entry['choices'])}"
-    return f"{entry['low']} to {entry['high']}{' (log)' if entry.get('log') else ''}"
 
 
 def write_comparison(record: Record, folder: Path) -> Path:
@@ -148,34 +44,31 @@ def write_comparison(record: Record, folder: Path) -> Path:
     return path
 
 
-def comparison_table(record: Record) -> Table:
-    """For a terminal: means over seeds on the final sets."""
-    table = Table(title=f"{record['name']}: final sets, mean ± standard deviation over seeds (%)", title_justify="left")
-    head, rows = result_rows(record)
-    for place, name in enumerate(head):
-        table.add_column(name, justify="right" if place else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def comparison_table(record: Record) -> Group:
+    """For a terminal: means over seeds, group by group, and who misses a floor."""
+    parts: list[Table | str] = []
+    for group in record["groups"]:
+        title = f"{record['name']}: {group['title']}, mean ± standard deviation over seeds (%)"
+        table = Table(title=title, title_justify="left")
+        head, rows = result_rows(record, group)
+        for place, name in enumerate(head):
+            table.add_column(name, justify="right" if place else "left")
+        for row in rows:
+            table.add_row(*row)
+        parts += [table, *floor_lines(record, group)]
+    return Group(*parts)
 
 
 def markdown(record: Record) -> str:
     """The whole report."""
-    reference = record["reference"]
     parts = [
         f"# Comparison {record['name']}",
         _what_was_done(record),
         "\n".join(f"- {line}" for line in form_lines(record)),
-        "## Result",
-        _table(*result_rows(record)),
-        f"Percent on the final sets (unweighted mean over {len(record['setting']['data']['final'])} sets), mean "
-        f"± standard deviation over seeds. The last two columns are differences to {reference} in points, seed by seed,"
-        f" with 95 % t intervals (from {FEWEST_PAIRS} seeds or more, if their differences are not all the same).",
+        *(part for group in record["groups"] for part in _result(record, group)),
         "![clean against robust accuracy](comparison-accuracy.png)",
-        "\n".join(f"- {line}" for line in [*_verdicts(record), *_warnings(record)]),
-        "The intervals hold the spread of training seeds alone. The hyperparameters were searched once, and every run "
-        "is measured on the same images, so another search or other data can move the methods by more than this. "
-        f"Intervals shown: {_intervals(record)}, not corrected for their number.",
+        "\n".join(f"- {line}" for line in _warnings(record)),
+        _scope(record),
         "## Every final set",
         _table(*set_rows(record)),
         "![accuracy on every final set](comparison-sets.png)",
@@ -195,6 +88,70 @@ def markdown(record: Record) -> str:
         _origin(record),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _result(record: Record, group: Record) -> Iterator[str]:
+    """A table of means over a group of the final sets, and what it says."""
+    alone = len(record["groups"]) == 1
+    yield "## Result" if alone else f"## Result: {group['title']}"
+    yield _table(*result_rows(record, group))
+    sets = f"{len(group['sets'])} sets" if alone else f"{len(group['sets'])} of the sets: {listed(group['sets'])}"
+    number = record["intervals"]["number"]
+    together = (
+        f"t intervals that hold all together, all {number} of this page, with 95 % (Bonferroni: each has "
+        f"{100 * record['intervals']['each']:.2f} %; "
+        if number > 1 else "95 % t intervals ("
+    )  # fmt: skip
+    yield (
+        f"Percent on the final sets (unweighted mean over {sets}), mean ± standard deviation over seeds. The last two "
+        f"columns are differences to {record['reference']} in points, seed by seed, with {together}from {FEWEST_PAIRS} "
+        "seeds or more, if their differences are not all the same)."
+    )
+    yield "\n".join(f"- {line}" for line in floor_lines(record, group))
+    yield "\n".join(f"- {line}" for line in _verdicts(record, group))
+
+
+def floor_lines(record: Record, group: Record) -> list[str]:
+    """For every method with a mark: which floor it misses, by how much, and with how many seeds, here and on dev."""
+    lines = []
+    for label, method in record["methods"].items():
+        dev, measured = below_on_dev(method), sum(bool(run["final"]) for run in method["runs"])
+        words = [_miss(record, group, label, name) for name, seeds in group["below"][label].items() if seeds]
+        if words or dev:
+            floors = ", ".join(f"{name.replace('_', ' ')} {100 * at:.1f}" for name, at in record["dev_floors"].items())
+            seeds = f" (seeds {listed(dev)})" if dev else ""
+            words.append(f"on the dev sets, where floors decide ({floors}), {len(dev)} of {measured} seeds miss{seeds}")
+            lines.append(f"{MARK} {label}: {'; '.join(words)}.")
+    return lines
+
+
+def _miss(record: Record, group: Record, label: str, name: str) -> str:
+    """One floor that a method misses with some seeds on a group of sets, perhaps not in mean."""
+    found, floor, seeds = group["methods"][label][name], group["floors"][name], group["below"][label][name]
+    what, rule = name.replace("_", " "), record["setting"]["goal"]["subject_to"][name]
+    where = "below" if found["mean"] < floor else "in mean not below"
+    return (
+        f"{what} {100 * found['mean']:.1f} on the {group['title']} is {where} the goal's floor {rule}, there "
+        f"{100 * floor:.1f} (clip: {100 * group['unmodified'][name]:.1f}), missed by {len(seeds)} of {found['n']} seeds"
+    )
+
+
+def _scope(record: Record) -> str:
+    """What the intervals are of, and what not."""
+    number = record["intervals"]["number"]
+    corrected = (
+        ", corrected for their number after Bonferroni (Dunn, JASA 56, 1961); `comparison.json` also has each for "
+        "itself alone" if number > 1 else ""
+    )  # fmt: skip
+    floors = (
+        " A floor of the goal decides on the dev sets which trial and which epoch is chosen; on other sets nothing "
+        "sees to it." if record["setting"]["goal"]["subject_to"] else ""
+    )  # fmt: skip
+    return (
+        "The intervals hold the spread of training seeds alone. The hyperparameters were searched once, and every run "
+        "is measured on the same images, so another search or other data can move the methods by more than this. "
+        f"Intervals shown: {number}{corrected}.{floors}"
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -221,40 +178,45 @@ def _what_was_done(record: Record) -> str:
     )
 
 
-def _verdicts(record: Record) -> list[str]:
+def _verdicts(record: Record, group: Record) -> list[str]:
     """What the seeds say about every method against the reference, and what they do not say."""
     lines = []
-    for label, found in record["differences"].items():
+    for label, found in group["differences"].items():
         words = []
         for name in METRICS:
             difference, what = found[name], name.split("_")[0]
             if difference is None:
                 words.append(f"{what} accuracy cannot be compared: no seed in common")
-            elif difference["low"] is None:
+            elif difference["alone"] is None:
                 words.append(f"{what} accuracy: {_no_interval(difference)}")
             elif difference["separated"]:
                 more = "higher" if difference["mean"] > 0 else "lower"
                 words.append(f"{what} accuracy is {abs(100 * difference['mean']):.1f} points {more}")
             else:
-                words.append(f"the seeds do not separate the {what} accuracies")
+                words.append(f"the seeds do not separate the {what} accuracies{_if_it_were_alone(difference)}")
         lines.append(f"{label} against {record['reference']}: {'; '.join(words)}.")
     return lines
 
 
+def _if_it_were_alone(difference: Record) -> str:
+    """Said only where the correction decides: whoever knows the interval without it will miss it."""
+    low, high = difference["alone"]
+    if low <= 0 <= high:
+        return ""
+    return (
+        f" ({points(difference['mean'])}; only by itself, as if nothing else had been compared, the interval would "
+        f"leave out 0:{interval_text(difference['alone'])})"
+    )
+
+
 def _no_interval(difference: Record) -> str:
     """Why there is no interval, and so no verdict."""
-    points, n = f"{100 * difference['mean']:+.1f} points", difference["n"]
+    found, n = f"{points(difference['mean'])} points", difference["n"]
     if n < FEWEST_PAIRS:
         mean = "in mean " if n > 1 else ""
         seeds = "seeds" if n > 1 else "seed"
-        return f"no interval, {n} {seeds} in common being too few ({mean}{points})"
-    return f"no interval, the difference being {points} with every one of {n} seeds, which shows no spread"
-
-
-def _intervals(record: Record) -> int:
-    """How many differences have an interval."""
-    every = [found for by_metric in record["differences"].values() for found in by_metric.values()]
-    return sum(found is not None and found["low"] is not None for found in every)
+        return f"no interval, {n} {seeds} in common being too few ({mean}{found})"
+    return f"no interval, the difference being {found} with every one of {n} seeds, which shows no spread"
 
 
 def _warnings(record: Record) -> list[str]:
@@ -262,12 +224,8 @@ def _warnings(record: Record) -> list[str]:
     lines = []
     for label, method in record["methods"].items():
         failed = [run["seed"] for run in method["runs"] if not run["final"]]
-        below = [run["seed"] for run in method["runs"] if run["final"] and not run["feasible"]]
         if not method["chosen"]["feasible"]:
             lines.append(f"No trial of {label} reached the floors on the dev sets; the nearest one was taken.")
-        if below:
-            count = f"{len(below)} of {len(method['runs'])}"
-            lines.append(f"{label}: {count} runs are below a floor on the dev sets (seeds {listed(below)}).")
         if failed:
             lines.append(f"{label}: seeds {listed(failed)} failed and are missing.")
         lost = sum(trial["state"] == "failed" for trial in method["search"]["trials"])

@@ -15,13 +15,13 @@ from infra import storage
 from infra.tracking import calls as mlflow_calls
 from study.artifacts.checkpoints import scratch_prefix, study_prefix
 from study.errors import UserError
-from study.search.optuna_book import OptunaBook, delete_optuna_studies
+from study.search.projection import Projection, delete_projection
+from study.search.proposals import Proposer
 from study.spec.config import load_canonical
 from study.store import tables as t
 from study.store.database import transaction
 from study.store.lease import LeaseHeld, owner_identity
 from study.store.requests import answer, ask
-from study.store.rows import FINISHED
 from study.store.store import DELETING, StudyStore
 from study.tracking import EXPERIMENT, study_key
 
@@ -68,8 +68,8 @@ def _raise_budget(store: StudyStore, more: Mapping[str, float]) -> None:
         found = connection.execute(sa.select(t.studies).where(row).with_for_update()).one()
         budget = found.budget or load_canonical(found.spec).budget.model_dump(mode="json")
         raised = {**budget, **{name: budget[name] + by for name, by in more.items() if budget[name] is not None}}
-        ended = sa.select(sa.func.count()).where(t.trials.c.study == store.name, t.trials.c.state.in_(FINISHED))
-        values = {"budget": raised, "extended_at": connection.execute(ended).scalar_one()}
+        there = sa.select(sa.func.count()).where(t.trials.c.study == store.name)
+        values = {"budget": raised, "extended_at": connection.execute(there).scalar_one()}
         connection.execute(sa.update(t.studies).where(row).values(**values))
 
 
@@ -93,10 +93,9 @@ def drop_trial(store: StudyStore, number: int, reason: str) -> str:
             study = store.load()
             if study.goal is None:
                 raise UserError(f"study {store.name!r} has not begun")
-            book = OptunaBook(store, study.spec, study.goal.at_least)
-            why = f"dropped: {reason}" if reason else "dropped"
-            store.finish_trial(token, number, "dropped", stop_reason=why)
-            book.rebuild(token)
+            why, rows = f"dropped: {reason}" if reason else "dropped", store.trials()
+            store.finish_trial(token, number, "dropped", stop_reason=why, dropped_at=len(rows))
+            Projection(store, Proposer(study.spec, study.goal, ())).rebuild(store.trials())
             answer(store, token, request, "dropped")
     except LeaseHeld:
         return f"asked: trial {number} of {store.name!r} is taken out by its driver, at the latest at its next report"
@@ -128,12 +127,11 @@ def stop_study(store: StudyStore) -> str:
         unfinished = [row for row in store.trials() if not row.finished]
         if unfinished or state in ("new", "paused", "running", "failed"):
             if study.goal is not None:
-                book = OptunaBook(store, study.spec, study.goal.at_least)
-                if not book.mirrors():  # restored from a file, and not driven since
-                    book.rebuild(token)
                 for row in unfinished:
-                    ended, why = ("complete", None) if row.whole else ("pruned", "study: stop")
-                    book.tell(store.finish_trial(token, row.number, ended, stop_reason=why))
+                    reason = row.stop_reason if row.finishing else "study: stop"
+                    ended, why = ("complete", None) if row.whole else ("pruned", reason)
+                    store.finish_trial(token, row.number, ended, stop_reason=why)
+                Projection(store, Proposer(study.spec, study.goal, ())).rebuild(store.trials())
             state, message = "stopped", "asked to stop"
     finally:
         store.release(token, state, message)
@@ -169,7 +167,7 @@ def delete_study(store: StudyStore, *, bucket: str, tracking_uri: str, say: Call
             say(f"deleted {count} objects under {prefix}/")
         runs = mlflow_calls.delete_runs(mlflow_calls.connect(tracking_uri), EXPERIMENT, study_key(study))
         say(f"deleted {runs} runs in MLflow (its own trash keeps them until `mlflow gc`)")
-        delete_optuna_studies(store)
+        delete_projection(store)
     finally:
         store.release(token, DELETING, "half deleted; delete it again")
     store.delete()

@@ -22,7 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trainers.schema.records import Answer, Decision
 
 NAMESPACE = "agft"
-RUNG_WAIT_SECONDS = 2.0
+RUNG_SLICE_SECONDS = 10.0  # the board is asked again so often, and a dead one is noticed
+RUNG_PATIENCE_SECONDS = 3600.0
 BOARD_ANSWER_SECONDS = 20.0
 GONE = (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError)
 log = logging.getLogger("agft")
@@ -44,6 +45,10 @@ class Board:
         async with self.changed:
             self.verdicts[number, epoch] = decision
             self.changed.notify_all()
+
+    async def forget(self, number: int) -> None:
+        """A trial that was stopped is trained to its end after all."""
+        self.verdicts = {key: word for key, word in self.verdicts.items() if key[0] != number}
 
     async def tell_everybody(self, decision: str) -> None:
         """`pause`: every trial keeps its checkpoint and leaves at its next report."""
@@ -72,10 +77,15 @@ class Board:
     async def answer(self, number: int, epoch: int, wait_seconds: float) -> Answer:
         """To a report: the verdict, and which records the driver has by now."""
         word = await self.verdict(number, epoch, wait_seconds)
-        return Answer(Decision(word), self.stored.get(number, 0))
+        return Answer(Decision(word or "continue"), self.stored.get(number, 0))
 
-    async def verdict(self, number: int, epoch: int, wait_seconds: float) -> str:
-        """The decision on a report; waits for it at most `wait_seconds`, then the trial goes on."""
+    async def answer_at_rung(self, number: int, epoch: int, wait_seconds: float) -> Answer | None:
+        """The same where the trial is judged; None if it is not yet."""
+        word = await self.verdict(number, epoch, wait_seconds)
+        return None if word is None else Answer(Decision(word), self.stored.get(number, 0))
+
+    async def verdict(self, number: int, epoch: int, wait_seconds: float) -> str | None:
+        """The decision on a report; waits for it at most `wait_seconds`. None: there is none."""
         deadline = time.monotonic() + wait_seconds
         async with self.changed:
             while True:
@@ -84,13 +94,15 @@ class Board:
                     return "stop"
                 if self.everybody != "continue":
                     return self.everybody
-                left = deadline - time.monotonic()
-                if (number, epoch) in self.verdicts or left <= 0:
+                if (number, epoch) in self.verdicts:
                     return "continue"
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
                 try:
                     await asyncio.wait_for(self.changed.wait(), timeout=left)
                 except TimeoutError:
-                    return "continue"
+                    return None
 
 
 def board_name(study: str, token: int) -> str:
@@ -106,15 +118,24 @@ def open_board(study: str, token: int) -> Any:
 
 
 def ask_board(name: str, number: int, rungs: Sequence[int], epoch: int) -> Answer:
-    """The answer to a report that has just been made; called by rank 0 of a trial, which waits for it at a rung.
+    """The answer to a report that has just been made; called by rank 0 of a trial.
 
-    Without a board there is no driver any more: `pause`.
+    At a rung it waits for the verdict, however busy the driver is: with an epoch more, what the study finds would
+    depend on the clock. Without a board there is no driver any more: `pause`; nor is one that is silent for an hour.
     """
-    wait = RUNG_WAIT_SECONDS if epoch in rungs else 0.0
+    deadline = time.monotonic() + RUNG_PATIENCE_SECONDS
     try:
         board = ray.get_actor(name, namespace=NAMESPACE)
-        answer: Answer = ray.get(board.answer.remote(number, epoch, wait), timeout=BOARD_ANSWER_SECONDS)
-        return answer
+        if epoch not in rungs:
+            answer: Answer | None = ray.get(board.answer.remote(number, epoch, 0.0), timeout=BOARD_ANSWER_SECONDS)
+            assert answer is not None
+            return answer
+        while time.monotonic() < deadline:
+            asked = board.answer_at_rung.remote(number, epoch, RUNG_SLICE_SECONDS)
+            if (answer := ray.get(asked, timeout=RUNG_SLICE_SECONDS + BOARD_ANSWER_SECONDS)) is not None:
+                return answer
+        log.warning("trial %s: no verdict on epoch %s; keeping the checkpoint and leaving", number, epoch)
+        return Answer(Decision.PAUSE, 0)
     except GONE as error:
         log.warning(
             "trial %s: no driver answers (%s); keeping the checkpoint and leaving", number, type(error).__name__

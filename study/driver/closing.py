@@ -48,12 +48,13 @@ def reason_to_close(*, lost: bool, interrupted: bool, desired: str, over: str) -
     return ("budget", over) if over else ("", "")
 
 
-def stands_still(study: StudyRow, trials: Sequence[TrialRow], goal: Goal) -> str:
-    """Why a study ends though its budget is not used up; an extension gives it as much patience again."""
-    patience, finished = study.spec.budget.patience, sum(row.finished for row in trials)
-    if patience is None or finished - study.extended_at < patience:
+def stands_still(study: StudyRow, known: Sequence[TrialRow], goal: Goal) -> str:
+    """Why a trial that knows these is not started though the budget is not used up; an extension gives the study as
+    much patience again."""
+    patience, since = study.spec.budget.patience, sum(row.number >= study.extended_at for row in known)
+    if patience is None or since < patience:
         return ""
-    return stagnation(trials, goal, study.spec.budget) or ""
+    return stagnation(known, goal, study.spec.budget) or ""
 
 
 def ended(
@@ -64,6 +65,8 @@ def ended(
     if state == "pruned" and row.last and plateau(scheduler, row, epoch=row.last.epoch, goal=goal):
         state = "complete"  # it stood still: more epochs would not change what it is judged by
     stops = [epoch for epoch, decision in row.verdicts.items() if decision == "stop"]
+    if row.finishing:
+        return _finished(state, f"{scheduler.name} at epoch {row.stopped_at}", ending)
     if state == "failed":
         return state, ending.message or "the trial's process ended without a word"
     if state == "complete":
@@ -71,17 +74,25 @@ def ended(
     return state, f"{scheduler.name} at epoch {max(stops)}" if stops else closing.of_trials
 
 
+def _finished(state: str, stopped: str, ending: Ending) -> tuple[str, str]:
+    """Of a stopped trial that was to be trained to its end: where that fails, it is what it was."""
+    if state == "complete":
+        return state, f"{stopped}, then trained to its end"
+    return "pruned", stopped if state == "pruned" else f"{stopped}; its end failed: {ending.message or 'no word'}"
+
+
 def left_over(row: TrialRow, closing: Closing) -> tuple[str, str | None]:
     """The same of an unfinished trial that nobody will go on with."""
-    return ("complete", None) if row.whole else ("pruned", closing.of_trials)
+    return ("complete", None) if row.whole else ("pruned", row.stop_reason if row.finishing else closing.of_trials)
 
 
-def final_state(closing: Closing, trials: Sequence[TrialRow]) -> tuple[str, str]:
-    """The study's state at the end of a driver that still holds the lease, and why it is in it."""
+def final_state(closing: Closing, trials: Sequence[TrialRow], still: str = "") -> tuple[str, str]:
+    """The study's state at the end of a driver that still holds the lease, and why it is in it. `still`: see
+    `stands_still`."""
     if closing.word == "pause":
         return "paused", closing.reason
     if closing.word == "stop":
         return "stopped", closing.reason
     if any(not row.finished for row in trials):
         return "paused", "some trials are unfinished"
-    return "finished", closing.reason or ALL_DONE
+    return "finished", closing.reason or still or ALL_DONE

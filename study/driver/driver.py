@@ -20,11 +20,11 @@ from infra.tracking.runs import Tracker
 from study.artifacts.checkpoints import delete_superseded, trial_prefix
 from study.driver.admission import open_admission
 from study.driver.board import Silence, end_the_silent, open_board
-from study.driver.closing import Closing, final_state, reason_to_close, stands_still
+from study.driver.closing import Closing, final_state, reason_to_close
 from study.driver.heartbeat import HEARTBEAT_SECONDS, Heartbeat
-from study.driver.messages import Notifier, message_of, study_line, waiting_line
+from study.driver.messages import Notifier, idle_line, message_of, study_line, waiting_line
 from study.driver.trial import TrialOrder
-from study.driver.trials import Trials
+from study.driver.trials import Trials, Upcoming
 from study.errors import LeaseLost
 from study.report.live import LiveReport
 from study.results.ranking import best_trial
@@ -69,10 +69,9 @@ class Driver:
         self.to_drop: dict[int, dict[str, Any]] = {}  # running trials that are to leave, with the request
         self.closing = Closing()
         self.best: int | None = None
-        self.stagnant = ""
         self.done_here = 0
         self.interrupted = False
-        self.opened = self.announced = self.refused = time.monotonic()
+        self.opened = self.announced = self.refused = self.idle = time.monotonic()
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -100,7 +99,7 @@ class Driver:
         if not self.closing:
             word, reason = reason_to_close(
                 lost=self.heartbeat.lost, interrupted=self.interrupted, desired=desired,
-                over=self._used_up() or self.stagnant,
+                over=self._used_up(),
             )  # fmt: skip
             if word:
                 self.say(f"{reason}: running trials end at their next report")
@@ -134,6 +133,24 @@ class Driver:
         """How many trials the study is to have, as of now: it can be extended while it runs."""
         return self.heartbeat.study.spec.budget.trials
 
+    def upcoming(self) -> Upcoming | None:
+        """The next trial, and what it waits for; None if there is none any more."""
+        coming = self.trials.upcoming(self.heartbeat.study)
+        self._look_at_idle(coming)
+        return coming
+
+    def _look_at_idle(self, coming: Upcoming | None) -> None:
+        """Say so when a slot stands idle for long because the next trial has to know how an earlier one ended."""
+        clock = time.monotonic()
+        if coming is None or coming.awaited is None or clock < self.idle:
+            self.idle = clock if coming is None or coming.awaited is None else self.idle
+            return
+        if clock - self.idle > WAIT_SECONDS:
+            self.idle = clock + WAIT_SAID_SECONDS
+            free, need = ray.available_resources(), self.spec.resources.of_trial()
+            if all(free.get(name, 0.0) >= amount for name, amount in need.items()):
+                self.say(f"room for a trial stands idle: {idle_line(coming.number, coming.awaited, self.trials.lag)}")
+
     def final_state(self) -> tuple[str, str]:
         """Settle what is left; the study's state and why it is in it."""
         if self.closing.word == "lost":
@@ -142,7 +159,8 @@ class Driver:
             self.closing = Closing("stop", "asked to stop")
         if self.closing.word in ("stop", "budget"):
             self.trials.settle(self.closing)
-        state, reason = final_state(self.closing, list(self.trials.rows.values()))
+        still = self.trials.stands_still(self.heartbeat.study) if self.trials.short_of(self.heartbeat.study) else ""
+        state, reason = final_state(self.closing, list(self.trials.rows.values()), still)
         if state == "paused" and not self.closing:
             self.say(f"{reason}; run again to go on with them")
         return state, reason
@@ -180,15 +198,17 @@ class Driver:
             self.say(waiting_line(number, need, ray.cluster_resources(), ray.available_resources()))
         return granted
 
-    def begin(self, number: int, params: dict[str, Any]) -> dict[str, Any]:
+    def begin(self, number: int) -> dict[str, Any]:
         """Store the start of a trial, or of another attempt at it; returns Tune's settings."""
-        row = self.trials.begin(number, params)
+        row = self.trials.begin(number)
+        if row.finishing:
+            ray.get(self.board.forget.remote(number))
         self.running[number] = time.monotonic()
         self.silence.start(number, self.running[number])
         wanted = self.spec.resources
         return TrialOrder(
             study=self.study.slug, number=number, token=self.token, bucket=self.bucket, known=row.kept,
-            stored=row.last.epoch if row.last else 0, config=row.config, rungs=self.trials.rungs(row.config),
+            stored=row.last.epoch if row.last else 0, config=row.config, rungs=self.trials.rungs(row),
             workers=wanted.workers, cpus_per_worker=wanted.cpus_per_worker, gpus_per_worker=wanted.gpus_per_worker,
         ).settings()  # fmt: skip
 
@@ -202,7 +222,7 @@ class Driver:
         report = Report.model_validate_json(result["report"])
         row = self.trials.report(number, report, device_seconds=self._seconds(number))
         self.board.have.remote(number, row.last.epoch if row.last else 0)
-        if report.epoch in self.trials.rungs(row.config):
+        if report.epoch in self.trials.rungs(row):
             self.board.publish.remote(number, report.epoch, self.trials.judge(number, report.epoch))
             reach("verdict.published")
 
@@ -258,7 +278,6 @@ class Driver:
         rows = list(self.trials.rows.values())
         best = best_trial(rows, self.trials.goal)
         self.best = best.number if best else None
-        self.stagnant = stands_still(self.heartbeat.study, rows, self.trials.goal)
 
     def _seconds(self, number: int) -> float:
         """Device-seconds of this attempt so far."""

@@ -45,6 +45,11 @@ def study_line(done: int, budget: int, pruned: int, seconds_each: float) -> str:
     return f"{done} of {budget} trials done ({pruned} stopped early){eta}"
 
 
+def idle_line(number: int, awaited: int, lag: int) -> str:
+    """Why a trial is not started though the cluster has room for it."""
+    return f"trial {number} waits for trial {awaited}: it is to know all trials before {number - lag} (lag {lag})"
+
+
 def waiting_line(number: int, need: Mapping[str, float], total: Mapping[str, float], free: Mapping[str, float]) -> str:
     """Why nothing of a study runs: what one trial needs, and what the cluster has left."""
     left = ", ".join(f"{amount:g} {name} ({free.get(name, 0.0):g} of {total.get(name, 0.0):g} are free)"

@@ -35,6 +35,7 @@ from study.driver.heartbeat import Heartbeat
 from study.driver.messages import EVENTS, Notifier, message_of
 from study.driver.searcher import StudySearcher
 from study.driver.trial import run_trial
+from study.driver.trials import begin_search
 from study.errors import LeaseLost, StudyFailed
 from study.report.live import LiveReport
 from study.spec.config import StudyConfig
@@ -118,7 +119,7 @@ def run_study(
     trial from the settings of a `TrialOrder`. Raises `UserError` (another driver, a trial that can never fit),
     `LeaseLost`, `StudyFailed`.
     """
-    slots = _slots(spec, cluster)
+    fitting = _fitting(spec, cluster)
     notifier = Notifier.from_environment(os.environ)
     store = StudyStore(database, spec.name)
     token = _acquire(store, say)
@@ -129,7 +130,7 @@ def run_study(
     heartbeat.start()
     state, message = "paused", "the driver was interrupted"
     try:
-        _prepare(store, token, bucket, say)
+        _prepare(store, token, bucket, say, fitting=fitting)
         reach("driver.prepared")
         driver = Driver(
             store=store, heartbeat=heartbeat, tracker=tracker, notifier=notifier, live=live, bucket=bucket,
@@ -138,6 +139,9 @@ def run_study(
         with _signals(driver):
             driver.open()
             try:
+                _say_lag(driver, fitting, say)
+                # With `auto`, admission alone decides: it knows the nodes that join and leave while the study runs.
+                slots = sys.maxsize if spec.resources.max_concurrent == "auto" else fitting
                 _tune(driver, trainable, slots=slots)
                 state, message = driver.final_state()
             finally:
@@ -172,17 +176,20 @@ def _tidy(scratch: str) -> None:
         log.warning("%s/ could not be deleted: %s", scratch, error)
 
 
-def _slots(spec: StudyConfig, cluster: Cluster) -> int:
-    """Trials side by side; `UserError` with the numbers when not even one can ever fit.
-
-    With `auto`, admission alone decides: it knows the nodes that join and leave while the study runs.
-    """
+def _fitting(spec: StudyConfig, cluster: Cluster) -> int:
+    """Trials that fit side by side now; `UserError` with the numbers when not even one can ever fit."""
     wanted = spec.resources
-    slots = max_concurrent(
+    return max_concurrent(
         wanted.of_trial(), cluster.total, None if wanted.max_concurrent == "auto" else wanted.max_concurrent,
         per_worker=wanted.of_worker(), workers=wanted.workers, nodes=cluster.nodes,
     )  # fmt: skip
-    return sys.maxsize if wanted.max_concurrent == "auto" else slots
+
+
+def _say_lag(driver: Driver, fitting: int, say: Callable[[str], None]) -> None:
+    """What the rule of knowledge leaves idle of this cluster."""
+    lag = driver.trials.lag
+    if fitting > lag + 1:
+        say(f"{fitting} trials fit at once, and lag {lag} lets at most {lag + 1} run; `lag` is set when a study begins")
 
 
 def _acquire(store: StudyStore, say: Callable[[str], None]) -> int:
@@ -202,8 +209,8 @@ def _acquire(store: StudyStore, say: Callable[[str], None]) -> int:
             time.sleep(1.0)
 
 
-def _prepare(store: StudyStore, token: int, bucket: str, say: Callable[[str], None]) -> None:
-    """Once in a study's life: provenance, datasets disjoint, and the unmodified model's accuracies.
+def _prepare(store: StudyStore, token: int, bucket: str, say: Callable[[str], None], *, fitting: int) -> None:
+    """Once in a study's life: provenance, lag, given trials, and the unmodified model's accuracies.
 
     Of the spec as it is now that the lease is ours: until then another terminal may replace it.
     """
@@ -211,6 +218,7 @@ def _prepare(store: StudyStore, token: int, bucket: str, say: Callable[[str], No
     if study.provenance is None:
         entries = [origin.record() for origin in outside_entries(study.spec).values()]
         store.set_study(token, provenance={**provenance(), "entries": entries})
+    begin_search(store, token, fitting)
     if study.baseline is None:
         from study.evaluation.executor import measure_unmodified  # imports torch, which a driver else never needs
 
@@ -223,8 +231,8 @@ def _prepare(store: StudyStore, token: int, bucket: str, say: Callable[[str], No
 def _tune(driver: Driver, trainable: Callable[[dict[str, Any]], None], *, slots: int) -> None:
     """Run Tune until no trial is left. A budget that grew after Tune had heard "no more" takes another round."""
     searcher = StudySearcher(
-        driver.trials.book, budget=driver.budget, dropped=driver.trials.dropped, slots=slots, admit=driver.admit,
-        begin=driver.begin, end=driver.end, closing=driver.is_closing,
+        unfinished=driver.trials.unfinished(), upcoming=driver.upcoming, ended=driver.trials.ended, slots=slots,
+        admit=driver.admit, begin=driver.begin, end=driver.end, closing=driver.is_closing,
     )  # fmt: skip
     if searcher.finished():
         driver.say("every trial of the budget has finished already")

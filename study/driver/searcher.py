@@ -1,87 +1,66 @@
-"""Ray Tune's searcher over the study's own book of proposals."""
+"""Ray Tune's searcher: which trial starts next, and when it may."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from study.search.optuna_book import OptunaBook
-from study.store.database import away
+from study.driver.trials import Upcoming
 
 
 class StudySearcher(Searcher):
-    """What Tune talks to. `begin(number, params)` stores the start, `end(number, tune_result, error)` the outcome.
+    """What Tune talks to. `begin(number)` stores the start of a trial, `end(number, error)` its outcome.
 
-    `budget()` trials are started, not counting `dropped()` ones and repetitions; all may grow while the study runs.
+    `unfinished` trials of an earlier driver go first; then come those that `upcoming()` names, each when it may start.
     It limits concurrency itself (`slots` free trials at once, `admit()` asks the cluster), so that Tune never builds a
     trial that would only wait for resources.
     """
 
     def __init__(
         self,
-        book: OptunaBook,
         *,
-        budget: Callable[[], int],
-        dropped: Callable[[], int],
+        unfinished: Iterable[int],
+        upcoming: Callable[[], Upcoming | None],
+        ended: Callable[[int], bool],
         slots: int,
         admit: Callable[[int], bool],
-        begin: Callable[[int, dict[str, Any]], dict[str, Any]],
+        begin: Callable[[int], dict[str, Any]],
         end: Callable[[int, bool], None],
         closing: Callable[[], bool],
     ) -> None:
         super().__init__()
-        self.book, self.budget, self.dropped, self.slots = book, budget, dropped, slots
+        self.waiting = deque(sorted(unfinished))
+        self.upcoming, self.ended, self.slots = upcoming, ended, slots
         self.admit, self.begin, self.end, self.closing = admit, begin, end, closing
-        self.waiting = deque(book.reconcile())
         self.numbers: dict[str, int] = {}  # Tune's trial id -> our number, for the trials of this driver
 
     def finished(self) -> bool:
         """Whether no trial is left to start."""
-        self._forget_the_ended()
-        _, existing, again = self.book.upcoming()
-        return not self.waiting and existing - self.dropped() >= self.budget() + again
+        return self._next() is None
+
+    def _next(self) -> Upcoming | None:
+        while self.waiting and self.ended(self.waiting[0]):  # it may have been dropped meanwhile
+            self.waiting.popleft()
+        return Upcoming(self.waiting[0]) if self.waiting else self.upcoming()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """A trial's settings; None while there is no free slot; FINISHED when the budget is used up."""
+        """A trial's settings; None while it has to wait; FINISHED when there is none any more."""
         if self.closing():
             return Searcher.FINISHED
         if len(self.numbers) >= self.slots:
             return None
-        self._forget_the_ended()
-        upcoming, existing, again = self.book.upcoming()
-        if self.waiting:
-            upcoming = self.waiting[0]
-        elif existing - self.dropped() >= self.budget() + again:
+        coming = self._next()
+        if coming is None:
             return Searcher.FINISHED
-        if not self.admit(upcoming):
+        if coming.awaited is not None or not self.admit(coming.number):
             return None
         if self.waiting:
-            number = self.waiting.popleft()
-            params = self.book.parameters(number)
-        else:
-            number, params = self._propose()
-        self.numbers[trial_id] = number
-        return self.begin(number, params)
-
-    def _forget_the_ended(self) -> None:
-        """A trial that waits to go on may be dropped meanwhile."""
-        while self.waiting and self.book.ended(self.waiting[0]):
             self.waiting.popleft()
-
-    def _propose(self) -> tuple[int, dict[str, Any]]:
-        """A new trial; if the database goes away meanwhile, the one that Optuna may have begun, with its number."""
-        try:
-            return self.book.propose()
-        except Exception as error:
-            if not away(error):
-                raise
-        begun = [number for number in self.book.reconcile() if number not in self.numbers.values()]
-        if begun:
-            return begun[0], self.book.parameters(begun[0])
-        return self._propose()
+        self.numbers[trial_id] = coming.number
+        return self.begin(coming.number)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune is done with a trial, one way or the other."""

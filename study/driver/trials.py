@@ -1,31 +1,53 @@
 """The trials of one driver: what begins, is reported, judged and ends becomes stored facts. Knows no Ray.
 
-Order of every step: the study store first, then Optuna, then MLflow. What a crash cuts off after the first write is
-made up from the store by the next driver.
+Order of every step: the study store first, then its projections, Optuna's tables and MLflow. What a crash cuts off
+after the first write is made up from the store by the next driver.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from infra.failpoint import reach
 from infra.tracking.runs import Tracker
-from study.driver.closing import Closing, ended, left_over
+from study.driver.closing import Closing, ended, left_over, stands_still
 from study.driver.messages import epoch_line
-from study.results.ranking import score
-from study.search.optuna_book import OptunaBook
-from study.search.stopping import rungs, verdict
+from study.search import knowledge
+from study.search.prior import earlier_studies, resolve
+from study.search.projection import Projection
+from study.search.proposals import Proposer, given, remembered
+from study.search.stopping import rungs, to_finish, verdict
 from study.spec.dimension import apply_params, shown
 from study.spec.outside import with_drivers
-from study.store.rows import TrialRow
+from study.spec.starts import Start
+from study.store.requests import IN_LINE, to_run_again
+from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
 from study.tracking import project_best, project_epochs, project_outcome, project_study, project_trial
 from trainers.schema.records import Ending, Report
 from trainers.trial_config import TrialConfig
+
+
+def begin_search(store: StudyStore, token: int, fitting: int) -> None:
+    """Once in a study's life: its lag, where `fitting` trials fit at once now, and the trials that it begins with."""
+    study = store.load()
+    if study.lag is None:
+        store.set_study(token, lag=knowledge.auto_lag(fitting) if study.spec.lag == "auto" else study.spec.lag)
+    if study.starts is None:
+        earlier = resolve(study.spec, earlier_studies(store.url, study.spec))
+        starts = given(study.spec, study.spec.dimensions(), earlier.starts)
+        store.set_study(token, starts=[{"origin": start.origin, "values": start.values} for start in starts])
+
+
+class Upcoming(NamedTuple):
+    """The trial that starts next; `awaited`: the trial that has to end before, None if it may start now."""
+
+    number: int
+    awaited: int | None = None
 
 
 class Trials:
@@ -35,18 +57,25 @@ class Trials:
         self.store, self.token, self.tracker, self.say = store, token, tracker, say
         self.study = store.load()
         assert self.study.goal is not None, "the unmodified model is measured before the first trial"
-        self.spec, self.goal = self.study.spec, self.study.goal
+        assert self.study.lag is not None, "it is stored before the first trial"
+        assert self.study.starts is not None, "they are stored before the first trial"
+        self.spec, self.goal, self.lag = self.study.spec, self.study.goal, self.study.lag
         self.base, self.dimensions = self.spec.base(self.goal), self.spec.dimensions()
-        self.book = OptunaBook(store, self.spec, self.goal.at_least)
+        starts = [Start(each["origin"], each["values"]) for each in self.study.starts]
+        self.proposer = Proposer(self.spec, self.goal, starts)
+        self.projection = Projection(store, self.proposer)
         self.rows: dict[int, TrialRow] = {}
+        self.line: list[int] = []  # trials that are to be run again, all that ever were, in the order of asking
 
     def open(self) -> None:
-        """Bring Optuna in line with what is stored, and project it."""
-        self.rows = {row.number: row for row in self.store.trials()}
-        self.book.tidy()
-        if not self.book.mirrors():
-            self.book.rebuild(self.token)
-        self.book.enqueue_warm_starts()
+        """Read what is stored, and project it."""
+        stored = {row.number: row for row in self.store.trials()}
+        self.rows = remembered(self.proposer, stored, self.lag)
+        self.line = to_run_again(self.store)
+        if self.projection.agrees(self.rows.values()):
+            self.projection.follow(self.rows.values())
+        else:
+            self.projection.rebuild(self.rows.values())
         project_study(self.tracker, self.study)
         for row in self.rows.values():
             project_trial(self.tracker, self.study, row)
@@ -54,6 +83,49 @@ class Trials:
             if row.finished:
                 project_outcome(self.tracker, self.study, row)
         self.project_best()
+
+    # --- who comes next ------------------------------------------------------------------------------------------
+
+    def upcoming(self, study: StudyRow) -> Upcoming | None:
+        """The next trial of a study with the budget of `study`; None if there is none any more."""
+        number = len(self.rows)
+        if self.short_of(study):
+            if (awaited := knowledge.awaited(self.rows, number, self.lag)) is not None:
+                return Upcoming(number, awaited)
+            if not self.stands_still(study):
+                return Upcoming(number)
+        wanted = self.spec.scheduler.finish
+        if not wanted:
+            return None
+        if (running := next((row.number for row in self.rows.values() if not row.finished), None)) is not None:
+            return Upcoming(running, running)
+        best = to_finish(list(self.rows.values()), self.goal, wanted)
+        return next((Upcoming(row.number) for row in best if not row.finishing), None)
+
+    def stands_still(self, study: StudyRow) -> str:
+        """Why the next trial is not to be started though the budget is not used up (`budget.patience`)."""
+        number = len(self.rows)
+        if knowledge.awaited(self.rows, number, self.lag) is not None:
+            return ""
+        return stands_still(study, knowledge.known(self.rows, number, self.lag), self.goal)
+
+    def short_of(self, study: StudyRow) -> bool:
+        """Whether there are fewer trials than its budget has."""
+        return len(self.rows) < self._wanted(study)
+
+    def _wanted(self, study: StudyRow) -> int:
+        """How many there are to be: the budget, those that take a dropped one's place, and repetitions."""
+        again = [row for row in self.rows.values() if row.rerun_of is not None]
+        waiting, dropped = len(self.line) - len(again), sum(row.state == "dropped" for row in again)
+        return study.spec.budget.trials + self.dropped() + len(again) - dropped + waiting
+
+    def unfinished(self) -> list[int]:
+        """Trials that an earlier driver left."""
+        return [row.number for row in self.rows.values() if not row.finished]
+
+    def ended(self, number: int) -> bool:
+        """Whether a trial's outcome is final."""
+        return self.rows[number].finished
 
     def project_best(self, newest: int | None = None) -> None:
         """On the parent run; see `study.tracking.project_best`."""
@@ -67,33 +139,49 @@ class Trials:
         """Those that were not."""
         return [row for row in self.rows.values() if row.state != "dropped"]
 
-    def rungs(self, config: Mapping[str, Any]) -> tuple[int, ...]:
-        """Where a trial is judged: its own length may be searched, too."""
-        return rungs(self.spec.scheduler, config["train"]["epochs"])
+    def rungs(self, row: TrialRow) -> tuple[int, ...]:
+        """Where a trial is judged: its own length may be searched, too. One that is finished after all is not."""
+        return () if row.finishing else rungs(self.spec.scheduler, row.config["train"]["epochs"])
 
     def _keep(self, row: TrialRow) -> TrialRow:
         self.rows[row.number] = row
         return row
 
-    def begin(self, number: int, params: dict[str, Any]) -> TrialRow:
+    def begin(self, number: int) -> TrialRow:
         """A trial starts, or goes on in another attempt."""
+        if number not in self.rows:
+            row = self._start(number)
+        else:
+            if self.rows[number].finished:
+                self.store.reopen_trial(self.token, number)
+                reach("trial.reopened")
+            row = self._keep(self.store.attempt_trial(self.token, number))
+            if row.finishing:
+                self.projection.rebuild(self.rows.values())
+        reach("trial.stored")
+        self.projection.follow([row])
+        reach("trial.projected")
+        project_trial(self.tracker, self.study, row)
+        word = "is finished" if row.finishing else "continues" if row.epochs else "starts"
+        sampled = ", ".join(f"{path.rpartition('.')[2]} {shown(path, value)}" for path, value in row.params.items())
+        again = f"  (again trial {row.rerun_of})" if row.rerun_of is not None else ""
+        self.say(f"trial {number:>3}  {word}   {sampled}{again}")
+        return row
+
+    def _start(self, number: int) -> TrialRow:
+        done = sum(row.rerun_of is not None for row in self.rows.values())
+        rerun_of = self.line[done] if done < len(self.line) else None
+        proposal = self.proposer.propose(self.rows, number, self.lag, rerun_of=rerun_of)
         reach("trial.proposed")
-        config = apply_params(self.base, params, self.dimensions)
+        config = apply_params(self.base, proposal.params, self.dimensions)
         # An impossible one is refused where the trial starts, and fails like any other: raised here, it would come
         # back as the first trial of every driver.
         with contextlib.suppress(ValidationError):
             config = TrialConfig.model_validate(config).model_dump(mode="json")
-        rerun_of = self.book.rerun_of(number)
-        row = self._keep(self.store.start_trial(self.token, number, params, config, rerun_of=rerun_of))
-        reach("trial.stored")
-        project_trial(self.tracker, self.study, row)
-        sampled = ", ".join(f"{path.rpartition('.')[2]} {shown(path, value)}" for path, value in params.items())
-        again = f"  (again trial {rerun_of})" if rerun_of is not None else ""
-        self.say(f"trial {number:>3}  {'continues' if row.epochs else 'starts'}   {sampled}{again}")
-        return row
+        return self._keep(self.store.start_trial(self.token, proposal, config))
 
     def report(self, number: int, report: Report, *, device_seconds: float) -> TrialRow:
-        """Commit the epochs that are new, and tell Optuna and MLflow."""
+        """Commit the epochs that are new, and tell MLflow."""
         reach("report.received")
         before = self.rows[number]
         report = report.model_copy(update={"provenance": with_drivers(self.spec, report.provenance)})
@@ -102,16 +190,15 @@ class Trials:
         had = {record.epoch for record in before.epochs}
         fresh = [record for record in row.epochs if record.epoch not in had]
         for record in fresh:
-            self.book.observe(number, record.epoch, score(record, self.goal))
             self.say(epoch_line(number, record, row.config["train"]["epochs"]))
-        reach("report.observed")
         project_epochs(self.tracker, self.study, number, fresh)
         return row
 
     def judge(self, number: int, epoch: int) -> str:
         """The verdict on a trial at a rung, stored."""
         row = self.rows[number]
-        decision, reason = verdict(self.spec.scheduler, row, self.counted(), epoch=epoch, goal=self.goal)
+        known = knowledge.known(self.rows, number, self.lag)
+        decision, reason = verdict(self.spec.scheduler, row, known, epoch=epoch, goal=self.goal)
         decision = row.verdicts[epoch] = self.store.decide(self.token, number, epoch, decision, reason)
         reach("verdict.stored")
         if decision == "stop":
@@ -130,7 +217,7 @@ class Trials:
             self.token, number, state, stop_reason=why, failure_kind=kind, device_seconds=device_seconds
         )
         reach("outcome.stored")
-        self.book.tell(self._keep(finished))
+        self.projection.follow([self._keep(finished)])
         reach("outcome.told")
         return finished
 
@@ -139,7 +226,7 @@ class Trials:
         for row in [row for row in self.rows.values() if not row.finished]:
             state, why = left_over(row, closing)
             finished = self._keep(self.store.finish_trial(self.token, row.number, state, stop_reason=why))
-            self.book.tell(finished)
+            self.projection.follow([finished])
             project_outcome(self.tracker, self.study, finished)
         self.project_best()
 
@@ -149,12 +236,15 @@ class Trials:
         if number not in self.rows:
             return "there is no such trial"
         if request["kind"] == "rerun":
-            self.book.enqueue_again(number, request["id"])
-            return "in line again"
+            self.line.append(number)
+            return IN_LINE
         if self.rows[number].state != "dropped":
             reason = f"dropped: {request['note']}" if request["note"] else "dropped"
-            row = self._keep(self.store.finish_trial(self.token, number, "dropped", stop_reason=reason))
-            self.book.rebuild(self.token)
+            at = len(self.rows)
+            row = self._keep(self.store.finish_trial(self.token, number, "dropped", stop_reason=reason, dropped_at=at))
+            reach("drop.stored")
+            self.projection.rebuild(self.rows.values())
+            reach("drop.projected")
             project_outcome(self.tracker, self.study, row)
             self.project_best()
         return "dropped"

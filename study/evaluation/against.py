@@ -15,7 +15,7 @@ from infra import storage
 from study.errors import UserError
 from study.evaluation.published import MEAN, SAME, Published, published, standing
 from study.session import storage_here
-from study.statistics import image_difference, means, right_of_each
+from study.statistics import holm, image_difference, means, right_of_each
 from trainers.evaluation.record import AtRadius, EvaluationRecord
 from trainers.schema.suite import SUITES
 from trainers.schema.units import eps_label
@@ -125,7 +125,8 @@ def _mention(table: Mapping[str, Any]) -> str:
     eps = (table["attack"] or {}).get("eps")
     at = "" if eps is None else f" at {eps_label(eps)}"
     values = "; ".join(f"{name} {_number(table, name, MEAN)}" for name in table["rows"])
-    return f"- {table['source']}. {table['what']}{at}, fine-tuned on {table['trained']}: {values}"
+    note = f" ({table['note']})" if table["note"] else ""
+    return f"- {table['source']}. {table['what']}{at}, fine-tuned on {table['trained']}: {values}{note}"
 
 
 def _number(table: Mapping[str, Any], method: str, name: str) -> str:
@@ -208,21 +209,40 @@ def against_other(one: str, other: str) -> dict[str, Any]:
             for address in (one, other)
         ]
         rows.append({"attack": attack, "eps": eps, **asdict(image_difference(*sides))})
+    tests = [(row, name) for row in rows for name in row["p"]]
+    adjusted = holm([row["p"][name] for row, name in tests])
+    for (row, name), p in zip(tests, adjusted, strict=True):
+        row.setdefault("p_holm", {})[name] = p
     first, second = (next(iter(found.values())).model for found in (mine, theirs))
     return {"one": first.model_dump(mode="json"), "other": second.model_dump(mode="json"), "rows": rows}
 
 
+CLEAR = 0.05  # an adjusted p below it is called a difference
+
+
 def lines_of_other(found: Mapping[str, Any]) -> list[str]:
-    """For a person, in Markdown."""
+    """For a person, in Markdown: the means over sets, then every set with its test."""
     one, other = found["one"]["label"], found["other"]["label"]
+    tests = sum(len(row["p"]) for row in found["rows"])
     lines = [f"# {one} less {other}, on the same images", "",
-             "Means over the sets, in points, with a 95 % interval of a bootstrap over the images of every set.", "",
-             "| attack | radius | difference | only the one right | only the other | sets with p < 0.05 |",
+             "Means over the sets, in points, each with a 95 % interval of its own (Bonett and Price 2012). The last "
+             f"column names sets with p < {CLEAR:g} after Holm's correction for the {tests} tests of this page.", "",
+             "| attack | radius | difference | only the one right | only the other | sets that differ |",
              "| --- | --- | ---: | ---: | ---: | --- |"]  # fmt: skip
     for row in found["rows"]:
-        clear = ", ".join(name for name, p in row["p"].items() if p < 0.05) or "none"
-        what = ("none (clean)", f"sample of {row['attack']}") if row["eps"] is None else (row["attack"], row["eps"])
-        lines.append(f"| {what[0]} | {what[1]} | {100 * row['mean']:+.2f} [{100 * row['low']:+.2f}, "
+        clear = ", ".join(name for name, p in row["p_holm"].items() if p < CLEAR) or "none"
+        lines.append(f"| {' | '.join(_column(row))} | {100 * row['mean']:+.2f} [{100 * row['low']:+.2f}, "
                      f"{100 * row['high']:+.2f}] | {sum(row['only_one'].values()):,} | "
                      f"{sum(row['only_other'].values()):,} | {clear} |")  # fmt: skip
+    lines += ["", "McNemar's exact test on every set, for itself alone and after Holm (Scand. J. Stat. 6, 1979).", "",
+              "| attack | radius | set | only the one right | only the other | p | p, Holm |",
+              "| --- | --- | --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    for row in found["rows"]:
+        lines += [f"| {' | '.join(_column(row))} | {name} | {row['only_one'][name]:,} | {row['only_other'][name]:,} | "
+                  f"{p:.2g} | {row['p_holm'][name]:.2g} |" for name, p in row["p"].items()]  # fmt: skip
     return lines
+
+
+def _column(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Which attack and radius; without attack, on whose sample."""
+    return ("none (clean)", f"sample of {row['attack']}") if row["eps"] is None else (row["attack"], row["eps"])

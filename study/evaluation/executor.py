@@ -103,7 +103,8 @@ class Executor:
 class StudyExecutor(Executor):
     """Measures models by their label: a weights file, or None for the unmodified `model`.
 
-    `write`: keep in S3 what is found; else read what is there and change nothing.
+    `write`: keep in S3 what is found; else read what is there and change nothing. Whatever it says is indented as what
+    was last measured is, be it a part of something greater.
     """
 
     def __init__(
@@ -115,7 +116,10 @@ class StudyExecutor(Executor):
         *,
         write: bool = True,
     ) -> None:
-        super().__init__(say, cpus=resources.cpus_per_worker, gpus=resources.gpus_per_worker)
+        super().__init__(
+            lambda text: say(f"{self._indent}{text}"), cpus=resources.cpus_per_worker, gpus=resources.gpus_per_worker
+        )
+        self._indent = ""
         self.model, self.bucket, self.write = model, bucket, write
         self.device: Device = "cuda" if resources.gpus_per_worker else "cpu"
         self._scratch = tempfile.TemporaryDirectory(prefix="agft-measure-")
@@ -201,8 +205,10 @@ class StudyExecutor(Executor):
     def _complete(self, ledgers: Iterable[Ledger], what: str, **how: Any) -> None:
         """Of models of the same weights, which share a ledger, once."""
         distinct = list({ledger.evaluation.digest: ledger for ledger in ledgers}.values())
+        name = what.lstrip()
+        self._indent = what.removesuffix(name)
         looking = Said(self.say, "looking at the sets", "sets")
-        self.complete(distinct, Said(self.say, what), looking=looking, **how)
+        self.complete(distinct, Said(self.say, name), looking=looking, **how)
 
 
 def _result(ledger: Ledger) -> tuple[Measurement, dict[str, Rights]]:

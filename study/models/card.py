@@ -108,7 +108,8 @@ def _confirm(manifest: Manifest) -> str:
     sets = ", ".join(manifest.own("confirm")["datasets"])
     return "\n".join(
         ["## How it was chosen", "", f"Among the study's best trials, on the confirm sets ({sets}), which the search "
-         "did not see:", "", _table(("model", "clean", "robust"), rows)]
+         "did not see:", "", _table(("model", "clean", "robust"), rows),
+         *(f"\nTrial {each.trial} was better there and was refused: {_cell(each.reason)}." for each in manifest.tried)]
     )  # fmt: skip
 
 
@@ -120,9 +121,24 @@ def _gates(manifest: Manifest) -> str:
         for gate in manifest.gates
     ]
     head = ("gate", "verdict", "found", "needed")
-    return (
-        f"## Gates\n\nOn the confirm sets, before the final sets were looked at.\n\n{_table(head, rows, right=False)}"
-    )
+    return f"## Gates\n\n{_evidence(manifest)}\n\n{_table(head, rows, right=False)}"
+
+
+def _evidence(manifest: Manifest) -> str:
+    """Where the gates were judged, what the comparison with a champion was allowed to spend, and the final verdict."""
+    look, text = manifest.look, "On the confirm sets, before the final sets were looked at."
+    if look is not None:
+        text += (
+            f" Compared with version {manifest.champion_then} in look {look.number} of this model name at confirm "
+            f"sets: the chance that any of its bounds is wrong is at most {100 * look.level:.2g} %, for whichever of "
+            f"{look.hypotheses} hypotheses (checkpoints and floors) was chosen."
+        )
+    final = [gate for gate in manifest.gates if gate.name.startswith("final ")]
+    if not final:
+        return f"{text} The final sets were not asked for a veto."
+    vetoes = ", ".join(gate.name for gate in final if gate.verdict == "failed")
+    said = f"**They veto it: {vetoes}.**" if vetoes else "They have nothing against it."
+    return f"{text} The final sets could veto, once, for this version alone. {said}"
 
 
 def _calibration(manifest: Manifest) -> str:

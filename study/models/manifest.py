@@ -47,6 +47,31 @@ class Gate:
         return asdict(self)
 
 
+class Look(Frozen):
+    """A comparison with a champion on the confirm sets, as counted (`study.models.looks`).
+
+    `level`: what the look may spend of the model name's error budget. Each of its `hypotheses` is tested at `level` /
+    `hypotheses`: that a checkpoint is better, for each that could have been chosen; that the champion is below a floor.
+    """
+
+    number: int = Field(ge=1)
+    level: float = Field(gt=0, lt=1)
+    hypotheses: int = Field(ge=1)
+
+    @property
+    def each(self) -> float:
+        """The level of one bound, which holds for whichever checkpoint is chosen (Bonferroni)."""
+        return self.level / self.hypotheses
+
+
+class Tried(Frozen):
+    """A candidate that was better on the confirm sets than the one that was decided about, and was refused."""
+
+    trial: int
+    reason: str
+    gates: tuple[Gate, ...]
+
+
 class SeedMean(Frozen):
     """Mean and deviation of a metric over seeds, and the mean's 95 % t interval, which one seed does not have."""
 
@@ -114,6 +139,8 @@ class Draft(Frozen):
     measured_with: Suite = Field(description="on the final sets")
     evaluation: dict[str, str] = Field(description="role -> SHA-256 of everything that decides the verdicts")
     gates: tuple[Gate, ...]
+    look: Look | None = Field(None, description="at the confirm sets, beside a champion; None: there was none")
+    tried: tuple[Tried, ...] = Field((), description="better ones that a gate refused, the best first")
     forced: str | None = Field(description="why it was promoted against its gates")
     seeds: Seeds | None
     promotion: str = Field(description="its row in the study's database")

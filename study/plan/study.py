@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.distributions import CategoricalDistribution
 
 from study.errors import UserError
 from study.plan.cost import short, study_passes
+from study.plan.idle import knowledge_line, knowledge_notes, knowledge_plan
 from study.search.prior import earlier_studies, resolve
-from study.search.samplers import directions, given, proposals
+from study.search.proposals import first_proposals, given
 from study.search.stopping import rungs
 from study.spec.config import SAMPLERS, STOPPING, StudyConfig
 from study.spec.dimension import Dimension, shown
@@ -76,15 +76,14 @@ def search_plan(spec: StudyConfig, home: Path) -> dict[str, Any]:
     dimensions = spec.dimensions()
     prior = resolve(spec, earlier_studies(database_url(home), spec))
     starts = given(spec, dimensions, prior.starts)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     count = min(spec.budget.trials, max(FIRST, len(starts) + 2), max(_blind(spec), len(starts)))
-    samples = proposals(optuna.create_study(directions=directions(spec)), spec, count, prior.starts)
+    samples = first_proposals(spec, count, starts)
     origins = [start.origin for start in starts][:count]
     return {
         "sampler": spec.sampler.row.words(spec.sampler),
         "goal": list(spec.goal.at({}).names),
         "space": [{"path": d.path, "values": _values(d), "when": _when(d)} for d in dimensions],
-        "first_samples": [params for _, params in samples],
+        "first_samples": samples,
         "origins": origins + ["drawn"] * (len(samples) - len(origins)),
         "notes": [
             *(f"{start.origin}: {path}: its value is outside the range, sampled instead"
@@ -144,20 +143,31 @@ def plan_of(spec: StudyConfig, home: Path) -> dict[str, Any]:
     cores = os.cpu_count() or 1
     need = wanted.workers * wanted.cpus_per_worker
     stops = rungs(spec.scheduler, spec.train.epochs)
-    here = {} if os.environ.get("RAY_ADDRESS") else {"cores": cores, "trials_at_once": _here(spec, need, cores)}
+    slots = None if os.environ.get("RAY_ADDRESS") else _here(spec, need, cores)
+    here = {} if slots is None else {"cores": cores, "trials_at_once": min(slots, spec.budget.trials)}
+    exists, measured = spec.name in study_names(database_url(home)), measured_cost(spec, home)
+    search = search_plan(spec, home)
+    devices = wanted.workers * (wanted.gpus_per_worker or 1.0)
+    knowledge = knowledge_plan(
+        spec, slots=None if wanted.gpus_per_worker else slots,  # cores do not say how many GPUs there are
+        stored=StudyStore(database_url(home), spec.name).load().lag if exists else None,
+        full_seconds=measured["device_seconds_per_trial"] / devices if measured else None,
+    )  # fmt: skip
+    search["notes"] += knowledge_notes(knowledge)
     return {
         "study": spec.name,
         "arch": spec.model.arch,
-        "exists": spec.name in study_names(database_url(home)),
+        "exists": exists,
         "trials": spec.budget.trials,
-        **search_plan(spec, home),
+        **search,
         "epochs": spec.train.epochs,
         "samples_per_epoch": spec.train.samples_per_epoch,
         "rungs": list(stops),
         "trial_needs": {"CPU": need, "GPU": wanted.workers * wanted.gpus_per_worker},
         "this_machine": here,
+        "knowledge": knowledge,
         "passes": study_passes(spec),
-        "measured": measured_cost(spec, home),
+        "measured": measured,
         "writes": {
             "study database": "AGFT_STUDY_DB" if os.environ.get("AGFT_STUDY_DB") else str(home / "studies.db"),
             "checkpoints": f"s3://BUCKET/studies/{spec.name}-CREATED/trials/NUMBER/ (latest and best, one object each)",
@@ -168,6 +178,7 @@ def plan_of(spec: StudyConfig, home: Path) -> dict[str, Any]:
 
 
 def _here(spec: StudyConfig, need: float, cores: int) -> int:
+    """Trials that fit side by side on this machine, however many the study has."""
     wanted = spec.resources
     if wanted.gpus_per_worker == 0 and need > cores:
         raise UserError(
@@ -175,7 +186,7 @@ def _here(spec: StudyConfig, need: float, cores: int) -> int:
             f"this machine has {cores}; lower workers or cpus_per_worker, or set RAY_ADDRESS to a larger cluster"
         )
     fitting = int(cores // need)
-    return min(fitting, spec.budget.trials, fitting if wanted.max_concurrent == "auto" else wanted.max_concurrent)
+    return fitting if wanted.max_concurrent == "auto" else min(fitting, wanted.max_concurrent)
 
 
 def measured_cost(spec: StudyConfig, home: Path) -> dict[str, Any] | None:
@@ -220,6 +231,7 @@ def plan_text(plan: dict[str, Any]) -> str:
     if plan["this_machine"]:
         here = plan["this_machine"]
         lines.append(f"  this machine  {here['cores']} cores: {here['trials_at_once']} trials at once")
+    lines.append(f"  knowledge     {knowledge_line(plan['knowledge'])}")
     passes = {name: short(value) for name, value in plan["passes"].items()}
     lines.append(
         f"  image passes  a full trial {passes['training']} to train, at most {passes['evaluations']} to evaluate"

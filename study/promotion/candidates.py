@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from study.errors import StudyFailed, UserError
@@ -19,10 +19,14 @@ from trainers.schema.training import Metric
 
 @dataclass(frozen=True)
 class Standard:
-    """A weighted mean of metrics, above floors. Weights are 0 or more and sum to 1; floors are accuracies."""
+    """A weighted mean of metrics, above floors. Weights are 0 or more and sum to 1.
+
+    `at_least`: the floors as accuracies; `floors`: as they are written.
+    """
 
     weights: Mapping[Metric, float]
     at_least: Mapping[Metric, float]
+    floors: Mapping[Metric, str] = field(default_factory=dict)
 
     def value(self, of: Callable[[Metric], float]) -> float:
         """The number that is compared."""
@@ -62,14 +66,29 @@ def standard_of(spec: StudyConfig, preference: Preference | None, clip: Mapping[
     """By what models are compared, given the unmodified model's accuracies on the same images."""
     names = spec.goal.metrics or (spec.goal.metric,)
     weights: dict[Metric, float] = dict.fromkeys(names, 1.0)
-    floors: dict[Metric, str] = dict(spec.goal.subject_to)
     if preference is not None:
         weights = preference.weights
-        floors |= preference.floors
-    total = sum(weights.values())
+    total, floors = sum(weights.values()), floors_of(spec, preference)
     return Standard(
         {name: weight / total for name, weight in weights.items() if weight},
         {name: parse_floor(text).resolve(clip[name]) for name, text in floors.items()},
+        floors,
+    )
+
+
+def floors_of(spec: StudyConfig, preference: Preference | None) -> dict[Metric, str]:
+    """The least accuracies of the standard, as they are written."""
+    return {**spec.goal.subject_to, **(preference.floors if preference is not None else {})}
+
+
+def shortage(found: Sequence[TrialRow], count: int) -> str | None:
+    """A sentence if fewer trials can be compared than were asked for: the best of few is a weaker choice."""
+    if len(found) >= count:
+        return None
+    trials = "1 full-length trial reaches" if len(found) == 1 else f"{len(found)} full-length trials reach"
+    return (
+        f"only {trials} the floors, of {count} candidates asked for: fewer are compared (more trials run to full "
+        "length, or fewer that are stopped early, would give more)"
     )
 
 

@@ -1,28 +1,32 @@
-"""The gates of a promotion as pure functions: numbers in, verdicts with their numbers out."""
+"""The gates of a promotion as pure functions: models' numbers in, verdicts with their numbers out.
+
+Here the numbers are put together; what they mean is said in `study.promotion.verdicts`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from study.models.manifest import Gate, Verdict
+from study.models.manifest import Gate, Look
 from study.promotion.candidates import Standard
+from study.promotion.evidence import Scores, sums_of
+from study.promotion.verdicts import BETTER, FINAL, FINAL_LEVEL, IMPROVEMENT, NON_INFERIOR, gate_of
 from study.results.ranking import Measurement
 from study.results.rights import Rights, scores_of
 from study.spec.promotion import GatesConfig, parse_floor
-from study.statistics import Spread, bounded_difference
+from study.statistics import Spread
 from study.store.rows import TrialRow
 from trainers.evaluation.record import Finding
 from trainers.schema.training import Metric
 
 Outcome = Literal["promote", "keep", "refuse"]
-IMPROVEMENT = "improvement"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model on the confirm sets."""
+    """A model on the sets of a role."""
 
     label: str
     result: Measurement
@@ -39,6 +43,7 @@ def decide(
     clip: Measured,
     champion: Measured | None,
     *,
+    look: Look | None,
     floors: Mapping[Metric, float],
     spreads: Mapping[str, Spread] | None,
     findings: Sequence[Finding] | None,
@@ -46,140 +51,141 @@ def decide(
     dirty: Sequence[str],
     taken_back: str | None = None,
 ) -> list[Gate]:
-    """Every gate's verdict on the candidate `own`.
+    """Every gate's verdict on the candidate `own`, on the confirm sets.
 
-    `floors`: least accuracies, resolved; `spreads`: metric -> over fresh seeds, if there were any; `findings`: of the
-    sanity checks, None if they were not made; `provenance`: what is not on record; `dirty`: whose code is in no commit;
-    `taken_back`: when and why this very checkpoint was rolled back from.
+    `look`: at which a candidate is compared with `champion`, None if there is none; `floors`: least accuracies,
+    resolved; `spreads`: metric -> over fresh seeds, if there were any; `findings`: of the sanity checks, None if they
+    were not made; `provenance`: what is not on record; `dirty`: whose code is in no commit; `taken_back`: when and why
+    this very checkpoint was rolled back from.
     """
-    found = [_floor(metric, floor, own) for metric, floor in floors.items()]
+    assert (champion is None) == (look is None), "who is compared with a champion has a look"
+    found = [gate_of(f"floor {_word(m)}", {"value": own.of(m), "floor": floor}) for m, floor in floors.items()]
     if gates.better_than_clip:
-        found.append(_better_than_clip(standard, own, clip))
+        values = {"value": standard.value(own.of), "clip": standard.value(clip.of), "metric": standard.name}
+        found.append(gate_of(BETTER, values))
     for metric, margin in gates.non_inferior.items():
-        found.append(_non_inferior(metric, margin, own, champion))
+        compared = {}
+        if champion is not None:
+            compared = _compared(look, scores_of(champion.rights, metric), scores_of(own.rights, metric))
+        found.append(gate_of(f"{NON_INFERIOR} {_word(metric)}", {"margin": margin, **compared}))
     if gates.improvement is not None:
-        found.append(_improvement(gates, standard, own, champion))
+        found.append(gate_of(IMPROVEMENT, _improvement(gates, standard, own, clip, champion, look)))
     for metric, limit in gates.max_seed_spread.items():
-        found.append(_spread(metric, limit, spreads))
+        spread = None if spreads is None else spreads.get(metric)
+        seen = {} if spread is None else {"deviation": spread.deviation, "seeds": spread.n}
+        found.append(gate_of(f"seed spread {_word(metric)}", {"limit": limit, **seen}))
     if gates.provenance:
-        found.append(_of_list("provenance", provenance, "code, packages, machine, inputs", "complete"))
+        found.append(gate_of("provenance", {"missing": list(provenance)}))
     if gates.clean_tree:
-        found.append(_of_list("clean tree", dirty, "committed code only", "clean"))
+        found.append(gate_of("clean tree", {"missing": list(dirty)}))
     if gates.sanity is not None:
-        found.append(_sanity(findings))
+        made = None if findings is None else [finding.model_dump(mode="json") for finding in findings]
+        found.append(gate_of("sanity", {"findings": made}))
     if taken_back is not None:
-        found.append(Gate("not taken back", "failed", taken_back, "a checkpoint that nobody rolled back from"))
+        found.append(gate_of("not taken back", {"taken_back": taken_back}))
+    return found
+
+
+def decide_finally(
+    gates: GatesConfig,
+    standard: Standard,
+    floors: Mapping[Metric, str],
+    models: tuple[Measured, Measured] | None,
+    *,
+    unseen: str = "",
+) -> list[Gate]:
+    """What the final sets say against the winner, if `gates.final` lets them; `models`: the winner and CLIP on them.
+
+    `floors`: as they are written, resolved against CLIP on the final sets; `unseen`: why nobody has looked there.
+    """
+    if not gates.final:
+        return []
+    found = []
+    if gates.better_than_clip:
+        numbers: dict[str, Any] = {"metric": standard.name, "unseen": unseen}
+        if models is not None:
+            own, clip = (_values(standard, each) for each in models)
+            numbers = {"metric": standard.name, "sets": sums_of(own, clip), "level": FINAL_LEVEL}
+        found.append(gate_of(f"{FINAL} {BETTER}", numbers))
+    for metric, text in floors.items():
+        numbers = {"text": text, "unseen": unseen}
+        if models is not None:
+            numbers = {"text": text, "level": FINAL_LEVEL, **_above_floor(metric, text, *models)}
+        found.append(gate_of(f"{FINAL} floor {_word(metric)}", numbers))
     return found
 
 
 def outcome_of(gates: Sequence[Gate]) -> tuple[Outcome, str]:
     """What follows, and why: a candidate that is no improvement leaves the champion in place without being at fault."""
     failed = [gate for gate in gates if gate.verdict == "failed"]
-    against = [gate for gate in failed if gate.name != IMPROVEMENT and not gate.name.startswith("non-inferior")]
+    against = [gate for gate in failed if gate.name != IMPROVEMENT and not gate.name.startswith(NON_INFERIOR)]
     if against:
-        return "refuse", "; ".join(_sentence(gate) for gate in against)
+        return "refuse", sentences(against)
     if any(gate.name == IMPROVEMENT for gate in failed):
-        return "keep", next(_sentence(gate) for gate in failed if gate.name == IMPROVEMENT)
+        return "keep", next(sentences([gate]) for gate in failed if gate.name == IMPROVEMENT)
     if failed:
-        return "refuse", "; ".join(_sentence(gate) for gate in failed)
+        return "refuse", sentences(failed)
     return "promote", "every gate is passed"
 
 
-def _sentence(gate: Gate) -> str:
-    return f"{gate.name}: {gate.found}, needed {gate.needed}"
+def sentences(gates: Sequence[Gate]) -> str:
+    """What each found and needed."""
+    return "; ".join(f"{gate.name}: {gate.found}, needed {gate.needed}" for gate in gates)
 
 
-def _verdict(passed: bool) -> Verdict:
-    return "passed" if passed else "failed"
+def by_evidence(gates: Sequence[Gate]) -> bool:
+    """Whether a promotion on these gates is what its look was there to show: an error of it is within the budget."""
+    improvement = [gate for gate in gates if gate.name == IMPROVEMENT]
+    if any(gate.verdict == "failed" for gate in gates):
+        return False
+    if improvement:
+        return bool(improvement[0].numbers["certain"]) and "sets" in improvement[0].numbers
+    return any(gate.name.startswith(NON_INFERIOR) and "sets" in gate.numbers for gate in gates)
 
 
 def _word(metric: str) -> str:
     return metric.removesuffix("_accuracy")
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _compared(look: Look | None, one: Scores, other: Scores) -> dict[str, Any]:
+    """What is kept of a comparison: the sums of its images' differences, and how sure one must be."""
+    assert look is not None
+    numbers = {"look": look.number, "hypotheses": look.hypotheses, "level": look.each}
+    return {"sets": sums_of(one, other), **numbers}
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f} points"
-
-
-def _floor(metric: Metric, floor: float, own: Measured) -> Gate:
-    value = own.of(metric)
-    numbers = {"value": value, "floor": floor}
-    return Gate(f"floor {_word(metric)}", _verdict(value >= floor), _percent(value), f">= {_percent(floor)}", numbers)
-
-
-def _better_than_clip(standard: Standard, own: Measured, clip: Measured) -> Gate:
-    value, other = standard.value(own.of), standard.value(clip.of)
-    numbers = {"value": value, "clip": other, "metric": standard.name}
-    return Gate(
-        "better than CLIP",
-        _verdict(value > other),
-        f"{standard.name} {_percent(value)}",
-        f"> {_percent(other)}",
-        numbers,
-    )
-
-
-def _non_inferior(metric: Metric, margin: float, own: Measured, champion: Measured | None) -> Gate:
-    name, needed = f"non-inferior {_word(metric)}", f"< {100 * margin:.1f} points"
-    if champion is None:
-        return Gate(name, "not applicable", "there is no champion", needed, {"margin": margin})
-    loss = bounded_difference(scores_of(champion.rights, metric), scores_of(own.rights, metric))
-    found = f"champion - candidate {_points(loss.mean)}, at most {_points(loss.upper)} (95 %)"
-    return Gate(name, _verdict(loss.upper < margin), found, needed, {**asdict(loss), "margin": margin})
-
-
-def _improvement(gates: GatesConfig, standard: Standard, own: Measured, champion: Measured | None) -> Gate:
+def _improvement(
+    gates: GatesConfig, standard: Standard, own: Measured, clip: Measured, champion: Measured | None, look: Look | None
+) -> dict[str, Any]:
     rule = gates.improvement
     assert rule is not None
-    what = "for certain " if rule.certain else ""
-    needed = f"{what}> {100 * rule.by:.1f} points of {standard.name}"
+    numbers: dict[str, Any] = {"by": rule.by, "certain": rule.certain, "metric": standard.name}
     if champion is None:
-        return Gate(IMPROVEMENT, "not applicable", "there is no champion", needed, {"by": rule.by})
+        return numbers
     missed = standard.missing(champion.of)
     if missed > 0 and not standard.missing(own.of):
-        numbers = {"champion_misses_floors_by": missed, "by": rule.by}
-        return Gate(IMPROVEMENT, "passed", "the champion is below a floor here", needed, numbers)
-    gain = bounded_difference(_values(standard, own), _values(standard, champion))
-    passed = (gain.lower if rule.certain else gain.mean) > rule.by
-    found = f"{_points(gain.mean)}, at least {_points(gain.lower)} (95 %)"
-    return Gate(IMPROVEMENT, _verdict(passed), found, needed, {**asdict(gain), "by": rule.by, "certain": rule.certain})
+        if not rule.certain:
+            return {**numbers, "champion_misses_floors_by": missed}
+        numbers["champion_floors"] = {m: _above_floor(m, t, champion, clip) for m, t in standard.floors.items()}
+    return {**numbers, **_compared(look, _values(standard, own), _values(standard, champion))}
+
+
+def _above_floor(metric: Metric, text: str, own: Measured, clip: Measured) -> dict[str, Any]:
+    """Sums of how far each image is above the floor, over `scale`, which keeps that within [-1, 1]."""
+    floor = parse_floor(text)
+    scale = max(1.0, 1 - floor.offset, floor.of_clip + floor.offset)
+    scores = {name: each / scale for name, each in scores_of(own.rights, metric).items()}
+    others = {
+        name: (floor.of_clip * each + floor.offset) / scale for name, each in scores_of(clip.rights, metric).items()
+    }
+    numbers = {"scale": scale, "value": own.of(metric), "floor": floor.resolve(clip.of(metric))}
+    return {"sets": sums_of(scores, others), **numbers}
 
 
 def _values(standard: Standard, of: Measured) -> dict[str, Any]:
     """Set -> every image's share in the standard's value."""
     parts = {metric: scores_of(of.rights, metric) for metric in standard.weights}
     return {name: sum(w * parts[metric][name] for metric, w in standard.weights.items()) for name in of.rights}
-
-
-def _spread(metric: Metric, limit: float, spreads: Mapping[str, Spread] | None) -> Gate:
-    name, needed = f"seed spread {_word(metric)}", f"<= {100 * limit:.1f} points"
-    spread = None if spreads is None else spreads.get(metric)
-    if spread is None or spread.deviation is None:
-        return Gate(name, "failed", "no fresh seeds were trained", needed, {"limit": limit})
-    numbers = {"deviation": spread.deviation, "limit": limit, "seeds": spread.n}
-    found = f"{100 * spread.deviation:.1f} points over {spread.n} seeds"
-    return Gate(name, _verdict(spread.deviation <= limit), found, needed, numbers)
-
-
-def _of_list(name: str, missing: Sequence[str], needed: str, fine: str) -> Gate:
-    return Gate(name, _verdict(not missing), "; ".join(missing) or fine, needed, {"missing": list(missing)})
-
-
-def _sanity(findings: Sequence[Finding] | None) -> Gate:
-    needed = "no check of the evaluation fails"
-    if findings is None:
-        return Gate("sanity", "failed", "the checks were not made", needed)
-    failed = [finding.name for finding in findings if finding.outcome == "failed"]
-    passed = sum(finding.outcome == "passed" for finding in findings)
-    found = f"failed: {', '.join(failed)} (docs/sanity.md)" if failed else f"{passed} passed"
-    if not failed and passed < len(findings):
-        found += f", {len(findings) - passed} not applicable"
-    numbers = {"findings": [finding.model_dump(mode="json") for finding in findings]}
-    return Gate("sanity", _verdict(not failed), found, needed, numbers)
 
 
 def resolved_floors(gates: GatesConfig, standard: Standard, clip: Mapping[str, Any]) -> dict[Metric, float]:

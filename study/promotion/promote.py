@@ -3,9 +3,10 @@
 1. Candidates (`study.promotion.candidates`) are measured on the confirm sets, beside the unmodified CLIP and the
    reigning champion, and the best of them is chosen there (`study.promotion.winner`); if asked, its configuration is
    trained again with fresh seeds.
-2. The gates (`study.promotion.gates`) decide about it. What does not pass goes no further, unless it is forced with a
-   reason.
-3. The winner, alone, is measured on the final sets; the access is counted before it happens.
+2. The gates (`study.promotion.gates`) decide about it. One that they refuse goes no further, unless it is forced with a
+   reason, and the next best of the candidates is decided about.
+3. The winner, alone, is measured on the final sets; the access is counted before it happens. They may veto. Then nobody
+   is promoted: to try the next one there would be to choose on the final sets.
 4. Its files go to a prefix that never changes (`study.models.ship`), and HEAD is swapped if it is still the one that
    the gates compared with. If not, another promotion was faster: the gates decide again, against the new champion.
 5. MLflow follows HEAD (`study.models.registry`), whatever was decided.
@@ -17,6 +18,7 @@ import hashlib
 import json
 import time
 from contextlib import closing
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -25,12 +27,13 @@ from infra.errors import Conflict, ServiceError
 from infra.failpoint import reach
 from infra.provenance import provenance
 from study.models.head import Head, Move, history, model_prefix, read_head, swap_head
-from study.models.manifest import UNMODIFIED, Draft, Manifest
+from study.models.manifest import UNMODIFIED, Draft, Manifest, Tried
 from study.models.registry import follow_head
 from study.models.ship import ship
-from study.promotion.gates import outcome_of
+from study.promotion.gates import Outcome, by_evidence, outcome_of, sentences
 from study.promotion.records import GOOD, Order, Promotion, Site
-from study.promotion.winner import Case, Known, check, choose, judge, measure, open_case, repeat
+from study.promotion.verdicts import FINAL
+from study.promotion.winner import Case, Known, check, choose, judge, judge_finally, measure, open_case, repeat
 from study.store import requests as promotion_rows
 from study.store.store import StudyStore
 from study.tracking import study_key
@@ -84,6 +87,8 @@ def _dry(case: Case, promotion: Promotion) -> Promotion:
     known = _decide(case, promotion)
     if case.order.final:
         _look(case, known, promotion)
+        if promotion.state == "promoted" and (vetoes := _vetoes(promotion)):
+            promotion.state, promotion.reason = "refused", vetoes
     promotion.state = DRY[promotion.state]
     return promotion
 
@@ -91,43 +96,87 @@ def _dry(case: Case, promotion: Promotion) -> Promotion:
 def _decide(case: Case, promotion: Promotion) -> Known:
     """Choose, prove, decide, ship and move HEAD; of a dry run, up to the decision. What was found fills `promotion`."""
     head, etag = read_head(case.site.bucket, case.model)
-    known = choose(case, head)
-    promotion.trial, promotion.standard = known.winner.number, known.standard.name
-    known = repeat(case, known)
-    promotion.seeds = known.seeds
-    known = check(case, known)
+    known, outcome = _first_that_passes(case, promotion, head)
     manifest: Manifest | None = None
-    lost = False
     while True:
-        known, gates = judge(case, known, head)
-        promotion.champion, promotion.gates = head.champion, gates
-        promotion.confirm = {label: each.result for label, each in known.measured.items()}
-        outcome, promotion.reason = outcome_of(gates)
         if outcome != "promote":
-            if lost or case.order.force is None:
-                promotion.state = "superseded" if lost else STATES[outcome]
+            if manifest is not None or case.order.force is None:
+                promotion.state = "superseded" if manifest is not None else STATES[outcome]
                 return known
-            promotion.forced = case.order.force
-            promotion.reason = f"forced, because {case.order.force}; not passed: {promotion.reason}"
+            _force(case, promotion)
         reach("promotion.decided")
         if case.order.dry_run:
             promotion.state = "promoted"
             return known
         if manifest is None:
             _look(case, known, promotion)
+            if vetoes := _vetoes(promotion):
+                if case.order.force is None:
+                    promotion.state, promotion.reason = "refused", vetoes
+                    return known
+                _force(case, promotion)
             manifest = _ship(case, known, promotion)
         try:
             head = _move(case, known, promotion, manifest.version, head, etag)
         except Conflict:
             case.site.say("another promotion was faster; the gates decide again, against the new champion")
-            lost = True
             head, etag = read_head(case.site.bucket, case.model)
+            known, outcome = _judged(case, known, promotion, head)
+            if outcome == "promote" and promotion.forced is not None:
+                _force(case, promotion)  # against the final sets, as before
             continue
         promotion.state, promotion.generation = "promoted", head.generation
         case.site.say(
             f"promoted: {case.model} version {promotion.version} is the champion, generation {head.generation}"
         )
         return known
+
+
+def _first_that_passes(case: Case, promotion: Promotion, head: Head) -> tuple[Known, Outcome]:
+    """The best candidate that no gate refuses, or, if each is refused, the best of all; and what the gates say of it.
+
+    Who is no improvement on the champion ends it, since the next one has no higher value. Force is for the best one.
+    """
+    refused: list[tuple[Known, Promotion]] = []
+    for candidate in choose(case, head):
+        known = repeat(case, candidate)
+        promotion.trial, promotion.standard, promotion.seeds = known.winner.number, known.standard.name, known.seeds
+        known, outcome = _judged(case, check(case, known), promotion, head)
+        if outcome != "refuse" or case.order.force is not None:
+            return known, outcome
+        refused.append((known, copy(promotion)))
+        said = f"trial {known.winner.number} is refused: {promotion.reason}"
+        case.site.say(said if len(refused) == len(case.candidates) else f"{said}; the next candidate is tried")
+        tried = Tried(trial=known.winner.number, reason=promotion.reason, gates=promotion.gates)
+        promotion.tried = (*promotion.tried, tried)
+    known, best = refused[0]
+    vars(promotion).update({**vars(best), "tried": promotion.tried[1:]})
+    return known, "refuse"
+
+
+def _judged(case: Case, known: Known, promotion: Promotion, head: Head) -> tuple[Known, Outcome]:
+    """What the gates say of a candidate beside the champion of now; `promotion` holds it."""
+    known, gates = judge(case, known, head)
+    kept = tuple(gate for gate in promotion.gates if gate.name.startswith(FINAL) and promotion.final)
+    promotion.champion, promotion.look, promotion.gates = head.champion, known.look, (*gates, *kept)
+    promotion.confirm = {label: each.result for label, each in known.measured.items()}
+    if not kept and case.order.dry_run:
+        promotion.gates = (*gates, *judge_finally(case, known, None))
+    outcome, promotion.reason = outcome_of(gates)
+    return known, outcome
+
+
+def _vetoes(promotion: Promotion) -> str:
+    """What the final sets say against the winner; empty if nothing."""
+    against = [gate for gate in promotion.gates if gate.name.startswith(FINAL) and gate.verdict == "failed"]
+    return sentences(against)
+
+
+def _force(case: Case, promotion: Promotion) -> None:
+    """Against its gates, with the reason that was given."""
+    promotion.forced = case.order.force
+    failed = sentences([gate for gate in promotion.gates if gate.verdict == "failed"])
+    promotion.reason = f"forced, because {case.order.force}; not passed: {failed or 'nothing, by now'}"
 
 
 def _look(case: Case, known: Known, promotion: Promotion) -> None:
@@ -140,6 +189,8 @@ def _look(case: Case, known: Known, promotion: Promotion) -> None:
     promotion.final_accesses = len(promotion_rows.accesses(case.store))
     found = measure(case, "final", {UNMODIFIED: None, **winner})
     promotion.final = {label: each.result for label, each in found.items()}
+    confirmed = tuple(gate for gate in promotion.gates if not gate.name.startswith(FINAL))
+    promotion.gates = (*confirmed, *judge_finally(case, known, found))
     reach("promotion.proved")
 
 
@@ -193,6 +244,8 @@ def _draft(case: Case, known: Known, promotion: Promotion, evaluation: dict[str,
         measured_with=case.spec.evaluate.final.suite("final", case.spec.data.final),
         evaluation=evaluation,
         gates=promotion.gates,
+        look=promotion.look,
+        tried=promotion.tried,
         forced=promotion.forced,
         seeds=promotion.seeds,
         promotion=promotion.name,
@@ -213,6 +266,8 @@ def _move(case: Case, known: Known, promotion: Promotion, version: int, head: He
         "trial": known.winner.number,
         "weights_sha256": known.weights.sha256,
         "forced": promotion.forced,
+        "look": None if promotion.look is None else promotion.look.number,
+        "evidence": by_evidence(promotion.gates),
         "gates": [gate.record() for gate in promotion.gates],
     }
     return swap_head(case.site.bucket, case.model, version, head, etag, Move("promotion", promotion.reason, facts))

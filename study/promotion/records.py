@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infra.cluster.cluster import Cluster
-from study.models.manifest import Draft, Gate, Seeds
+from study.models.manifest import Draft, Gate, Look, Seeds, Tried
 from study.models.registry import RunOf
 from study.models.ship import ExtraFiles
 from study.results.ranking import Measurement
@@ -67,6 +67,8 @@ class Promotion:
     candidates: list[int] = field(default_factory=list)
     standard: str = ""
     gates: tuple[Gate, ...] = ()
+    look: Look | None = None  # at the confirm sets, beside the champion
+    tried: tuple[Tried, ...] = ()  # other candidates, the best first: gates refused them as well, or before this one
     confirm: dict[str, Measurement] = field(default_factory=dict)
     final: dict[str, Measurement] = field(default_factory=dict)
     seeds: Seeds | None = None
@@ -81,8 +83,13 @@ class Promotion:
 
     def record(self) -> dict[str, Any]:
         """As JSON values."""
-        seeds = None if self.seeds is None else self.seeds.model_dump(mode="json")
-        return {**self.__dict__, "gates": [gate.record() for gate in self.gates], "seeds": seeds}
+        typed = {
+            "gates": [gate.record() for gate in self.gates],
+            "look": None if self.look is None else self.look.model_dump(mode="json"),
+            "tried": [each.model_dump(mode="json") for each in self.tried],
+            "seeds": None if self.seeds is None else self.seeds.model_dump(mode="json"),
+        }
+        return {**self.__dict__, **typed}
 
     @property
     def exit_code(self) -> int:

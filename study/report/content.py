@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
+from study.report.promotions import Decision, decisions
 from study.results.facts import Trial, plain, trials_of
 from study.results.importance import Importances, importances
 from study.results.ranking import best_so_far, best_trial, pareto_front
@@ -90,6 +91,7 @@ class Content:
     links: dict[str, str]
     provenance: dict[str, Any]
     marked: tuple[tuple[str, dict[str, Any]], ...]
+    promotions: tuple[Decision, ...] = ()
 
     def trial(self, number: int) -> Trial:
         """One trial by its number."""
@@ -130,8 +132,12 @@ def content_of(
     links: Mapping[str, str] | None = None,
     now_ms: int | None = None,
     known: Sequence[Importances] | None = None,
+    promotions: Iterable[Mapping[str, Any]] = (),
 ) -> Content:
-    """The content of now. `known`: importances of the same trials, which take a second to compute."""
+    """The content of now. `known`: importances of the same trials, which take a second to compute.
+
+    `promotions`: rows of `study.store.requests.promotions`.
+    """
     spec = study.spec
     goal = study.goal
     best = best_trial(rows, goal) if goal else None
@@ -160,6 +166,7 @@ def content_of(
         links=dict(links or {}),
         provenance=study.provenance or {},
         marked=tuple(_marked(study, dimensions, axes)),
+        promotions=decisions(promotions),
     )  # fmt: skip
 
 

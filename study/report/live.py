@@ -17,6 +17,7 @@ from infra.tracking.runs import Tracker
 from study.report.page import write_report
 from study.results.facts import trials_of
 from study.results.importance import Importances, importances
+from study.store.requests import promotions
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
 from study.tracking import study_key, trial_key
@@ -71,12 +72,13 @@ class LiveReport:
         self._next = max(self._next, time.monotonic() + (time.monotonic() - began) / SHARE)
 
     def _draw(self) -> None:
-        study, rows = self.store.load(), self.store.trials()
+        study, rows, promoted = self.store.load(), self.store.trials(), promotions(self.store)
         links = links_of(self.tracker, study, rows)
         state = (study.state, links, [(row.number, row.state, len(row.epochs), len(row.attempts)) for row in rows])
         if study.baseline is None or state == self._seen:
             return
-        write_report(study, rows, self.folder, links=links, known=self._importances(study, rows), papers=False)
+        known = self._importances(study, rows)
+        write_report(study, rows, self.folder, links=links, known=known, papers=False, promotions=promoted)
         self._attached |= attach(self.tracker, study, self.folder, self._attached)
         self._seen = state
         self.drawn += 1

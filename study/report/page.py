@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -16,6 +16,7 @@ from study.figures import interactive, static
 from study.figures.content import Figure
 from study.figures.style import LABELS, STATES
 from study.report.content import Content, content_of
+from study.report.promotions import as_html, as_markdown
 from study.report.results import curves, progress, timeline, tradeoff
 from study.report.space import NO_AXES, grid, importance_bars, parallel, slices
 from study.results.facts import Trial
@@ -40,16 +41,18 @@ def write_report(
     links: Mapping[str, str] | None = None,
     known: Sequence[Importances] | None = None,
     papers: bool = True,
+    promotions: Iterable[Mapping[str, Any]] = (),
 ) -> Path:
     """Write `report.md`, `report.html`, `report.json` and the figures into `folder`; returns the Markdown's path.
 
     A figure is a PNG, with `papers` a PDF as well. A study that searched exactly two paths, both with choices, gets
-    `grid` as well. `links` and `known` are those of `content_of`; links that an earlier report had there are kept.
+    `grid` as well. `links`, `known` and `promotions` are those of `content_of`; links that an earlier report had there
+    are kept.
     Safe in any thread: nothing here uses pyplot.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = _links_of_before(folder, study) if links is None else links
-    content = content_of(study, trials, links=found, known=known)
+    content = content_of(study, trials, links=found, known=known, promotions=promotions)
     drawn = [figure for figure in figures(content) if content.trials and figure.empty != NO_AXES]
     for figure in drawn:
         static.write(figure, folder, paper=papers)
@@ -72,9 +75,11 @@ def _links_of_before(folder: Path, study: StudyRow) -> dict[str, str]:
         return {}  # somebody else's file, which is written over
 
 
-def report_json(study: StudyRow, trials: Sequence[TrialRow]) -> dict[str, Any]:
+def report_json(
+    study: StudyRow, trials: Sequence[TrialRow], *, promotions: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """What `report.json` holds."""
-    return content_of(study, trials).json()
+    return content_of(study, trials, promotions=promotions).json()
 
 
 def _write(path: Path, text: str) -> Path:
@@ -108,7 +113,7 @@ def markdown_of(content: Content, table: Sequence[dict[str, object]], pictures: 
     lines += [f"| unmodified CLIP | {clean} | {robust} |", "", "Interactive: [report.html](report.html)", ""]
     for figure in pictures:
         lines += [f"![{figure.heading}]({figure.name}.png)", ""]
-    lines += ["## Trials", ""]
+    lines += [*as_markdown(content.promotions), "## Trials", ""]
     lines.append(
         "| trial | state | epochs | clean | robust | " + " | ".join(a.path for a in content.axes) + " | note |"
     )
@@ -143,8 +148,10 @@ def html_of(content: Content) -> str:
         js=_file("report.js"),
         cards=_cards(content),
         nav="".join(f'<a href="#{figure.name}-section">{figure.heading}</a>' for figure in every)
+        + ('<a href="#promotions">Promotions</a>' if content.promotions else "")
         + '<a href="#table">Trials</a>' + _link(content, "study", "MLflow run"),
         figures="\n".join(map(_section, every)),
+        promotions=as_html(content.promotions),
         states="".join(f'<option value="{value}">{label}</option>' for value, label in _states(content)),
         headings=_headings(content),
         rows="\n".join(_row(content, trial) for trial in _ordered(content)),

@@ -105,6 +105,7 @@ def slices(content: Content) -> Figure:
     """What is compared over each parameter; darker trials came later."""
     complete, stopped = content.in_state("complete"), content.in_state("pruned")
     stopped = stopped if len(complete) < FEW else []
+    which = "full-length and stopped" if stopped else "full-length"
     rows, columns = panels(len(content.axes))
     empty = _empty(content, [*complete, *stopped])
     found = tuple(
@@ -113,7 +114,7 @@ def slices(content: Content) -> Figure:
     )
     shade = Shade("trial", 0, max([1, *(trial.number for trial in complete)]), "cividis_r", whole=True)
     return Figure(
-        "slices", f"{content.study}: full-length trials by parameter (dev sets)", found or (Panel(empty=empty),),
+        "slices", f"{content.study}: {which} trials by parameter (dev sets)", found or (Panel(empty=empty),),
         max(6.0, 3.0 * columns + 0.9), 2.7 * rows + 0.8, "Slices",
         "Full-length trials by each parameter; colour is the order of trials. Orange rings were the best when they "
         f"finished, open circles are below a floor, the star is the best. With fewer than {FEW} full-length trials "

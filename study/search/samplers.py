@@ -20,10 +20,8 @@ from optuna.samplers import BaseSampler, CmaEsSampler, NSGAIISampler, TPESampler
 from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
 from optuna.trial import FrozenTrial, TrialState
 
-from infra.failpoint import reach
 from study.spec.config import Sampler, SamplerConfig, StudyConfig
 from study.spec.dimension import Dimension
-from study.spec.starts import Start, given_trials
 from trainers.schema.records import EpochRecord
 
 # Draws that are keyed by (study seed, trial number, path), so that a new parameter leaves the others' draws alone.
@@ -69,7 +67,7 @@ def value_at(distribution: BaseDistribution, place: float) -> Any:
     return min(max(value, low), high)
 
 
-GIVEN = ("agft.warm_start", "agft.rerun_of")  # trials that nobody proposed
+GIVEN = "agft.given"  # of Optuna's trials that nobody proposed: warm starts, repetitions
 
 
 def directions(spec: StudyConfig) -> list[str]:
@@ -80,81 +78,6 @@ def directions(spec: StudyConfig) -> list[str]:
 def values(spec: StudyConfig, record: EpochRecord) -> list[float]:
     """What Optuna is told about a full-length trial, given its last epoch record: one number a metric."""
     return [record.at_best(name) for name in spec.goal.at({}).names]
-
-
-def proposals(
-    study: optuna.Study, spec: StudyConfig, count: int, prior: Sequence[Start] = ()
-) -> list[tuple[int, dict[str, Any]]]:
-    """The first `count` trials of a study (an empty Optuna study of any storage), given ones first."""
-    dimensions = spec.dimensions()
-    enqueue_warm_starts(study, spec, dimensions, prior)
-    return [propose(study, spec, dimensions) for _ in range(count)]
-
-
-def enqueue_warm_starts(
-    study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension], prior: Sequence[Start] = ()
-) -> None:
-    """Put the given trials in line, once in a study's life; `prior`: those of earlier studies (`study.search.prior`).
-
-    One that is there already, since a crash or an archive came in between, is not put there again.
-    """
-    if study.user_attrs.get("agft.warm_starts"):
-        return
-    for start in given(spec, dimensions, prior):
-        known = study.get_trials(deepcopy=False)
-        if not any(_given_values(trial) == start.values or start.values.items() <= trial.params.items()
-                   for trial in known):  # fmt: skip
-            attributes = {"agft.warm_start": True, "agft.origin": start.origin}
-            study.enqueue_trial(start.values, user_attrs=attributes)
-    reach("warm-starts.enqueued")
-    study.set_user_attr("agft.warm_starts", True)
-
-
-def enqueue_dropped_points(study: optuna.Study) -> None:
-    """Of a grid: put points that were dropped in line again. What takes their place can be nothing else."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if "agft.rerun_of" not in trial.user_attrs]
-    tried = [_given_values(trial) for trial in trials if "agft.dropped" not in trial.user_attrs]
-    for trial in trials:
-        if "agft.dropped" in trial.user_attrs and trial.params not in tried:
-            tried.append(trial.params)
-            study.enqueue_trial(trial.params, user_attrs={"agft.warm_start": True, "agft.origin": "grid"})
-
-
-def _given_values(trial: FrozenTrial) -> dict[str, Any]:
-    """What a trial was told to take, or has taken."""
-    found: dict[str, Any] = trial.system_attrs.get("fixed_params", trial.params)
-    return found
-
-
-def given(spec: StudyConfig, dimensions: list[Dimension], prior: Sequence[Start] = ()) -> list[Start]:
-    """The trials that a study begins with, none twice."""
-    found: list[Start] = []
-    for start in [*given_trials(spec, dimensions), *prior]:
-        if start.values and not any(start.values == other.values for other in found):
-            found.append(start)
-    return found
-
-
-def propose(study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension]) -> tuple[int, dict[str, Any]]:
-    """The next trial, asked for and drawn: its number and its sampled values by path."""
-    waiting = [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))]
-    number = min(waiting) if waiting else len(study.get_trials(deepcopy=False))
-    study.sampler = sampler_for(spec, number, dimensions)
-    trial = study.ask()
-    reach("trial.asked")
-    assert trial.number == number, "one driver asks at a time: the lease sees to it"
-    return number, draw(trial, dimensions)
-
-
-def redraw(
-    study: optuna.Study, spec: StudyConfig, dimensions: list[Dimension], trial: FrozenTrial
-) -> dict[str, Any]:  # fmt: skip
-    """Sampled values of a trial that was asked for earlier; those that a crash left undrawn are drawn now.
-
-    Where none is missing Optuna does not ask the sampler, which would overwrite its state in the trial.
-    """
-    study.sampler = sampler_for(spec, trial.number, dimensions)
-    return draw(optuna.Trial(study, trial._trial_id), dimensions)
 
 
 def draw(trial: optuna.Trial, dimensions: list[Dimension]) -> dict[str, Any]:
@@ -239,7 +162,7 @@ class Sobol(Keyed):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         before = [other for other in study.get_trials(deepcopy=False) if other.number < trial.number]
-        index = sum(not any(key in other.user_attrs for key in GIVEN) for other in before)
+        index = sum(GIVEN not in other.user_attrs for other in before)
         point = sobol_point(len(search_space), index, number_of(self.seed, "sobol") >> 32)
         places = zip(search_space.items(), point, strict=True)
         return {path: value_at(distribution, place) for (path, distribution), place in places}

@@ -1,10 +1,12 @@
 """When a trial is stopped, and when a study has found all it will find: pure functions over stored rows.
 
-Nothing here kills anything, and nothing is remembered: values are read from the study store at every decision, so a
-restarted driver decides as if it had never been away. Rules (table STOPPING):
+Nothing here kills anything, and nothing is remembered. A trial is compared with those that it knows
+(`study.search.knowledge`), whose records do not change any more, so a verdict does not depend on when it is asked for.
+Rules (table STOPPING):
 
 asha    ASHA, stopping variant (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning",
         arXiv:1810.05934): at a rung a trial goes on if it is among the best 1/reduction_factor of the values there.
+        (There whoever came first sets the mark; here those that the trial knows do.)
 median  The median stopping rule (Golovin et al. 2017, "Google Vizier", section 3.2.2): a trial stops if its best value
         so far is below the median of the others' at the same epoch. (Vizier compares with running averages; the best
         so far is what a trial is judged by here, and what Optuna's MedianPruner compares.)
@@ -20,6 +22,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
 from study.results.ranking import score
+from study.search.knowledge import as_stopped
 from study.spec.config import BudgetConfig, SchedulerConfig, StoppingRule, StudyConfig
 from study.store.rows import TrialRow
 from trainers.schema.records import EpochRecord
@@ -41,12 +44,11 @@ def _grace(config: SchedulerConfig, epochs: int) -> int:
     return max(1, math.ceil(config.grace_fraction * epochs))
 
 
-def verdict(
-    config: SchedulerConfig, trial: TrialRow, everyone: Sequence[TrialRow], *, epoch: int, goal: Goal
-) -> Verdict:
+def verdict(config: SchedulerConfig, trial: TrialRow, known: Sequence[TrialRow], *, epoch: int, goal: Goal) -> Verdict:
     """`("continue" | "stop", reason)` for a trial that has just reached `epoch`.
 
-    `everyone` may hold the trial itself and trials in any state; those that never reached the epoch do not count.
+    `known`: the trials that it knows, in any state; those that never reached the epoch do not count. While fewer than
+    `min_trials` of them did, nobody is stopped by comparison.
     """
     planned = trial.config.get("train", {}).get("epochs")
     if planned is not None and epoch >= planned:
@@ -57,7 +59,9 @@ def verdict(
         return "continue", f"epoch {epoch}: still improving"
     own = _at(trial, epoch, goal)
     assert own is not None, "the verdict is asked for an epoch that is not recorded"
-    others = [value for row in everyone if row.number != trial.number and (value := _at(row, epoch, goal)) is not None]
+    others = [value for row in known if (value := _at(row, epoch, goal)) is not None]
+    if config.row.stops and len(others) < config.min_trials:
+        return "continue", f"epoch {epoch}: only {len(others)} of {config.min_trials} known trials to compare with"
     decision, reason = config.row.verdict(config, own, others)
     return decision, f"epoch {epoch}: {reason}"
 
@@ -69,7 +73,6 @@ def _at(row: TrialRow, epoch: int, goal: Goal) -> float | None:
 
 
 def _asha(config: SchedulerConfig, own: float, others: list[float]) -> Verdict:
-    """The first trials at a rung always go on, since there is nothing to compare them with."""
     everyone, factor = sorted([*others, own], reverse=True), config.reduction_factor
     if len(everyone) < factor:
         return "continue", f"only {len(everyone)} of {factor} trials to compare"
@@ -80,8 +83,8 @@ def _asha(config: SchedulerConfig, own: float, others: list[float]) -> Verdict:
 
 
 def _median(config: SchedulerConfig, own: float, others: list[float]) -> Verdict:
-    if len(others) < config.min_trials:
-        return "continue", f"only {len(others)} of {config.min_trials} other trials to compare"
+    if not others:
+        return "continue", "no other trial to compare with"
     middle = statistics.median(others)
     comparison = f"{own:.4f} against {middle:.4f}, the median of {len(others)} others"
     return ("continue" if own >= middle - ROUNDING else "stop"), comparison
@@ -105,13 +108,15 @@ def _median_rungs(config: SchedulerConfig, epochs: int) -> tuple[int, ...]:
     return tuple(range(_grace(config, epochs), epochs))
 
 
-def _median_remarks(spec: StudyConfig) -> Iterator[str]:
-    if spec.budget.trials <= spec.scheduler.min_trials:
-        yield f"scheduler.min_trials: {spec.scheduler.min_trials} others are too many of {spec.budget.trials} trials"
+def _few_remarks(spec: StudyConfig) -> Iterator[str]:
+    lag = 0 if spec.lag == "auto" else spec.lag
+    if spec.budget.trials - 1 - lag < spec.scheduler.min_trials:
+        whom = f"no trial of {spec.budget.trials} knows so many" + (f" (lag {lag})" if lag else "")
+        yield f"scheduler.min_trials: {spec.scheduler.min_trials}: {whom}, so none is stopped by comparison"
 
 
-ASHA = StoppingRule(_asha_rungs, _asha, reads=("reduction_factor",))
-MEDIAN = StoppingRule(_median_rungs, _median, reads=("min_trials",), remarks=_median_remarks)
+ASHA = StoppingRule(_asha_rungs, _asha, reads=("reduction_factor", "min_trials", "finish"), remarks=_few_remarks)
+MEDIAN = StoppingRule(_median_rungs, _median, reads=("min_trials", "finish"), remarks=_few_remarks)
 NONE = StoppingRule(lambda config, epochs: (), _none, stops=False)
 
 
@@ -127,22 +132,32 @@ def _improves(value: float, best: float, min_delta: float) -> bool:
     return value > best and value - best >= min_delta - ROUNDING
 
 
-def stagnation(trials: Sequence[TrialRow], goal: Goal, config: BudgetConfig) -> str | None:
-    """Why the study should end: its last `budget.patience` finished trials improved nothing. None: it should not.
+def to_finish(trials: Sequence[TrialRow], goal: Goal, count: int) -> list[TrialRow]:
+    """Of the trials that the stopping rule ended early, the `count` best at their end, best first (`scheduler.finish`).
 
-    Complete trials can improve, pruned ones cannot; failed and dropped ones do not count at all. With several metrics
-    a trial improves the front if no earlier one is as good in all of them.
+    Those that have been trained to their end meanwhile are among them, as they were when they were stopped.
+    """
+    stopped = [as_stopped(row) for row in trials if row.stopped_at is not None and row.finished]
+    found = [row for row in stopped if row.state == "pruned" and row.last and row.last.epoch == row.stopped_at]
+    return sorted(found, key=lambda row: (-score(row.epochs[-1], goal), row.number))[:count]
+
+
+def stagnation(known: Sequence[TrialRow], goal: Goal, config: BudgetConfig) -> str | None:
+    """Why a trial that knows these should not be started: the last `budget.patience` of them improved nothing.
+
+    None: it should. "Last" goes by number. Complete trials can improve, pruned ones cannot; failed and dropped ones do
+    not count at all. With several metrics a trial improves the front if no earlier one is as good in all of them.
     """
     if config.patience is None:
         return None
-    ends = sorted((t for t in trials if t.state in ("complete", "pruned")), key=lambda t: (t.ended_ms or 0, t.number))
+    ends = sorted((t for t in known if t.state in ("complete", "pruned")), key=lambda t: t.number)
     points = [None if t.state == "pruned" or t.last is None else _point(t.last, goal) for t in ends]
     earlier = [point for point in points[: -config.patience] if point is not None]
     latest = [point for point in points[-config.patience :] if point is not None]
     if not earlier or any(all(_beyond(new, old, config.min_delta) for old in earlier) for new in latest):
         return None
     least = f" by {config.min_delta:g} or more" if config.min_delta else ""
-    return f"the last {config.patience} finished trials have not improved the best{least} (budget.patience)"
+    return f"the last {config.patience} known trials have not improved the best{least} (budget.patience)"
 
 
 def _beyond(new: tuple[float, ...], old: tuple[float, ...], min_delta: float) -> bool:

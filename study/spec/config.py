@@ -176,7 +176,12 @@ class SchedulerConfig(Frozen):
     )
     grace_fraction: float = Field(0.25, gt=0, le=1, description="no trial stops before this fraction of its epochs")
     reduction_factor: int = Field(3, ge=2, description="a rung keeps one in so many")
-    min_trials: int = Field(4, ge=1, description="so many others must have reached the epoch")
+    min_trials: int = Field(
+        4, ge=1, description="nobody is stopped by comparison before so many trials that it knows reached the epoch"
+    )
+    finish: int = Field(
+        0, ge=0, description="when the budget is used up, train so many of the best stopped trials to their end"
+    )
     patience: int | None = Field(
         None, ge=1, description="a trial also ends when so many epochs brought nothing; it counts as complete"
     )
@@ -247,6 +252,11 @@ class StudyConfig(Frozen):
     )
     prior: PriorConfig | None = Field(None, description="earlier studies whose best trials are tried first")
     goal: GoalConfig = Field(default_factory=GoalConfig, description="what the study maximises")
+    lag: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        "auto",
+        description="trial n knows the outcomes of trials 0 ... n-1-lag and no others, so that the search does not "
+        "depend on the clock; at most lag + 1 run at once; auto = the trials that fit when the study begins, plus 1",
+    )
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="who proposes trials")
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig, description="early stopping")
     resources: ResourcesConfig = Field(default_factory=ResourcesConfig, description="what a trial needs")

@@ -154,7 +154,10 @@ class ImprovementGate(Frozen):
     """How much better than the champion a candidate must be, by the study's goal."""
 
     by: float = Field(0.0, ge=-1, le=1, description="the difference must be greater than this, points of 1")
-    certain: bool = Field(False, description="its one-sided 95 % bound must be, not only the difference itself")
+    certain: bool = Field(
+        True,
+        description="the difference's bound must be, not only the difference measured; false: no evidence is asked",
+    )
 
 
 class SanityGate(Frozen):
@@ -167,7 +170,7 @@ class SanityGate(Frozen):
 
 
 class GatesConfig(Frozen):
-    """What a candidate must pass on the confirm sets before it may be the champion. A policy file holds these keys."""
+    """What a candidate must pass before it may be the champion. A policy file holds these keys."""
 
     floors: dict[Metric, FloorText] | None = Field(
         None, description="least accuracies, e.g. {clean_accuracy: '>= clip - 0.06'}; null: the goal's `subject_to`"
@@ -175,7 +178,7 @@ class GatesConfig(Frozen):
     better_than_clip: bool = Field(True, description="the goal's value above the unmodified CLIP's")
     non_inferior: dict[Metric, Share] = Field(
         default={"clean_accuracy": 0.05, "robust_accuracy": 0.03},
-        description="margins: the one-sided 95 % bound on champion minus candidate, on the same images, stays below",
+        description="margins: the one-sided bound on champion minus candidate, on the same images, stays below",
     )
     improvement: ImprovementGate | None = Field(
         default_factory=ImprovementGate, description="over the champion; null: not being inferior is enough"
@@ -187,6 +190,10 @@ class GatesConfig(Frozen):
     clean_tree: bool = Field(False, description="training and promotion ran from committed code")
     sanity: SanityGate | None = Field(
         default_factory=SanityGate, description="the evaluation's checks on itself; null: not made"
+    )
+    final: bool = Field(
+        True,
+        description="the final sets may veto: for certain above the unmodified CLIP, not for certain below a floor",
     )
 
 

@@ -74,6 +74,8 @@ def import_study(url: str, path: Path, *, name: str | None = None) -> str:
             serial = "id" in table.columns
             for row in rows[table.name]:
                 row = {key: value for key, value in row.items() if not (serial and key == "id")}
+                if row.get("memory"):  # Optuna unpickles what CMA-ES keeps: derived here, never taken from a file
+                    row |= {"memory": None}
                 connection.execute(sa.insert(table).values(**{**row, "study": chosen}))
     return chosen
 

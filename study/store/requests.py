@@ -19,6 +19,15 @@ def ask(store: StudyStore, kind: str, number: int, note: str) -> int:
     return _insert(store, t.requests, "asked_ms", kind=kind, number=number, note=note)
 
 
+IN_LINE = "in line again"  # the answer to a request to run a trial again
+
+
+def to_run_again(store: StudyStore) -> list[int]:
+    """Trials that were asked for again, as often as that was granted, oldest first. Repetitions start in this order."""
+    rows = _all(store, t.requests, t.requests.c.kind == "rerun", t.requests.c.outcome == IN_LINE)
+    return [int(row["number"]) for row in rows]
+
+
 def _insert(store: StudyStore, table: sa.Table, stamp: str, **values: Any) -> int:
     """A new row of the study, with the database's time in column `stamp`; its id."""
     with transaction(store.engine) as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,8 +34,9 @@ class StudyRow:
     baseline: Measurement | None  # the unmodified CLIP on the dev sets
     provenance: dict[str, Any] | None
     message: str | None = None
-    generation: int = 0  # of its Optuna study, which is built anew when a trial is dropped
-    extended_at: int = 0  # trials that had finished when the budget was last raised
+    lag: int | None = None  # trial n knows trials 0 ... n-1-lag; None before its first driver
+    starts: tuple[dict[str, Any], ...] | None = None  # the given trials: {origin, values}
+    extended_at: int = 0  # trials that there were when the budget was last raised
 
     @property
     def goal(self) -> Goal | None:
@@ -48,8 +50,8 @@ class StudyRow:
 
     @property
     def optuna_name(self) -> str:
-        """Name of the Optuna study of this generation; no other study's, since a name holds no slash."""
-        return f"agft/{self.name}" + (f"/{self.generation}" if self.generation else "")
+        """Name of its projection in Optuna's tables; no other study's, since a name holds no slash."""
+        return f"agft/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,17 @@ class Attempt:
     device_seconds: float = 0.0
     outcome: str | None = None
     provenance: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a new trial is to be. `memory`: what the sampler keeps with it; the rest says where it comes from."""
+
+    number: int
+    params: dict[str, Any]
+    origin: str | None = None
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    rerun_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +92,14 @@ class TrialRow:
     latest: Weights | None = None  # the state to go on from
     best: Weights | None = None  # the best epoch's weights
     rerun_of: int | None = None
+    origin: str | None = None  # of a given trial; None: the sampler proposed it
+    memory: dict[str, Any] | None = field(default_factory=dict)  # what the sampler keeps with it; None: to be derived
+    dropped_at: int | None = None  # trials from this number on do not know it
+    state_before: str | None = None  # what it had ended as when it was dropped
+    finishing: bool = False  # it was stopped, and is then trained to its end
     epochs: tuple[EpochRecord, ...] = ()
     verdicts: dict[int, str] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)  # of the verdicts
     attempts: tuple[Attempt, ...] = ()
 
     @property
@@ -92,6 +111,11 @@ class TrialRow:
         """Whether the driver of that lease has an attempt at the trial under way."""
         mine = [attempt for attempt in self.attempts if attempt.token == token]
         return self.state == "running" and any(attempt.ended_ms is None for attempt in mine)
+
+    @property
+    def stopped_at(self) -> int | None:
+        """The first epoch after which the stopping rule wanted it to end."""
+        return min((epoch for epoch, decision in self.verdicts.items() if decision == "stop"), default=None)
 
     @property
     def whole(self) -> bool:

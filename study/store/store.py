@@ -1,7 +1,7 @@
 """The study's truth. Drivers, terminals and workers come and go; what is here stays.
 
 Every write of a driver runs in one transaction that first checks the driver's lease token, so a driver that was
-thought dead and was replaced can change nothing any more. Optuna's tables live in the same database (`searcher.py`).
+thought dead and was replaced can change nothing any more. Optuna's tables, a projection, live in the same database.
 A driver's writes can be repeated without harm, and are, while the database is away (`patient`).
 """
 
@@ -22,7 +22,7 @@ from study.spec.files import spec_difference
 from study.store import tables as t
 from study.store.database import engine_for, now, patient, transaction
 from study.store.lease import LeaseHeld, is_driven, is_local
-from study.store.rows import FINISHED, Attempt, StudyRow, TrialRow
+from study.store.rows import FINISHED, Attempt, Proposal, StudyRow, TrialRow
 from trainers.schema.records import EpochRecord, Measurement, Report, Weights
 
 M = TypeVar("M", bound=BaseModel)
@@ -90,9 +90,8 @@ class StudyStore:
                     + difference + more
                 )  # fmt: skip
             changed = {"spec": spec.canonical(), "spec_hash": spec.spec_hash(), "baseline": None, "budget": None}
-            # The warm starts of the old spec wait in the old generation's Optuna study; and a driver that was cut off
-            # while it measured for the old spec comes back with a token of the past.
-            after = {"generation": found.generation + 1, "token": found.token + 1}
+            # A driver that was cut off while it measured for the old spec comes back with a token of the past.
+            after = {"lag": None, "starts": None, "token": found.token + 1}
             connection.execute(sa.update(t.studies).where(self.own).values(**changed, **after))
             return True
 
@@ -109,6 +108,7 @@ class StudyStore:
         fields = row._asdict()
         expires, budget = fields.pop("lease_expires"), fields.pop("budget")
         spec = load_canonical(row.spec)
+        fields["starts"] = None if row.starts is None else tuple(row.starts)
         if budget:
             spec = spec.model_copy(update={"budget": type(spec.budget).model_validate(budget)})
         left = (expires - clock) if expires else 0.0
@@ -201,7 +201,7 @@ class StudyStore:
 
     @patient
     def set_study(self, token: int, **values: Any) -> None:
-        """Set columns of the study's row: `baseline`, `provenance`, `state`, `generation`."""
+        """Set columns of the study's row: `baseline`, `provenance`, `state`, `lag`, `starts`."""
         with self.fenced(token) as connection:
             plain = {name: _plain(value) for name, value in values.items()}
             connection.execute(sa.update(t.studies).where(self.own).values(**plain))
@@ -209,25 +209,26 @@ class StudyStore:
     # --- trials --------------------------------------------------------------------------------------------------
 
     @patient
-    def start_trial(
-        self,
-        token: int,
-        number: int,
-        params: Mapping[str, Any],
-        config: Mapping[str, Any],
-        *,
-        rerun_of: int | None = None,
-    ) -> TrialRow:
-        """A new trial, or another attempt at an unfinished one; the row as it is now."""
+    def start_trial(self, token: int, proposal: Proposal, config: Mapping[str, Any]) -> TrialRow:
+        """A new trial, and a first attempt at it; the row as it is now. A second call changes nothing."""
+        number = proposal.number
         with self.fenced(token) as connection:
             clock = int(now(connection) * 1000)
             if connection.execute(self._of(t.trials, number, sa.select(t.trials.c.number))).first() is None:
                 connection.execute(
                     sa.insert(t.trials).values(
-                        study=self.name, number=number, state="running", params=dict(params), config=dict(config),
-                        started_ms=clock, rerun_of=rerun_of,
+                        study=self.name, number=number, state="running", params=dict(proposal.params),
+                        config=dict(config), started_ms=clock, rerun_of=proposal.rerun_of,
+                        origin=proposal.origin, memory=dict(proposal.memory), finishing=False,
                     )
                 )  # fmt: skip
+        return self.attempt_trial(token, number)
+
+    @patient
+    def attempt_trial(self, token: int, number: int) -> TrialRow:
+        """This driver attempts an unfinished trial; the row as it is now."""
+        with self.fenced(token) as connection:
+            clock = int(now(connection) * 1000)
             where = sa.and_(t.attempts.c.study == self.name, t.attempts.c.number == number, t.attempts.c.token == token)
             if connection.execute(sa.select(t.attempts.c.token).where(where)).first() is None:
                 connection.execute(
@@ -291,18 +292,33 @@ class StudyStore:
         stop_reason: str | None = None,
         failure_kind: str | None = None,
         device_seconds: float | None = None,
+        dropped_at: int | None = None,
     ) -> TrialRow:
-        """The trial's final state: complete, pruned, failed (with the failure's kind) or dropped; the row."""
+        """The trial's final state: complete, pruned, failed (with the failure's kind) or dropped; the row.
+
+        `dropped_at`: of a dropped one, the first trial that does not know it.
+        """
         assert state in FINISHED, state
         with self.fenced(token) as connection:
             clock = int(now(connection) * 1000)
             values: dict[str, Any] = {"state": state, "stop_reason": stop_reason, "failure_kind": failure_kind}
-            before = connection.execute(self._of(t.trials, number, sa.select(t.trials.c.ended_ms))).scalar_one()
+            was = connection.execute(self._of(t.trials, number, sa.select(t.trials))).one()
+            before = was.ended_ms
+            if state == "dropped" != was.state:
+                values |= {"dropped_at": dropped_at, "state_before": was.state if was.state in FINISHED else None}
             connection.execute(
                 self._of(t.trials, number, sa.update(t.trials)).values(**values, ended_ms=before or clock)
             )
             if before is None:
                 self._end(connection, token, number, state, clock, device_seconds)
+            return self._row(connection, number)
+
+    @patient
+    def reopen_trial(self, token: int, number: int) -> TrialRow:
+        """A trial that was stopped is to be trained to its end; the row."""
+        with self.fenced(token) as connection:
+            again = {"state": "running", "ended_ms": None, "finishing": True}
+            connection.execute(self._of(t.trials, number, sa.update(t.trials)).values(**again))
             return self._row(connection, number)
 
     @patient
@@ -371,5 +387,6 @@ class StudyStore:
                 for a in attempts.get(number, [])
             )
             decided = {v.epoch: v.decision for v in verdicts.get(number, [])}
+            fields |= {"reasons": {v.epoch: v.reason for v in verdicts.get(number, [])}}
             found.append(TrialRow(**fields, epochs=tuple(history), verdicts=decided, attempts=tuple(tried)))
         return found

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Float, ForeignKeyConstraint, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKeyConstraint,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy import false as no
 
 metadata = MetaData()
 NAME = String(64)
@@ -43,11 +56,12 @@ studies = Table(
     Column("provenance", JSON),
     Column("budget", JSON),  # instead of the spec's, once it was raised
     Column("message", Text),  # why the study is in this state
-    Column("generation", Integer, nullable=False, server_default="0"),  # of its Optuna study
-    Column("extended_at", Integer, nullable=False, server_default="0"),  # finished trials when the budget was raised
+    Column("lag", Integer),  # trial n knows trials 0 ... n-1-lag; set by the first driver
+    Column("starts", JSON),  # the given trials, resolved once: prior studies may change
+    Column("extended_at", Integer, nullable=False, server_default="0"),  # trials there were when the budget was raised
 )
 
-# One row a trial, beside Optuna's row with the same number.
+# One row a trial.
 trials = Table(
     "agft_trial",
     metadata,
@@ -63,6 +77,11 @@ trials = Table(
     Column("latest", JSON),
     Column("best", JSON),
     Column("rerun_of", Integer),
+    Column("origin", Text),  # of a given trial; null: it was proposed
+    Column("memory", JSON),  # what the sampler keeps with it, by attribute
+    Column("dropped_at", Integer),  # trials from this number on do not know it
+    Column("state_before", String(16)),  # what it had ended as when it was dropped
+    Column("finishing", Boolean, nullable=False, server_default=no()),  # stopped, and then trained to its end
     ForeignKeyConstraint(["study"], ["agft_study.name"], ondelete="CASCADE"),
 )
 

@@ -7,6 +7,9 @@ On the kind of machine that wrote the file (its torch, CPU and instruction set) 
 kind sums are added in another order, and signs of gradients near 0 flip, so that runs drift apart: losses agree to
 `EARLY_TOLERANCE` for `EARLY` updates and to `LATE_TOLERANCE` after them, counts to `IMAGES_TOLERANCE` images, and
 hashes are not compared. Proposals and verdicts are double precision on one core: the same everywhere.
+
+The file's study was written with the rule of knowledge (`study.search.knowledge`), it alone (`--write FILE --study`),
+at the commit that `made.study_commit` names. Losses, hashes and counts are older, and were left as they were.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -30,8 +32,8 @@ import optuna
 import torch
 from torch import Tensor
 
-from study.results.ranking import score
-from study.search.optuna_book import OptunaBook
+from study.search import knowledge
+from study.search.proposals import Proposer, given
 from study.search.stopping import rungs, verdict
 from study.spec.config import StudyConfig
 from study.spec.dimension import apply_params
@@ -204,7 +206,7 @@ def one_thread() -> Iterator[None]:
 
 # --- a study ---------------------------------------------------------------------------------------------------------
 
-TRIALS = 30
+TRIALS, LAG = 30, 3
 STUDY = f"""\
 name: golden
 model: {{arch: tiny-clip, pretrained: bundled}}
@@ -221,6 +223,7 @@ search:
 sampler: {{name: tpe, startup_trials: 8}}
 scheduler: {{name: asha, grace_fraction: 0.3, reduction_factor: 2}}
 goal: {{metric: robust_accuracy, subject_to: {{clean_accuracy: ">= clip * 0.8"}}}}
+lag: {LAG}
 budget: {{trials: {TRIALS}}}
 seed: 7
 """
@@ -230,43 +233,43 @@ BASELINE = Measurement(clean_accuracy=0.70, robust_accuracy=0.22, datasets={})
 def study() -> list[Record]:
     """Parameters, verdicts and end of every trial of a study, one trial at a time, as a driver takes its steps.
 
-    The store, Optuna's tables, sampler and schedule are the service's own; only the training is a closed form.
+    The store, proposals, what a trial knows and its verdicts are the service's own; only the training is a closed form.
     """
     spec = parse_study(STUDY, source="golden")
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with tempfile.TemporaryDirectory() as folder:
         store = StudyStore(f"sqlite:///{folder}/studies.db", spec.name)
         store.create(spec)
         token = store.acquire("golden|1|1.00", seconds=3600)
         store.set_study(token, baseline=BASELINE)
         goal = spec.goal.resolve(BASELINE)
-        book = OptunaBook(store, spec, goal.at_least)
-        book.enqueue_warm_starts()
-        found = [_trial(spec, goal, store, book, token) for _ in range(spec.budget.trials)]
+        proposer = Proposer(spec, goal, given(spec, spec.dimensions()))
+        found = [_trial(number, spec, goal, store, proposer, token) for number in range(spec.budget.trials)]
         store.engine.dispose()
     return found
 
 
-def _trial(spec: StudyConfig, goal: Goal, store: StudyStore, book: OptunaBook, token: int) -> Record:
-    number, params = book.propose()
-    config = TrialConfig.model_validate(apply_params(spec.base(goal), params, spec.dimensions())).model_dump(
-        mode="json"
-    )
-    row = store.start_trial(token, number, params, config)
+def _trial(
+    number: int, spec: StudyConfig, goal: Goal, store: StudyStore, proposer: Proposer, token: int
+) -> Record:  # fmt: skip
+    rows = {row.number: row for row in store.trials()}
+    proposal = proposer.propose(rows, number, LAG)
+    plain = apply_params(spec.base(goal), proposal.params, spec.dimensions())
+    config = TrialConfig.model_validate(plain).model_dump(mode="json")
+    row = store.start_trial(token, proposal, config)
     verdicts, state = {}, "complete"
     for record in _history(config, goal):
         row = store.record(token, row, Report(epoch=record.epoch, records=(record,)), device_seconds=0.0)
-        book.observe(number, record.epoch, score(record, goal))
         if record.epoch not in rungs(spec.scheduler, spec.train.epochs):
             continue
-        decision, reason = verdict(spec.scheduler, row, store.trials(), epoch=record.epoch, goal=goal)
+        known = knowledge.known(rows, number, LAG)
+        decision, reason = verdict(spec.scheduler, row, known, epoch=record.epoch, goal=goal)
         store.decide(token, number, record.epoch, decision, reason)
         verdicts[f"epoch {record.epoch}"] = [decision, reason]
         if decision == "stop":
             state = "pruned"
             break
-    book.tell(store.finish_trial(token, number, state))
-    return {"number": number, "params": params, "verdicts": verdicts, "state": state}
+    store.finish_trial(token, number, state)
+    return {"number": number, "params": proposal.params, "verdicts": verdicts, "state": state}
 
 
 def _history(config: Record, goal: Goal) -> list[EpochRecord]:
@@ -364,17 +367,24 @@ def computed() -> Record:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="write the file instead of comparing with it")
+    parser.add_argument("--study", action="store_true", help="with --write: the study alone; the rest stays as it is")
     parser.add_argument("--file", type=Path, default=FILE, help="what to compare with")
-    given = parser.parse_args()
-    numbers = computed()
-    if given.write:
+    wanted = parser.parse_args()
+    if wanted.write:
         commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
                                 capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
-        made = {"command": " ".join(["python", *sys.argv]), "commit": commit, **machine()}
-        given.write.parent.mkdir(parents=True, exist_ok=True)
-        given.write.write_text(json.dumps({"made": made, **numbers}, indent=1) + "\n")
+        if wanted.study:
+            written = json.loads(wanted.write.read_text()) | {"study": study()}
+            written["made"]["study_commit"] = commit
+        else:
+            written = {
+                "made": {"command": " ".join(["python", *sys.argv]), "commit": commit, **machine()},
+                **computed(),
+            }
+        wanted.write.parent.mkdir(parents=True, exist_ok=True)
+        wanted.write.write_text(json.dumps(written, indent=1) + "\n")
         return
-    stored = json.loads(given.file.read_text())
+    numbers, stored = computed(), json.loads(wanted.file.read_text())
     exact = same_kind(stored["made"])
     found = [line for part in numbers for line in differences(stored[part], numbers[part], exact=exact, path=part)]
     print("\n".join(found) or "no difference", "" if exact else "(another kind of machine: within tolerances)")

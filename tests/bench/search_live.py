@@ -6,8 +6,8 @@
 Without `--trained` trials are light and report the measured curves, epochs take their measured CPU seconds times
 `scale`; with it every trial fine-tunes the tiny CLIP in Ray Train workers, as the settings of the grid were measured
 (`measure_space.py`). Each study's best trial is set beside 200 replays of the same study (`search_replay.py`) with
-other seeds: it should be one of them. The replay's clock is not the live one, so even the same seed asks the sampler at
-other moments.
+other seeds: it should be one of them. Without `--trained` it is also set beside the replay with its own seed: what is
+proposed and stopped follows from the file and the results, so that the two are the same though their clocks are not.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from study.driver.run import Outcome, run_study
 from study.results.ranking import best_trial
 from study.spec.config import StudyConfig
 from study.store.store import StudyStore
-from tests.bench.search_quality import START_UP_SECONDS
+from tests.bench.search_quality import START_UP_SECONDS, unmodified
 from tests.bench.search_replay import METHODS, replay, specification
 from tests.support.light import Plan, drive, light_cluster
 from tests.support.space_table import Table
+from trainers.schema.records import Measurement
 
 RESULTS = Path(__file__).parent / "results"
 REPLAYS = 200
@@ -50,7 +51,7 @@ MEASURED: dict[str, Any] = {
 
 def run(
     spec: StudyConfig, trained: bool, plan: Plan, *, database: str, cluster: Cluster, services: Services,
-    clip: dict[str, Any],
+    clip: Measurement,
 ) -> Outcome:  # fmt: skip
     """One study to its end."""
     if not trained:
@@ -62,7 +63,7 @@ def run(
 
 
 def live(
-    method: str, table: Table, clip: dict[str, Any], *, trained: bool, trials: int, slots: int, scale: float,
+    method: str, table: Table, clip: Measurement, *, trained: bool, trials: int, slots: int, scale: float,
     folder: Path, cluster: Cluster, services: Services,
 ) -> dict[str, Any]:  # fmt: skip
     """One study, and where its result lies among its replays."""
@@ -77,21 +78,24 @@ def live(
         specification(method, 0, **changed), trained, Plan(curve=table, scale=scale), database=database,
         cluster=cluster, services=services, clip=clip,
     )  # fmt: skip
-    rows = StudyStore(database, name).trials()
+    store = StudyStore(database, name)
+    rows, lag = store.trials(), store.load().lag
     goal = specification(method, 0).goal.resolve(clip)
     best = best_trial(rows, goal)
-    others = [
+    own, *others = [
         replay(
-            specification(method, seed, **changed), table.between if trained else table.nearest, goal,
-            fallback=clip["robust_accuracy"], workers=slots, start_up=START_UP_SECONDS if trained else 0.0,
+            specification(method, seed, **changed), table.between if trained else table.nearest, goal, lag=lag,
+            fallback=clip.robust_accuracy, workers=slots, start_up=START_UP_SECONDS if trained else 0.0,
             horizon=float("inf"),
         )
-        for seed in range(1, REPLAYS + 1)
+        for seed in range(REPLAYS + 1)
     ]  # fmt: skip
     values = np.array([each.values[-1] for each in others])
-    value = clip["robust_accuracy"] if best is None or best.last is None else best.last.best_robust_accuracy
+    value = clip.robust_accuracy if best is None or best.last is None else best.last.best_robust_accuracy
     states = [row.state for row in rows]
     return {
+        "lag": lag,
+        "as_replayed": None if trained else own.trials == tuple((r.state, len(r.epochs), r.params) for r in rows),
         "state": outcome.state, "seconds": round(time.perf_counter() - began, 1), "best": value,
         "best_clean": best.last.best_clean_accuracy if best and best.last else None,
         "device_seconds": round(sum(row.device_seconds for row in rows), 1),
@@ -114,7 +118,7 @@ def main() -> None:
     wanted = parser.parse_args()
     slots = wanted.slots or (2 if wanted.trained else 4)
     table = Table.read(RESULTS / "search-space.jsonl")
-    clip = json.loads((RESULTS / "search-space-unmodified.json").read_text())
+    clip = unmodified()
     record: dict[str, Any] = {
         "trained": wanted.trained, "trials": wanted.trials, "scale": None if wanted.trained else wanted.scale,
         "slots": slots, "cpus": os.cpu_count(), "studies": {},

@@ -1,11 +1,11 @@
 """How good the search is: the service's samplers and schedulers replayed over measured settings, many seeds each.
 
-    PYTHONPATH=. python tests/bench/search_quality.py [--seeds 50] [--only TPE --only random] [--out FOLDER]
+    PYTHONPATH=. python tests/bench/search_quality.py [--seeds 50] [--processes 2] [--only TPE --only random]
 
 Reads `results/search-space.jsonl` and `results/search-space-unmodified.json`; writes `search-quality.json` beside them,
 and table and figures into docs/. Simulated time: `WORKERS` trials side by side, each with its setting's measured CPU
-seconds after a start-up of about what a nested trial takes (`trial_overhead.py`). Compute is counted in full-length
-trials: what an average one costs, start-up included.
+seconds after a start-up of about what a nested trial takes (`trial_overhead.py`), and what `lag: auto` makes of so many
+slots. Compute is counted in full-length trials: what an average one costs, start-up included.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from tests.bench.search_figures import draw
 from tests.bench.search_replay import METHODS, Replay, replay, seen, specification
 from tests.bench.search_statistics import summarise
 from tests.support.space_table import Table
+from trainers.schema.records import Measurement
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parents[1] / "docs"
 WORKERS = 4
+LAG = WORKERS + 1  # as `lag: auto`
 BUDGETS = (8, 16, 32, 64)  # full-length trials
 START_UP_SECONDS = 8.0
 
@@ -54,13 +56,24 @@ SCENES = {
 }
 
 
-def one(scene: str, method: str, seed: int, *, table: Table, clip: Mapping[str, float]) -> Replay:
-    """One search of a scene."""
-    found, spec = SCENES[scene], specification(method, seed)
+def unmodified() -> Measurement:
+    """The CLIP that every trial starts from, measured as they were."""
+    found = json.loads((RESULTS / "search-space-unmodified.json").read_text())
+    return Measurement(
+        clean_accuracy=found["clean_accuracy"], robust_accuracy=found["robust_accuracy"], datasets={}
+    )  # fmt: skip
+
+
+def one(
+    scene: str, method: str, seed: int, lag: int | None = LAG, *, table: Table, clip: Measurement,
+    budget: int = BUDGETS[-1], **more: Any,
+) -> Replay:  # fmt: skip
+    """One search of a scene, of so many full-length trials' compute. `lag` None: as `replay`; `more`: of the study."""
+    found, spec = SCENES[scene], specification(method, seed, **more)
     return replay(
         spec, table.between if found.smooth else table.nearest, spec.goal.resolve(clip), images=found.images,
-        fallback=clip["robust_accuracy"], workers=WORKERS, start_up=found.start_up,
-        horizon=BUDGETS[-1] * full_trial(table, found.start_up) / WORKERS,
+        fallback=clip.robust_accuracy, workers=WORKERS, start_up=found.start_up, lag=lag,
+        horizon=budget * full_trial(table, found.start_up) / WORKERS,
     )  # fmt: skip
 
 
@@ -69,12 +82,14 @@ def full_trial(table: Table, start_up: float) -> float:
     return start_up + float(np.mean([sum(seconds for *_, seconds in curve) for curve in table.curves.values()]))
 
 
-def replays(scene: str, methods: list[str], seeds: int, table: Table, clip: Mapping[str, float]) -> dict[str, Any]:
+def replays(
+    scene: str, methods: list[str], seeds: int, table: Table, clip: Measurement, processes: int
+) -> dict[str, Any]:
     """Every method's searches of one scene, and their summary."""
     unit = full_trial(table, SCENES[scene].start_up) / WORKERS
     orders = [(method, seed) for method in methods for seed in range(seeds)]
     call = partial(one, scene, table=table, clip=clip)
-    with ProcessPoolExecutor(2) as pool:
+    with ProcessPoolExecutor(processes) as pool:
         done = list(pool.map(call, *zip(*orders, strict=True), chunksize=max(1, seeds // 4)))
     runs = {method: done[place * seeds : (place + 1) * seeds] for place, method in enumerate(methods)}
     return summarise(runs, budgets=BUDGETS, unit_seconds=unit, reference="random")
@@ -83,23 +98,25 @@ def replays(scene: str, methods: list[str], seeds: int, table: Table, clip: Mapp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", action="append", choices=list(METHODS))
     parser.add_argument("--space", type=Path, default=RESULTS / "search-space.jsonl")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--docs", type=Path, default=DOCS)
     wanted = parser.parse_args()
     table = Table.read(wanted.space)
-    clip = json.loads((RESULTS / "search-space-unmodified.json").read_text())
+    clip = unmodified()
     began = time.time()
     record: dict[str, Any] = {
-        "settings": len(table.curves), "seeds": wanted.seeds, "workers": WORKERS, "budgets": BUDGETS,
+        "settings": len(table.curves), "seeds": wanted.seeds, "workers": WORKERS, "lag": LAG,
+        "min_trials": specification("random", 0).scheduler.min_trials, "budgets": BUDGETS,
         "start_up_seconds": START_UP_SECONDS, "full_trial_seconds": full_trial(table, START_UP_SECONDS),
-        "unmodified": {name: clip[name] for name in ("clean_accuracy", "robust_accuracy")},
+        "unmodified": clip.model_dump(include={"clean_accuracy", "robust_accuracy"}),
         "grid": grid_facts(table, clip), "scenes": {},
     }  # fmt: skip
     methods = wanted.only or list(METHODS)
     for scene in SCENES:
-        found = replays(scene, methods, wanted.seeds, table, clip)
+        found = replays(scene, methods, wanted.seeds, table, clip, wanted.processes)
         record["scenes"][scene] = {"title": SCENES[scene].title, **found}
         print(f"{scene}: {time.time() - began:.0f} s", file=sys.stderr)
         print("\n".join(markdown(record["scenes"][scene])), "\n")
@@ -110,7 +127,7 @@ def main() -> None:
         page.write_text(filled(page.read_text(), record))
 
 
-def grid_facts(table: Table, clip: Mapping[str, float]) -> dict[str, float]:
+def grid_facts(table: Table, clip: Measurement) -> dict[str, float]:
     """What there is to find: the feasible values of all settings, best first."""
     goal = specification("random", 0).goal.resolve(clip)
     truths = [seen(curve, goal).truth for curve in table.curves.values()]

@@ -1,23 +1,24 @@
 """One search replayed in simulated time over measured settings, by the study's own sampler, scheduler and records.
 
-What is simulated is the clock and the training; proposals (`study.search.samplers`), what Optuna is told
-(`OptunaBook`), rungs, verdicts and the choice of the best trial (`study.results.ranking`) are the service's code.
+What is simulated is the clock and the training; proposals (`study.search.proposals`), what a trial knows
+(`study.search.knowledge`), rungs, verdicts and the choice of the best trial (`study.results.ranking`) are the service's
+code. The asynchronous rule, which the service does not have, is there to compare with: a trial starts as soon as a slot
+is free, its parameters follow from all that has ended by then, and it is compared with whoever has been at the rung.
 """
 
 from __future__ import annotations
 
 import heapq
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import optuna
 
 from study.results.ranking import best_trial
-from study.search import stopping as schedule
-from study.search.optuna_book import OptunaBook
+from study.search import knowledge
+from study.search.proposals import Proposer, given, pending
+from study.search.stopping import rungs, verdict
 from study.spec.config import StudyConfig
 from study.store.rows import TrialRow
 from tests.support.space_table import SPACE, Curve
@@ -41,7 +42,8 @@ METHODS: dict[str, dict[str, Any]] = {
 class Replay:
     """What one search found: at `times` (seconds) its incumbent's true value became `values`.
 
-    `claimed`: what the last incumbent reports itself.
+    `claimed`: what the last incumbent reports itself. `idle`: share of the slots' time in which they were free though
+    the budget was not used up. `trials`: state, epochs and parameters of every trial, by number.
     """
 
     times: tuple[float, ...]
@@ -50,6 +52,8 @@ class Replay:
     complete: int
     pruned: int
     failed: int
+    idle: float = 0.0
+    trials: tuple[tuple[str, int, dict[str, Any]], ...] = ()
 
     def at(self, clock: float) -> float:
         """The incumbent's value at a time."""
@@ -114,72 +118,91 @@ def _record(measured: dict[str, Any]) -> EpochRecord:
     return EpochRecord.model_construct(**{**idle, **measured})  # a replay makes hundreds of thousands
 
 
-class MemoryBook(OptunaBook):
-    """The service's Optuna study, in memory instead of a database."""
+class Slots:
+    """How many are free, and the time that they were (seconds of one slot)."""
 
-    def __init__(self, spec: StudyConfig, at_least: Mapping[Any, float]) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.spec, self.at_least, self.dimensions = spec, at_least, spec.dimensions()
-        self.storage = optuna.storages.InMemoryStorage()
-        self.study, self.ids = self._study("replay"), {}
+    def __init__(self, count: int) -> None:
+        self.free, self.count, self.since, self.idle = count, count, 0.0, 0.0
+
+    def advance(self, clock: float) -> None:
+        """Until now it was as it is."""
+        self.idle += self.free * (clock - self.since)
+        self.since = clock
+
+    @property
+    def share(self) -> float:
+        """Of their time up to now."""
+        return self.idle / (self.count * self.since) if self.since else 0.0
 
 
 def replay(
     spec: StudyConfig, landscape: Callable[[Mapping[str, float]], Curve], goal: Goal, *, fallback: float, workers: int,
-    start_up: float, horizon: float, images: int | None = None,
+    start_up: float, horizon: float, lag: int | None, images: int | None = None,
 ) -> Replay:  # fmt: skip
     """Run one study until `horizon` seconds, or to the end of its budget of trials.
 
-    `fallback` is the unmodified model's value: the first incumbent, and what a winner counts that in truth misses a
-    floor. `images`: as `seen`.
+    `lag`: trial n starts when a slot is free and trials 0 ... n-1-lag have ended, and knows those; None: the
+    asynchronous rule. `fallback` is the unmodified model's value: the first incumbent, and what a winner counts that in
+    truth misses a floor. `images`: as `seen`.
     """
-    book = MemoryBook(spec, goal.at_least)
-    stops = schedule.rungs(spec.scheduler, spec.train.epochs)
+    proposer = Proposer(spec, goal, given(spec, spec.dimensions()))
+    stops = rungs(spec.scheduler, spec.train.epochs)
     config = {"train": {"epochs": spec.train.epochs}}
     rows: dict[int, TrialRow] = {}
     curves: dict[int, Curve] = {}
     found: dict[int, Seen] = {}
     times, values, claimed = [0.0], [fallback], fallback
     events: list[tuple[float, int]] = []
+    slots = Slots(workers)
+
+    def may_begin() -> bool:
+        if not slots.free or len(rows) == spec.budget.trials:
+            return False
+        return lag is None or knowledge.awaited(rows, len(rows), lag) is None
 
     def begin(clock: float) -> None:
-        if len(rows) == spec.budget.trials:
-            return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            number, params = book.propose()
-        curves[number] = landscape(params)
+        number = len(rows)
+        known = [row for row in rows.values() if row.finished] if lag is None else knowledge.known(rows, number, lag)
+        rows[number] = pending(proposer.propose_from(rows, number, known), config, int(clock * 1000))
+        curves[number] = landscape(rows[number].params)
         found[number] = seen(curves[number], goal, images, (spec.seed, number))
-        rows[number] = TrialRow(number, "running", params, config, int(clock * 1000))
+        slots.free -= 1
         heapq.heappush(events, (clock + start_up + curves[number][0][2], number))
 
     def end(number: int, state: str, clock: float) -> None:
         nonlocal claimed
         rows[number] = replace(rows[number], state=state, ended_ms=int(clock * 1000))
-        book.tell(rows[number])
         best = best_trial(list(rows.values()), goal)
         if best is not None:
             times.append(clock)
             truth = found[best.number].truth
             values.append(fallback if truth is None else truth)
             claimed = found[best.number].records[-1].best_robust_accuracy
-        begin(clock)
+        slots.free += 1
+        fill(clock)
 
-    for _ in range(workers):
-        begin(0.0)
+    def fill(clock: float) -> None:
+        while may_begin():
+            begin(clock)
+
+    def stopped(row: TrialRow, epoch: int) -> bool:
+        if epoch not in stops:
+            return False
+        others = [other for other in rows.values() if other.number != row.number]
+        known = others if lag is None else knowledge.known(rows, row.number, lag)
+        return verdict(spec.scheduler, row, known, epoch=epoch, goal=goal)[0] == "stop"
+
+    fill(0.0)
     while events and events[0][0] <= horizon:
         clock, number = heapq.heappop(events)
+        if len(rows) < spec.budget.trials:
+            slots.advance(clock)
         record = found[number].records[len(rows[number].epochs)]
         rows[number] = row = replace(rows[number], epochs=(*rows[number].epochs, record))
         epoch = record.epoch
-        book.observe(number, epoch, schedule.score(record, goal))
-        everyone = list(rows.values())
-        decision = (
-            schedule.verdict(spec.scheduler, row, everyone, epoch=epoch, goal=goal)[0] if epoch in stops else "continue"
-        )
         if epoch == spec.train.epochs:
             end(number, "complete", clock)
-        elif decision == "stop":
+        elif stopped(row, epoch):
             end(number, "pruned", clock)
         elif epoch == len(curves[number]):
             end(number, "failed", clock)  # the loss went non-finite in the next epoch
@@ -187,4 +210,5 @@ def replay(
             heapq.heappush(events, (clock + curves[number][epoch][2], number))
     states = [row.state for row in rows.values()]
     ends = (states.count(each) for each in ("complete", "pruned", "failed"))
-    return Replay(tuple(times), tuple(values), claimed, *ends)
+    trials = tuple((row.state, len(row.epochs), row.params) for row in rows.values())
+    return Replay(tuple(times), tuple(values), claimed, *ends, slots.share, trials)

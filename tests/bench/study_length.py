@@ -34,7 +34,8 @@ from infra.stack import stack
 from infra.tracking import runs as tracking
 from study.driver import driver, trials
 from study.driver import run as runner
-from study.search.optuna_book import OptunaBook
+from study.search.projection import Projection
+from study.search.proposals import Proposer
 from study.store.store import StudyStore
 from tests.support.light import Plan, create_measured, light, light_cluster, light_study, run_light
 from tests.support.services.databases import postgres
@@ -42,8 +43,9 @@ from tests.support.services.databases import postgres
 WINDOW = 50
 # part -> functions whose time it is; time in another part's function inside counts there
 PARTS: dict[str, list[tuple[Any, str]]] = {
-    "ask": [(OptunaBook, "propose"), (OptunaBook, "upcoming")],
-    "Optuna is told": [(OptunaBook, "observe"), (OptunaBook, "tell"), (OptunaBook, "rerun_of")],
+    "proposal": [(Proposer, "propose")],
+    "who is next": [(trials.Trials, "upcoming")],
+    "Optuna is told": [(Projection, "follow"), (Projection, "rebuild")],
     "store": [(StudyStore, name) for name in ("start_trial", "record", "decide", "finish_trial", "trials", "trial")],
     "verdict": [(trials.Trials, "judge")],
     "admission": [(driver.Driver, "admit")],
@@ -111,9 +113,9 @@ def metered(meter: Meter) -> Iterator[None]:
                 put(owner, name, meter.timed(part, getattr(owner, name)))
     begin = driver.Driver.begin
 
-    def counted(self: Any, number: int, params: dict[str, Any]) -> Any:
+    def counted(self: Any, *given: Any) -> Any:
         meter.next_trial()
-        return begin(self, number, params)
+        return begin(self, *given)
 
     put(driver.Driver, "begin", counted)
     sent = tracking.Tracker._put

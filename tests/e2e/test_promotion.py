@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 
 from infra import storage
-from study.models.head import history, model_prefix, read_head, read_manifest, versions
+from study.models.head import Head, history, model_prefix, read_head, read_manifest, versions
+from study.models.looks import read_looks, share
+from study.models.manifest import Gate
 from study.promotion.promote import promote
 from study.promotion.records import Order, Promotion, Site
+from study.promotion.verdicts import rederive
 from study.store import requests as promotion_rows
 from study.store.store import StudyStore
 from tests.support.promoted import CONFIRM, STUDY
-from tests.support.promotions import World, check_chain, promotions
+from tests.support.promotions import STRICT, World, check_chain, promotions
 
 pytestmark = pytest.mark.timeout(600)
-CHEAP = {"sanity": {"samples": 40, "checks": ["deterministic", "above-chance", "zero-gradients"]}}
+CHEAP = {**STRICT, "sanity": {"samples": 40, "checks": ["deterministic", "above-chance", "zero-gradients"]}}
 
 
 @pytest.fixture(scope="module")
@@ -61,25 +64,117 @@ def test_a_proved_winner_is_shipped_whole_and_what_comes_after_moves_nothing(wor
     before = everything(world)
     policy = tmp_path / "policy.yaml"
     policy.write_text("floors: {robust_accuracy: '>= 0.99'}\nsanity: null\n")
+    assert read_looks(world.bucket, "whole-clip") == [], "without a champion nothing is compared"
     refused = world.agft("promote", "whole", "--trial", "0", "--policy", str(policy), code=1).output
     assert "promotion: refused: floor robust" in refused
     assert "agft promote whole --force --reason TEXT" in refused
     kept = json.loads(world.agft("promote", "whole", "--json").stdout)
     assert (kept["state"], kept["version"], kept["champion"]) == ("kept", None, 1)
+    assert kept["look"] == {"number": 2, "level": share(2), "hypotheses": 3}, "two candidates and a floor"
+    [gate] = [gate for gate in kept["gates"] if gate["name"] == "improvement"]
+    assert gate["numbers"]["level"] == share(2) / 3
+    assert rederive(Gate(**gate)).record() == gate
     assert [each["state"] for each in promotion_rows.promotions(store)] == ["promoted", "refused", "kept"]
     assert all(each["record"]["gates"] for each in promotion_rows.promotions(store))
     assert len(promotion_rows.accesses(store)) == 1, "what is refused or kept does not see the final sets"
     dry = world.agft("promote", "whole", "--dry-run").output
     assert "promotion: would keep" in dry
-    assert "nothing was written, registered or moved; the final sets were not looked at" in dry
+    assert (
+        "nothing was shipped, registered or moved; look 2 at the confirm sets is counted; the final sets were not "
+        in dry
+    )
     assert len(promotion_rows.promotions(store)) == 3, "a dry run leaves no row"
     assert everything(world) == before
+    looks = read_looks(world.bucket, "whole-clip")
+    assert [each["number"] for each in looks] == [1, 2], "the dry run looked as the promotion before it"
     assert "first champion" in world.agft("rollback", "whole-clip", code=2).output
 
 
 def everything(world: World) -> dict[str, str]:
-    """Every object in the bucket, with its content's tag."""
-    return {each.uri: each.etag for each in storage.list_objects(f"s3://{world.bucket}/")}
+    """Every object in the bucket but the counted looks, with its content's tag."""
+    found = storage.list_objects(f"s3://{world.bucket}/")
+    return {each.uri: each.etag for each in found if "/looks/" not in each.uri}
+
+
+def test_final_sets_veto_before_anything_is_shipped_and_force_is_on_record(world: World, tmp_path: Path) -> None:
+    """Trial 0 keeps 78 % on the confirm set, of CLIP's 48 %; on the final set it is no better than CLIP for certain."""
+    store = world.study("veto", {0: world.trial(0.2)}, model="veto-clip", gates={"sanity": None})
+    shown = world.agft("promote", "veto", code=1).output
+    assert "promotion: refused: final better than CLIP: " in shown
+    assert "only 1 full-length trial reaches the floors, of 2 candidates asked for" in shown
+    assert read_head(world.bucket, "veto-clip") == (Head(), None)
+    assert versions(world.bucket, "veto-clip") == {}, "no version was begun"
+    assert len(promotion_rows.accesses(store)) == 1
+    assert "promotion: refused: final better" in world.agft("promote", "veto", code=1).output
+    assert len(promotion_rows.accesses(store)) == 1, "the same answer needs no other look"
+    dry = world.agft("promote", "veto", "--dry-run").output
+    assert "promotion: would promote" in dry
+    assert "registered or moved; the final sets were not looked at" in dry
+    assert "would refuse: final better" in world.agft("promote", "veto", "--dry-run", "--final", code=1).output
+
+    forced = world.agft("promote", "veto", "--force", "--reason", "letters do not matter").output
+    assert "forced, because letters do not matter; not passed: final better than CLIP" in " ".join(forced.split())
+    manifest = read_manifest(world.bucket, "veto-clip", 1)
+    assert (manifest.forced, manifest.failed_gates) == ("letters do not matter", ["final better than CLIP"])
+    card = storage.get_bytes(f"{model_prefix(world.bucket, 'veto-clip', 1)}/README.md")[0].decode()
+    assert "**They veto it: final better than CLIP.**" in card
+    assert "Reason given: letters do not matter" in card
+    report = Path(world.agft("report", "veto", "--out", str(tmp_path / "report")).stdout.strip()).read_text()
+    assert "promoted: version 1, against its gates | - | final better than CLIP: " in report
+    assert "Promotions" in (tmp_path / "report" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_final_sets_that_have_nothing_against_the_winner_say_so_on_its_card(world: World) -> None:
+    """Of colours the fine-tuning has seen the like: there CLIP keeps 48 %, and the winner 92 %."""
+    data = {**STUDY["data"], "confirm": ["tiny-textures"], "final": [CONFIRM]}
+    world.study("passes", {0: world.trial(0.6)}, model="passes-clip", gates={"sanity": None}, data=data)
+    shown = world.agft("promote", "passes").output
+    assert "gates of trial 0 on the confirm sets and the final sets (no champion yet)" in shown
+    manifest = read_manifest(world.bucket, "passes-clip", 1)
+    verdicts = {gate.name: gate.verdict for gate in manifest.gates}
+    assert (verdicts["final better than CLIP"], verdicts["final floor clean"]) == ("passed", "passed")
+    card = storage.get_bytes(f"{model_prefix(world.bucket, 'passes-clip', 1)}/README.md")[0].decode()
+    assert "They have nothing against it." in card
+
+
+def test_a_run_that_is_to_promote_ends_with_the_promotions_exit_code(world: World) -> None:
+    for name, trial, gates, code, said in (
+        ("run-fine", world.trial(0.2), None, 0, "promotion: promoted"),
+        ("run-veto", world.trial(0.2), {"sanity": None}, 1, "promotion: refused: final better than CLIP"),
+        ("run-none", (None, 0.9, 0.9), None, 1, "nothing was promoted: study 'run-none' has no finished trial"),
+    ):
+        world.study(name, {0: trial}, model=f"{name}-clip", gates=gates, budget={"trials": 1})
+        shown = " ".join(world.agft("resume", name, "--promote", code=code).output.split())
+        assert said in shown
+        assert "MLflow UI: " in shown
+        assert ("promotion: only 1 full-length trial reaches the floors" in shown) == (name != "run-none")
+
+
+def test_when_a_gate_refuses_the_best_candidate_the_next_one_is_tried(world: World) -> None:
+    """The best one was rolled back from before."""
+    for name, alpha in (("next-one", 0.2), ("next-two", 1.0)):
+        world.promote(world.study(name, {0: world.trial(alpha)}, model="next-clip"))
+    world.agft("rollback", "next-clip", "--reason", "users complain")
+    store = world.study("next-three", {0: world.trial(0.6), 1: world.trial(1.0)}, model="next-clip")
+    shown = " ".join(world.agft("promote", "next-three").output.split())
+    assert "trial 1 is refused: not taken back: generation 3 took it back on" in shown
+    assert "the next candidate is tried" in shown
+    assert "gates of trial 0 on the confirm sets" in shown
+    manifest = read_manifest(world.bucket, "next-clip", 3)
+    assert (manifest.trial, [each.trial for each in manifest.tried]) == (0, [1])
+    [row] = promotion_rows.promotions(store)
+    [tried] = row["record"]["tried"]
+    assert (tried["trial"], row["record"]["trial"]) == (1, 0)
+    assert next(gate for gate in tried["gates"] if gate["name"] == "not taken back")["verdict"] == "failed"
+    assert [each["number"] for each in read_looks(world.bucket, "next-clip")] == [1, 2], "one look for both of them"
+    card = storage.get_bytes(f"{model_prefix(world.bucket, 'next-clip', 3)}/README.md")[0].decode()
+    assert "Trial 1 was better there and was refused: not taken back" in card
+    assert "in look 2 of this model name" in card
+
+    alone = world.study("next-four", {0: world.trial(1.0)}, model="next-clip")
+    refused = world.promote(alone)
+    assert (refused.state, refused.trial, refused.tried) == ("refused", 0, ())
 
 
 @pytest.mark.slow
@@ -138,7 +233,7 @@ def race(world: World, stores: list[StudyStore]) -> list[Promotion]:
 def test_a_loser_that_is_better_than_the_new_champion_is_promoted_after_it(world: World) -> None:
     """The better one is held up until the other has moved HEAD."""
     worse = world.study("late-a", {0: world.trial(0.2)}, model="late-clip")
-    better = world.study("late-b", {0: world.trial(1.0)}, model="late-clip")
+    better = world.study("late-b", {0: world.trial(1.0)}, model="late-clip", gates=STRICT)
     said: list[str] = []
 
     def first_the_other(_: Mapping[str, Any]) -> Mapping[str, bytes]:
@@ -154,6 +249,8 @@ def test_a_loser_that_is_better_than_the_new_champion_is_promoted_after_it(world
     moves = history(world.bucket, "late-clip")
     improvement = next(gate for gate in moves[0].facts["gates"] if gate["name"] == "improvement")
     assert improvement["verdict"] == "passed", "the record of the move has the gates of the last decision"
+    assert (moves[0].facts["look"], moves[0].facts["evidence"]) == (1, True)
+    assert [each["number"] for each in read_looks(world.bucket, "late-clip")] == [1]
 
 
 @pytest.mark.slow

@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import optuna
 import pytest
 import sqlalchemy as sa
 
 from study.control.lifecycle import stop_study
-from study.search.optuna_book import OptunaBook, optuna_storage
 from study.store import tables as t
-from study.store.lease import owner_identity
 from study.store.store import StudyStore
-from tests.support.epochs import commit, epoch_record
-from tests.support.light import BASELINE, Plan, create_measured, drive, light_cluster, light_study
+from tests.support.epochs import epoch_record
+from tests.support.hand import Hand, in_optuna
+from tests.support.light import Plan, create_measured, drive, light_cluster, light_study
 
 if TYPE_CHECKING:
     from infra.services import Services
@@ -25,16 +23,11 @@ pytestmark = pytest.mark.slow
 
 def left_by_a_driver(store: StudyStore, epochs: list[int]) -> None:
     """A trial for every entry, with so many epochs done, and no word how it ended."""
-    token = store.acquire(owner_identity())
-    spec = store.load().spec
-    book = OptunaBook(store, spec, spec.goal.resolve(BASELINE).at_least)
-    book.enqueue_warm_starts()
-    for done in epochs:
-        number, params = book.propose()
-        store.start_trial(token, number, params, spec.base())
-        history = [epoch_record(epoch, 0.3, 0.7, best_epoch=1) for epoch in range(1, done + 1)]
-        commit(store, token, number, *history)
-    store.release(token, "paused")
+    hand = Hand(store)
+    for number, done in enumerate(epochs):
+        assert hand.start()["number"] == number
+        hand.report(number, *[epoch_record(epoch, 0.3, 0.7, best_epoch=1) for epoch in range(1, done + 1)])
+    hand.leave("paused")
 
 
 def test_a_study_whose_hours_are_used_up_ends_with_its_unfinished_trials(stack: Services, tmp_path: Path):
@@ -52,7 +45,7 @@ def test_a_study_whose_hours_are_used_up_ends_with_its_unfinished_trials(stack: 
     assert [(row.state, row.stop_reason) for row in store.trials()] == [
         ("pruned", "study: the budget of 1 hours is used up"), ("complete", None),
     ]  # fmt: skip
-    known = optuna.load_study(study_name=store.load().optuna_name, storage=optuna_storage(store)).get_trials()
+    known = in_optuna(store)
     assert [trial.state.name for trial in known[:2]] == ["PRUNED", "COMPLETE"]
     assert "RUNNING" not in [trial.state.name for trial in known]
 
@@ -75,5 +68,5 @@ def test_a_study_that_is_paused_and_then_stopped_is_stopped(stack: Services, tmp
         )  # fmt: skip
     assert (outcome.state, outcome.message) == ("stopped", "asked to stop")
     assert [(row.state, row.stop_reason) for row in store.trials()] == [("pruned", "study: stop")] * 2
-    known = optuna.load_study(study_name=store.load().optuna_name, storage=optuna_storage(store)).get_trials()
+    known = in_optuna(store)
     assert "RUNNING" not in [trial.state.name for trial in known]

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import optuna
 import pytest
 import ray
 from optuna.trial import TrialState
@@ -18,9 +17,9 @@ from optuna.trial import TrialState
 from infra.cluster.cluster import placement_groups
 from study.driver import trial as real
 from study.driver.run import run_study
-from study.search.optuna_book import optuna_storage
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
+from tests.support.hand import in_optuna
 from tests.support.light import create_measured, light_cluster, light_study
 
 if TYPE_CHECKING:
@@ -99,9 +98,8 @@ def test_the_others_finish_and_the_budget_counts_every_trial_once(odd, rows):
 
 
 def test_optuna_has_no_running_trial_and_no_value_of_a_failed_one(odd):
-    store = odd["store"]
-    study = optuna.load_study(study_name=store.load().optuna_name, storage=optuna_storage(store))
-    for trial in study.get_trials():
+    known = in_optuna(odd["store"])
+    for trial in known:
         assert trial.state == (TrialState.FAIL if trial.number in KINDS else TrialState.COMPLETE)
         assert (trial.values is None) == (trial.number in KINDS)
 

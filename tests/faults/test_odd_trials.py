@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import optuna
 import pytest
 from optuna.trial import TrialState
 
 from infra import storage
 from study.artifacts.checkpoints import attempt_prefix
-from study.search.optuna_book import optuna_storage
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
+from tests.support.hand import in_optuna
 from tests.support.light import Plan, drive, light_cluster, light_study
 
 if TYPE_CHECKING:
@@ -85,13 +84,12 @@ def test_what_a_failed_trial_reached_stays_on_record(rows):
 
 
 def test_the_searcher_learns_nothing_from_failed_trials_and_keeps_no_zombie(odd, rows):
-    store = odd["store"]
-    study = optuna.load_study(study_name=store.load().optuna_name, storage=optuna_storage(store))
-    states = {trial.number: trial.state for trial in study.get_trials()}
+    known = in_optuna(odd["store"])
+    states = {trial.number: trial.state for trial in known}
     assert states == {
         number: TrialState.FAIL if number in KINDS else TrialState.COMPLETE for number in range(TRIALS)
     }  # fmt: skip
-    for trial in study.get_trials():
+    for trial in known:
         if trial.state == TrialState.FAIL:
             assert trial.values is None
             assert trial.user_attrs["agft.failure_kind"] == KINDS[trial.number]

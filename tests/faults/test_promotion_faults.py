@@ -17,6 +17,7 @@ import pytest
 
 from infra.failpoint import FAILPOINTS
 from study.models.head import history, read_head, read_manifest, versions
+from study.models.looks import read_looks
 from study.store import requests as promotion_rows
 from study.store.store import StudyStore
 from tests.support.promoted import STUDY
@@ -78,3 +79,5 @@ def test_a_promotion_killed_at_a_failpoint_leaves_the_old_champion_and_is_comple
     states = [row["state"] for row in promotion_rows.promotions(store)]
     assert states == (["promoted", "kept"] if moved else ["broken", "promoted"])
     assert len(promotion_rows.accesses(store)) == 2 * counted
+    looks = [record["number"] for record in read_looks(world.bucket, model)]
+    assert looks == ([1, 2] if moved else [1]), "cut short, it is the same look; beside a new champion another one"

@@ -7,8 +7,9 @@ import gzip
 import numpy as np
 import pytest
 
-from study.statistics import image_difference, mcnemar, means, right_of_each
+from study.statistics import holm, image_difference, mcnemar, mean_interval, means, right_of_each
 from tests.support.records import record
+from trainers.evaluation.record import Proportion
 
 
 def test_a_mean_is_unweighted_over_sets_with_and_without_the_source() -> None:
@@ -35,23 +36,44 @@ def test_the_interval_is_that_of_a_sum_of_binomials() -> None:
     assert mean.high == pytest.approx(mean.accuracy + 1.96 * error, abs=0.03 * error + 1e-3)
 
 
-def test_ninety_five_in_a_hundred_intervals_hold_the_truth() -> None:
-    rng, hits = np.random.default_rng(1), 0
-    for _ in range(200):
-        drawn = [record(name, 300, 300, int(rng.binomial(300, p))) for name, p in (("a", 0.3), ("b", 0.6))]
-        (mean,) = [mean for mean in means(drawn) if mean.attack != "clean"]
-        hits += mean.low <= 0.45 <= mean.high
-    assert 180 <= hits <= 199
+def test_of_one_set_it_is_agresti_and_coulls() -> None:
+    low, high = mean_interval([Proportion.of(45, 50)])
+    p = 47 / 54
+    half = 1.959964 * np.sqrt(p * (1 - p) / 54)
+    assert (low, high) == (pytest.approx(p - half), pytest.approx(p + half))
 
 
-def test_drawing_counts_is_drawing_images() -> None:
-    """The bootstrap as it is usually written, image by image, has the same quantiles."""
-    rng, sets = np.random.default_rng(2), {"a": (60, 20), "b": (150, 120)}
-    images = [np.arange(n) < right for n, right in sets.values()]
-    draws = [np.mean([np.mean(rng.choice(each, len(each))) for each in images]) for _ in range(4000)]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    (mean,) = [mean for mean in means([record(s, n, n, r) for s, (n, r) in sets.items()]) if mean.attack != "clean"]
-    assert (mean.low, mean.high) == (pytest.approx(low, abs=0.005), pytest.approx(high, abs=0.005))
+@pytest.mark.parametrize("right", [0, 30])
+def test_sets_on_which_all_images_or_none_are_right_have_an_interval_that_narrows_with_their_number(right: int) -> None:
+    widths = []
+    for sets in (1, 3, 15):
+        low, high = mean_interval([Proportion.of(right, 30)] * sets)
+        assert 0 <= low <= right / 30 <= high <= 1
+        widths.append(high - low)
+    assert widths[0] > widths[1] > widths[2] > 0
+
+
+# What it promises, 0.95, is kept to within 0.02: the counts are whole numbers, so no interval keeps it exactly.
+SHARES = [
+    *([p] * sets for p in (0.0, 0.01, 0.5, 0.99, 1.0) for sets in (1, 3, 15)),
+    [0.0, 0.5, 1.0], [0.01, 0.3, 0.99], [0.0] * 5 + [0.01] * 5 + [0.9] * 5,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [10, 30, 100, 500])
+@pytest.mark.parametrize("shares", SHARES, ids=lambda shares: f"{len(shares)}x{shares[0]}-{shares[-1]}")
+def test_ninety_five_in_a_hundred_intervals_of_a_mean_hold_the_truth(shares: list[float], n: int) -> None:
+    truth, number = sum(shares) / len(shares), 4000
+    drawn = np.sort(np.random.default_rng(n).binomial(n, shares, (number, len(shares))), axis=1)
+    counts, times = np.unique(drawn, axis=0, return_counts=True)  # the order of equal sets does not matter
+    hits = 0
+    for row, each in zip(counts.tolist(), times.tolist(), strict=True):
+        low, high = mean_interval([PROPORTIONS[n][right] for right in row])
+        hits += each * (low - 1e-12 <= truth <= high + 1e-12)
+    assert hits / number >= 0.95 - 0.02 - 0.005, "0.005: of so many draws, 1.5 standard errors"
+
+
+PROPORTIONS = {n: [Proportion.of(right, n) for right in range(n + 1)] for n in (10, 30, 100, 500)}
 
 
 def test_a_mean_over_fewer_sets_than_the_others_says_which_are_missing() -> None:
@@ -69,9 +91,10 @@ def test_clean_accuracy_is_that_of_the_larger_sample() -> None:
     assert {mean.attack for mean in means(records)} == {"clean", "pgd-20", "apgd-100"}
 
 
-def test_one_image_and_all_right_have_an_interval_of_no_width() -> None:
+def test_one_image_that_is_right_says_next_to_nothing() -> None:
     for mean in means([record("dtd", 1, 1, 1)]):
-        assert (mean.low, mean.accuracy, mean.high) == (1.0, 1.0, 1.0)
+        assert (mean.accuracy, mean.high) == (1.0, 1.0)
+        assert mean.low < 0.3
 
 
 def test_a_paired_difference_counts_images_that_only_one_has_right() -> None:
@@ -103,6 +126,50 @@ def test_the_paired_interval_is_that_of_the_discordant_images() -> None:
     assert found.mean == pytest.approx(-0.25)
     assert found.low == pytest.approx(-0.25 - 1.96 * error, abs=0.03 * error + 1e-3)
     assert found.high == pytest.approx(-0.25 + 1.96 * error, abs=0.03 * error + 1e-3)
+
+
+@pytest.mark.parametrize("sets", [1, 3, 15])
+def test_models_that_differ_nowhere_or_everywhere_have_an_interval_nevertheless(sets: int) -> None:
+    right, wrong = ({str(name): dict.fromkeys(range(40), value) for name in range(sets)} for value in (True, False))
+    same, best = image_difference(right, right), image_difference(right, wrong)
+    assert (same.mean, best.mean, best.high) == (0.0, 1.0, 1.0)
+    assert -0.2 < same.low < 0 < same.high < 0.2
+    assert 0.8 < best.low < 1
+
+
+@pytest.mark.parametrize("n", [30, 100])
+@pytest.mark.parametrize("sets", [1, 5])
+@pytest.mark.parametrize("shares", [(0, 0), (0.01, 0.01), (0.02, 0), (0.05, 0.3), (0.5, 0.5), (0.98, 0.01), (1, 0)])
+def test_ninety_five_in_a_hundred_paired_intervals_hold_the_truth(
+    shares: tuple[float, float], sets: int, n: int
+) -> None:
+    """`shares`: of images that only the one, only the other has right, in truth."""
+    gained, lost = shares
+    rng, truth, hits, number = np.random.default_rng(5), gained - lost, 0, 400
+    for drawn in rng.multinomial(n, [gained, lost, max(0.0, 1 - gained - lost)], (number, sets)):
+        one = {str(place): dict(enumerate([True] * a + [False] * (n - a))) for place, (a, _, _) in enumerate(drawn)}
+        other = {
+            str(place): dict(enumerate([False] * a + [True] * b + [False] * (n - a - b)))
+            for place, (a, b, _) in enumerate(drawn)
+        }
+        found = image_difference(one, other)
+        hits += found.low - 1e-12 <= truth <= found.high + 1e-12
+    assert hits / number >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / number)
+
+
+def test_holms_adjustment_by_hand() -> None:
+    """The four smallest of five times 5, 4, 3, 2, never less than the one before, and at most 1."""
+    assert holm([0.01, 0.04, 0.03, 0.005, 0.8]) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.8])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []
+
+
+def test_among_twenty_true_nulls_holm_finds_one_in_five_of_a_hundred_pages_at_most() -> None:
+    pages = np.random.default_rng(4).uniform(size=(2000, 20))
+    assert (pages.min(1) < 0.05).mean() > 0.5
+    found = np.mean([min(holm(page)) < 0.05 for page in pages.tolist()])
+    assert found <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)
 
 
 def test_other_images_are_not_compared() -> None:

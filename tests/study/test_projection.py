@@ -15,6 +15,7 @@ from infra.tracking.runs import Tracker
 from study.control.lifecycle import stop_study
 from study.report.live import LiveReport
 from study.store.lease import owner_identity
+from study.store.rows import Proposal
 from study.store.store import StudyStore
 from study.tracking import (
     EXPERIMENT,
@@ -200,7 +201,7 @@ def test_what_is_stopped_while_nobody_drives_is_over_in_mlflow_too(
     store = StudyStore(f"sqlite:///{tmp_path}/studies.db", "cut")
     create_measured(store, light_study("cut"))
     token = store.acquire(owner_identity())
-    store.start_trial(token, 0, {}, {"train": {"epochs": 2}})
+    store.start_trial(token, Proposal(0, {}), {"train": {"epochs": 2}})
     study = store.load()
     driver = Tracker(service_environment.mlflow_uri, EXPERIMENT)
     project_study(driver, study)

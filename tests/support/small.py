@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from trainers.model.build import Description
 from trainers.schema.attacks import PGD
 from trainers.schema.suite import AttackAt, Suite
 from trainers.schema.training import AttackConfig, DataConfig, OptimizerConfig, TrainConfig
+from trainers.table import Table
 from trainers.testing.towers import MODEL_CFG, RESNET_CFG, small_clip, small_resnet_clip
 from trainers.trial_config import TrialConfig
 
@@ -58,13 +61,30 @@ def image_set(name: str, number: int, *, seed: int = 0, size: int = 16) -> Image
 SMALL_SETS = {"small-train": (96, 1), "small-dev": (50, 2), "small-other": (41, 3), "small-large": (640, 4)}
 
 
-def use_small_sets() -> None:
-    """Add the small image sets to DATASETS; called in every process that trains on them."""
-    rows = {
+def small_rows() -> dict[str, DatasetEntry]:
+    """The small image sets' rows of DATASETS."""
+    return {
         name: DatasetEntry(name, lambda n=name, k=number, s=seed: image_set(n, k, seed=s), number, 4, "drawn", "")
         for name, (number, seed) in SMALL_SETS.items()
     }
-    data.DATASETS = {**data.DATASETS, **rows}
+
+
+def datasets_with(rows: Mapping[str, DatasetEntry]) -> Table[DatasetEntry]:
+    """The table of datasets, with these rows too."""
+    return Table(data.DATASETS.kind, data.DATASETS.group, {**data.DATASETS.rows, **rows})
+
+
+@contextmanager
+def small_sets() -> Iterator[None]:
+    """The small image sets are in DATASETS: around a test, or in a process that trains on them; then as before."""
+    before, loaded = data.DATASETS, dict(data._LOADED)
+    data.DATASETS = datasets_with(small_rows())
+    try:
+        yield
+    finally:
+        data.DATASETS = before
+        data._LOADED.clear()
+        data._LOADED.update(loaded)
 
 
 def pgd_suite(

@@ -17,6 +17,7 @@ from study.search.stopping import rungs
 from study.spec.dimension import apply_params
 from study.spec.files import parse_study
 from study.store import tables as t
+from study.store.rows import Proposal
 from study.store.store import StudyStore
 from tests.support.epochs import commit, weights
 from trainers.schema.records import EpochRecord, Measurement
@@ -121,15 +122,15 @@ def _live(store: StudyStore, token: int, number: int, params: dict[str, Any], le
     floor = spec.goal.resolve(BASELINE).at_least["clean_accuracy"]
     config = apply_params(spec.base(), params, spec.dimensions())
     history = _history(number, params, length, floor)
-    store.start_trial(token, number, params, config)
+    store.start_trial(token, Proposal(number, params), config)
     if number == TWICE:  # its driver was replaced after two epochs
         _record(store, token, number, history[:2])
         store.end_attempt(token, number, "paused")
         token = _next_driver(store, token)
-        store.start_trial(token, number, params, config)
+        store.start_trial(token, Proposal(number, params), config)
     if number == LOST:  # its driver died without a word
         token = _next_driver(store, token)
-        store.start_trial(token, number, params, config)
+        store.start_trial(token, Proposal(number, params), config)
     _record(store, token, number, history)
     stops = rungs(spec.scheduler, spec.train.epochs)
     if number in FAILED:

@@ -48,7 +48,7 @@ def config(lr: float) -> dict[str, Any]:
         attack=AttackConfig(eps=4 / 255),
         data=DataConfig(train="tiny-color-shapes"),
         train=TrainConfig(
-            epochs=1, batch_size=64, samples_per_epoch=640, optimizer={"name": "sgd", "lr": lr}, warmup=0
+            epochs=1, batch_size=64, samples_per_epoch=320, optimizer={"name": "sgd", "lr": lr}, warmup=0
         ),
         evaluate=pgd_suite(
             "tiny-shapes", "tiny-digits", eps=(2 / 255, 4 / 255), steps=3, samples=101

@@ -143,7 +143,11 @@ class Files:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A row of the DATASETS table. `load` draws a set; without it the set is read from files (`files`)."""
+    """A row of the DATASETS table. `load` draws a set; without it the set is read from files (`files`).
+
+    `held_out`: the only classes that it has images of, where it is scored among others, which are trained on; none: it
+    shows all its classes.
+    """
 
     name: str
     load: Callable[[], ImageSet] | None
@@ -156,7 +160,7 @@ class DatasetEntry:
     templates: tuple[str, ...] = ()
     resolution: Resolution = "native"
     files: Files | None = None
-    held_out: tuple[str, ...] = ()  # the only classes it has images of, and which a set to fine-tune on leaves out
+    held_out: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:

@@ -95,7 +95,10 @@ def save_weights(
     record: EpochRecord | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the whole open_clip model (text encoder and logit scale unchanged) with all that rebuilding it needs."""
+    """Write the whole open_clip model (text encoder and logit scale unchanged) with all that rebuilding it needs.
+
+    Two equal runs write equal bytes: the record is there without its times.
+    """
     description = describe(clip)
     metadata = {
         "kind": "weights",
@@ -107,7 +110,7 @@ def save_weights(
         "tensors_sha256": hash_tensors(clip.state_dict()),
         "config": dict(config or {}),
         "epoch": record.epoch if record else None,
-        "record": record.model_dump(mode="json") if record else None,
+        "record": record.repeatable() if record else None,
         "extra": dict(extra or {}),
     }
     return save_tensors(path, clip.state_dict(), metadata)

@@ -47,6 +47,9 @@ class Weights(Frozen):
     bytes: int | None = Field(default=None, description="the file's size")
 
 
+OF_THE_CLOCK = {"timestamp_ms", "train_seconds", "eval_seconds", "images_per_second", "system"}  # of an epoch's record
+
+
 class EpochRecord(Frozen):
     """One finished epoch. The record's history lives in the checkpoint, so that nothing is lost with a node."""
 
@@ -71,6 +74,10 @@ class EpochRecord(Frozen):
     eval_seconds: float = Field(description="wall time of the evaluation")
     images_per_second: float = Field(description="trained images over train_seconds, all ranks together")
     system: dict[str, float] = Field(default_factory=dict, description="what rank 0's process took, see Usage.take")
+
+    def repeatable(self) -> dict[str, Any]:
+        """As JSON values, without what the clock and the machine say: the same in every run of one configuration."""
+        return self.model_dump(mode="json", exclude=OF_THE_CLOCK)
 
     def at_best(self, metric: str) -> float:
         """The best epoch's `clean_accuracy` or `robust_accuracy`."""

@@ -60,7 +60,10 @@ MARKS = {"passed": "[green]passed[/]", "failed": "[bold red]FAILED[/]", "not app
 def gates_table(promotion: Promotion) -> Table:
     """One row a gate."""
     against = f"champion version {promotion.champion}" if promotion.champion is not None else "no champion yet"
-    title = f"gates of trial {promotion.trial} on the confirm sets ({against})"
+    if look := promotion.look:
+        against += f"; look {look.number}, level {100 * look.level:.2g} % over {look.hypotheses} hypotheses"
+    final = " and the final sets" if any(gate.name.startswith("final ") for gate in promotion.gates) else ""
+    title = f"gates of trial {promotion.trial} on the confirm sets{final} ({against})"
     table = Table(title=title, title_justify="left")
     table.add_column("gate", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -74,6 +77,8 @@ def gates_table(promotion: Promotion) -> Table:
 def show_promotion(console: Console, promotion: Promotion, services: Services) -> None:
     """All of it, for a terminal."""
     console.print()
+    for tried in promotion.tried:
+        console.print(escape(f"trial {tried.trial} is refused: {tried.reason}"), soft_wrap=True)
     console.print(gates_table(promotion))
     if promotion.seeds:
         console.print(_seeds_line(promotion.seeds))
@@ -89,7 +94,8 @@ def show_promotion(console: Console, promotion: Promotion, services: Services) -
 def _ending(promotion: Promotion, services: Services) -> list[str]:
     lines: list[str] = []
     if promotion.state.startswith("would"):
-        lines += ["dry run: nothing was written, registered or moved"
+        lines += ["dry run: nothing was shipped, registered or moved"
+                  + ("" if promotion.look is None else f"; look {promotion.look.number} at the confirm sets is counted")
                   + ("" if promotion.final else "; the final sets were not looked at")]  # fmt: skip
     if promotion.state == "promoted":
         lines += [

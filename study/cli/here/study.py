@@ -10,11 +10,15 @@ from study.console import Clock, percent, wide_console
 from study.control.logs import copied_output
 from study.driver.messages import Notifier
 from study.driver.run import Outcome, run_study
+from study.errors import StudyFailed
+from study.promotion.candidates import candidates, preference_of, shortage
+from study.report.page import write_report
 from study.results.ranking import best_trial
 from study.search.prior import check_prior
 from study.session import cluster_here, services_here
 from study.spec.config import StudyConfig
 from study.store.database import database_url
+from study.store.requests import promotions
 from study.store.store import StudyStore
 
 
@@ -27,14 +31,18 @@ def run_here(spec: StudyConfig, home: Path, *, then_promote: bool) -> int:
 
 
 def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
-    """Drive a stored study from where it is, and show it; exit code 0 when it has ended, 1 when it can go on."""
+    """Drive a stored study from where it is, and show it.
+
+    Exit code 0 when it has ended, 1 when it can go on; with `then_promote` that of the promotion, and 1 if no trial can
+    be promoted.
+    """
     clock = Clock()
     store.refuse_if_driven_here()
     spec = store.load().spec
     clock(f"study {spec.name}: {spec.budget.trials} trials; Ctrl-C pauses it")
     Notifier.from_environment(os.environ)  # a wrong address is answered before anything is started
     services = services_here(home, clock)
-    promotion = None
+    promotion, refusal = None, ""
     kept_output = copied_output(home / "logs", bucket=services.bucket, store=store)
     with kept_output, cluster_here(clock) as cluster:
         outcome = run_study(
@@ -48,16 +56,23 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
         if then_promote:
             from study.cli.here.promote import promote_on  # it measures, so it imports torch
 
-            promotion = promote_on(store, services, cluster, clock)
+            try:
+                promotion = promote_on(store, services, cluster, clock)
+            except StudyFailed as error:
+                refusal = str(error)
     if promotion:
         from study.cli.here.promote import show_promotion
 
         show_promotion(wide_console(), promotion, services)
+        write_report(store.load(), store.trials(), home / "reports" / spec.name, promotions=promotions(store))
     print(f"\nMLflow UI: {outcome.mlflow_page}")
     if services.home:
         print(f"           user {services.mlflow_username}, password: mlflow_password in {services.home}/secrets.json")
         print("           `agft stack down` stops the services; data stays")
-    return 0
+    if refusal:
+        clock(f"nothing was promoted: {refusal}")
+        return 1
+    return promotion.exit_code if promotion else 0
 
 
 def _show(store: StudyStore, home: Path, outcome: Outcome, *, here: bool) -> None:
@@ -69,6 +84,13 @@ def _show(store: StudyStore, home: Path, outcome: Outcome, *, here: bool) -> Non
     console.print()
     console.print(trials_table(study.spec, outcome.trials, goal))
     best = best_trial(outcome.trials, goal)
+    try:
+        preference, count = preference_of(study.spec, None), study.spec.promote.candidates
+        found = candidates(study, outcome.trials, count=count, number=None, preference=preference)
+    except StudyFailed:  # said below, or by the promotion
+        found = []
+    if found and (short := shortage(found, count)):
+        console.print(f"promotion: {short}", soft_wrap=True)
     if best is None or best.last is None:
         console.print("no full-length trial reaches every floor yet")
     else:

@@ -20,8 +20,7 @@ from study.artifacts.sources import fetch_weights, use_s3_weights
 from study.cli.main import main
 from study.cli.weights import show_measured
 from tests.support.official import agft_file, base_weights, openai_vit, tecoa_file, toy_architectures, toy_clip
-from tests.support.small import small_clip, use_small_sets
-from trainers import data
+from tests.support.small import small_clip, small_sets
 from trainers.errors import MissingWeights, UserError
 from trainers.model.interpolation import interpolate
 from trainers.model.pretrained import load_clip
@@ -112,17 +111,16 @@ def test_a_remark_and_a_warning_go_to_standard_error(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def pair(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """A small CLIP, and robust weights that say they were trained from it."""
-    monkeypatch.setattr(data, "DATASETS", data.DATASETS)
-    use_small_sets()
     base = save_weights(tmp_path / "base.safetensors", small_clip())
     robust = small_clip()
     with torch.no_grad():
         for value in robust.visual.parameters():
             value += 0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
     config = {"model": {"arch": "small-clip", "pretrained": str(base)}}
-    return base, save_weights(tmp_path / "robust.safetensors", robust, config=config)
+    with small_sets():
+        yield base, save_weights(tmp_path / "robust.safetensors", robust, config=config)
 
 
 def test_interpolated_files_carry_their_alpha_and_both_ends(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,25 +1,21 @@
-"""A comparison: its file, its arithmetic, and what its report says about made-up records."""
+"""A comparison: its file, what it does next, and the passes that it counts."""
 
 from __future__ import annotations
 
-import copy
 import json
-import math
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from study.comparison.file import Comparison, load_comparison, parse_comparison
-from study.comparison.record import UNMODIFIED, collect, conclude, result_path
-from study.comparison.report import attack_text, markdown, write_comparison
+from study.comparison.record import UNMODIFIED, collect, result_path
 from study.comparison.run import next_step
 from study.errors import StudyFileError, UserError
 from study.plan.cost import update_passes
 from study.spec.config import StudyConfig
-from study.statistics import SeedDifference, seed_difference, spread, t_quantile
 from study.store.lease import owner_identity
+from study.store.rows import Proposal
 from study.store.store import StudyStore
 from tests.support.epochs import commit, epoch_record, weights
 from trainers.objectives import METHODS
@@ -162,65 +158,6 @@ def test_the_recipe_gives_every_method_the_same_attack_and_holds_agfts_paper_for
         assert inside[path].holds(value), path
 
 
-# Two-sided 95 % points of Student's t, from printed tables.
-@pytest.mark.parametrize(
-    ("df", "value"),
-    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (10, 2.228), (30, 2.042), (500, 1.965)],
-)
-def test_t_quantiles_are_those_of_the_tables(df, value):
-    assert t_quantile(df) == pytest.approx(value, abs=5e-4)
-
-
-@pytest.mark.parametrize("p", [0.5, 0.9, 0.95, 0.99])
-def test_t_quantiles_with_one_two_and_four_degrees_of_freedom_have_their_closed_forms(p):
-    assert t_quantile(1, p) == pytest.approx(math.tan(math.pi / 2 * p), rel=1e-12)
-    assert t_quantile(2, p) == pytest.approx(p * math.sqrt(2 / (1 - p * p)), rel=1e-12)
-    root = math.sqrt(1 - p * p)
-    cosine = math.cos(math.acos(root) / 3) / root
-    assert t_quantile(4, p) == pytest.approx(2 * math.sqrt(cosine - 1), rel=1e-12)
-
-
-def test_spread_is_the_sample_deviation():
-    found = spread([0.1, 0.2, 0.3])
-    assert (found.mean, found.deviation, found.n) == (pytest.approx(0.2), pytest.approx(0.1), 3)
-    assert spread([0.5]).deviation is None
-
-
-def test_a_paired_difference_uses_the_common_seeds_and_their_own_pairs():
-    own, other = {1: 0.50, 2: 0.61, 3: 0.72, 9: 0.0}, {1: 0.40, 2: 0.50, 3: 0.60, 8: 1.0}
-    found = seed_difference(own, other)
-    # differences 0.10, 0.11, 0.12: mean 0.11, deviation 0.01, half width 4.303 * 0.01 / sqrt(3)
-    assert found is not None
-    assert (found.mean, found.n) == (pytest.approx(0.11), 3)
-    assert found.high - found.mean == pytest.approx(4.30265 * 0.01 / math.sqrt(3), rel=1e-4)
-    assert found.separated
-    assert seed_difference({1: 0.5}, {2: 0.5}) is None
-    assert not SeedDifference(0.1, -0.01, 0.2, 3).separated
-
-
-def test_there_is_no_interval_without_a_spread_or_from_two_seeds():
-    other = {1: 0.30, 2: 0.31, 3: 0.32, 4: 0.2}
-    same = seed_difference({seed: value + 0.1 for seed, value in other.items()}, other)
-    two = seed_difference({1: 0.50, 2: 0.61}, {1: 0.40, 2: 0.50})
-    for found, mean in ((same, 0.1), (two, 0.105)):
-        assert found is not None
-        assert found.mean == pytest.approx(mean)
-        assert (found.low, found.high, found.separated) == (None, None, False)
-
-
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({}, "2 x 1 eps, eps 1/255"),
-        ({"eps": 4 / 255, "step_size": 1 / 255, "steps": 10, "momentum": 0.9}, "10 x 1/255, eps 4/255, momentum 0.9"),
-        ({"norm": "l2", "eps": 0.5}, "2 x 1 eps, l2 eps 0.5"),
-        ({"norm": "l2", "eps": 0.5, "step_size": 0.125, "restarts": 2}, "2 x 0.125, l2 eps 0.5, restarts 2"),
-    ],
-)
-def test_an_attack_is_told_with_its_norm_and_in_its_units(fields, text):
-    assert attack_text(AttackConfig(**fields).model_dump(mode="json")) == text
-
-
 WEIGHTED = ("clean_weight", "adversarial_weight", "attention_weight")
 FORMS = [
     *({"name": name} for name in METHODS),
@@ -284,158 +221,6 @@ def count_passes(model: Any) -> dict[str, int]:
     return seen
 
 
-def made_up(robust: dict[str, list[float]]) -> dict[str, Any]:
-    """A record with these robust accuracies by method and seed; clean accuracies 0.8."""
-
-    def measured(value: float) -> dict[str, Any]:
-        score = {
-            "clean_accuracy": 0.8,
-            "robust_accuracy": value,
-            "correct": 80,
-            "robust": int(100 * value),
-            "total": 100,
-        }
-        return {"clean_accuracy": 0.8, "robust_accuracy": value, "datasets": {"tiny-letters": {"4/255": score}}}
-
-    comparison = parse_comparison(FILE, source="compare.yaml")
-    spec = comparison.searches["agft"]
-    setting = spec.model_dump(
-        mode="json", include={"model", "data", "train", "evaluate", "goal", "sampler", "scheduler", "resources", "seed"}
-    )
-    trial = {
-        "trial": 0, "state": "complete", "failure": None, "best_epoch": 2, "feasible": True,
-        "clean_accuracy": 0.9, "robust_accuracy": 0.3, "params": {"train.optimizer.lr": 3e-4},
-        "device_seconds": 60.0, "images_per_second": 300.0,
-    }  # fmt: skip
-    return conclude(
-        {
-            "name": "two",
-            "created_ms": 1_700_000_000_000,
-            "reference": "agft",
-            "seeds": [101, 102, 103],
-            "setting": {**setting, "trials": 3},
-            "unmodified": {"dev": measured(0.1), "final": measured(0.1)},
-            "methods": {
-                label: {
-                    "method": "agft",
-                    "study": f"two-{label}",
-                    "attack": spec.attack.model_dump(mode="json"),
-                    "passes": update_passes({"name": "agft"}, spec.attack.model_dump(mode="json")),
-                    "search": {"space": spec.search, "trials": [trial] * 3, "device_seconds": 180.0},
-                    "chosen": {**trial, "config": spec.base()},
-                    "runs": [
-                        {**trial, "seed": 101 + place, "weights": {"sha256": "0"}, "final": measured(value)}
-                        for place, value in enumerate(values)
-                    ],
-                    "code": [{"revision": "a" * 40, "dirty": False}],
-                }
-                for label, values in robust.items()
-            },
-            "provenance": {"cpus": 2, "python": "3.11", "packages": {"torch": "2.14"}},
-        }
-    )
-
-
-def test_the_report_says_what_the_seeds_separate_and_what_they_do_not():
-    record = made_up({"agft": [0.30, 0.31, 0.32], "better": [0.40, 0.40, 0.43], "alike": [0.25, 0.36, 0.33]})
-    text = markdown(record)
-    assert re.search(r"better against agft: .*robust accuracy is 10.0 points higher", text)
-    assert re.search(r"alike against agft: .*the seeds do not separate the robust accuracies", text)
-    assert "| agft | 3 | 80.0 ± 0.0 | 31.0 ± 1.0 |" in text
-    assert "| unmodified CLIP |  | 80.0 | 10.0 |" in text
-    assert "Intervals shown: 2," in text, "not those of the clean accuracies, the same with every seed"
-
-
-def test_the_report_says_why_there_is_no_interval():
-    text = markdown(made_up({"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.41, 0.42]}))
-    assert "robust accuracy: no interval, the difference being +10.0 points with every one of 3 seeds" in text
-    assert "points higher" not in text
-    two = markdown(made_up({"agft": [0.30, 0.31], "b": [0.40, 0.42]}))
-    assert "robust accuracy: no interval, 2 seeds in common being too few (in mean +10.5 points)" in two
-    one = markdown(made_up({"agft": [0.30, 0.31], "b": [0.40]}))
-    assert "robust accuracy: no interval, 1 seed in common being too few (+10.0 points)" in one
-    assert "Intervals shown: 0," in two
-
-
-def test_attacks_that_differ_in_their_norm_alone_are_not_the_same_attack():
-    record = made_up({"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.41, 0.42]})
-    assert "did not train against the same attack" not in markdown(record)
-    record["methods"]["b"]["attack"]["norm"] = "l2"
-    assert "did not train against the same attack" in markdown(record)
-
-
-def changed_form(name: str, searched: dict[str, Any], **fields: Any) -> str:
-    """The report where `b` is this method, with these searched fields and these values in its chosen trial."""
-    record = made_up({"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.41, 0.42]})
-    own = record["methods"]["b"]
-    own["method"], own["search"]["space"] = name, searched
-    own["chosen"]["config"]["method"] = METHODS[name](name=name, **fields).model_dump(mode="json")
-    return markdown(record)
-
-
-@pytest.mark.parametrize(
-    ("searched", "fields", "text"),
-    [
-        ({"method.feature_weight": {"choices": [0, 20]}}, {"feature_weight": 20}, "searched, chosen 20"),
-        ({"method.label_weight": {"low": 0, "high": 1}}, {}, "`label_weight` searched, chosen the paper's 0"),
-        ({}, {"clean_weight": 0.5}, "`clean_weight` 0.5"),
-        ({}, {"attack_on": "total", "label_weight": 1}, "`label_weight` 1; `attack_on` total"),
-    ],
-)
-def test_agft_with_optional_terms_is_named_so(searched, fields, text):
-    report = changed_form("agft", searched, **fields)
-    first_lines = report.partition("## Result")[0]
-    assert "**b is AGFT with our optional terms**" in first_lines
-    assert text in first_lines
-    assert "**agft is" not in first_lines
-    assert "| b: AGFT with our optional terms | 3 |" in report
-
-
-def test_the_papers_forms_are_not_remarked_on_whatever_their_hyperparameters():
-    space = {"method.scale_ratio": {"low": 0.3, "high": 1.2}, "method.logit_scale": {"low": 10, "high": 200}}
-    assert "**b is" not in changed_form("agft", space, scale_ratio=0.7, logit_scale=90)
-    assert "**b is" not in changed_form("pmg-aft", {"method.clean_weight": {"low": 0, "high": 2}}, clean_weight=0.3)
-    assert "**b is FARE with a term" in changed_form("fare", {"method.clean_weight": {"low": 0, "high": 0.8}})
-    assert "| b | 3 |" in changed_form("agft", space, scale_ratio=0.7)
-
-
-def test_who_searched_the_logit_scale_is_said_in_the_first_lines():
-    scale = {"method.logit_scale": {"of_model": {"low": 0.5, "high": 2.0}}}
-    first_lines = changed_form("tecoa", scale).partition("## Result")[0]
-    assert "`method.logit_scale`: searched by b; held fixed by agft." in first_lines
-    assert "searched by none; held fixed by agft; not a field of b." in changed_form("fare", {})
-
-
-def test_whoever_is_ahead_is_reported_the_same_way():
-    one, other = (
-        {"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.40, 0.43]},
-        {"agft": [0.40, 0.40, 0.43], "b": [0.3, 0.31, 0.32]},
-    )
-    assert "robust accuracy is 10.0 points higher" in markdown(made_up(one))
-    assert "robust accuracy is 10.0 points lower" in markdown(made_up(other))
-
-
-def test_failed_and_infeasible_runs_are_told():
-    record = made_up({"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.41, 0.42]})
-    changed = copy.deepcopy(record)
-    changed["methods"]["b"]["runs"][0]["final"] = None
-    changed["methods"]["b"]["runs"][1]["feasible"] = False
-    changed["methods"]["b"]["chosen"] = {**changed["methods"]["b"]["chosen"], "feasible": False}
-    text = markdown(conclude(changed))
-    assert "seeds 101 failed" in text
-    assert "1 of 3 runs are below a floor on the dev sets (seeds 102)" in text
-    assert "No trial of b reached the floors" in text
-    assert "| b | 2 |" in text
-
-
-def test_the_report_is_written_with_its_figures_and_a_machine_readable_record(tmp_path):
-    record = made_up({"agft": [0.30, 0.31, 0.32], "b": [0.40, 0.40, 0.43]})
-    path = write_comparison(record, tmp_path)
-    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
-        assert (tmp_path / target).stat().st_size > 0, target
-    assert json.loads((tmp_path / "comparison.json").read_text())["differences"]["b"]["robust_accuracy"]["separated"]
-
-
 def score(robust: float) -> dict[str, Any]:
     return {"clean_accuracy": 0.8, "robust_accuracy": robust, "correct": 40, "robust": int(50 * robust), "total": 50}
 
@@ -451,7 +236,7 @@ def finish(url: str, study: StudyConfig, robust: dict[int, float]) -> None:
             if "seed" in study.search
             else {"train.optimizer.lr": 3e-4}
         )
-        store.start_trial(token, number, params, study.base() | {"trial": number})
+        store.start_trial(token, Proposal(number, params), study.base() | {"trial": number})
         best = weights(f"s3://x/{study.name}/{number}", f"{study.name}-{number}".ljust(64, "0"))
         record = epoch_record(1, value, 0.8, images_per_second=300.0)
         commit(store, token, number, record, latest=best, best=best, device_seconds=60.0)

@@ -11,20 +11,19 @@ import pytest
 import sqlalchemy as sa
 
 from study.control.lifecycle import delete_study, drop_trial, extend_study, rerun_trial, stop_study
-from study.driver.searcher import StudySearcher
 from study.errors import StudyFailed, UserError
-from study.search.optuna_book import OptunaBook, delete_optuna_studies
-from study.spec.config import StudyConfig
+from study.search.projection import delete_projection
 from study.spec.files import parse_study
 from study.store import database as database_module
 from study.store.archive import export_study, import_study
 from study.store.database import patient
 from study.store.lease import LeaseHeld, owner_identity
-from study.store.requests import answer, pending
+from study.store.requests import ask, pending
+from study.store.rows import Proposal
 from study.store.store import StudyStore, study_names
 from tests.support.epochs import commit, epoch_record, weights
+from tests.support.hand import Hand, in_optuna, measured
 from tests.support.study_files import minimal
-from trainers.schema.records import Measurement
 
 FILE = minimal(
     search="""
@@ -33,48 +32,6 @@ FILE = minimal(
     budget="{trials: 4, hours: 2}", goal='{subject_to: {clean_accuracy: ">= 0.5"}}',
 )  # fmt: skip
 SPEC = parse_study(FILE, source="study.yaml")
-BASELINE = Measurement(clean_accuracy=0.9, robust_accuracy=0.1, datasets={})
-
-
-class Hand:
-    """The real searcher over the real store, its trials "run" by hand."""
-
-    def __init__(self, store: StudyStore) -> None:
-        self.store, self.token = store, store.acquire(owner_identity())
-        self.book = OptunaBook(store, store.load().spec, {"clean_accuracy": 0.5})
-        self.book.tidy()
-        if not self.book.mirrors():
-            self.book.rebuild(self.token)
-        self.book.enqueue_warm_starts()
-        self.searcher = StudySearcher(
-            self.book, budget=lambda: store.load().spec.budget.trials,
-            dropped=lambda: sum(row.state == "dropped" for row in store.trials()), slots=9, admit=lambda _: True,
-            begin=self.begin, end=self.end, closing=lambda: False,
-        )  # fmt: skip
-
-    def begin(self, number: int, params: dict) -> dict:
-        self.store.start_trial(self.token, number, params, {}, rerun_of=self.book.rerun_of(number))
-        return {"number": number, **params}
-
-    def end(self, number: int, error: bool) -> None:
-        self.book.tell(self.store.finish_trial(self.token, number, "complete"))
-
-    def start(self) -> dict:
-        return self.searcher.suggest(f"tune-{time.monotonic_ns()}")
-
-    def finish(self, number: int, robust: float) -> None:
-        commit(self.store, self.token, number, epoch_record(1, robust))
-        self.searcher.on_trial_complete(next(k for k, v in self.searcher.numbers.items() if v == number))
-
-    def run_all(self) -> list[dict]:
-        seen = []
-        while isinstance(settings := self.start(), dict):
-            self.finish(settings["number"], 0.1 * (settings["number"] + 1))
-            seen.append(settings)
-        return seen
-
-    def leave(self, state: str = "finished") -> None:
-        self.store.release(self.token, state)
 
 
 GRID = parse_study(
@@ -84,31 +41,13 @@ GRID = parse_study(
 )
 
 
-def measured(url: str, spec: StudyConfig) -> StudyStore:
-    """A new study whose unmodified model counts as measured."""
-    store = StudyStore(url, spec.name)
-    store.create(spec)
-    token = store.acquire(owner_identity())
-    store.set_study(token, baseline=BASELINE)
-    store.release(token, "paused")
-    return store
-
-
 @pytest.fixture
 def store(database) -> StudyStore:
     return measured(database, SPEC)
 
 
-def in_optuna(store: StudyStore) -> list[optuna.trial.FrozenTrial]:
-    name = store.load().optuna_name
-    return optuna.load_study(study_name=name, storage=store.url).get_trials()
-
-
 def finished(store: StudyStore) -> list[dict]:
     hand = Hand(store)
-    for request in pending(store):
-        hand.book.enqueue_again(request["number"], request["id"])
-        answer(store, hand.token, request["id"], "in line again")
     seen = hand.run_all()
     hand.leave()
     return seen
@@ -157,18 +96,18 @@ def test_a_dropped_trial_counts_nowhere_and_another_takes_its_place(store):
         drop_trial(store, 2, "")
     with pytest.raises(UserError, match="has no trial 17"):
         drop_trial(store, 17, "")
-    assert [name for name in optuna.get_all_study_names(store.url) if name.startswith("agft/small")] == ["agft/small/1"]
+    row = store.trial(2)
+    assert (row.dropped_at, row.state_before) == (4, "complete"), "trials before it know it as it was"
 
 
 def test_dropping_a_trial_keeps_those_that_run_and_those_that_wait(store):
     hand = Hand(store)
     first, second = hand.start(), hand.start()
     hand.finish(first["number"], 0.3)
-    hand.book.enqueue_again(first["number"], 77)
-    hand.book.enqueue_again(first["number"], 77)  # asked once
-    hand.store.finish_trial(hand.token, first["number"], "dropped")
-    hand.book.rebuild(hand.token)
-    assert [trial.state.name for trial in in_optuna(store)] == ["FAIL", "RUNNING", "WAITING"]
+    ask(store, "rerun", first["number"], "")
+    ask(store, "drop", first["number"], "")
+    assert hand.obey() == ["in line again", "dropped"]
+    assert [trial.state.name for trial in in_optuna(store)] == ["FAIL", "RUNNING"]
     again = hand.start()
     assert again == {**first, "number": 2}
     hand.finish(second["number"], 0.5)
@@ -178,26 +117,34 @@ def test_dropping_a_trial_keeps_those_that_run_and_those_that_wait(store):
 def test_half_a_drop_is_completed_by_the_next_driver(store):
     finished(store)
     hand = Hand(store)
-    hand.store.finish_trial(hand.token, 2, "dropped")  # killed before Optuna's side of it
-    optuna.create_study(study_name="agft/small/1", storage=store.url)  # or in the middle of that
+    hand.store.finish_trial(hand.token, 2, "dropped", dropped_at=4)  # killed before Optuna's side of it
     hand.leave()
     [new] = finished(store)
     assert new["number"] == 4
     assert in_optuna(store)[2].state.name == "FAIL"
-    assert optuna.get_all_study_names(store.url) == ["agft/small/1"]
+    assert optuna.get_all_study_names(store.url) == ["agft/small"]
+
+
+def test_half_a_projection_is_completed_by_the_next_driver(store):
+    finished(store)
+    optuna.delete_study(study_name="agft/small", storage=store.url)
+    half = optuna.create_study(study_name="agft/small", storage=store.url, direction="maximize")
+    half.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING))
+    assert finished(store) == []
+    assert [trial.value for trial in in_optuna(store)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 def test_a_trial_is_run_again_once_beside_the_budget(store):
     first = finished(store)
     assert "will be run again" in rerun_trial(store, 1)
     hand = Hand(store)
-    [request] = pending(store)
-    for _ in range(2):  # a driver that was killed before it could say so does it again
-        hand.book.enqueue_again(request["number"], request["id"])
-    [again] = hand.run_all()
+    hand.trials.obey(pending(store)[0])  # killed before it could say so: the next driver does it again
+    hand.leave()
+    [again] = finished(store)
     assert again == {**first[1], "number": 4}
     assert store.trial(4).rerun_of == 1
     assert len(store.trials()) == 5
+    assert finished(store) == []
 
 
 def test_what_is_asked_of_a_live_driver_waits_for_it(store):
@@ -225,7 +172,7 @@ def test_a_study_that_nobody_drives_is_stopped_at_once(store):
 
 
 def test_an_archive_brings_everything_to_another_database(store, tmp_path):
-    finished(store)
+    first = finished(store)
     rerun_trial(store, 0)
     path = tmp_path / "small.json"
     assert export_study(store, path)["agft_trial"] == 4
@@ -233,13 +180,15 @@ def test_an_archive_brings_everything_to_another_database(store, tmp_path):
     assert import_study(other, path) == "small"
     there = StudyStore(other, "small")
     assert there.trials() == store.trials()
+    assert there.load().starts == store.load().starts
     assert there.load().slug == store.load().slug
     assert len(pending(there)) == 1
     hand = Hand(there)
     assert [trial.value for trial in in_optuna(there)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     extend_study(there, trials=1, hours=0, gpu_hours=0)
-    [new] = hand.run_all()
-    assert new["number"] == 4, "the warm starts are not queued again"
+    again, new = hand.run_all()
+    assert again == {**first[0], "number": 4}
+    assert new["number"] == 5, "the warm starts are not given again"
     with pytest.raises(UserError, match="exists in this database"):
         import_study(other, path)
     assert import_study(other, path, name="twin") == "twin"
@@ -254,7 +203,7 @@ def test_an_archive_brings_everything_to_another_database(store, tmp_path):
 
 def test_a_deleted_study_leaves_nothing_in_the_database(store):
     finished(store)
-    delete_optuna_studies(store)
+    delete_projection(store)
     store.delete()
     assert "small" not in study_names(store.url)
     with store.engine.connect() as connection:
@@ -275,7 +224,7 @@ def test_a_write_is_repeated_until_the_database_is_back(tmp_path):
     assert pooled is not None
     threading.Timer(1.5, blocker.close).start()
     before = time.monotonic()
-    assert store.start_trial(token, 0, {"x": 1}, {}).params == {"x": 1}
+    assert store.start_trial(token, Proposal(0, {"x": 1}), {}).params == {"x": 1}
     assert time.monotonic() - before > 1.0
 
 
@@ -290,15 +239,14 @@ def test_patience_has_an_end_that_is_named(monkeypatch):
         away()
 
 
-def test_a_study_whose_name_looks_like_a_generation_of_another_is_its_own(store):
+def test_a_study_whose_name_begins_like_anothers_is_its_own(store):
     finished(store)
-    drop_trial(store, 0, "")  # Optuna's study of this one has a second generation now
     other = measured(store.url, SPEC.model_copy(update={"name": "small.1"}))
     assert len(finished(other)) == 4, "the other study's trials are not taken for its own"
-    finished(store)  # whose driver deletes what is left over of its own
+    drop_trial(store, 0, "")
     assert len(in_optuna(other)) == 4
     drop_trial(other, 1, "")
-    assert len(in_optuna(store)) == 5
+    assert len(in_optuna(store)) == 4
 
 
 def test_a_trial_that_is_dropped_while_it_waits_to_go_on_does_not_go_on(store):
@@ -306,8 +254,8 @@ def test_a_trial_that_is_dropped_while_it_waits_to_go_on_does_not_go_on(store):
     cut, gone = hand.start()["number"], hand.start()["number"]
     hand.leave("paused")
     hand = Hand(store)  # a driver that has both in line
-    hand.store.finish_trial(hand.token, gone, "dropped")
-    hand.book.rebuild(hand.token)
+    ask(store, "drop", gone, "")
+    hand.obey()
     assert hand.start()["number"] == cut
     assert hand.start()["number"] == gone + 1, "another one takes its place"
     assert store.trial(gone).state == "dropped"
@@ -386,5 +334,4 @@ def test_an_archive_remembers_what_was_dropped_and_what_was_run_again(store, tmp
         f"sqlite:///{tmp_path}/there.db", import_study(f"sqlite:///{tmp_path}/there.db", tmp_path / "all.json")
     )
     assert finished(there) == [], "a repetition is still beside the budget"
-    assert Hand(there).book.mirrors()
-    assert there.load().generation == store.load().generation + 1, "built once"
+    assert [trial.state.name for trial in in_optuna(there)] == [trial.state.name for trial in in_optuna(store)]

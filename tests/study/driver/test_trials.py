@@ -7,39 +7,38 @@ from pathlib import Path
 import optuna
 import pytest
 
-from infra.tracking.runs import Tracker
 from study.driver.closing import Closing, ended, final_state, reason_to_close, stands_still
 from study.driver.trials import Trials
+from study.search.knowledge import as_known
 from study.spec.config import SchedulerConfig
 from study.store.requests import ask, pending
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
 from tests.support.epochs import epoch_record, weights
+from tests.support.hand import Hand
 from tests.support.light import create_measured, light_study
 from trainers.schema.records import Ending, Report
 from trainers.schema.training import Goal
 
-NOWHERE = "http://127.0.0.1:9"  # MLflow is away
 RUNNING, GOAL, ASHA = Closing(), Goal(), SchedulerConfig()
 
 
 @pytest.fixture
 def trials(tmp_path: Path) -> Trials:
     store = StudyStore(f"sqlite:///{tmp_path}/studies.db", "kept")
-    create_measured(store, light_study("kept"))
+    scheduler = {"grace_fraction": 0.3, "reduction_factor": 2, "min_trials": 1}
+    create_measured(store, light_study("kept", lag=0, scheduler=scheduler))
     return driver_of(store)
 
 
 def driver_of(store: StudyStore) -> Trials:
     """The next driver of the study, once the last one is gone."""
-    found = Trials(store, store.acquire("elsewhere|1|1.00", seconds=0.0), Tracker(NOWHERE, "test"), print)
-    found.open()
-    return found
+    return Hand(store, slots=1, owner="elsewhere|1|1.00", seconds=0.0).trials
 
 
 def run(trials: Trials, number: int, *robust: float) -> TrialRow:
     """Start or go on with a trial, and report these epochs."""
-    row = trials.begin(number, trials.book.parameters(number))
+    row = trials.begin(number)
     for value in robust:
         epoch = len(row.epochs) + 1
         latest = weights(f"s3://b/{number}/{epoch}")
@@ -55,38 +54,38 @@ def states(trials: Trials) -> list[str]:
 
 
 def test_what_a_trial_goes_through_is_in_the_store_and_in_optuna(trials: Trials) -> None:
-    for _ in range(3):
-        trials.book.propose()
-    assert trials.rungs(run(trials, 0, 0.30, 0.31).config) == (2, 4)
-    run(trials, 1, 0.40, 0.41)
-    run(trials, 2, 0.10, 0.11)
-    assert [trials.judge(number, 2) for number in (0, 1, 2)] == ["stop", "continue", "stop"]
-    assert trials.end(0, Ending(outcome="stopped"), RUNNING, device_seconds=9.0).stop_reason == "asha at epoch 2"
-    run(trials, 1, 0.42, 0.43, 0.44, 0.45)
-    assert trials.end(1, Ending(outcome="finished"), RUNNING, device_seconds=9.0).state == "complete"
+    assert trials.rungs(run(trials, 0, 0.30, 0.31)) == (2, 4)
+    assert trials.judge(0, 2) == "continue", "it knows nobody"
+    run(trials, 0, 0.42, 0.43, 0.44, 0.45)
+    assert trials.end(0, Ending(outcome="finished"), RUNNING, device_seconds=9.0).state == "complete"
+    run(trials, 1, 0.10, 0.11)
+    assert trials.judge(1, 2) == "stop"
+    assert trials.end(1, Ending(outcome="stopped"), RUNNING, device_seconds=9.0).stop_reason == "asha at epoch 2"
+    run(trials, 2, 0.10, 0.41)
+    assert trials.judge(2, 2) == "continue"
     failed = trials.end(2, Ending.failed("non-finite", "the loss is nan"), RUNNING, device_seconds=9.0)
     assert (failed.state, failed.failure_kind, failed.stop_reason) == ("failed", "non-finite", "the loss is nan")
-    assert states(trials) == ["PRUNED", "COMPLETE", "FAIL"]
+    assert states(trials) == ["COMPLETE", "PRUNED", "FAIL"]
     assert {row.number: row for row in trials.store.trials()} == trials.rows
 
 
 def test_the_next_driver_goes_on_with_what_it_finds_and_settles_what_nobody_goes_on_with(trials: Trials) -> None:
-    for number in range(2):
-        trials.book.propose()
-        run(trials, number, *[0.3] * (6 if number else 2))
+    for number, epochs in enumerate((6, 2, 6)):
+        run(trials, number, *[0.3] * epochs)
+        if not number:
+            trials.end(0, Ending(outcome="finished"), RUNNING, device_seconds=1.0)
     after = driver_of(trials.store)
-    assert after.book.reconcile() == [0, 1]
-    assert len(run(after, 0, 0.32).epochs) == 3
-    assert len(after.rows[0].attempts) == 2
+    assert after.unfinished() == [1, 2]
+    assert len(run(after, 1, 0.32).epochs) == 3
+    assert len(after.rows[1].attempts) == 2
     after.settle(Closing("budget", "the budget of 1 hours is used up"))
-    assert [row.state for row in after.store.trials()] == ["pruned", "complete"], "the second was whole"
-    assert after.rows[0].stop_reason == "study: the budget of 1 hours is used up"
-    assert states(after) == ["PRUNED", "COMPLETE"]
+    assert [row.state for row in after.store.trials()] == ["complete", "pruned", "complete"], "the last was whole"
+    assert after.rows[1].stop_reason == "study: the budget of 1 hours is used up"
+    assert states(after) == ["COMPLETE", "PRUNED", "COMPLETE"]
 
 
 def test_a_trial_is_dropped_and_another_run_again_as_asked(trials: Trials) -> None:
     for number in range(2):
-        trials.book.propose()
         run(trials, number, *[0.3] * 6)
         trials.end(number, Ending(outcome="finished"), RUNNING, device_seconds=1.0)
     ask(trials.store, "drop", 0, "an odd one")
@@ -96,7 +95,8 @@ def test_a_trial_is_dropped_and_another_run_again_as_asked(trials: Trials) -> No
     assert said == ["dropped", "in line again", "there is no such trial"]
     assert (trials.dropped(), [row.number for row in trials.counted()]) == (1, [1])
     assert trials.store.trial(0).stop_reason == "dropped: an odd one"
-    assert trials.book.upcoming() == (2, 2, 1)
+    assert trials.upcoming(trials.study) == (2, None)
+    assert run(trials, 2).rerun_of == 1
 
 
 def test_the_lease_comes_before_the_user_and_the_user_before_the_budget() -> None:
@@ -146,3 +146,34 @@ def test_an_extension_gives_a_study_that_stands_still_as_much_patience_again(tmp
     assert stands_still(study, same[:2], goal) == ""
     extended = type(study)(**{**vars(study), "extended_at": 3})
     assert stands_still(extended, same, goal) == ""
+
+
+def test_the_best_stopped_trials_are_trained_to_their_end_when_nothing_else_is_left(tmp_path: Path) -> None:
+    store = StudyStore(f"sqlite:///{tmp_path}/studies.db", "short")
+    scheduler = {"grace_fraction": 0.3, "reduction_factor": 2, "min_trials": 1, "finish": 1}
+    create_measured(store, light_study("short", lag=0, scheduler=scheduler, budget={"trials": 3}))
+    trials = driver_of(store)
+    run(trials, 0, *[0.5] * 6)
+    trials.end(0, Ending(outcome="finished"), RUNNING, device_seconds=1.0)
+    for number, robust in ((1, 0.3), (2, 0.4)):
+        run(trials, number, robust, robust)
+        assert trials.judge(number, 2) == "stop"
+        assert trials.upcoming(store.load()) == ((2, 1) if number == 1 else (2, 2)), "it waits for who runs"
+        trials.end(number, Ending(outcome="stopped"), RUNNING, device_seconds=1.0)
+    assert trials.upcoming(store.load()) == (2, None)
+    row = trials.begin(2)
+    assert (row.state, row.finishing, trials.rungs(row)) == ("running", True, ())
+    assert as_known(row, 9).state == "pruned"
+    assert [each.epoch for each in as_known(run(trials, 2, 0.6, 0.6, 0.6, 0.6), 9).epochs] == [1, 2]
+    done = trials.end(2, Ending(outcome="finished"), RUNNING, device_seconds=1.0)
+    assert (done.state, done.stop_reason) == ("complete", "asha at epoch 2, then trained to its end")
+    assert trials.upcoming(store.load()) is None
+    assert states(trials) == ["COMPLETE", "PRUNED", "COMPLETE"]
+
+
+def test_a_stopped_trial_whose_end_fails_is_what_it_was() -> None:
+    epochs = tuple(epoch_record(epoch, 0.3) for epoch in (1, 2))
+    row = TrialRow(0, "running", {}, {}, 0, epochs=epochs, verdicts={2: "stop"}, finishing=True)
+    assert ended(row, Ending.failed("bug", "broken"), ASHA, GOAL, RUNNING) == (
+        "pruned", "asha at epoch 2; its end failed: broken"
+    )  # fmt: skip

@@ -17,7 +17,7 @@ from tests.support.records import record
 
 
 def written(folder: Path, rights: list[bool], **changes: Any) -> str:
-    made = record("dtd", 4, 4, sum(rights), **changes)
+    made = record("dtd", len(rights), len(rights), sum(rights), **changes)
     (folder / "records" / "dtd").mkdir(parents=True)
     (folder / "records" / "dtd" / "pgd-20.json").write_text(made.model_dump_json())
     rows = [f"{image},0,1/255,0,{int(not right)}" for image, right in enumerate(rights)]
@@ -33,6 +33,19 @@ def test_two_models_are_compared_on_the_same_images(tmp_path) -> None:
     assert (clean["eps"], clean["mean"]) == (None, 0.0)
     assert (robust["eps"], robust["mean"], robust["only_one"]) == ("1/255", 0.5, {"dtd": 2})
     assert "+50.00" in "\n".join(lines_of_other(against_other(one, other)))
+
+
+def test_a_set_differs_only_after_the_correction_for_all_tests_of_the_page(tmp_path) -> None:
+    """6 of 8 images that only the one has right: p = 2 / 2^6 alone; the clean test, p = 1, makes it twice that."""
+    one = written(tmp_path / "one", [True] * 8)
+    other = written(tmp_path / "other", [True, True] + [False] * 6)
+    clean, robust = (found := against_other(one, other))["rows"]
+    assert (robust["p"], robust["p_holm"]) == ({"dtd": 2 / 2**6}, {"dtd": 2 * 2 / 2**6})
+    assert (clean["p"], clean["p_holm"]) == ({"dtd": 1.0}, {"dtd": 1.0})
+    text = "\n".join(lines_of_other(found))
+    assert "| 6 | 0 | none |" in text
+    assert "| pgd-20 | 1/255 | dtd | 6 | 0 | 0.031 | 0.062 |" in text
+    assert "for the 2 tests of this page" in text
 
 
 def test_other_images_are_not_paired(tmp_path) -> None:

@@ -15,8 +15,7 @@ from study.evaluation.place import Folder
 from study.evaluation.units import Evaluation
 from study.evaluation.work import missing_looks, missing_work
 from study.evaluation.worker import EvaluationWorker
-from tests.support.small import pgd_suite, small_clip, use_small_sets
-from trainers import data
+from tests.support.small import pgd_suite, small_clip, small_sets
 from trainers.evaluation.measure import evaluate_sets
 from trainers.evaluation.summary import model_facts
 from trainers.model.robust import RobustCLIP
@@ -25,11 +24,10 @@ from trainers.model.weights import save_weights
 SETS = ("small-dev", "small-other", "small-large")
 
 
+@small_sets()
 def test_a_models_calibration_is_of_the_images_that_its_evaluation_looks_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "DATASETS", data.DATASETS)
-    use_small_sets()
     clip = small_clip()
     facts = model_facts(clip, RobustCLIP(clip), "model")
     packed = save_weights(tmp_path / "w.safetensors", clip).read_bytes()

@@ -11,7 +11,10 @@ import pytest
 import ray
 
 from infra.cluster import cluster
+from study.evaluation.executor import StudyExecutor
 from study.evaluation.pool import Hands, Job, Pool
+from study.spec.files import parse_study
+from tests.support.study_files import minimal
 
 JOBS = [Job(f"greeting {number}", ("all",), 1.0, "hello", ()) for number in range(6)]
 
@@ -44,3 +47,13 @@ def test_two_pools_that_each_have_one_of_two_workers_do_not_wait_for_each_other(
     for thread in threads:
         thread.join(timeout=60)
     assert {name: sorted(names) for name, names in done.items()} == {name: [job.name for job in JOBS] for name in pools}
+
+
+def test_remarks_about_a_part_are_indented_as_the_part_is() -> None:
+    said: list[str] = []
+    spec = parse_study(minimal(), source="study.yaml")
+    with StudyExecutor(spec.model, spec.resources, "nowhere", said.append) as executor:
+        for what in ("measuring the unmodified CLIP", "  final"):
+            executor.measure(spec.evaluate.final.suite("final", spec.data.final), {}, what)
+            executor.say("workers: 2 of 1 CPU")
+    assert said == ["workers: 2 of 1 CPU", "  workers: 2 of 1 CPU"]

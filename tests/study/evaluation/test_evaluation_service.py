@@ -142,7 +142,7 @@ def test_more_workers_another_batch_size_and_a_worker_killed_midway_change_nothi
 
     killer = threading.Thread(target=kill)
     killer.start()
-    result = done(tmp_path, "--workers", "3", "--cpus-per-worker", "1", "--batch-size", "256")
+    result = done(tmp_path, "--workers", "2", "--cpus-per-worker", "1", "--batch-size", "256")
     killer.join()
     assert killed
     assert "a worker is gone" in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,29 @@ def test_the_card_says_what_gates_seeds_and_calibration_found():
     assert "| 95 % interval of the mean | 58.0 to 62.0 | 36.0 to 44.0 |" in card
     assert "Protocol strict, PGD-10" in card
     assert "This is a test bed" in card
+
+
+def test_the_card_says_which_look_it_was_what_was_tried_before_and_what_the_final_sets_said():
+    gate = {
+        "name": "final floor clean",
+        "verdict": "passed",
+        "found": "60.0 %",
+        "needed": "not for certain below 50.0 %",
+    }
+    changes: dict[str, Any] = {
+        "gates": [gate], "champion_then": 4, "look": {"number": 3, "level": 0.05 / 12, "hypotheses": 3},
+        "tried": [{"trial": 7, "reason": "floor clean: 48.0 %, needed >= 50.0 %", "gates": []}],
+    }  # fmt: skip
+    card = " ".join(card_files(manifest_of(**changes))["README.md"].decode().split())
+    assert "Compared with version 4 in look 3 of this model name at confirm sets" in card
+    assert "at most 0.42 %, for whichever of 3 hypotheses" in card
+    assert "Trial 7 was better there and was refused: floor clean: 48.0 %, needed >= 50.0 %." in card
+    assert "They have nothing against it." in card
+    vetoed = card_files(manifest_of(**{**changes, "gates": [{**gate, "verdict": "failed"}]}))["README.md"].decode()
+    assert "**They veto it: final floor clean.**" in vetoed
+    none = card_files(manifest_of(gates=[{**gate, "name": "floor clean"}]))["README.md"].decode()
+    assert "The final sets were not asked for a veto." in none
+    assert " in look " not in none
 
 
 @pytest.mark.parametrize("with_calibration", [False, True])

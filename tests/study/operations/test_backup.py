@@ -16,6 +16,7 @@ from infra import storage
 from infra.services import Services
 from study.errors import StudyFailed, UserError
 from study.models.head import model_prefix, read_head, read_manifest
+from study.models.looks import claim_look, read_looks
 from study.operations.backup import write_backup
 from study.operations.restore import restore_backup
 from study.store import tables as t
@@ -52,6 +53,7 @@ def source(service_environment: Services, tmp_path: Path) -> tuple[str, str]:
         shipped = {"uri": put(f"{prefix}/open_clip_model"), "sha256": "0" * 64, "bytes": 300}
         storage.put_json(f"{prefix}/manifest.json", manifest_of(version, weights=shipped).record())
     storage.put_json(f"{model_prefix(bucket, 'robust-clip')}/HEAD.json", HEAD)
+    claim_look(bucket, "robust-clip", {"candidates": ["a"]}, hypotheses=1)
     put(f"s3://{bucket}/teacher/key")
     return store.url, bucket
 
@@ -98,6 +100,7 @@ def test_a_backup_into_an_empty_stack_gives_everything_back(source: tuple[str, s
     weights = read_manifest(fresh, "robust-clip", 2).weights.uri
     assert weights == f"{model_prefix(fresh, 'robust-clip', 2)}/open_clip_model.safetensors"
     assert read_head(fresh, "robust-clip")[0].champion == 2
+    assert read_looks(fresh, "robust-clip") == read_looks(bucket, "robust-clip") != []
     before, after = content(bucket), content(fresh)
     assert before.keys() == after.keys()
     manifests = {key for key in before if key.endswith("manifest.json")}  # these name their bucket

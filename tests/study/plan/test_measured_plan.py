@@ -8,6 +8,7 @@ import pytest
 
 from study.plan.study import plan_of, plan_text
 from study.spec.files import load_study
+from study.store.rows import Proposal
 from study.store.store import StudyStore
 from tests.support.epochs import commit, epoch_record, weights
 
@@ -28,7 +29,7 @@ def test_hours_and_bytes_come_from_full_length_trials_alone(home):
     store.create(type(spec).model_validate({**spec.model_dump(mode="json"), "name": "earlier"}))
     token = store.acquire("a|1|0")
     for number, (state, seconds, size) in enumerate([("complete", 3000, 40), ("complete", 4200, 60), ("pruned", 9, 7)]):
-        store.start_trial(token, number, {}, {})
+        store.start_trial(token, Proposal(number, {}), {})
         kept = weights("s3://b/x", size=size * 1_000_000)
         commit(store, token, number, epoch_record(), latest=kept, best=weights("s3://b/y", size=10_000_000))
         store.finish_trial(token, number, state, device_seconds=seconds)

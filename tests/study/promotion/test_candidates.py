@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from study.errors import StudyFailed, UserError
-from study.promotion.candidates import candidates, preference_of, standard_of
+from study.promotion.candidates import candidates, floors_of, preference_of, shortage, standard_of
 from study.promotion.gates import Measured, lacking, uncommitted
 from study.promotion.retrain import fresh_seeds, median, repetition
 from study.store.rows import Attempt
@@ -42,6 +42,15 @@ def test_the_best_full_length_feasible_trials_come_first(tmp_path):
     assert numbers(store, count=2) == [2, 1]
 
 
+def test_fewer_full_length_trials_than_candidates_are_said_in_a_sentence(tmp_path):
+    store = study(tmp_path)
+    row = store.load()
+    found = candidates(row, store.trials(), count=9, number=None, preference=None)
+    assert shortage(found, 4) is None
+    assert str(shortage(found, 5)).startswith("only 4 full-length trials reach the floors, of 5 candidates asked for")
+    assert str(shortage(found[:1], 2)).startswith("only 1 full-length trial reaches the floors, of 2 candidates")
+
+
 def test_one_trial_by_name_is_taken_also_below_a_floor(tmp_path):
     assert numbers(study(tmp_path), number=3) == [3]
 
@@ -71,6 +80,8 @@ def test_a_point_of_the_front_is_chosen_by_the_preference(tmp_path):
     assert numbers(store, preference="clean=1") == [0, 1, 2, 3]
     assert numbers(store, preference="max robust with clean >= 0.85") == [1, 0]
     assert numbers(store, preference="max clean with robust >= clip * 5.2") == [2, 3], "clip keeps 10 %"
+    wanted = preference_of(store.load().spec, "max clean with robust >= clip * 5.2")
+    assert floors_of(store.load().spec, wanted) == {"robust_accuracy": ">= clip * 5.2"}
 
 
 def test_a_preference_is_in_the_study_file_too(tmp_path):

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from study.comparison import figures as comparison
+from study.comparison.record import conclude
 from study.figures import interactive, static
 from study.figures.content import Bars, Cells, Figure, Frame, Panel, Path, Paths, Rule, Scale, Series, Shade
 from study.figures.style import ROLES
@@ -124,13 +125,18 @@ def test_the_models_card_has_a_point_and_its_interval_for_every_set():
     interactive.plot(figure)
 
 
-def record(trials: list[dict]) -> dict:
-    scores = {"set": {"4/255": {"clean_accuracy": 0.5, "robust_accuracy": 0.25}}}
-    final = {"clean_accuracy": 0.5, "robust_accuracy": 0.25, "datasets": scores}
-    summary = {name: {"mean": 0.5, "deviation": 0.1, "n": 2} for name in ("clean_accuracy", "robust_accuracy")}
-    method = {"runs": [{"final": final}, {"final": None}], "summary": {"final": summary}, "search": {"trials": trials}}
-    return {"name": "compare", "setting": {"goal": {"metric": "robust_accuracy"}}, "unmodified": {"final": final},
-            "methods": {"a": method, "b": method}}  # fmt: skip
+def record(trials: list[dict], sets: int = 1) -> dict:
+    """Two methods with these trials, each with two seeds of 40 and 60 % clean and 25 % robust, and one that failed."""
+
+    def final(clean: float) -> dict:
+        scores = {"4/255": {"clean_accuracy": clean, "robust_accuracy": 0.25}}
+        return {"datasets": {f"set-{number}": scores for number in range(sets)}}
+
+    runs = [{"seed": 1, "final": final(0.4)}, {"seed": 2, "final": final(0.6)}, {"seed": 3, "final": None}]
+    setting = {"goal": {"metric": "robust_accuracy", "subject_to": {}}}
+    methods = {label: {"runs": runs, "search": {"trials": trials}} for label in ("a", "b")}
+    return conclude({"name": "compare", "setting": setting, "unmodified": {"final": final(0.5), "dev": None},
+                     "reference": "a", "methods": methods})  # fmt: skip
 
 
 def test_a_comparisons_search_curve_rises_with_feasible_full_length_trials_only():
@@ -145,7 +151,8 @@ def test_a_comparisons_search_curve_rises_with_feasible_full_length_trials_only(
     bars = [mark for mark in sets.panels[1].marks if isinstance(mark, Bars)]
     assert [(bar.places, bar.lengths) for bar in bars] == [((-0.2,), (25.0,)), ((0.2,), (25.0,))]
     mean = next(mark for mark in accuracy.panels[0].marks if mark.label == "b")
-    assert (mean.x, mean.y, mean.x_errors) == ((50.0,), (50.0,), ((10.0, 10.0),))
+    assert (mean.x, mean.y) == ((50.0,), (25.0,))
+    assert mean.x_errors[0] == pytest.approx((100 * 0.02**0.5, 100 * 0.02**0.5))
     for figure in (accuracy, sets, search):
         static.draw(figure).canvas.draw()
         json.dumps(interactive.plot(figure), allow_nan=False)
@@ -153,12 +160,7 @@ def test_a_comparisons_search_curve_rises_with_feasible_full_length_trials_only(
 
 @pytest.mark.parametrize("number", [1, 15])
 def test_a_comparison_of_many_final_sets_stays_on_a_page(number):
-    made = record([])
-    made["unmodified"]["final"]["datasets"] = {f"set-{n}": {"4/255": {"clean_accuracy": 0.5, "robust_accuracy": 0.2}}
-                                               for n in range(number)}  # fmt: skip
-    for method in made["methods"].values():
-        method["search"]["trials"] = [{"robust_accuracy": 0.3, "feasible": True, "state": "complete"}]
-        method["runs"][0]["final"]["datasets"] = made["unmodified"]["final"]["datasets"]
+    made = record([{"robust_accuracy": 0.3, "feasible": True, "state": "complete"}], sets=number)
     sets = comparison.figures(made)[1]
     assert sets.width <= 16
     assert sets.columns == (2 if number == 1 else 1)

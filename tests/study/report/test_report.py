@@ -198,10 +198,12 @@ def test_parallel_coordinates_have_a_line_a_trial_and_grey_ones_for_those_that_w
 def test_slices_show_stopped_trials_only_while_full_length_ones_are_few(content):
     assert len(content.in_state("complete")) >= FEW
     assert "stopped early" not in figure(content, "slices").labels()
+    assert ": full-length trials by parameter" in figure(content, "slices").title
     kept = [t for t in content.trials if t.state == "pruned"] + content.in_state("complete")[: FEW - 1]
     few = replace(content, trials=tuple(sorted(kept, key=lambda t: t.number)), best=None, pareto=(), progress=())
     (stopped,) = of(slices(few).panels[0], Series, "stopped early")
     assert stopped.opacity < 1
+    assert ": full-length and stopped trials by parameter" in slices(few).title
     assert len(stopped.x) == len(content.in_state("pruned"))
     none = replace(few, trials=())
     assert slices(none).empty == NO_TRIALS
@@ -270,6 +272,34 @@ def test_the_report_of_a_study_without_any_trial_says_so_in_sentences(tmp_path):
     for sentence in ("No trial has measured anything yet.", "No trial has finished yet.", NO_TRIALS,
                      "too few trials: 0 of at least 10 at full length", "No trial has begun yet."):  # fmt: skip
         assert f'<p class="none">{sentence}</p>' in page
+
+
+def test_promotions_stand_in_the_report_with_what_was_against_them(store, tmp_path):
+    gates = [
+        {"name": "final better than CLIP", "verdict": "failed", "found": "+1.0 | points", "needed": "more"},
+        {"name": "floor clean", "verdict": "passed", "found": "", "needed": ""},
+    ]
+    against = "final better than CLIP: +1.0 | points, needed more"
+    record = {"trial": 3, "version": None, "gates": gates, "reason": against, "look": {"number": 2}, "forced": None}
+    forced = {**record, "version": 5, "forced": "<b>the talk", "reason": "forced, because"}
+    rows = [
+        {"state": "refused", "ended_ms": 1764300000000, "record": record},
+        {"state": "promoted", "ended_ms": 1764300000000, "record": forced},
+        {"state": "started", "ended_ms": None, "record": None},
+    ]
+    text = write_report(store.load(), store.trials(), tmp_path, promotions=rows, papers=False).read_text()
+    escaped = against.replace("|", "\\|")
+    assert f"| 2025-11-28 03:20 | 3 | refused | 2 | {escaped} |  |" in text
+    assert f"| 3 | promoted: version 5, against its gates | 2 | {escaped} | forced: &lt;b>the talk |" in text
+    page = (tmp_path / "report.html").read_text()
+    assert '<a href="#promotions">' in page
+    assert "forced: &lt;b&gt;the talk" in page
+    assert [each["state"] for each in json.loads((tmp_path / "report.json").read_text())["promotions"]] == [
+        "refused", "promoted",
+    ]  # fmt: skip
+    without = write_report(store.load(), store.trials(), tmp_path, papers=False)
+    assert "Promotions" not in without.read_text()
+    assert "#promotions" not in without.with_name("report.html").read_text()
 
 
 def test_words_of_one_legend_or_axis_do_not_lie_over_each_other(content):

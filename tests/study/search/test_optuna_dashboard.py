@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from study.search.optuna_book import OptunaBook
 from study.spec.files import parse_study
-from study.store.store import StudyStore
-from tests.support.epochs import commit, epoch_record
+from tests.support.epochs import epoch_record
+from tests.support.hand import Hand, measured
 from tests.support.services.databases import postgres
 from tests.support.studies import SPEC
+from trainers.schema.records import Ending
 
 pytestmark = pytest.mark.slow
 START_SECONDS = 90.0
@@ -38,18 +38,12 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 def fill(database: str) -> None:
     """Five proposals of ours in Optuna's tables: three complete, one stopped early, one running."""
-    store = StudyStore(database, "shown")
-    spec = parse_study(SPEC.replace("NAME", "shown"), source="")
-    store.create(spec)
-    token = store.acquire("here|1|1.00")
-    book = OptunaBook(store, spec, {"clean_accuracy": 0.5})
-    book.enqueue_warm_starts()
-    for place in range(5):
-        number, params = book.propose()
-        store.start_trial(token, number, params, {})
-        commit(store, token, number, epoch_record(1, place / 10))
-        if place < 4:
-            book.tell(store.finish_trial(token, number, "complete" if place < 3 else "pruned"))
+    hand = Hand(measured(database, parse_study(SPEC.replace("NAME", "shown"), source="")))
+    for number in range(5):
+        assert hand.start()["number"] == number
+        hand.report(number, epoch_record(1, number / 10))
+        if number < 4:
+            hand.end(number, Ending(outcome="finished" if number < 3 else "stopped"))
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""Who proposes what: the same in a study that is kept open and in one that is opened anew before every proposal."""
+"""Who proposes what, and from what it follows."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -12,10 +13,10 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from study.search import samplers
-from study.search.optuna_book import OptunaBook
+from study.search.proposals import Proposer, given, pending, remembered
 from study.search.samplers import sobol_point, uniform, value_at
 from study.spec.config import StudyConfig
-from study.store.rows import TrialRow
+from study.store.rows import Proposal, TrialRow
 from tests.support.epochs import epoch_record
 from tests.support.study_files import minimal_study
 
@@ -35,34 +36,26 @@ def spec_of(sampler: str, search: dict[str, Any] = PLAIN, *, seed: int = 0, **mo
     return minimal_study(name="toy", seed=seed, budget={"trials": 1000}, search=search, sampler=own, **settings)
 
 
-class Book(OptunaBook):
-    """The service's Optuna study on any storage, and without the store: `at_least` are the goal's floors."""
-
-    def __init__(self, spec: StudyConfig, storage: Any = None, at_least: dict[str, float] | None = None) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.spec, self.at_least, self.dimensions = spec, at_least or {}, spec.dimensions()
-        self.storage = storage or optuna.storages.InMemoryStorage()
-        self.study, self.ids = self._study("toy"), {}
-
-
-def outcome(number: int, params: dict[str, Any], state: str = "complete", **accuracies: float) -> TrialRow:
-    feasible = accuracies.pop("feasible", 1.0) == 1.0
+def ended(proposal: Proposal, state: str = "complete", *, feasible: bool = True, **accuracies: float) -> TrialRow:
     best = {"best_clean_accuracy": 1.0, "best_robust_accuracy": 0.0, "best_feasible": feasible}
     record = epoch_record(1, **best | {f"best_{name}": value for name, value in accuracies.items()})
-    return TrialRow(number=number, state=state, params=params, config={}, started_ms=0, epochs=(record,))
+    return replace(pending(proposal), state=state, epochs=(record,))
 
 
-def searched(
-    spec: StudyConfig, robust: Callable[[dict[str, Any]], float], trials: int, *, book: Callable[[], Book] | None = None
-) -> list[dict[str, Any]]:
-    """Proposals one after the other, each told its value; `book` opens the study anew for every one."""
-    kept, found = Book(spec), []
-    for _ in range(trials):
-        now = book() if book else kept
-        number, params = now.propose()
-        now.tell(outcome(number, params, robust_accuracy=robust(params)))
-        found.append(params)
-    return found
+def searched_rows(
+    spec: StudyConfig, robust: Callable[[dict[str, Any]], float], trials: int, *, anew: bool = False, lag: int = 0
+) -> dict[int, TrialRow]:
+    """Trials one after the other, each with its value; `anew`: nothing is kept from one proposal to the next."""
+    goal, starts = spec.goal.at({}), given(spec, spec.dimensions())
+    proposer, rows = Proposer(spec, goal, starts), {}
+    for number in range(trials):
+        proposal = (Proposer(spec, goal, starts) if anew else proposer).propose(rows, number, lag)
+        rows[number] = ended(proposal, robust_accuracy=robust(proposal.params))
+    return rows
+
+
+def searched(spec: StudyConfig, robust: Callable[[dict[str, Any]], float], trials: int) -> list[dict[str, Any]]:
+    return [row.params for row in searched_rows(spec, robust, trials).values()]
 
 
 def bowl(params: dict[str, Any]) -> float:
@@ -74,71 +67,54 @@ def bowl(params: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2", "qmc", "random"])
-def test_a_study_that_is_opened_anew_before_every_proposal_goes_on_as_if_it_were_kept_open(sampler, tmp_path):
-    spec = spec_of(sampler)
-
-    def reopened() -> Book:
-        return Book(spec, optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'toy.db'}"))
-
-    kept, again = searched(spec, bowl, 12), searched(spec, bowl, 12, book=reopened)
+def test_a_proposal_follows_from_the_trials_before_it_and_from_nothing_that_a_driver_remembers(sampler):
+    kept, again = (searched_rows(spec_of(sampler), bowl, 12, anew=anew, lag=2) for anew in (False, True))
     assert kept == again
-    assert len({tuple(params.values()) for params in kept}) == 12
-    assert searched(spec_of(sampler, seed=1), bowl, 2) != kept[:2]
+    params = [row.params for row in kept.values()]
+    assert len({tuple(each.values()) for each in params}) == 12
+    assert searched(spec_of(sampler, seed=1), bowl, 2) != params[:2]
 
 
-def test_cma_es_keeps_its_generations_over_reopening(tmp_path):
-    url = f"sqlite:///{tmp_path / 'toy.db'}"
-    spec = spec_of("cmaes")
-    searched(spec, bowl, 20, book=lambda: Book(spec, optuna.storages.RDBStorage(url)))
-    trials = Book(spec, optuna.storages.RDBStorage(url)).study.trials
-    generations = [trial.system_attrs.get("cma:generation") for trial in trials]
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_what_pending_trials_find_meanwhile_changes_nothing_and_their_parameters_do(sampler):
+    spec, lag = spec_of(sampler), 3
+    rows = searched_rows(spec, bowl, 12, lag=lag)
+    proposer = Proposer(spec, spec.goal.at({}), ())
+    for state in ("running", "failed", "pruned"):
+        meanwhile = {n: replace(row, state=state) if n >= 9 else row for n, row in rows.items()}
+        assert proposer.propose(meanwhile, 12, lag) == proposer.propose(rows, 12, lag)
+    elsewhere = {n: replace(row, params=rows[0].params) if n >= 9 else row for n, row in rows.items()}
+    if sampler == "tpe":
+        assert Proposer(spec, spec.goal.at({}), ()).propose(elsewhere, 12, lag) != proposer.propose(rows, 12, lag)
+        better = rows | {8: replace(rows[8], epochs=(epoch_record(1, best_robust_accuracy=0.9),))}
+        assert Proposer(spec, spec.goal.at({}), ()).propose(better, 12, lag) != proposer.propose(rows, 12, lag)
+
+
+def test_cma_es_keeps_its_generations_in_its_trials():
+    rows = searched_rows(spec_of("cmaes"), bowl, 20, anew=True)
     # Three start-up trials, then generations of four; the fifth trial of one is the first of the next.
+    generations = [row.memory.get("cma:generation") for row in rows.values()]
     assert generations == [None] * 3 + [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4]
     # Three ranges are modelled; the choice is a keyed draw.
     own = [uniform(0, n, "train.optimizer.name") < 0.5 for n in range(20)]
-    assert [trial.params["train.optimizer.name"] == "sgd" for trial in trials] == own
+    assert [row.params["train.optimizer.name"] == "sgd" for row in rows.values()] == own
 
 
-def test_a_trial_that_was_drawn_is_given_back_as_it_was_and_not_sampled_again():
-    spec = spec_of("cmaes")
-    book = Book(spec)
-    for _ in range(8):
-        number, params = book.propose()
-        book.tell(outcome(number, params, robust_accuracy=bowl(params)))
-    number, params = book.propose()  # its driver dies here
-    before = book.study.trials[number].system_attrs
-    for _ in range(4):
-        other, others = book.propose()
-        book.tell(outcome(other, others, robust_accuracy=bowl(others)))
-    assert book.parameters(number) == params
-    assert book.study.trials[number].system_attrs == before
-    book.tell(outcome(number, params, robust_accuracy=bowl(params)))
-    assert {key: value for key, value in book.study.trials[number].system_attrs.items() if "cma" in key} == before
+@pytest.mark.parametrize("sampler", ["cmaes", "nsga2"])
+def test_what_a_sampler_keeps_is_derived_where_it_is_missing(sampler):
+    spec = spec_of(sampler)
+    rows = searched_rows(spec, bowl, 12, lag=2)
+    bare = {number: replace(row, memory=None) for number, row in rows.items()}
+    assert remembered(Proposer(spec, spec.goal.at({}), ()), bare, 2) == rows
 
 
 def test_a_given_trial_is_a_parent_of_later_generations():
     search = {path: entry for path, entry in PLAIN.items() if "choices" not in entry}
     spec = spec_of("nsga2", search, warm_starts=[{"method.clean_weight": 0.7, "attack.steps": 4}])
-    book = Book(spec)
-    samplers.enqueue_warm_starts(book.study, spec, book.dimensions)
-    found = []
-    for _ in range(8):
-        number, params = book.propose()
-        book.tell(outcome(number, params, robust_accuracy=bowl(params)))
-        found.append(params)
-    generations = [trial.system_attrs["NSGAIISampler:generation"] for trial in book.study.trials]
-    assert generations == [0] * 4 + [1] * 4
-    assert found[0]["method.clean_weight"] == 0.7
-
-
-def test_a_trial_whose_draws_a_crash_cut_short_keeps_what_was_drawn():
-    spec = spec_of("random")
-    book = Book(spec)
-    book.study.sampler = samplers.sampler_for(spec, 0)
-    half = samplers.draw(book.study.ask(), book.dimensions[:2])
-    whole = book.parameters(0)
-    assert {path: whole[path] for path in half} == half
-    assert whole == Book(spec).propose()[1]
+    rows = searched_rows(spec, bowl, 8)
+    assert [row.memory["NSGAIISampler:generation"] for row in rows.values()] == [0] * 4 + [1] * 4
+    assert rows[0].params["method.clean_weight"] == 0.7
+    assert rows[0].origin == "warm start"
 
 
 @pytest.mark.parametrize("sampler", MODELLING)
@@ -215,10 +191,7 @@ def test_sixteen_sobol_points_hit_every_sixteenth_of_every_range_once():
 
 def test_a_given_trial_takes_no_point_of_the_sequence():
     plain = searched(spec_of("qmc"), lambda params: 0.0, 4)
-    given = spec_of("qmc", warm_starts=[{"method.clean_weight": 0.5}])
-    book = Book(given)
-    samplers.enqueue_warm_starts(book.study, given, book.dimensions)
-    found = [book.propose()[1] for _ in range(5)]
+    found = searched(spec_of("qmc", warm_starts=[{"method.clean_weight": 0.5}]), lambda params: 0.0, 5)
     assert found[0]["method.clean_weight"] == 0.5
     assert found[1:] == plain
 
@@ -241,13 +214,12 @@ def test_floors_keep_the_search_out_of_the_infeasible_region(sampler):
     spec = spec_of(sampler, search)
 
     def late_feasible(floors: dict[str, float]) -> float:
-        book = Book(spec, at_least=floors)
-        xs = []
-        for _ in range(60):
-            number, params = book.propose()
-            x = params["method.clean_weight"]
+        proposer, rows, xs = Proposer(spec, spec.goal.at(floors), ()), {}, []
+        for number in range(60):
+            proposal = proposer.propose(rows, number, 0)
+            x = proposal.params["method.clean_weight"]
             clean = 0.9 - x
-            book.tell(outcome(number, params, robust_accuracy=x, clean_accuracy=clean, feasible=clean >= 0.5))
+            rows[number] = ended(proposal, robust_accuracy=x, clean_accuracy=clean, feasible=clean >= 0.5)
             xs.append(x)
         return sum(x <= 0.4 for x in xs[30:]) / 30
 
@@ -269,14 +241,13 @@ def test_a_front_is_searched_in_as_many_directions_as_there_are_metrics():
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "qmc", "random"])
 def test_optuna_knows_the_front_and_stopped_and_failed_trials_are_not_in_it(sampler):
     spec = spec_of(sampler, **FRONT)
-    book = Book(spec)
-    for place in range(16):
-        number, params = book.propose()
-        x = params["method.clean_weight"]
-        state = {3: "failed", 5: "pruned"}.get(place, "complete")
-        row = outcome(number, params, state, clean_accuracy=0.5 + x / 4, robust_accuracy=0.5 - x / 4)
-        book.tell(row)
-        book.tell(row)
-    front = {trial.number for trial in book.study.best_trials}
+    proposer, rows = Proposer(spec, spec.goal.at({}), ()), {}
+    for number in range(16):
+        proposal = proposer.propose(rows, number, 0)
+        x, state = proposal.params["method.clean_weight"], {3: "failed", 5: "pruned"}.get(number, "complete")
+        rows[number] = ended(proposal, state, clean_accuracy=0.5 + x / 4, robust_accuracy=0.5 - x / 4)
+    study = optuna.create_study(directions=samplers.directions(spec))
+    study.add_trials([proposer.frozen(row) for row in rows.values()])
+    front = {trial.number for trial in study.best_trials}
     assert front == set(range(16)) - {3, 5}, "on a line nobody beats another"
-    assert len(book.study.trials[0].values) == 2
+    assert len(study.trials[0].values) == 2

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from study.results.ranking import best_trial, ranked, score, trial_table
-from study.search.stopping import plateau, rungs, stagnation
+from study.search.stopping import plateau, rungs, stagnation, to_finish
 from study.search.stopping import verdict as verdict_of
 from study.spec.config import BudgetConfig, SchedulerConfig
 from study.store.rows import TrialRow
@@ -27,8 +27,9 @@ def trial(number: int, *robust: float, clean: float = 0.6, state: str = "running
     return TrialRow(number=number, state=state, params={}, config={}, started_ms=0, epochs=epochs)
 
 
-def verdict(own: TrialRow, others: list[TrialRow], *, rung: int = 1, factor: int = 3) -> str:
-    return verdict_of(SchedulerConfig(reduction_factor=factor), own, others, epoch=rung, goal=GOAL)[0]
+def verdict(own: TrialRow, others: list[TrialRow], *, rung: int = 1, factor: int = 3, least: int = 1) -> str:
+    config = SchedulerConfig(reduction_factor=factor, min_trials=least)
+    return verdict_of(config, own, others, epoch=rung, goal=GOAL)[0]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,18 @@ def test_without_a_scheduler_there_are_no_rungs():
 def test_the_first_trials_at_a_rung_go_on():
     assert verdict(trial(0, 0.1), []) == "continue"
     assert verdict(trial(1, 0.0), [trial(0, 0.9)]) == "continue"
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_nobody_is_stopped_before_as_many_known_trials_as_wanted_reached_the_epoch(name):
+    config = SchedulerConfig(name=name, min_trials=3)
+    others = [trial(n, 0.5 + n / 10) for n in range(3)]
+    few = (others[:2], [*others[:2], trial(7)])
+    assert all(verdict_of(config, trial(9, 0.1), known, epoch=1, goal=GOAL)[0] == "continue" for known in few)
+    assert verdict_of(config, trial(9, 0.1), others[:2], epoch=1, goal=GOAL)[1] == (
+        "epoch 1: only 2 of 3 known trials to compare with"
+    )
+    assert verdict_of(config, trial(9, 0.1), others, epoch=1, goal=GOAL)[0] == "stop"
 
 
 def test_one_in_three_goes_on():
@@ -97,7 +110,6 @@ def test_the_median_rule_stops_whoever_is_below_the_median_of_four_others_at_the
 
     assert says(0.29, others) == "stop"
     assert says(0.31, others) == says(0.3, others) == "continue"
-    assert says(0.31, [*others, trial(9, 0.9, 0.9)]) == "continue", "the trial is not among its own others"
     assert says(0.0, others[:3]) == says(0.0, [*others[:3], trial(4, 0.9)]) == "continue", "three reached the epoch"
 
 
@@ -125,7 +137,7 @@ def test_patience_ends_a_trial_whose_best_stands_still_and_only_then():
 
 
 def test_patience_beside_asha_leaves_ashas_own_rungs_to_asha():
-    config = SchedulerConfig(patience=2, grace_fraction=0.25, reduction_factor=3)
+    config = SchedulerConfig(patience=2, grace_fraction=0.25, reduction_factor=3, min_trials=2)
     assert rungs(config, 8) == (2, 3, 4, 5, 6, 7)
     others = [trial(n, *[0.5 + n / 100] * 8) for n in range(2)]
     poor = replace(trial(9, 0.1, 0.2, 0.3, 0.4), config={"train": {"epochs": 8}})
@@ -134,7 +146,7 @@ def test_patience_beside_asha_leaves_ashas_own_rungs_to_asha():
 
 
 def finished(*values: float | None, goal: Goal = GOAL, patience: int = 2, min_delta: float = 0.0) -> str | None:
-    """Trials in the order of their ends; None is a pruned one."""
+    """Trials by number; None is a pruned one."""
     rows = [
         replace(trial(n, 0.9 if value is None else value, state="pruned" if value is None else "complete"), ended_ms=n)
         for n, value in enumerate(values)
@@ -144,7 +156,7 @@ def finished(*values: float | None, goal: Goal = GOAL, patience: int = 2, min_de
 
 def test_a_study_stagnates_when_its_last_trials_improved_nothing():
     assert finished(0.1, 0.2, 0.2) is None
-    assert "the last 2 finished trials have not improved the best (budget.patience)" in finished(0.2, 0.2, 0.1)
+    assert "the last 2 known trials have not improved the best (budget.patience)" in finished(0.2, 0.2, 0.1)
     assert finished(0.1, 0.2, None, patience=2) is None
     assert finished(0.1, 0.2, None, None) is not None, "a pruned trial improves nothing"
     assert finished(0.1, 0.2, 0.21, 0.22, min_delta=0.05) is not None
@@ -161,9 +173,26 @@ def test_failed_and_dropped_trials_neither_improve_nor_count_as_stagnation():
     assert stagnation([*rows, replace(trial(9, 0.3, state="complete"), ended_ms=9)], GOAL, budget) is not None
 
 
-def test_the_order_of_ends_decides_and_not_that_of_the_numbers():
+def test_the_order_of_the_numbers_decides_and_not_that_of_ends():
     late = [replace(trial(n, value, state="complete"), ended_ms=10 - n) for n, value in enumerate([0.5, 0.1, 0.1])]
-    assert stagnation(late, GOAL, BudgetConfig(trials=9, patience=2)) is None, "the best one ended last"
+    budget = BudgetConfig(trials=9, patience=2)
+    assert stagnation(late, GOAL, budget) == stagnation(late[::-1], GOAL, budget)
+    assert stagnation(late, GOAL, budget) is not None, "that the best one ended last means nothing"
+
+
+def test_the_best_stopped_trials_are_finished_as_they_were_when_they_were_stopped():
+    def stopped(number: int, *robust: float, at: int, state: str = "pruned") -> TrialRow:
+        return replace(trial(number, *robust, state=state), verdicts={at: "stop"}, finishing=len(robust) > at)
+
+    rows = [
+        trial(0, 0.9, state="complete"), stopped(1, 0.2, at=1), stopped(2, 0.1, 0.3, at=2),
+        trial(3, 0.8, state="pruned"), stopped(4, 0.2, at=1),
+    ]  # fmt: skip
+    assert [row.number for row in to_finish(rows, GOAL, 2)] == [2, 1], "trial 3 was stopped by no rule"
+    after = [*rows[:2], stopped(2, 0.1, 0.3, 0.05, at=2, state="complete"), *rows[3:]]
+    assert [row.number for row in to_finish(after, GOAL, 2)] == [2, 1], "what its end brought makes no difference"
+    failed = replace(rows[1], state="failed")
+    assert [row.number for row in to_finish([failed, *rows[2:]], GOAL, 2)] == [2, 4]
 
 
 def test_a_trial_that_widens_the_front_is_an_improvement():

@@ -83,9 +83,11 @@ def test_counts_that_are_drawn_anew_scatter_about_the_curve_and_leave_the_truth_
     assert seen(flat(0.8, 0.25), GOAL, 240, (1, 2)) == seen(flat(0.8, 0.25), GOAL, 240, (1, 2))
 
 
-def run(method: str, landscape, *, horizon: float, seed: int = 0, workers: int = 2) -> Replay:
-    spec = specification(method, seed)
-    return replay(spec, landscape, GOAL, fallback=0.1, workers=workers, start_up=2.0, horizon=horizon)
+def run(
+    method: str, landscape, *, horizon: float, seed: int = 0, workers: int = 2, lag: int | None = 3, **more
+) -> Replay:
+    spec = specification(method, seed, **more)
+    return replay(spec, landscape, GOAL, fallback=0.1, workers=workers, start_up=2.0, horizon=horizon, lag=lag)
 
 
 def test_the_simulated_clock_counts_start_up_and_epochs_on_every_worker():
@@ -96,10 +98,55 @@ def test_the_simulated_clock_counts_start_up_and_epochs_on_every_worker():
     assert [found.at(clock) for clock in (0.0, 7.9, 8.0, 24.5)] == [0.1, 0.1, 0.25, 0.25]
 
 
+def test_a_slot_is_idle_while_a_trial_that_has_to_end_before_the_next_one_runs():
+    """Trial 0 takes 8 s, the others 4.5 s, on two slots with lag 1: trial 2 waits for trial 0 from 4.5 to 8 s, then
+    two at a time start and end together."""
+    proposed = iter(range(100))
+
+    def landscape(point):
+        return flat(0.8, 0.25, seconds=1.0 if next(proposed) == 0 else 2.5 / 6)
+
+    found = run("random", landscape, horizon=12.6, lag=1)
+    assert found.times == pytest.approx((0.0, 4.5, 8.0, 12.5, 12.5))
+    assert found.idle == pytest.approx(3.5 / 25)
+    proposed = iter(range(100))
+    assert run("random", landscape, horizon=12.6, lag=None).idle == 0
+    assert run("random", lambda point: flat(0.8, 0.25), horizon=99.0, lag=0).idle == 0.5
+    assert run("random", lambda point: flat(0.8, 0.25), horizon=99.0, budget={"trials": 6}, lag=1).idle == 0
+
+
+def timed(table, method, clock, lag, workers):
+    """40 trials whose epochs take up to four times as long as measured, each its own number of times."""
+
+    def landscape(point):
+        longer = 1.0 + 3 * math.sin(clock + 1e3 * point["method.scale_ratio"]) ** 2 if clock else 1.0
+        return tuple((clean, robust, longer * seconds) for clean, robust, seconds in table.between(point))
+
+    return run(method, landscape, horizon=math.inf, lag=lag, workers=workers, budget={"trials": 40}).trials
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_proposed_and_stopped_depends_on_the_lag_and_not_on_the_clock(table, method):
+    """However long trials take, and however many run side by side."""
+    plain = timed(table, method, 0, 3, 2)
+    for clock, workers in ((1, 2), (2, 2), (0, 1), (1, 4), (2, 9)):
+        assert timed(table, method, clock, 3, workers) == plain
+    if method not in ("random", "QMC", "NSGA-II"):
+        assert timed(table, method, 0, 5, 2) != plain
+
+
+def test_asynchronous_searches_know_all_that_has_ended(table):
+    """On one slot that is everything before, which is what lag 0 says, too; on two the clock decides."""
+    for method in METHODS:
+        alone = [run(method, table.between, horizon=300, workers=1, lag=lag) for lag in (None, 0)]
+        assert alone[0] == alone[1]
+    assert timed(table, "TPE + ASHA", 0, None, 2) != timed(table, "TPE + ASHA", 1, None, 2)
+
+
 def test_a_search_that_chooses_by_noisy_values_claims_more_than_it_found():
     spec = specification("random", 0)
     found = replay(
-        spec, lambda point: flat(0.9, 0.25), GOAL, fallback=0.1, workers=2, start_up=2.0, horizon=200, images=240
+        spec, lambda point: flat(0.9, 0.25), GOAL, fallback=0.1, workers=2, start_up=2.0, horizon=200, lag=3, images=240
     )  # fmt: skip
     assert found.values[-1] == 0.25
     assert found.claimed > 0.27

@@ -9,7 +9,8 @@ import optuna
 import pytest
 
 from study.errors import StudyFileError
-from study.search.samplers import draw, given, proposals, sampler_for
+from study.search.proposals import first_proposals, given
+from study.search.samplers import draw, sampler_for
 from study.spec.checks import corners
 from study.spec.config import StudyConfig, load_canonical
 from study.spec.dimension import active, apply_params, grid, grid_size
@@ -57,8 +58,7 @@ def study(text: str) -> StudyConfig:
 
 def drawn(spec: StudyConfig, count: int) -> list[dict[str, Any]]:
     """Proposals, the first ones given."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return [params for _, params in proposals(optuna.create_study(), spec, count)]
+    return first_proposals(spec, count)
 
 
 def problems_of(text: str) -> dict[str, str]:

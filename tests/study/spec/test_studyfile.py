@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import optuna
 import pytest
 import yaml
+from optuna.distributions import IntDistribution
 
 from study.errors import StudyFileError, UserError
 from study.plan.study import remarks
-from study.search.samplers import proposals
+from study.search.proposals import first_proposals
 from study.spec.config import StudyConfig, load_canonical
 from study.spec.files import load_study, parse_study
 from study.spec.promotion import parse_floor
@@ -132,7 +132,7 @@ def test_a_warmup_is_a_fraction_or_steps_in_the_file_and_in_the_search():
         source="x",
     ).dimensions()
     assert dimension.value(20) == {"steps": 20}
-    assert isinstance(dimension.distribution, optuna.distributions.IntDistribution)
+    assert isinstance(dimension.distribution, IntDistribution)
     assert "less than 1" in problems_of(GOOD + "train: {warmup: 3}\n")["8:train.warmup"]
 
 
@@ -275,8 +275,7 @@ def test_a_grid_tries_every_combination_once():
     spec = parse_study(
         GRID.replace("search:", "search:\n  attack.steps: {choices: [1, 2]}").replace("3}", "6}"), source=""
     )
-    study = optuna.create_study()
-    points = [params for _, params in proposals(study, spec, 6)]
+    points = first_proposals(spec, 6)
     assert [tuple(point.values()) for point in points] == [(s, r) for s in (1, 2) for r in (0.4, 0.7, 1.0)]
 
 
@@ -329,7 +328,7 @@ def test_a_prior_study_is_another_one():
             "goal.subject_to: qmc does not look at",
         ),
         ("train: {epochs: 1}", "scheduler.name: asha has no epoch of 1 to stop a trial at"),
-        ("scheduler: {name: median}", "scheduler.min_trials: 4 others are too many of 3 trials"),
+        ("scheduler: {name: median}", "scheduler.min_trials: 4: no trial of 3 knows so many"),
         ("sampler: {name: grid}\nwarm_starts: [{}]", "warm_starts: has no effect with a grid"),
     ],
 )

@@ -8,26 +8,25 @@ import sys
 import threading
 import time
 
-import optuna
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from study.driver.searcher import StudySearcher
 from study.errors import LeaseLost, StudyFailed, UserError
-from study.search.optuna_book import OptunaBook
-from study.search.samplers import proposals
+from study.search.proposals import first_proposals, given
 from study.spec.files import parse_study
 from study.store import requests as promotion_rows
 from study.store import store as store_module
 from study.store import tables as t
 from study.store.database import engine_for
 from study.store.lease import LeaseHeld, owner_identity
+from study.store.rows import Proposal
 from study.store.store import DELETING, StudyStore, study_names
 from tests.support.epochs import commit, epoch_record, weights
+from tests.support.hand import BASELINE, Hand, in_optuna
 from tests.support.study_files import minimal
-from trainers.schema.records import Measurement, Report
+from trainers.schema.records import Ending, Measurement, Report
 
 FILE = minimal(
     search="""
@@ -56,7 +55,7 @@ def test_creating_twice_is_one_study_and_another_spec_is_refused_with_the_differ
     other = parse_study(FILE.replace("seed: 3", "seed: 4"), source="study.yaml")
     assert store.create(other) is True, "nothing has been measured yet"
     assert store.create(SPEC) is True
-    store.start_trial(store.acquire(owner_identity()), 0, {}, {})
+    store.start_trial(store.acquire(owner_identity()), Proposal(0, {}), {})
     with pytest.raises(UserError, match="seed: 3 -> 4"):
         store.create(other)
 
@@ -104,12 +103,12 @@ def test_the_lease_of_another_machine_is_waited_out(store):
 
 def test_every_write_of_a_replaced_driver_is_refused(store):
     old = store.acquire(ELSEWHERE, seconds=0.0)
-    store.start_trial(old, 0, {}, {})
+    store.start_trial(old, Proposal(0, {}), {})
     new = store.acquire(owner_identity())
     writes = [
         lambda: store.renew(old, driven=1.0),
         lambda: store.set_study(old, baseline=None),
-        lambda: store.start_trial(old, 1, {}, {}),
+        lambda: store.start_trial(old, Proposal(1, {}), {}),
         lambda: commit(store, old, 0, epoch_record(1)),
         lambda: store.decide(old, 0, 1, "stop", ""),
         lambda: store.finish_trial(old, 0, "complete"),
@@ -162,7 +161,7 @@ def test_renewing_adds_driving_time_and_tells_what_users_want(store):
 
 def test_committing_a_history_again_adds_only_what_is_new(store):
     token = store.acquire(owner_identity())
-    store.start_trial(token, 0, {"x": 1}, {})
+    store.start_trial(token, Proposal(0, {"x": 1}), {})
     latest = weights("s3://b/l")
     commit(store, token, 0, epoch_record(1), latest=latest)
     commit(store, token, 0, epoch_record(1, robust=0.9), epoch_record(2))
@@ -174,7 +173,7 @@ def test_committing_a_history_again_adds_only_what_is_new(store):
 
 def test_a_commit_whose_answer_was_lost_is_made_again_and_tells_what_was_new(store):
     token = store.acquire(owner_identity())
-    before = store.start_trial(token, 0, {}, {})
+    before = store.start_trial(token, Proposal(0, {}), {})
     report = Report(epoch=1, records=(epoch_record(1),))
     assert store.record(token, before, report, device_seconds=1.0).epochs == report.records
     assert store.record(token, before, report, device_seconds=1.0) == store.trial(0)
@@ -182,7 +181,7 @@ def test_a_commit_whose_answer_was_lost_is_made_again_and_tells_what_was_new(sto
 
 def test_a_record_that_this_version_did_not_write_is_refused_with_its_place(store):
     token = store.acquire(owner_identity())
-    store.start_trial(token, 3, {}, {})
+    store.start_trial(token, Proposal(3, {}), {})
     with store.engine.begin() as connection:
         connection.execute(sa.insert(t.epochs).values(study="small", number=3, epoch=1, record={"epoch": 1}))
     with pytest.raises(StudyFailed, match=r"'small': trial 3: epoch 1: timestamp_ms: Field required"):
@@ -191,7 +190,7 @@ def test_a_record_that_this_version_did_not_write_is_refused_with_its_place(stor
 
 def test_a_verdict_is_decided_once(store):
     token = store.acquire(owner_identity())
-    store.start_trial(token, 0, {}, {})
+    store.start_trial(token, Proposal(0, {}), {})
     assert store.decide(token, 0, 1, "stop", "because") == "stop"
     assert store.decide(token, 0, 1, "continue", "again") == "stop"
 
@@ -199,7 +198,7 @@ def test_a_verdict_is_decided_once(store):
 def test_attempts_and_their_cost_add_up_over_drivers(store):
     for _ in range(2):
         token = store.acquire(owner_identity())
-        store.start_trial(token, 0, {}, {})
+        store.start_trial(token, Proposal(0, {}), {})
         commit(store, token, 0, epoch_record(1))
         store.end_attempt(token, 0, "paused")
         store.release(token, "paused")
@@ -254,135 +253,91 @@ def test_an_address_that_cannot_work_is_a_user_error(url):
 # --- the searcher -----------------------------------------------------------------------------------------------------
 
 
-def searcher_of(store: StudyStore, token: int, *, slots: int = 2) -> StudySearcher:
-    """The real searcher over the real store; trials "run" by the test's own hand."""
-    book = OptunaBook(store, SPEC, {"clean_accuracy": 0.5})
-    book.enqueue_warm_starts()
-
-    def begin(number: int, params: dict) -> dict:
-        store.start_trial(token, number, params, {})
-        return {"number": number, **params}
-
-    def end(number: int, error: bool) -> None:
-        store.finish_trial(token, number, "failed" if error else "complete", failure_kind="bug" if error else None)
-        book.tell(next(row for row in store.trials() if row.number == number))
-
-    return StudySearcher(
-        book, budget=lambda: 6, dropped=lambda: 0, slots=slots, admit=lambda _: True, begin=begin, end=end,
-        closing=lambda: False,
-    )  # fmt: skip
+@pytest.fixture
+def started(store) -> StudyStore:
+    """The study, its unmodified model measured."""
+    token = store.acquire(owner_identity())
+    store.set_study(token, baseline=BASELINE)
+    store.release(token, "paused")
+    return store
 
 
 def optuna_states(store: StudyStore) -> list[str]:
-    study = optuna.load_study(study_name="agft/small", storage=store.url)
-    return [trial.state.name for trial in study.trials]
+    return [trial.state.name for trial in in_optuna(store)]
 
 
-def test_a_study_ends_after_its_budget_with_the_warm_start_first(store):
-    token = store.acquire(owner_identity())
-    searcher = searcher_of(store, token)
-    seen = []
-    for step in range(6):
-        settings = searcher.suggest(f"tune-{step}")
-        seen.append(settings)
-        commit(store, token, settings["number"], epoch_record(1, 0.1 * step))
-        searcher.book.observe(settings["number"], 1, 0.1 * step)
-        searcher.on_trial_complete(f"tune-{step}")
-    assert searcher.suggest("tune-6") == "FINISHED"
+def test_a_study_ends_after_its_budget_with_the_warm_start_first(started):
+    hand = Hand(started)
+    seen = hand.run_all()
+    assert hand.start() == "FINISHED"
     assert [settings["number"] for settings in seen] == list(range(6))
     assert seen[0]["method.scale_ratio"] == 0.4  # the file's own value, the paper's
     assert seen[0]["train.batch_size"] == 256
     assert len({str(settings) for settings in seen}) == 6
-    assert optuna_states(store) == ["COMPLETE"] * 6
+    assert optuna_states(started) == ["COMPLETE"] * 6
+    assert [row.origin for row in started.trials()] == ["the file's values"] + [None] * 5
 
 
-def test_no_more_than_the_free_slots_run_at_once(store):
-    searcher = searcher_of(store, store.acquire(owner_identity()), slots=2)
-    assert searcher.suggest("a")["number"] == 0
-    assert searcher.suggest("b")["number"] == 1
-    assert searcher.suggest("c") is None
+def test_no_more_than_the_free_slots_run_at_once(started):
+    hand = Hand(started, slots=2)
+    assert [hand.start()["number"] for _ in range(2)] == [0, 1]
+    assert hand.start() is None
 
 
-def test_the_same_seed_and_order_give_the_same_samples(tmp_path):
-    def run(name: str) -> list[dict]:
-        store = StudyStore(f"sqlite:///{tmp_path}/{name}.db", SPEC.name)
-        store.create(SPEC)
-        token = store.acquire(owner_identity())
-        searcher, seen = searcher_of(store, token), []
-        for step in range(6):
-            settings = searcher.suggest(str(step))
-            commit(store, token, settings["number"], epoch_record(1, settings["method.scale_ratio"]))
-            searcher.on_trial_complete(str(step))
-            seen.append(settings)
-        return seen
-
-    assert run("one") == run("two")
+def test_a_trial_waits_for_those_that_it_is_to_know(started):
+    Hand(started, slots=1).leave("paused")  # lag 2
+    hand = Hand(started, slots=9)
+    assert started.load().lag == 2, "whatever fits at once later"
+    assert [hand.start()["number"] for _ in range(3)] == [0, 1, 2]
+    assert hand.start() is None
+    hand.finish(1, 0.3)
+    assert hand.start() is None, "trial 3 knows trial 0, which has not ended"
+    hand.finish(0, 0.3)
+    assert hand.start()["number"] == 3
+    assert hand.start()["number"] == 4
+    assert hand.start() is None
 
 
-def test_the_plan_shows_the_samples_that_the_study_draws(store):
-    searcher = searcher_of(store, store.acquire(owner_identity()), slots=5)
-    drawn = [{k: v for k, v in searcher.suggest(str(i)).items() if k != "number"} for i in range(5)]
-    assert [params for _, params in proposals(optuna.create_study(), SPEC, 5)] == drawn
+def test_the_plan_shows_the_samples_that_the_study_draws(started):
+    hand = Hand(started)
+    drawn = [{k: v for k, v in hand.start().items() if k != "number"} for _ in range(5)]
+    assert first_proposals(SPEC, 5, given(SPEC, SPEC.dimensions())) == drawn
 
 
-def test_a_new_driver_continues_what_was_running_and_repeats_nothing(store):
-    token = store.acquire(ELSEWHERE, seconds=0.0)
-    first = searcher_of(store, token)
-    done, cut = first.suggest("a"), first.suggest("b")
-    commit(store, token, done["number"], epoch_record(1, 0.5))
-    first.on_trial_complete("a")
-
-    token = store.acquire(owner_identity())
-    second = searcher_of(store, token)
-    again = second.suggest("c")
-    assert again == cut  # the same number and parameters
-    new = second.suggest("d")
-    assert new["number"] == 2
-    assert optuna_states(store) == ["COMPLETE", "RUNNING", "RUNNING"]
+def test_a_new_driver_continues_what_was_running_and_repeats_nothing(started):
+    first = Hand(started, owner=ELSEWHERE, seconds=0.0)
+    done, cut = first.start(), first.start()
+    first.finish(done["number"], 0.5)
+    second = Hand(started)
+    assert second.start() == cut  # the same number and parameters
+    assert second.start()["number"] == 2
+    assert optuna_states(started) == ["COMPLETE", "RUNNING", "RUNNING"]
 
 
-def test_a_crash_between_our_write_and_optunas_is_made_up(store):
-    token = store.acquire(ELSEWHERE, seconds=0.0)
-    first = searcher_of(store, token)
-    settings = first.suggest("a")
-    commit(store, token, settings["number"], epoch_record(1, 0.5))
-    store.finish_trial(token, settings["number"], "complete")  # killed before Optuna was told
-
-    second = searcher_of(store, store.acquire(owner_identity()))
-    assert optuna_states(store)[0] == "COMPLETE"
-    assert second.suggest("b")["number"] == 1
+def test_a_crash_between_our_write_and_optunas_is_made_up(started):
+    first = Hand(started, owner=ELSEWHERE, seconds=0.0)
+    number = first.start()["number"]
+    first.report(number, epoch_record(1, 0.5))
+    started.finish_trial(first.token, number, "complete")  # killed before Optuna was told
+    second = Hand(started)
+    assert optuna_states(started)[0] == "COMPLETE"
+    assert second.start()["number"] == 1
 
 
-def test_a_crash_between_asking_optuna_and_our_write_loses_no_number(store):
-    store.acquire(ELSEWHERE, seconds=0.0)
-    book = OptunaBook(store, SPEC, {"clean_accuracy": 0.5})
-    book.enqueue_warm_starts()
-    book.study.ask()  # killed before any parameter was drawn
-
-    token = store.acquire(owner_identity())
-    settings = searcher_of(store, token).suggest("a")
-    assert settings["number"] == 0
-    assert settings["method.scale_ratio"] == 0.4
-    assert [row.number for row in store.trials()] == [0]
-
-
-def test_states_in_optuna_are_honest(store):
-    token = store.acquire(owner_identity())
-    searcher = searcher_of(store, token, slots=4)
-    numbers = [searcher.suggest(str(i))["number"] for i in range(3)]
-    for number, state in zip(numbers, ("complete", "pruned", "failed"), strict=True):
-        commit(store, token, number, epoch_record(1, 0.2))
-        searcher.book.observe(number, 1, 0.2)
-        store.finish_trial(token, number, state, failure_kind="non-finite" if state == "failed" else None)
-        row = next(row for row in store.trials() if row.number == number)
-        searcher.book.tell(row)
-        searcher.book.tell(row)  # telling again changes nothing
-    study = optuna.load_study(study_name="agft/small", storage=store.url)
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "FAIL"]
-    assert study.trials[2].user_attrs["agft.failure_kind"] == "non-finite"
-    assert study.trials[1].intermediate_values == {1: 0.2}
-    assert study.trials[0].system_attrs["constraints:clean_accuracy"] == pytest.approx(-0.1)
-    assert study.best_trial.number == 0
+def test_states_in_optuna_are_honest(started):
+    hand = Hand(started)
+    numbers = [hand.start()["number"] for _ in range(3)]
+    for number in numbers:
+        hand.report(number, epoch_record(1, 0.2))
+    hand.end(0)
+    hand.end(1, Ending(outcome="stopped"))
+    hand.end(2, Ending.failed("non-finite", "the loss is nan"))
+    hand.trials.projection.follow(started.trials())  # telling again changes nothing
+    trials = in_optuna(started)
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "FAIL"]
+    assert trials[2].user_attrs["agft.failure_kind"] == "non-finite"
+    assert trials[1].intermediate_values == {1: 0.2}
+    assert trials[0].constraints == {"clean_accuracy": pytest.approx(-0.1)}
 
 
 def test_the_lease_outlives_a_few_missed_heartbeats():

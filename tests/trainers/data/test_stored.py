@@ -16,6 +16,7 @@ import torch
 
 from tests.support.miniatures import MINIATURES, made, row
 from tests.support.prepared import MANY, copied
+from tests.support.small import datasets_with
 from trainers import data
 from trainers.data import load_dataset, not_ready
 from trainers.data.prepared.decode import decode
@@ -84,7 +85,7 @@ def test_small_sets_are_decoded_from_their_own_files_and_large_ones_ask_to_be_pr
     for name in ("cifar10", "eurosat"):
         MINIATURES[name][0](tmp_path)
     rows = {name: row(name, *MINIATURES[name][1:]) for name in ("cifar10", "eurosat")}
-    monkeypatch.setattr(data, "DATASETS", {**data.DATASETS, **rows})
+    monkeypatch.setattr(data, "DATASETS", datasets_with(rows))
     monkeypatch.setattr(data, "_LOADED", {})
     monkeypatch.setenv("AGFT_DATA", str(tmp_path))
     monkeypatch.delenv("AGFT_PREPARED", raising=False)
@@ -98,7 +99,7 @@ def test_small_sets_are_decoded_from_their_own_files_and_large_ones_ask_to_be_pr
         f"data.train: 'imagenet-train' is not prepared (looked in {tmp_path}/prepared); "
         "run: agft data prepare imagenet-train"
     ]
-    monkeypatch.setattr(data, "DATASETS", {**data.DATASETS, "eurosat": replace(rows["eurosat"], num_images=27_000)})
+    monkeypatch.setattr(data, "DATASETS", datasets_with({"eurosat": replace(rows["eurosat"], num_images=27_000)}))
     monkeypatch.setattr(data, "_LOADED", {})
     with pytest.raises(
         NotPrepared, match=r"^data\.dev\.1: 'eurosat' is not prepared .*run: agft data prepare eurosat$"

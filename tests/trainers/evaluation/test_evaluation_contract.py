@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from tests.support.small import image_set, pgd_suite, small_clip, use_small_sets
+from tests.support.small import image_set, pgd_suite, small_clip, small_sets
 from trainers import distributed
 from trainers.evaluation.measure import evaluate, evaluate_sets
 from trainers.evaluation.verdicts import SetResult, count, gather
@@ -65,8 +65,8 @@ def test_strict_finds_at_least_what_the_same_attacks_last_iterate_finds() -> Non
     assert all(s <= p for s, p in zip(strict.robust_correct, paper.robust_correct, strict=True))
 
 
+@small_sets()
 def test_named_sets_are_measured_with_their_own_prompts(tmp_path: Path) -> None:
-    use_small_sets()
     clip = small_clip()
     results = evaluate_sets(clip, settings("strict", eps=(2 / 255,)))
     assert {name: result.n for name, result in results.items()} == {"small-dev": 50, "small-other": 41}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.support.equations import ATTACK, NO_ATTACK, Setting, assert_equals, colours, setting
+from tests.support.small import small_clip
+from trainers.attacks import pgd
+from trainers.model.robust import RobustCLIP
 from trainers.objectives.fare import FARE
 from trainers.schema.training import AttackConfig
 
@@ -61,3 +66,36 @@ def test_it_needs_neither_labels_nor_text_and_by_default_no_clean_forward() -> N
     blind.batch.labels.fill_(0)
     blind.context.class_embeddings.fill_(torch.nan)
     assert torch.equal(FARE().loss(blind.model, blind.batch, ATTACK, context=blind.context).total, with_text)
+
+
+def official_attack(loss: Callable[[Tensor], Tensor], images: Tensor, start: Tensor, eps: float, steps: int) -> Tensor:
+    """chs20/RobustVLM at 7de10ee, train/pgd_train.py, in linf with steps of eps / 2: the start is not clipped."""
+    perturbation, velocity = eps * start, torch.zeros_like(images)
+    for _ in range(steps):
+        perturbation = perturbation.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(images + perturbation).mean(), perturbation)
+        velocity = (0.9 * velocity + gradient.sign()).sign()
+        perturbation = (perturbation.detach() + eps / 2 * velocity).clamp(-eps, eps)
+        perturbation = (images + perturbation).clamp(0, 1) - images
+    return (images + perturbation).detach()
+
+
+@pytest.mark.parametrize("steps", [2, 10])
+def test_the_official_attack_is_this_one_but_for_its_start_where_pixels_are_saturated(steps: int) -> None:
+    model, generator = RobustCLIP(small_clip()).eval(), torch.Generator().manual_seed(0)
+    inside = 0.1 + 0.8 * torch.rand(8, 3, 32, 32, generator=generator)
+    ends = (torch.rand(inside.shape, generator=generator) < 0.5).float()
+    saturated = torch.rand(inside.shape, generator=generator) < 1 / 6
+    start = 2 * torch.rand(inside.shape, generator=generator) - 1
+    shares = []
+    for images in (inside, torch.where(saturated, ends, inside)):
+        target = model.embed(images).detach()
+
+        def distance(x: Tensor, target: Tensor = target) -> Tensor:
+            return (model.embed(x) - target).square().sum(1)
+
+        own = pgd(distance, images, eps=2 / 255, step_size=1 / 255, steps=steps, start=start, momentum=0.9)
+        official = official_attack(distance, images, start, 2 / 255, steps)
+        shares.append(((own - official).abs() > 1e-6).float().mean().item())
+    assert shares[0] < 1e-3, "but for signs of gradients that are 0 to rounding"
+    assert 0.03 < shares[1] < 0.25

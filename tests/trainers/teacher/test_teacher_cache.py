@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
 from study.artifacts.checkpoints import SharedPrefix
-from tests.support.small import image_set, pgd_suite, small_clip, trial, use_small_sets
+from tests.support.small import image_set, pgd_suite, small_clip, small_sets, trial
 from trainers.data import ImageSet
 from trainers.evaluation.scorer import embed_images
 from trainers.files import FileLock
@@ -339,10 +339,10 @@ def test_a_bad_object_in_the_store_is_replaced(
 
 
 @pytest.fixture
-def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    use_small_sets()
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("AGFT_CACHE", str(tmp_path / "cache"))
-    return save_weights(tmp_path / "start.safetensors", small_clip())
+    with small_sets():
+        yield save_weights(tmp_path / "start.safetensors", small_clip())
 
 
 def test_training_goes_on_while_the_store_is_down(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import multiprocessing
 
-from tests.support.small import pgd_suite, small_clip, trial, use_small_sets
+from tests.support.small import pgd_suite, small_clip, small_sets, trial
 from trainers.errors import UnknownName
 from trainers.evaluation.measure import evaluate_sets
 from trainers.model.weights import CheckpointError, export_open_clip, load_weights, read_metadata, save_weights
@@ -30,8 +30,9 @@ WALL = {"timestamp_ms", "train_seconds", "eval_seconds", "images_per_second", "s
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _sets() -> None:
-    use_small_sets()
+def _sets() -> Iterator[None]:
+    with small_sets():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -241,8 +242,8 @@ def short(weights: Path) -> TrialConfig:
     )
 
 
+@small_sets()
 def _worker(rank: int, folder: str, weights: str) -> None:
-    use_small_sets()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
         seen: list[Progress] = []

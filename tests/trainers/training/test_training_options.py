@@ -15,7 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, multiprocessing
 
-from tests.support.small import pgd_suite, small_clip, small_resnet_clip, trial, use_small_sets
+from tests.support.small import pgd_suite, small_clip, small_resnet_clip, small_sets, trial
 from trainers.errors import UserError
 from trainers.evaluation.measure import evaluate_sets
 from trainers.model.pretrained import load_clip
@@ -34,8 +34,9 @@ Steps = dict[int, dict[str, float]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _sets() -> None:
-    use_small_sets()
+def _sets() -> Iterator[None]:
+    with small_sets():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +101,8 @@ def test_the_complementary_maps_have_their_prompts(weights: Path, tmp_path: Path
     assert {"attention", "clean"} < losses(config, tmp_path)[1].keys()
 
 
+@small_sets()
 def _worker(rank: int, folder: str, weights: str) -> None:
-    use_small_sets()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
         torch.save(losses(twenty_steps(Path(weights)), Path(folder, "two")), f"{folder}/{rank}.pt")
@@ -127,9 +128,9 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole_batch(weights: Path, tmp
 EVERYTHING = {"epochs": 4, "accumulation": 2, "ema": 0.9, "clip_grad_norm": 5.0}
 
 
+@small_sets()
 def _until_killed(folder: str, config: dict[str, Any]) -> None:
     """Killed without warning in the middle of the third epoch."""
-    use_small_sets()
 
     def observe(step: int, _: dict[str, float]) -> None:
         if step == 8:

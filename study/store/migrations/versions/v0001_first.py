@@ -51,7 +51,8 @@ def upgrade() -> None:
         sa.Column("provenance", sa.JSON),
         sa.Column("budget", sa.JSON),
         sa.Column("message", sa.Text),
-        needed("generation", sa.Integer, server_default="0"),
+        sa.Column("lag", sa.Integer),
+        sa.Column("starts", sa.JSON),
         needed("extended_at", sa.Integer, server_default="0"),
     )
     op.create_table(
@@ -68,6 +69,11 @@ def upgrade() -> None:
         sa.Column("latest", sa.JSON),
         sa.Column("best", sa.JSON),
         sa.Column("rerun_of", sa.Integer),
+        sa.Column("origin", sa.Text),
+        sa.Column("memory", sa.JSON),
+        sa.Column("dropped_at", sa.Integer),
+        sa.Column("state_before", sa.String(16)),
+        needed("finishing", sa.Boolean, server_default=sa.false()),
         of_study(),
     )
     op.create_table(

@@ -8,9 +8,9 @@ import inspect
 import io
 import re
 import tarfile
-import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,22 +190,17 @@ def test_an_archive_of_something_else_is_refused(server, tmp_path):
 
 def test_of_two_one_downloads_and_the_other_waits(server, tmp_path):
     """Also for two datasets in one archive."""
-    entries = [offered("tiny-imagenet", server, tmp_path / str(i)) for i in range(2)]
+    validation = offered("tiny-imagenet", server, tmp_path)
     train = replace(FILE_DATASETS["tiny-imagenet-train"], num_images=3, num_classes=3)
     assert train.files is not None
-    assert entries[0].files is not None
-    entries[1] = replace(train, files=replace(train.files, archives=entries[0].files.archives))
-    server.pause = 0.005
+    assert validation.files is not None
+    entries = [validation, replace(train, files=replace(train.files, archives=validation.files.archives))]
+    server.pause = 0.02  # after every 1000 bytes: longer than the other thread takes to come to the lock
     said: list[str] = []
-    threads = [
-        threading.Thread(target=download, args=(entry, tmp_path / "new"), kwargs={"say": said.append})
-        for entry in entries
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {name for name, _ in server.asked} == {"tiny-imagenet-200.zip"}  # on a busy machine one call may ask again
+    with ThreadPoolExecutor(2) as both:
+        for done in [both.submit(download, entry, tmp_path / "new", say=said.append) for entry in entries]:
+            done.result()
+    assert [name for name, _ in server.asked] == ["tiny-imagenet-200.zip"]
     assert sum(": downloading " in line for line in said) == 1
     assert any(line.startswith("another process gets tiny-imagenet") for line in said)
     for entry in entries:

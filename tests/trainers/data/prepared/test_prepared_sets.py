@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from click.testing import CliRunner
 
 from study.cli.main import main
 from tests.support.miniatures import MINIATURES, row
-from tests.support.small import SMALL_SETS, image_set, pgd_suite, small_clip, trial, use_small_sets
+from tests.support.small import SMALL_SETS, datasets_with, image_set, pgd_suite, small_clip, small_sets, trial
 from trainers import data
 from trainers.data.base import DatasetEntry, Files, RawSet
 from trainers.data.prepared.prepare import prepare
@@ -55,12 +57,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "prepared"
 
 
-def use(*, prepared: bool) -> None:
+@contextmanager
+def used(*, prepared: bool) -> Iterator[None]:
     """The small sets, drawn or from the files of AGFT_PREPARED."""
-    use_small_sets()
-    rows = {name: stored_row(name) for name in NAMES} if prepared else {}
-    data.DATASETS = {**data.DATASETS, **rows}
-    data._LOADED.clear()
+    with small_sets(), pytest.MonkeyPatch.context() as patch:
+        if prepared:
+            patch.setattr(data, "DATASETS", datasets_with({name: stored_row(name) for name in NAMES}))
+        patch.setattr(data, "_LOADED", {})
+        yield
 
 
 def run(workdir: Path, weights: Path, *, cached: bool = False) -> tuple[dict[str, torch.Tensor], list[Any]]:
@@ -81,7 +85,6 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(autouse=True)
 def _sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "DATASETS", data.DATASETS)
     monkeypatch.setattr(data, "_LOADED", {})
 
 
@@ -91,11 +94,11 @@ def test_training_and_evaluation_give_the_same_bits(cached, place, tmp_path, mon
     weights = save_weights(tmp_path / "start.safetensors", small_clip())
     found = {}
     for prepared in (False, True):
-        use(prepared=prepared)
-        assert isinstance(data.load_dataset("small-train").images, ShardedImages) == prepared
         workdir = tmp_path / f"run-{prepared}"
         workdir.mkdir()
-        found[prepared] = run(workdir, weights, cached=cached)
+        with used(prepared=prepared):
+            assert isinstance(data.load_dataset("small-train").images, ShardedImages) == prepared
+            found[prepared] = run(workdir, weights, cached=cached)
     assert same(found[True][0], found[False][0])
     assert found[True][1] == found[False][1]
 
@@ -112,7 +115,7 @@ def test_a_set_goes_to_s3_and_comes_back_as_it_was(prefix, tmp_path, monkeypatch
     monkeypatch.setenv("AGFT_DATA", str(tmp_path))
     monkeypatch.setenv("AGFT_CACHE", str(tmp_path / "cache"))
     for module in ("trainers.data", "study.artifacts.datasets"):
-        monkeypatch.setattr(f"{module}.DATASETS", {**data.DATASETS, "eurosat": entry})
+        monkeypatch.setattr(f"{module}.DATASETS", datasets_with({"eurosat": entry}))
     sent: list[str] = []
     put = storage.put_file
     monkeypatch.setattr(storage, "put_file", lambda path, uri, **k: sent.append(path.name) or put(path, uri, **k))
@@ -169,7 +172,7 @@ def test_two_processes_of_a_node_share_one_copy_of_what_is_in_s3(prefix, tmp_pat
     small_parts(monkeypatch)
     monkeypatch.setenv("AGFT_DATA", str(tmp_path))
     monkeypatch.setenv("AGFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "DATASETS", {**data.DATASETS, "eurosat": entry})
+    monkeypatch.setattr(data, "DATASETS", datasets_with({"eurosat": entry}))
     result = CliRunner().invoke(main, ["data", "prepare", "eurosat", "--to", prefix])
     assert result.exit_code == 0, result.stderr
     monkeypatch.setenv("AGFT_PREPARED", prefix)
@@ -190,7 +193,7 @@ def test_a_set_that_was_prepared_anew_replaces_the_one_in_s3_manifest_first_and_
     make(tmp_path)
     entry = row("eurosat", images, classes)
     monkeypatch.setenv("AGFT_DATA", str(tmp_path))
-    monkeypatch.setattr(data, "DATASETS", {**data.DATASETS, "eurosat": entry})
+    monkeypatch.setattr(data, "DATASETS", datasets_with({"eurosat": entry}))
     assert CliRunner().invoke(main, ["data", "prepare", "eurosat", "--to", prefix]).exit_code == 0
     first = storage.get_json(f"{prefix}/eurosat/manifest.json")
     shutil.rmtree(tmp_path / "prepared")
