@@ -16,14 +16,26 @@ def run(story: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(story)
 
 
-def test_without_a_verdict_the_trial_goes_on_after_its_patience():
-    async def story() -> tuple[str, float]:
+def test_without_a_verdict_a_trial_at_a_rung_has_no_answer_and_any_other_goes_on():
+    async def story() -> tuple[Any, Any, float]:
         start = time.monotonic()
-        return await Board().verdict(0, 1, 0.2), time.monotonic() - start
+        at_rung, board = await Board().answer_at_rung(0, 1, 0.2), Board()
+        return at_rung, await board.answer(0, 1, 0.0), time.monotonic() - start
 
-    word, seconds = run(story())
-    assert word == "continue"
+    at_rung, elsewhere, seconds = run(story())
+    assert at_rung is None
+    assert elsewhere.decision == "continue"
     assert seconds >= 0.2
+
+
+def test_a_stopped_trial_that_is_trained_to_its_end_is_stopped_no_more():
+    async def story() -> Any:
+        board = Board()
+        await board.publish(0, 2, "stop")
+        await board.forget(0)
+        return (await board.answer(0, 3, 0.0)).decision
+
+    assert run(story()) == "continue"
 
 
 def test_a_verdict_that_comes_while_the_trial_waits_is_heard():
@@ -44,7 +56,7 @@ def test_a_stop_that_was_missed_at_its_rung_is_obeyed_at_a_later_report():
         await board.publish(1, 1, "continue")
         return [await board.verdict(0, 3, 0.0), await board.verdict(1, 3, 0.0), await board.verdict(0, 0, 0.0)]
 
-    assert run(story()) == ["stop", "continue", "continue"]
+    assert run(story()) == ["stop", None, None]
 
 
 def test_everybody_is_told_but_a_stop_of_ones_own_comes_first():

@@ -16,10 +16,10 @@ import pytest
 import ray.train
 import ray.train.torch
 
-from infra.tracking.runs import Tracker
 from study.driver.board import Board
 from study.driver.trials import Trials
 from study.store.store import StudyStore
+from tests.support.hand import Hand
 from tests.support.light import create_measured, light_study
 from trainers.schema.records import Answer, Report, Weights
 from trainers.wiring import Restored, Wiring
@@ -88,9 +88,8 @@ def line(tmp_path: Path) -> Line:
     )  # fmt: skip
     store = StudyStore(f"sqlite:///{tmp_path}/studies.db", spec.name)
     create_measured(store, spec)
-    trials = Trials(store, store.acquire("here|1|1.00"), Tracker(NOWHERE, "test"), print)
-    trials.open()
-    trials.begin(*trials.book.propose())
+    trials = Hand(store, owner="here|1|1.00").trials
+    trials.begin(0)
     return Line(trials, tmp_path)
 
 
