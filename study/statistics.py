@@ -14,9 +14,6 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from trainers.evaluation.record import EvaluationRecord, Proportion
 from trainers.schema.training import Metric
 
