@@ -63,6 +63,7 @@ def list_datasets() -> list[dict[str, Any]]:
             "split": entry.split,
             "images": entry.num_images,
             "classes": entry.num_classes,
+            "held_out": list(entry.held_out),
             "state": "prepared" if safe_name(entry.name) in remote else STATES[state(entry)],
             "kind": entry.kind,
             "prepared_bytes": None if entry.files is None else entry.num_images * 3 * entry.files.size**2,

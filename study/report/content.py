@@ -19,6 +19,7 @@ from study.spec.space import known_paths
 from study.store.rows import StudyRow, TrialRow
 
 CALIBRATION = ("method.scale_ratio", "method.logit_scale")
+RATE = "train.optimizer.lr"
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Content:
     """Everything that a report of a study shows. Times are Unix ms, accuracies fractions on the dev sets.
 
     `links` are addresses in the MLflow UI: `study`, and a trial's number as text. `marked` are parameters with a name
-    in the grid of a study that searched exactly two paths, both with choices. `audit` is the line of `agft audit`; it
-    is empty in reports that are drawn while a study goes on.
+    in the heat maps of a grid (`map_axes`). `audit` is the line of `agft audit`; it is empty in reports that are drawn
+    while a study goes on.
     """
 
     study: str
@@ -193,16 +194,28 @@ def _axis(dimension: Dimension) -> Axis:
     return Axis(dimension.path, label, bool(distribution.log), float(distribution.low), float(distribution.high))
 
 
+def map_axes(axes: Sequence[Axis]) -> tuple[Axis, Axis] | None:
+    """Down and along in the heat maps of a study that searched two paths with choices, or these and a learning rate.
+
+    A scale of logits and a learning rate are coupled, so that a map of scales at one rate shows mostly the rate.
+    """
+    both = axes if len(axes) == 2 else [axis for axis in axes if axis.path != RATE]
+    if len(both) != 2 or len(axes) > 3 or not all(axis.choices for axis in axes):
+        return None
+    return both[0], both[1]
+
+
 def _marked(study: StudyRow, found: Sequence[Dimension], axes: Sequence[Axis]) -> list[tuple[str, dict[str, Any]]]:
     """Cells with a name: the fields' defaults, which are the paper's, and AGFT without calibration (1 and 1)."""
-    known = known_paths(study.spec.method.name)
-    if len(axes) != 2 or not all(axis.choices and axis.path in known for axis in axes):
+    known, both = known_paths(study.spec.method.name), map_axes(axes)
+    if both is None or not all(axis.path in known for axis in both):
         return []  # no grid, or methods against something: none of the cells is a paper's
+    found = [d for d in found if d.path in {axis.path for axis in both}]
     defaults = {d.path: plain(d, known[d.path][0].get_default(call_default_factory=True)) for d in found}
     named = [("the paper's setting", defaults)]
-    if {axis.path for axis in axes} == set(CALIBRATION) and all(d.wrapper in ("", "of_model") for d in found):
+    if {axis.path for axis in both} == set(CALIBRATION) and all(d.wrapper in ("", "of_model") for d in found):
         named.append(("no calibration (1 and 1)", dict.fromkeys(CALIBRATION, 1.0)))
-    return [(name, values) for name, values in named if all(values[axis.path] in axis.choices for axis in axes)]
+    return [(name, values) for name, values in named if all(values[axis.path] in axis.choices for axis in both)]
 
 
 def _summary(study: StudyRow) -> str:

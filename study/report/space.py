@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from study.figures.content import Bars, Cells, Figure, Frame, Mark, Panel, Path, Paths, Rule, Scale, Series, Shade
-from study.report.content import Axis, Content
+from study.report.content import Axis, Content, map_axes
 from study.report.results import hover, in_percent
 from study.results.facts import METRICS, Trial
 from study.results.importance import Importances
@@ -188,14 +188,18 @@ def _importance_panel(content: Content, each: Importances) -> Panel:
 
 
 def grid(content: Content) -> Figure | None:
-    """Two heat maps, of a study that searched exactly two paths, both with choices; a cell below a floor has a star."""
-    complete = content.in_state("complete")
-    if len(content.axes) != 2 or not all(axis.choices for axis in content.axes) or not complete:
+    """Two heat maps, where `map_axes` says so; a cell below a floor has a star."""
+    complete, both = content.in_state("complete"), map_axes(content.axes)
+    if both is None or not complete:
         return None
-    down, along = content.axes
+    down, along = both
+    rates = len(content.axes) > 2
     cells: dict[tuple[Any, Any], Trial] = {}
     for trial in complete:
-        cells.setdefault((trial.params[down.path], trial.params[along.path]), trial)  # of several, the first
+        key = (trial.params[down.path], trial.params[along.path])
+        other = cells.setdefault(key, trial)  # of several, the first
+        if rates and _standing(content, trial) > _standing(content, other):
+            cells[key] = trial
     frames = [Frame(down.choices.index(values[down.path]), along.choices.index(values[along.path]), name,
                     "dot" if place else "solid") for place, (name, values) in enumerate(content.marked)]  # fmt: skip
     found = []
@@ -208,11 +212,17 @@ def grid(content: Content) -> Figure | None:
         scales = Scale(along.label, ticks=named[0], grid=False), Scale(down.label, ticks=named[1], grid=False)
         found.append(Panel((Cells(values, texts, shade), *frames), *scales, metric.replace("_", " ")))
     below = "" if all(trial.feasible for trial in cells.values()) else "; *: below a floor"
+    best = ", best learning rate of each cell" if rates else ""
     return Figure(
-        "grid", f"{content.study}: accuracy on the dev sets (%){below}", tuple(found),
+        "grid", f"{content.study}: accuracy on the dev sets (%){best}{below}", tuple(found),
         3.0 + 1.7 * len(along.choices), 1.9 + 0.7 * len(down.choices), "Grid",
-        "Both accuracies (%) of every cell's full-length trial; a star: below a floor.", columns=2,
+        f"Both accuracies (%) of every cell's full-length trial{best}; a star: below a floor.", columns=2,
     )  # fmt: skip
+
+
+def _standing(content: Content, trial: Trial) -> tuple[bool, float]:
+    """What the learning rates of a cell are compared by: the floors, then the goal."""
+    return bool(trial.feasible), content.value(trial)
 
 
 def _cell(trial: Trial | None, metric: str) -> str:

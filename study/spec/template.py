@@ -19,10 +19,10 @@ from trainers.schema.training import TrainConfig
 NAME = next(rule.pattern for rule in StudyConfig.model_fields["name"].metadata if hasattr(rule, "pattern"))
 DATA = """\
 data:                                                   # names of `docs/guide.md`, or folder:DIRECTORY; no set twice
-  train: tiny-color-shapes
-  dev: [tiny-shapes, tiny-digits]                       # the search looks here
-  confirm: [tiny-colors, tiny-counts]                   # promotion chooses among the top trials here
-  final: [tiny-letters, tiny-textures, real-digits]     # reported for the winner only
+  train: tiny-wide
+  dev: [heldout-shapes, heldout-counts]                 # the search looks here
+  confirm: [heldout-colors, heldout-textures]           # promotion chooses among the top trials here
+  final: [heldout-letters, heldout-digits, real-digits] # reported for the winner only
 """
 STUDY = """\
 evaluate:                                               # the same for every trial, whatever it trains with

@@ -139,6 +139,7 @@ def test_final_sets_that_have_nothing_against_the_winner_say_so_on_its_card(worl
     assert "They have nothing against it." in card
 
 
+@pytest.mark.slow
 def test_a_run_that_is_to_promote_ends_with_the_promotions_exit_code(world: World) -> None:
     for name, trial, gates, code, said in (
         ("run-fine", world.trial(0.2), None, 0, "promotion: promoted"),

@@ -145,7 +145,8 @@ class Files:
 class DatasetEntry:
     """A row of the DATASETS table. `load` draws a set; without it the set is read from files (`files`).
 
-    `held_out`: it shows only classes that no set of its family is trained on, scored among all classes of the family.
+    `held_out`: the only classes that it has images of, where it is scored among others, which are trained on; none: it
+    shows all its classes.
     """
 
     name: str
@@ -159,7 +160,7 @@ class DatasetEntry:
     templates: tuple[str, ...] = ()
     resolution: Resolution = "native"
     files: Files | None = None
-    held_out: bool = False
+    held_out: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:

@@ -23,11 +23,15 @@ def table() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| drawn | images | classes | what | source |", "| --- | --: | --: | --- | --- |"]
     lines += [
-        f"| `{entry.name}` | {entry.num_images:,} | {entry.num_classes:,} | {entry.description} | {entry.source} |"
+        f"| `{entry.name}` | {entry.num_images:,} | {_classes(entry)} | {entry.description} | {entry.source} |"
         for entry in DATASETS.values()
         if entry.files is None
     ]
     return "\n".join(lines)
+
+
+def _classes(entry: DatasetEntry) -> str:
+    return f"{len(entry.held_out)} of {entry.num_classes}" if entry.held_out else f"{entry.num_classes:,}"
 
 
 def steps() -> str:

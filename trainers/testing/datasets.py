@@ -19,6 +19,7 @@ def it_says_everything_about_its_set(entry: DatasetEntry) -> None:
     assert entry.names
     assert entry.num_images >= entry.num_classes >= 2
     assert (entry.load is None) == (entry.files is not None)
+    assert len(set(entry.held_out)) == len(entry.held_out) < entry.num_classes
     if entry.files is not None:
         assert all(template.count("{}") == 1 and template.endswith(".") for template in entry.templates)
         assert len(entry.templates) == 1
@@ -35,7 +36,8 @@ def what_it_loads_is_what_it_says(entry: DatasetEntry) -> None:
     assert found.images[torch.arange(1)].dtype == torch.uint8
     assert len(found.classes) == entry.num_classes == len(set(found.classes))
     assert found.labels.dtype == torch.int64
-    assert sorted(set(found.labels.tolist())) == list(range(entry.num_classes))
+    there = {found.classes[label] for label in found.labels.tolist()}
+    assert there == set(entry.held_out or found.classes)
     assert all(template.count("{}") == 1 for template in found.templates)
 
 

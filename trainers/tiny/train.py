@@ -17,7 +17,7 @@ from trainers.data.drawn.corpus import Corpus, load_corpus
 from trainers.model.bundled import ARCH, register, weights_path
 from trainers.model.pretrained import load_clip
 from trainers.schema.training import ModelConfig
-from trainers.tiny.report import format_table, measure_all
+from trainers.tiny.report import format_tables, measure_all
 
 NUM_IMAGES, STEPS = 90_000, 4500  # of the shipped weights
 
@@ -119,7 +119,7 @@ def main() -> None:
         print(f"drawing {NUM_IMAGES} images (kept in the cache folder) ...", flush=True)
         save(fit(load_corpus(arguments.seed, num_images=NUM_IMAGES), seed=arguments.seed), arguments.out)
     clip = load_clip(ModelConfig(arch=ARCH, pretrained=str(arguments.out)))
-    print(format_table(measure_all(clip, samples=arguments.samples)))
+    print(format_tables(measure_all(clip, samples=arguments.samples)))
 
 
 if __name__ == "__main__":

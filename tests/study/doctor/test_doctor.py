@@ -210,10 +210,10 @@ def test_what_a_study_asks_for_and_the_machine_lacks_is_named(home: Path, monkey
     monkeypatch.setenv("PATH", str(home))  # a machine with GPUs shows none without nvidia-smi
     text = RECIPE.read_text()
     assert "bundled" in text
-    assert "tiny-color-shapes" in text
+    assert "tiny-wide" in text
     lacking = home / "study.yaml"
     text = text.replace("pretrained: bundled", "pretrained: /nowhere/weights.safetensors")
-    text = text.replace("train: tiny-color-shapes", "train: imagenet-train")
+    text = text.replace("train: tiny-wide", "train: imagenet-train")
     lacking.write_text(text.replace("resources: {", "resources: {gpus_per_worker: 1, "))
     monkeypatch.setenv("AGFT_DATA", str(home / "data"))
     needs = needs_of(lacking)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from study.figures import interactive, static
@@ -83,6 +85,17 @@ def test_a_grid_of_equal_accuracies_is_drawn_too():
     assert (clean["zmin"], clean["zmax"]) == (89.0, 91.0)
     assert robust["z"] == [[None, None, None], [30.0, None, None]]
     assert len(shapes["shapes"]) == 4  # two frames in each panel
+
+
+def test_of_several_learning_rates_a_cell_is_the_best_that_reaches_the_floors():
+    text = GRID.replace("search:", "search:\n  train.optimizer.lr: {choices: [0.001, 0.01]}").replace(
+        "trials: 6", "trials: 12"
+    )
+    trials = [trial(0, 1.0, 1.0, 0.3), trial(1, 1.0, 1.0, 0.4), trial(2, 1.0, 1.0, 0.6), trial(3, 0.4, 1.8, 0.7)]
+    found = grid_of(text, [replace(each, params={**each.params, "train.optimizer.lr": 0.01}) for each in trials])
+    assert found.panels[1].marks[0].texts == (("-", "70.0*", "-"), ("40.0", "-", "-"))
+    assert [frame.label for frame in found.panels[0].marks[1:]] == ["the paper's setting", "no calibration (1 and 1)"]
+    assert "best learning rate of each cell" in found.title
 
 
 @pytest.mark.parametrize("dimensions", [1, 3])

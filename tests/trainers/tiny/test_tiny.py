@@ -17,7 +17,7 @@ from trainers.data.drawn.datasets import STATED_EPS, TINY_DATASETS, TINY_ROLES
 from trainers.model import bundled as tiny
 from trainers.model.pretrained import load_clip
 from trainers.schema.training import ModelConfig
-from trainers.tiny.report import ZERO_SHOT, measure
+from trainers.tiny.report import BEDS, EVERY, ROLES, ZERO_SHOT, measure
 from trainers.tiny.train import contrastive_loss, shifted
 
 LOADED = {}
@@ -41,17 +41,21 @@ def test_a_set_is_what_its_row_of_the_table_says(name):
     assert data.images.dtype == torch.uint8
     assert data.images.shape[1:] == (3, 32, 32)
     assert len(set(data.classes)) == len(data.classes)
-    counts = data.labels.bincount()
+    there = data.labels.unique()  # all classes, or those held out
+    assert len(there) == len(entry.held_out or data.classes)
+    counts = data.labels.bincount()[there]
     assert counts.min() == counts.max(), "classes are balanced"
-    prefix = data.labels[: 2 * len(data.classes)].bincount()
+    prefix = data.labels[: 2 * len(there)].bincount()[there]
     assert prefix.min() == prefix.max() == 2, "so is every prefix of whole rounds"
 
 
-def test_every_set_has_exactly_one_role_and_there_are_enough_of_them():
-    names = [name for role in TINY_ROLES.values() for name in role]
-    assert sorted(names) == sorted(TINY_DATASETS)
-    assert set(TINY_ROLES) == {"train", "dev", "confirm", "final"}
-    assert len(ZERO_SHOT) >= 6
+def test_in_a_bed_every_set_has_exactly_one_role_and_there_are_enough_of_them():
+    for bed in BEDS.values():
+        names = [name for role in bed.values() for name in role]
+        assert len(set(names)) == len(names)
+        assert tuple(bed) == ROLES
+        assert len(names) >= 7
+    assert sorted(EVERY) == sorted(TINY_DATASETS)
     assert all(TINY_DATASETS[name].num_classes >= 100 for name in TINY_ROLES["train"])
 
 

@@ -1,14 +1,18 @@
-"""Zero-shot sets for the tiny CLIP, and the set to fine-tune it on. Importing this imports no torch and draws nothing.
+"""Zero-shot sets for the tiny CLIP, and two sets to fine-tune it on. Importing this imports no torch and draws nothing.
 
-The roles were fixed before any model was trained: fine-tuning sees shapes in colours only, so that the final sets
-(letters, textures, real digits) are families of concepts that it has not seen.
+`tiny-wide` has part of the classes of all six families, and sets of held-out classes show the others
+(`trainers.data.drawn.wide`). `tiny-color-shapes`, the stress test, has shapes in colours only, so that letters,
+textures and real digits are families that fine-tuning has not seen; its roles were fixed before any model was trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
+
+from trainers.data.drawn.wide import HELD_OUT, PHRASES, TEMPLATES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,10 +33,16 @@ GLYPHS = f"{DRAWN} from matplotlib's fonts: DejaVu (free licence), STIX (OFL), C
 UCI = "Optical Recognition of Handwritten Digits, UCI (CC BY 4.0), as shipped in scikit-learn"
 
 
+WIDE = "wide"  # the kind of a set of several families
+
+
 def _painter(kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...], Paint]:
     """Class names, templates and the function that draws one image of a class."""
     from trainers.data.drawn import corpus as c
     from trainers.data.drawn.clutter import cluttered_shape
+
+    if kind == WIDE:
+        return _wide_painter()
 
     def painted_shape(rng: Generator, words: str) -> NDArray[np.float32]:
         color, shape = words.split()
@@ -48,8 +58,26 @@ def _painter(kind: str, name: str) -> tuple[tuple[str, ...], tuple[str, ...], Pa
     return tuple(c.NAMES[kind]), templates, special.get(kind) or c.SCENES[kind]
 
 
-def _draw(name: str, kind: str, number: int, num_images: int) -> ImageSet:
-    """Image i shows class i modulo the number of classes, so that every prefix is balanced. Kept on disk."""
+def _wide_painter() -> tuple[tuple[str, ...], tuple[str, ...], Paint]:
+    """The classes of all families that are not held out; each is a phrase, drawn as its own family draws it."""
+    members: dict[str, tuple[Paint, str]] = {}
+    for kind, phrase in PHRASES.items():
+        names, _, paint = _painter(kind, "")
+        assert set(HELD_OUT[kind]) < set(names), kind
+        members |= {phrase.format(words): (paint, words) for words in names if words not in HELD_OUT[kind]}
+
+    def painted(rng: Generator, phrase: str) -> NDArray[np.float32]:
+        paint, words = members[phrase]
+        return paint(rng, words)
+
+    return tuple(members), TEMPLATES, painted
+
+
+def _draw(name: str, kind: str, number: int, num_images: int, shown: tuple[str, ...] = ()) -> ImageSet:
+    """Image i shows class i modulo the number of classes, so that every prefix is balanced. Kept on disk.
+
+    With `shown` it is one of these, in turn, and the others are there to be mistaken for only.
+    """
     import numpy as np
     import torch
 
@@ -57,13 +85,15 @@ def _draw(name: str, kind: str, number: int, num_images: int) -> ImageSet:
     from trainers.data.drawn import corpus as c
 
     classes, templates, paint = _painter(kind, name)
+    which = [classes.index(words) for words in shown or classes]
+    labels = torch.tensor(which).repeat(num_images // len(which))
     path = c.cache_folder() / f"tiny-{c.source_hash()}" / f"{name}-{SEED}-{num_images}.pt"
     if not path.exists():
         rngs = (np.random.default_rng([SEED, number, i]) for i in range(num_images))
-        drawn = [c.to_uint8(paint(rng, classes[i % len(classes)])) for i, rng in enumerate(rngs)]
+        drawn = [c.to_uint8(paint(rng, classes[label])) for rng, label in zip(rngs, labels.tolist(), strict=True)]
         c.save_atomically({"images": torch.from_numpy(np.stack(drawn))}, path)
     images = torch.load(path, weights_only=True)["images"]
-    return ImageSet(name, images, torch.arange(num_images) % len(classes), classes, templates)
+    return ImageSet(name, images, labels, classes, templates)
 
 
 def _real_digits(num_images: int) -> ImageSet:
@@ -94,8 +124,17 @@ def _row(name: str, kind: str, number: int, num_classes: int, each: int, descrip
     from trainers.data.base import DatasetEntry
 
     n = num_classes * each
-    source = GLYPHS if kind in ("letter", "digit") else DRAWN
+    source = GLYPHS if kind in ("letter", "digit", WIDE) else DRAWN
     return DatasetEntry(name, partial(_draw, name, kind, number, n), n, num_classes, source, description)
+
+
+def _held_out_row(name: str, kind: str, number: int, num_classes: int, each: int) -> DatasetEntry:
+    """`each` images of every held-out class of a family, scored among all its `num_classes`."""
+    shown = HELD_OUT[kind]
+    n = len(shown) * each
+    family = name.removeprefix("heldout-")
+    row = _row(name, kind, number, num_classes, each, f"the {family} that tiny-wide holds out, scored among all")
+    return replace(row, load=partial(_draw, name, kind, number, n, shown), num_images=n, held_out=shown)
 
 
 @cache
@@ -110,6 +149,13 @@ def _table() -> dict[str, DatasetEntry]:
         _row("tiny-counts", "count", 5, 20, 40, "one to five circles, squares, triangles or crosses"),
         _row("tiny-letters", "letter", 6, 26, 30, "printed capital letters"),
         _row("tiny-textures", "texture", 7, 12, 60, "stripes, checkerboard, dots, waves, ... in two colours"),
+        _row("tiny-wide", WIDE, 8, 58, 80, "part of the classes of all six families; to fine-tune on"),
+        _held_out_row("heldout-shapes", "shape", 9, 12, 120),
+        _held_out_row("heldout-textures", "texture", 10, 12, 120),
+        _held_out_row("heldout-colors", "color", 11, 12, 120),
+        _held_out_row("heldout-counts", "count", 12, 20, 60),
+        _held_out_row("heldout-letters", "letter", 13, 26, 50),
+        _held_out_row("heldout-digits", "digit", 14, 10, 120),
         DatasetEntry("real-digits", partial(_real_digits, 1000), 1000, 10, UCI, "handwritten digits, 8 x 8 pixels"),
     )
     return {row.name: row for row in rows}
