@@ -12,7 +12,9 @@ import pytest
 import ray
 
 import study.driver.board as board_module
+from study.audit.audit import audit
 from study.driver.board import ask_board, board_name, open_board
+from study.store.archive import stored_of
 from study.store.store import StudyStore
 from tests.study.driver.test_repeatable import STUDY
 from tests.support.light import Plan, drive, light_cluster, light_study
@@ -50,3 +52,5 @@ def test_a_live_study_finds_what_a_simulated_one_finds(cluster: Cluster, stack: 
     outcome = drive(spec, Plan(scale=0.1), database=store.url, cluster=cluster, services=stack, say=lambda line: None)
     assert outcome.state == "finished"
     assert found(store) == run_world(f"sqlite:///{tmp_path}/world.db", spec, seed=1)
+    told = audit(stored_of(store))
+    assert told.follows, told.line

@@ -11,6 +11,8 @@ from optuna.trial import TrialState
 
 from infra import storage
 from study.artifacts.checkpoints import attempt_prefix
+from study.audit.audit import audit
+from study.store.archive import stored_of
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
 from tests.support.hand import in_optuna
@@ -55,6 +57,11 @@ def test_the_study_goes_on_to_the_end_of_its_budget_and_every_odd_trial_counts(o
     good = {number for number, row in rows.items() if row.state == "complete"}
     assert good == set(range(TRIALS)) - set(KINDS)
     assert all(rows[number].last.epoch == 6 for number in good)
+
+
+def test_what_was_proposed_beside_them_follows(odd):
+    told = audit(stored_of(odd["store"]))
+    assert told.follows, told.line
 
 
 @pytest.mark.parametrize("number", KINDS, ids=lambda number: FAULTS[number])
