@@ -4,6 +4,7 @@ Trial n starts when a slot is free and trials 0 ... n-1-lag have ended (`study.s
 for whoever is late. Assumed: a trial takes its start-up and as long for every epoch, times a factor of its own, normal
 about 1 with a deviation of `SPREAD` (searched fields that change a trial's length can make it more); trials differ in
 quality, keep their rank from rung to rung and do not get better as the study goes on; none fails; all slots are alike.
+Replays of measured trials have a little less idle (`tests/bench/search_lag.py`): their trials do get better.
 Whom the stopping rule ends follows from the rule itself and the trials that each knows, `patience` aside.
 """
 

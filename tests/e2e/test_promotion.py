@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from infra import storage
 from study.models.head import Head, history, model_prefix, read_head, read_manifest, versions
@@ -21,7 +22,7 @@ from study.promotion.verdicts import rederive
 from study.store import requests as promotion_rows
 from study.store.store import StudyStore
 from tests.support.promoted import CONFIRM, STUDY
-from tests.support.promotions import STRICT, World, check_chain, promotions
+from tests.support.promotions import LAX, STRICT, World, check_chain, promotions
 
 pytestmark = pytest.mark.timeout(600)
 CHEAP = {**STRICT, "sanity": {"samples": 40, "checks": ["deterministic", "above-chance", "zero-gradients"]}}
@@ -138,6 +139,7 @@ def test_final_sets_that_have_nothing_against_the_winner_say_so_on_its_card(worl
     assert "They have nothing against it." in card
 
 
+@pytest.mark.slow
 def test_a_run_that_is_to_promote_ends_with_the_promotions_exit_code(world: World) -> None:
     for name, trial, gates, code, said in (
         ("run-fine", world.trial(0.2), None, 0, "promotion: promoted"),
@@ -275,7 +277,8 @@ def test_the_story_promote_fail_force_promote_a_better_one_and_roll_back(world: 
     check_chain(world, model, 1)
     assert told(world, model) == ["1 champion story-one passed"]
 
-    policy.write_text("floors: {clean_accuracy: '>= 0.5', robust_accuracy: '>= 0.99'}\nsanity: null\n")
+    strict = {**LAX, "floors": {"clean_accuracy": ">= 0.5", "robust_accuracy": ">= 0.99"}}
+    policy.write_text(yaml.safe_dump(strict))
     world.agft("promote", "story-two", "--policy", str(policy), code=1)
     check_chain(world, model, 1)
     assert told(world, model) == ["1 champion story-one passed"]

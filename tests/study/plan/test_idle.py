@@ -13,7 +13,9 @@ from study.spec.config import STOPPING, SchedulerConfig, StudyConfig
 from study.spec.files import load_study
 from study.store.store import StudyStore
 
-DEMO = load_study(Path(__file__).parents[3] / "study" / "recipes" / "demo.yaml")
+ROOT = Path(__file__).parents[3]
+DEMO = load_study(ROOT / "study" / "recipes" / "demo.yaml")
+RESULTS = ROOT / "tests" / "bench" / "results"
 
 
 def idle(scheduler: str = "none", *, slots: int = 4, lag: int, trials: int = 100, **more) -> float:
@@ -51,6 +53,22 @@ def test_early_stopping_makes_more_of_it_where_trials_are_long():
         long, short = (idle(scheduler, lag=4, full_seconds=seconds) for seconds in (None, 20.0))
         assert long > short > idle("none", lag=4)
         assert idle(scheduler, lag=4, full_seconds=1e6) == pytest.approx(long, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("method", "scheduler"), [("TPE", "none"), ("random + ASHA", "asha"), ("TPE + median", "median")]
+)
+def test_it_is_about_what_replays_of_measured_settings_find(method, scheduler):
+    """100 searches of about 30 trials, 6 epochs each (docs/search-quality.md); those get better, and stop fewer."""
+    record = json.loads((RESULTS / "search-lag.json").read_text())
+    scene = record["scenes"]["between"]
+    for lag in record["lags"]:
+        found = idle_share(
+            SchedulerConfig(name=scheduler), trials=35, slots=record["workers"], lag=lag, epochs=6,
+            full_seconds=scene["full_trial_seconds"],
+        )  # fmt: skip
+        measured = scene["methods"][method]["lags"][str(lag)]["idle"]
+        assert found == pytest.approx(measured, abs=0.05 if lag < 4 else 0.02)
 
 
 def test_a_plan_says_the_rule_and_what_is_idle():
