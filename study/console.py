@@ -37,7 +37,7 @@ def wide_console() -> Console:
     """Standard output; never narrower than a table needs when it goes to a file."""
     from rich.console import Console  # not for commands that print no table
 
-    return Console(width=None if sys.stdout.isatty() else 150, highlight=False, soft_wrap=False)
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
 
 
 def percent(value: float | None) -> str:

@@ -33,8 +33,12 @@ def known(rows: Mapping[int, TrialRow], number: int, lag: int) -> list[TrialRow]
 
 
 def awaited(rows: Mapping[int, TrialRow], number: int, lag: int) -> int | None:
-    """The first trial that has to end before trial `number` may start; None if it may."""
-    return next((other for other in range(number - lag) if not rows[other].finished), None)
+    """The first trial that has to end before trial `number` may start; None if it may.
+
+    One that was stopped, and is being trained to its end, is known already.
+    """
+    open_ones = (other for other in range(number - lag) if not (rows[other].finished or rows[other].finishing))
+    return next(open_ones, None)
 
 
 def as_known(row: TrialRow, number: int) -> TrialRow:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import boto3
 import pytest
@@ -28,8 +29,8 @@ def run(killed_and_finished: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def test_the_study_finishes_after_sigkill_with_no_finished_trial_lost_or_run_twice(run):
     before = {trial["number"]: trial for trial in json.loads(run.printed["before"])}
-    after = {trial["number"]: trial for trial in run.trials("thread")}
-    assert set(after) == {0, 1, 2, 3}
+    after = {trial["number"]: trial for trial in run.trials("demo")}
+    assert set(after) == set(range(8))
     assert all(trial["state"] in ("complete", "pruned") for trial in after.values())
     finished = [number for number, trial in before.items() if trial["state"] in ("complete", "pruned")]
     running = [number for number, trial in before.items() if trial["state"] == "unfinished"]
@@ -61,15 +62,36 @@ def test_progress_table_best_trial_and_address_are_printed(run):
     assert "unmodified CLIP: clean" in run.printed["killed"]
 
 
+def test_the_readme_shows_this_very_study(run):
+    """Though this one was killed in the middle. On another processor the last bits, and with them images, differ."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    shown = text.partition("It ends like this:\n\n```text\n")[2].partition("\n```")[0].replace("demo-001", "demo")
+    told = {" ".join(line.split()) for line in run.printed["finished"].splitlines()}
+    lasting = [line for line in shown.splitlines() if line and not re.match(r"\[|report:|MLflow|  +", line)]
+    lines = [" ".join(line.split()) for line in lasting]
+    assert len(lines) > 30
+    missing = [line for line in lines if line not in told]
+    if processor() in text:
+        assert missing == []
+    else:
+        assert all(re.search(r"\d", line) for line in missing), missing
+
+
+def processor() -> str:
+    """As the README names it."""
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else "unknown"
+
+
 def test_the_bucket_holds_one_object_a_role(run):
     client = boto3.Session().client("s3")  # the default session keeps the keys of whoever used it first
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=os.environ["AGFT_BUCKET"])
     keys = [item["Key"] for page in pages for item in page.get("Contents", []) if item["Size"]]
-    for number in range(4):
-        trial = [key for key in keys if re.match(rf"studies/thread-\d+/trials/{number}/", key)]
+    for number in range(8):
+        trial = [key for key in keys if re.match(rf"studies/demo-\d+/trials/{number}/", key)]
         assert sorted(key.rpartition("/")[2] for key in trial) == ["best.safetensors", "latest.safetensors"], trial
-    promoted = [key for key in keys if key.startswith("models/thread-clip/") and key.endswith(".safetensors")]
-    assert promoted == ["models/thread-clip/0001/open_clip_model.safetensors"]
+    promoted = [key for key in keys if key.startswith("models/robust-clip/") and key.endswith(".safetensors")]
+    assert promoted == ["models/robust-clip/0001/open_clip_model.safetensors"]
     left = [key for key in keys if key.startswith("scratch/")]
     assert left == [], "Ray's own files go with the study's end"
 
@@ -82,9 +104,9 @@ def test_mlflow_shows_the_study_its_trials_and_their_weights(run):
     runs = client.search_runs([experiment.experiment_id])
     [parent] = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert (parent.info.run_name, parent.info.status) == ("thread", "FINISHED")
+    assert (parent.info.run_name, parent.info.status) == ("demo", "FINISHED")
     assert parent.data.metrics["clip_clean_accuracy"] > parent.data.metrics["clip_robust_accuracy"]
-    trials = {trial["number"]: trial for trial in run.trials("thread")}
+    trials = {trial["number"]: trial for trial in run.trials("demo")}
     assert {int(child.data.tags["agft.optuna_number"]) for child in children} == set(trials)
     for child in children:
         trial = trials[int(child.data.tags["agft.optuna_number"])]
@@ -102,22 +124,22 @@ def test_mlflow_shows_the_study_its_trials_and_their_weights(run):
 def test_the_champion_is_registered_with_its_alias(run):
     from mlflow import MlflowClient
 
-    assert "promotion: promoted" in run.printed["promoted"]
-    version = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).get_model_version_by_alias("thread-clip", "champion")
-    head = storage.get_json(f"s3://{os.environ['AGFT_BUCKET']}/models/thread-clip/HEAD.json")[0]
+    assert "promotion: promoted" in run.printed["finished"]
+    version = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).get_model_version_by_alias("robust-clip", "champion")
+    head = storage.get_json(f"s3://{os.environ['AGFT_BUCKET']}/models/robust-clip/HEAD.json")[0]
     assert (head["champion"], head["previous"], head["generation"]) == (1, None, 1)
-    prefix = f"s3://{os.environ['AGFT_BUCKET']}/models/thread-clip/0001"
+    prefix = f"s3://{os.environ['AGFT_BUCKET']}/models/robust-clip/0001"
     assert version.tags["agft.weights.uri"] == f"{prefix}/open_clip_model.safetensors"
     manifest = storage.get_json(f"{prefix}/manifest.json")[0]
     assert version.tags["agft.weights.sha256"] == manifest["weights"]["sha256"]
-    assert set(manifest["final"]["unmodified CLIP"]["datasets"]) == {"tiny-letters", "real-digits"}
+    assert set(manifest["final"]["unmodified CLIP"]["datasets"]) == {"heldout-letters", "heldout-digits", "real-digits"}
 
 
 def test_plain_open_clip_loads_the_champion_from_s3_and_sees_what_was_measured(run, tmp_path):
     """A fresh process with boto3 and open_clip, without a line of this project, counts right answers."""
     from trainers.data import load_dataset
 
-    letters = load_dataset("tiny-letters")
+    letters = load_dataset("heldout-letters")
     import torch
 
     torch.save({"images": letters.images, "labels": letters.labels, "prompts": letters.prompts()}, tmp_path / "set.pt")
@@ -125,7 +147,7 @@ def test_plain_open_clip_loads_the_champion_from_s3_and_sees_what_was_measured(r
 import boto3, open_clip, torch
 s3 = boto3.client("s3")
 for name in ("open_clip_config.json", "open_clip_model.safetensors"):
-    s3.download_file("{os.environ["AGFT_BUCKET"]}", "models/thread-clip/0001/" + name, "{tmp_path}/" + name)
+    s3.download_file("{os.environ["AGFT_BUCKET"]}", "models/robust-clip/0001/" + name, "{tmp_path}/" + name)
 model, _, _ = open_clip.create_model_and_transforms("local-dir:{tmp_path}")
 tokenizer = open_clip.get_tokenizer("local-dir:{tmp_path}")
 mean, std = (torch.tensor(model.visual.preprocess_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -140,49 +162,49 @@ with torch.no_grad():
     predicted = torch.tensor(json.loads(done.stdout.strip().splitlines()[-1]))
     from trainers.evaluation.verdicts import stratified_sample
 
-    chosen = stratified_sample(letters.labels, 48, seed=0)
-    manifest = storage.get_json(f"s3://{os.environ['AGFT_BUCKET']}/models/thread-clip/0001/manifest.json")[0]
+    chosen = stratified_sample(letters.labels, 400, seed=0)
+    manifest = storage.get_json(f"s3://{os.environ['AGFT_BUCKET']}/models/robust-clip/0001/manifest.json")[0]
     [label] = [label for label in manifest["final"] if label.startswith("trial")]
-    [score] = manifest["final"][label]["datasets"]["tiny-letters"].values()
+    [score] = manifest["final"][label]["datasets"]["heldout-letters"].values()
     assert int((predicted[chosen] == letters.labels[chosen]).sum()) == score["correct"]
 
 
 def test_the_audit_follows_and_report_and_card_say_so(run):
-    told = run.agft("audit", "thread").stdout
-    assert re.fullmatch(r"study thread: follows \(4 trials, \d proposals?, \d+ verdicts?, 1 promotion\)\n", told), told
-    assert "Audit: follows (4 trials, " in (run.home / "reports" / "thread" / "report.md").read_text()
-    card = storage.get_bytes(f"s3://{os.environ['AGFT_BUCKET']}/models/thread-clip/0001/README.md")[0].decode()
-    assert "| audit of the study | follows (4 trials, " in card
+    told = run.agft("audit", "demo").stdout
+    assert re.fullmatch(r"study demo: follows \(8 trials, \d proposals?, \d+ verdicts?, 1 promotion\)\n", told), told
+    assert "Audit: follows (8 trials, " in (run.home / "reports" / "demo" / "report.md").read_text()
+    card = storage.get_bytes(f"s3://{os.environ['AGFT_BUCKET']}/models/robust-clip/0001/README.md")[0].decode()
+    assert "| audit of the study | follows (8 trials, " in card
 
 
 def test_running_a_finished_study_again_starts_nothing(run):
-    before = run.trials("thread")
+    before = run.trials("demo")
     text = run.agft("run", str(run.file)).stdout
     assert "every trial of the budget has finished already" in text
-    assert run.trials("thread") == before
+    assert run.trials("demo") == before
 
 
 def test_another_spec_under_the_same_name_is_refused(run, tmp_path):
     other = tmp_path / "other.yaml"
-    other.write_text(run.file.read_text().replace("seed: 1", "seed: 2"))
+    other.write_text(run.file.read_text().replace("seed: 0", "seed: 2"))
     done = run.agft("run", str(other), check=False)
     assert done.returncode == 2
-    assert "seed: 1 -> 2" in done.stderr
+    assert "seed: 0 -> 2" in done.stderr
 
 
 @pytest.mark.slow
 def test_promoting_again_keeps_a_champion_that_is_as_good(run):
-    text = run.agft("promote", "thread").stdout
+    text = run.agft("promote", "demo").stdout
     assert "promotion: kept" in text
-    assert storage.get_json(f"s3://{os.environ['AGFT_BUCKET']}/models/thread-clip/HEAD.json")[0]["generation"] == 1
+    assert storage.get_json(f"s3://{os.environ['AGFT_BUCKET']}/models/robust-clip/HEAD.json")[0]["generation"] == 1
 
 
 def test_report_and_status_are_written_for_people(run):
-    path = run.agft("report", "thread").stdout.strip()
+    path = run.agft("report", "demo").stdout.strip()
     folder = os.path.dirname(path)
     assert {"report.md", "curves.png", "tradeoff.png"} <= set(os.listdir(folder))
     status = run.agft("status").stdout
-    assert "thread" in status
+    assert "demo" in status
     assert "finished" in status
 
 
