@@ -11,13 +11,14 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from study.console import say
-from study.errors import SERVICE_ERRORS, USER_ERRORS
+from study.errors import SERVICE_ERRORS, USER_ERRORS, UserError
 
 if TYPE_CHECKING:
     from infra.services import Services
@@ -29,6 +30,21 @@ PLACE = click.Path(path_type=Path)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 ANSWERED = (*USER_ERRORS, *SERVICE_ERRORS)
 json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
+replace_option = click.option("--replace", is_flag=True, help="Replace an older file of this kind.")
+
+
+def keep_what_is_there(path: Path, what: str, is_one: Callable[[Path], bool], *, replace: bool) -> None:
+    """`UserError` where a command would write over a file, unless it is to `replace` one of the kind that it writes.
+
+    `what`: the kind, for the message; `is_one`: whether an existing file is of it. Asked before anything is started.
+    """
+    path = path.expanduser()
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_file() or not is_one(path):
+        raise UserError(f"{path}: is there already, and is not {what}; nothing was written, give another name")
+    if not replace:
+        raise UserError(f"{path}: is there already; nothing was written. Give another name, or --replace it")
 
 
 def home() -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.edge import FILE, database, home, json_option, print_json
+from study.cli.edge import FILE, database, home, json_option, keep_what_is_there, print_json, replace_option
 
 if TYPE_CHECKING:
     from infra.checks.diagnosis import Diagnosis
@@ -27,14 +27,19 @@ PORT = 9465  # of `agft metrics`
 @click.argument("place", metavar="FILE|s3://...")
 @click.option("--objects", metavar="FOLDER|s3://...", help="Copy checkpoints, logs and promoted weights there as "
               "well; what is there already is left alone.")  # fmt: skip
-def backup(place: str, objects: str | None) -> None:
+@replace_option
+def backup(place: str, objects: str | None, replace: bool) -> None:
     """Write all studies and the champions' records to one file, also while studies run."""
     from study.console import Clock
-    from study.operations.backup import write_backup
+    from study.operations.backup import S3, is_backup, refuse_object, write_backup
     from study.session import services_here
 
+    if not place.startswith(S3):
+        keep_what_is_there(Path(place), "a backup", is_backup, replace=replace)
     clock = Clock()
     services = services_here(home(), clock)
+    if place.startswith(S3) and not replace:
+        refuse_object(place)
     made = write_backup(database(), services.bucket, place, objects=objects, say=clock)
     click.echo(f"{place}: {made.studies} studies, {made.trials} trials, {made.champions} champions")
     size = f"{made.objects} objects ({made.object_bytes / 1e6:.1f} MB)"

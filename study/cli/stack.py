@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.edge import FILE, home, json_option, print_json
+from study.cli.edge import FILE, home, json_option, keep_what_is_there, print_json, replace_option
 from study.console import say
 from study.errors import UserError
 
@@ -82,12 +82,14 @@ def stack_status(as_json: bool) -> None:
 
 @stack.command("env")
 @click.argument("file", type=FILE)
-def stack_env(file: Path) -> None:
+@replace_option
+def stack_env(file: Path, replace: bool) -> None:
     """Write the variables that other terminals and machines need to FILE (mode 0600): addresses and secrets."""
     from infra.stack.embedded import database_address
     from infra.stack.processes import write_private
     from infra.stack.stack import up
 
+    keep_what_is_there(file, "a file of `agft stack env`", _is_env, replace=replace)
     variables = up(home(), kept_up=True).environment()
     if database := database_address(home()):
         variables["AGFT_STUDY_DB"] = database
@@ -99,6 +101,13 @@ def stack_env(file: Path) -> None:
     click.echo(f"{file}: {', '.join(sorted(variables))}; use it by: set -a; . {file}; set +a")
     if "127.0.0.1" in variables["AWS_ENDPOINT_URL"]:
         say("for this machine only: `agft stack up --bind ADDR` makes other machines reach it")
+
+
+def _is_env(path: Path) -> bool:
+    """Whether every line of a file sets a variable, one of them the address of S3."""
+    lines = path.read_text(errors="replace").splitlines()
+    names = [line.partition("=")[0] for line in lines]
+    return "AWS_ENDPOINT_URL" in names and all("=" in line for line in lines) and all(map(str.isidentifier, names))
 
 
 @stack.command("down")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.edge import FILE, POSITIVE, database, home, store_of
+from study.cli.edge import FILE, POSITIVE, database, home, keep_what_is_there, replace_option, store_of
 
 if TYPE_CHECKING:
     from study.store.store import StudyStore
@@ -151,11 +151,13 @@ def delete(study: str, yes: bool) -> None:
 @click.command()
 @click.argument("study")
 @click.argument("file", type=FILE)
-def archive(study: str, file: Path) -> None:
+@replace_option
+def archive(study: str, file: Path, replace: bool) -> None:
     """Write everything the database knows of a study to one JSON file; checkpoints stay in S3."""
     store = store_of(study)
-    from study.store.archive import export_study
+    from study.store.archive import export_study, is_archive
 
+    keep_what_is_there(file, "a file of `agft archive`", is_archive, replace=replace)
     counts = export_study(store, file)
     click.echo(f"{file}: {counts['agft_trial']} trials, {counts['agft_epoch']} epochs of study {study!r}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study.cli.edge import PLACE, database, home, json_option, print_json, store_of
+from study.cli.edge import PLACE, database, home, json_option, keep_what_is_there, print_json, replace_option, store_of
 from study.console import say
 from study.errors import UserError
 
@@ -115,13 +115,16 @@ def show_logs(store: StudyStore, *, follow: bool) -> int:
 @click.option("--out", type=PLACE, help="Of a study: folder, by default under the AGFT home. With "
               "--against: Markdown file, by default the screen.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="For machines, on the screen.")
-def report(target: str, against: str | None, out: Path | None, as_json: bool) -> None:
+@replace_option
+def report(target: str, against: str | None, out: Path | None, as_json: bool, replace: bool) -> None:
     """Write a study's table and figures; or set an evaluation beside published numbers or another model."""
     if against is None:
         _report_study(store_of(target), out, as_json=as_json)
         return
     from study.evaluation.against import report_against
 
+    if out is not None:
+        keep_what_is_there(out, "a report", _is_report, replace=replace)
     text = report_against(target, against, home(), as_json=as_json)
     if out is not None:
         out.write_text(text + "\n", encoding="utf-8")
@@ -133,6 +136,11 @@ def report(target: str, against: str | None, out: Path | None, as_json: bool) ->
         from rich.markdown import Markdown
 
         Console().print(Markdown(text))
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file begins as a page of Markdown, or is JSON."""
+    return path.read_text(errors="replace").lstrip()[:2] in ("# ", "{\n", "[\n")
 
 
 def _report_study(store: StudyStore, out: Path | None, *, as_json: bool) -> None:

@@ -228,6 +228,21 @@ def _check_target(place: str, bucket: str) -> None:
         raise UserError(f"{place}: there is no such folder")
 
 
+def is_backup(path: Path) -> bool:
+    """Whether a file is a tar as `write_backup` writes them."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return "backup.json" in tar.getnames()
+    except tarfile.TarError:
+        return False
+
+
+def refuse_object(place: str) -> None:
+    """`UserError` if something is at an address already."""
+    if storage.head(place) is not None:
+        raise UserError(f"{place}: is there already; nothing was written. Give another address, or --replace it")
+
+
 def _deliver(part: Path, place: str) -> None:
     """A backup appears whole, or the one before it stays."""
     if place.startswith(S3):

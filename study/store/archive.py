@@ -67,6 +67,12 @@ def check_sum(content: Mapping[str, Any], place: str) -> None:
         )
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file begins as those that `export_study` writes."""
+    with path.open("rb") as file:
+        return FORMAT.encode() in file.read(200)
+
+
 def export_study(store: StudyStore, path: Path) -> dict[str, int]:
     """Write the study to `path`, atomically; rows by table."""
     content = content_of(store)
