@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import secrets
+import shutil
 import socket
 import stat
 import sys
@@ -18,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from infra.errors import ServiceError, UserError
 from infra.services import default_home
@@ -120,6 +123,27 @@ def disconnect() -> None:
         processes.wait_gone(_mark, LEAVE_SECONDS)
         processes.terminate(_mark, grace_seconds=1.0)
         _mark = None
+        _remove_dead_sessions()
+
+
+def _remove_dead_sessions() -> None:
+    """Ray's files of local clusters that have ended, ours and those of drivers that were killed: Ray keeps them all.
+
+    A session's name ends with the process that began it; while anything of it lives, its name is in a command line.
+    """
+    running = [" ".join(found) for process in psutil.process_iter() if (found := _command_of(process))]
+    for folder in (_private_folder() / "ray").glob("session_2*"):
+        begun_by = folder.name.rpartition("_")[2]
+        alive = begun_by.isdigit() and int(begun_by) != os.getpid() and psutil.pid_exists(int(begun_by))
+        if not folder.is_symlink() and not alive and not any(folder.name in line for line in running):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []  # it has gone, or is somebody else's
 
 
 def node_capacities() -> list[dict[str, float]]:

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from infra import storage
@@ -243,6 +244,13 @@ def _tune(driver: Driver, trainable: Callable[[dict[str, Any]], None], *, slots:
         _fit(driver, searcher, trainable, name=f"tune-{driver.token}-{attempt}")
 
 
+def _keep_keys_out_of_ray() -> None:
+    """Tune copies keys of S3 into every trial's runtime environment, which Ray's logs and pages show to everybody who
+    sees them (Ray 2.60, `ray/tune/execution/class_cache.py`). Nodes have keys of their own; nothing needs the copy."""
+    kept = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE.intersection_update(kept)
+
+
 def _fit(driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str, Any]], None], *, name: str) -> None:
     tuner = tune.Tuner(
         tune.with_resources(trainable, DRIVER_RESOURCES),
@@ -261,6 +269,7 @@ def _fit(driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str,
             failure_config=tune.FailureConfig(max_failures=LOST_NODE_RETRIES),
         ),
     )
+    _keep_keys_out_of_ray()
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"  # its snapshots are never read
     os.environ["TUNE_WARN_THRESHOLD_S"] = "30"  # a write to the database may take longer than its half a second
     # Tune looks for result files of its own, which are switched off, and warns that there are none.

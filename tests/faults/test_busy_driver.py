@@ -46,11 +46,21 @@ def test_a_trial_at_a_rung_waits_for_a_busy_driver_and_trains_no_epoch_meanwhile
     assert ask_board(name, 1, (2, 4), 4).decision == "pause", "there is no driver"
 
 
+def assert_no_key_in_rays_files(stack: Services) -> None:
+    """In its logs, of which one says the runtime environment of every process."""
+    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+    secrets = [stack.environment()[name] for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID")]
+    files = [file for file in logs.rglob("*") if file.is_file()]
+    assert any(file.name == "runtime_env_agent.log" for file in files)
+    assert [file.name for file in files for each in secrets if each in file.read_text(errors="replace")] == []
+
+
 def test_a_live_study_finds_what_a_simulated_one_finds(cluster: Cluster, stack: Services, tmp_path: Path) -> None:
     spec = light_study("live", **STUDY)
     store = StudyStore(f"sqlite:///{tmp_path}/live.db", spec.name)
     outcome = drive(spec, Plan(scale=0.1), database=store.url, cluster=cluster, services=stack, say=lambda line: None)
     assert outcome.state == "finished"
+    assert_no_key_in_rays_files(stack)
     assert found(store) == run_world(f"sqlite:///{tmp_path}/world.db", spec, seed=1)
     told = audit(stored_of(store))
     assert told.follows, told.line
