@@ -42,7 +42,20 @@ def write(path: Path, content: bytes) -> Path:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
     """Write one of our files; `metadata` has its `kind` and `format`."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return write(path, to_bytes(plain, metadata={KEY: json.dumps(metadata, sort_keys=True), "format": "pt"}))
+    return write(path, _in_order(to_bytes(plain, metadata={KEY: json.dumps(metadata, sort_keys=True), "format": "pt"})))
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library writes them in another order every time.
+
+    The format is the length of the header (8 bytes, little endian), the header as JSON, padded, and the tensors.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -149,7 +162,7 @@ def export_open_clip(weights_path: Path, directory: Path) -> Path:
     config = {"model_cfg": description.model_cfg, "preprocess_cfg": _open_clip_preprocess(description)}
     tensors = {name: value.detach().contiguous().clone() for name, value in clip.state_dict().items()}
     header = {KEY: json.dumps({**metadata, "kind": "export"}, sort_keys=True), "format": "pt"}
-    write(directory / "open_clip_model.safetensors", to_bytes(tensors, metadata=header))
+    write(directory / "open_clip_model.safetensors", _in_order(to_bytes(tensors, metadata=header)))
     write(directory / "open_clip_config.json", json.dumps(config, indent=2).encode())
     return directory
 

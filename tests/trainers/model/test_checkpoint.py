@@ -45,6 +45,17 @@ def weights(folder: Path) -> Path:
     return save_weights(folder / "w.safetensors", small_clip(), config={"seed": 3}, record=RECORD, extra={"by": "test"})
 
 
+def test_equal_weights_make_equal_files(tmp_path):
+    """Byte for byte: the library alone writes the header's entries in another order every time."""
+    later = RECORD.model_copy(update={"timestamp_ms": 99, "train_seconds": 7.0, "images_per_second": 1.0})
+    paths = [weights(tmp_path / str(number)) for number in range(12)]
+    more = {"config": {"seed": 3}, "extra": {"by": "test"}}
+    paths.append(save_weights(tmp_path / "later.safetensors", small_clip(), record=later, **more))
+    assert len({path.read_bytes() for path in paths}) == 1
+    exports = [export_open_clip(path, tmp_path / f"export-{n}") for n, path in enumerate(paths)]
+    assert len({(folder / "open_clip_model.safetensors").read_bytes() for folder in exports}) == 1
+
+
 TRAIN = {
     "sgd": TrainConfig(optimizer=OptimizerConfig(name="sgd", lr=0.01), ema=0.9),
     "adamw": TrainConfig(optimizer=OptimizerConfig(name="adamw", lr=0.01), trainable=Trainable(part="layer_norms")),
