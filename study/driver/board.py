@@ -244,11 +244,13 @@ def kill_processes(processes: Sequence[Mapping[str, Any]]) -> int:
 
 
 def end_the_silent(silence: Silence, board: Any, clock: float, say: Callable[[str], None]) -> None:
-    """Kill the workers of trials that have hung; the second time the trial's own process as well."""
+    """Kill the workers of trials that have hung; the second time, or where no worker lives, the trial's own process."""
     for number in silence.overdue(clock):
-        whole = silence.kills[number] > 1
         processes = ray.get(board.depart.remote(number))
-        killed = kill_processes([each for each in processes if whole or each["role"] == "worker"])
+        killed = kill_processes([each for each in processes if each["role"] == "worker"])
+        whole = silence.kills[number] > 1 or not killed
+        if whole:
+            killed += kill_processes([each for each in processes if each["role"] != "worker"])
         say(
             f"trial {number:>3}  has said nothing for too long: {killed} of its processes ended; "
             "it goes on from its newest checkpoint"
