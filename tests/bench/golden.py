@@ -302,7 +302,7 @@ def machine() -> Record:
     return {
         "torch": torch.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "threads": THREADS,
         "optuna": optuna.__version__,
         "numpy": np.__version__,
@@ -310,7 +310,7 @@ def machine() -> Record:
     }
 
 
-def _cpu() -> str:
+def processor() -> str:
     """Model name, family, model and stepping where Linux says so."""
     path, wanted = Path("/proc/cpuinfo"), ("model name", "cpu family", "model", "stepping")
     if not path.exists():
