@@ -17,7 +17,7 @@ from infra import storage
 from tests.bench.golden import processor
 from tests.support.services.real_run import Run, wait_until_gone
 
-pytestmark = [pytest.mark.nested, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nested, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture

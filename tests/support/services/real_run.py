@@ -34,7 +34,7 @@ class Run:
     def agft(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         done = subprocess.run(
-            [*AGFT, *arguments], env=self.environment(), capture_output=True, text=True, check=False, timeout=550
+            [*AGFT, *arguments], env=self.environment(), capture_output=True, text=True, check=False, timeout=1800
         )
         if check and done.returncode != 0:
             raise AssertionError(f"agft {arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
