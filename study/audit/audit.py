@@ -143,9 +143,7 @@ def _dropped(stored: Stored) -> Iterator[Finding]:
 def _end(stored: Stored, derivation: Derivation) -> Iterator[Finding]:
     """As many trials as the budget has, and the study's own word about its end."""
     study, rows, number = stored.study, derivation.rows, len(derivation.rows)
-    again = [row for row in rows.values() if row.rerun_of is not None]
-    beside = sum(row.state == "dropped" for row in rows.values()) - sum(row.state == "dropped" for row in again)
-    wanted = study.spec.budget.trials + beside + len(derivation.line)
+    wanted = knowledge.wanted(rows, study.spec.budget.trials, derivation.line)
     if number > wanted:
         rule = "budget.trials, those that take a dropped one's place, and repetitions"
         yield Finding("trials", number, wanted, rule)

@@ -9,19 +9,15 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pydantic import ValidationError
-
 from study.audit import ends, measured
 from study.audit.findings import Finding, difference, same, sentence
 from study.search import knowledge
-from study.search.proposals import Proposer
+from study.search.proposals import configured, proposer_of
 from study.search.stopping import rungs, verdict
-from study.spec.dimension import Dimension, apply_params
-from study.spec.starts import Start
+from study.spec.dimension import Dimension
 from study.store.rows import Proposal, StudyRow, TrialRow
 from trainers.schema.records import Measurement
 from trainers.schema.training import Goal
-from trainers.trial_config import TrialConfig
 
 PROPOSED = "what the sampler proposes, given the trials that it knows"
 PROPOSERS = ("optuna", "numpy", "scipy", "cmaes")
@@ -45,7 +41,6 @@ class Derivation:
 
     def __init__(self, study: StudyRow, line: Sequence[int], tally: Counter[str]) -> None:
         assert study.goal is not None, "checked before"
-        assert study.starts is not None, "checked before"
         assert study.lag is not None, "checked before"
         assert study.baseline is not None, "checked before"
         self.study, self.line, self.tally = study, list(line), tally
@@ -54,8 +49,7 @@ class Derivation:
         self.unmodified: Measurement = study.baseline
         self.dimensions: list[Dimension] = self.spec.dimensions()
         self.base = self.spec.base(self.goal)
-        starts = [Start(each["origin"], each["values"]) for each in study.starts]
-        self.proposer = Proposer(self.spec, self.goal, starts)
+        self.proposer = proposer_of(study)
         self.rows: dict[int, TrialRow] = {}
         self.versions = other_versions((study.provenance or {}).get("packages") or {})
 
@@ -84,8 +78,7 @@ class Derivation:
     def _whether_again(self, row: TrialRow) -> Iterator[Finding]:
         if row.rerun_of is None:
             return
-        done = sum(other.rerun_of is not None for other in self.rows.values())
-        asked = self.line[done] if done < len(self.line) else None
+        asked = knowledge.repeats(self.rows, self.line)
         if row.rerun_of != asked:
             yield Finding("rerun_of", row.rerun_of, asked, "as was asked for, in this order", trial=row.number)
 
@@ -96,17 +89,10 @@ class Derivation:
             yield Finding(*difference(row.params, proposal.params, "params"), what, trial=row.number)
         if row.origin != proposal.origin:
             yield Finding("origin", row.origin, proposal.origin, what, trial=row.number)
-        config = self.config(proposal.params)
+        config = configured(self.base, proposal.params, self.dimensions)
         if not same(row.config, config):
             rule = "the specification with the trial's parameters"
             yield Finding(*difference(row.config, config, "config"), rule, trial=row.number)
-
-    def config(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """A trial's configuration, as a driver stores it: one that is impossible as it is."""
-        config = apply_params(self.base, params, self.dimensions)
-        with contextlib.suppress(ValidationError):
-            config = TrialConfig.model_validate(config).model_dump(mode="json")
-        return config
 
     def _judged(self, row: TrialRow) -> Iterator[Finding]:
         """A verdict at every rung that the trial went on from, and none elsewhere."""

@@ -129,10 +129,9 @@ def stop_study(store: StudyStore) -> str:
         if unfinished or state in ("new", "paused", "running", "failed"):
             if study.goal is not None:
                 for row in unfinished:
-                    reason = row.stop_reason if row.finishing else "study: stop"
-                    ended, why = ("complete", None) if row.whole else ("pruned", reason)
+                    ended, why = row.cut_off("study: stop")
                     store.finish_trial(token, row.number, ended, stop_reason=why)
-                Projection(store, Proposer(study.spec, study.goal, ())).rebuild(store.trials())
+                Projection(store, Proposer(study.spec, study.goal, ())).catch_up(store.trials())
             state, message = "stopped", "asked to stop"
     finally:
         store.release(token, state, message)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from study.results.status import ALL_DONE
-from study.search import stopping
 from study.search.stopping import plateau
 from study.spec.config import SchedulerConfig
-from study.store.rows import StudyRow, TrialRow
+from study.store.rows import TrialRow
 from trainers.schema.records import Ending
 from trainers.schema.training import Goal
 
@@ -49,11 +48,6 @@ def reason_to_close(*, lost: bool, interrupted: bool, desired: str, over: str) -
     return ("budget", over) if over else ("", "")
 
 
-def stands_still(study: StudyRow, known: Sequence[TrialRow], goal: Goal) -> str:
-    """Why a trial that knows these is not started though the budget is not used up (`study.search.stopping`)."""
-    return stopping.stands_still(study.spec.budget, study.extended_at, known, goal)
-
-
 def ended(
     row: TrialRow, ending: Ending, scheduler: SchedulerConfig, goal: Goal, closing: Closing
 ) -> tuple[str, str | None]:
@@ -78,14 +72,9 @@ def _finished(state: str, stopped: str, ending: Ending) -> tuple[str, str]:
     return "pruned", stopped if state == "pruned" else f"{stopped}; its end failed: {ending.message or 'no word'}"
 
 
-def left_over(row: TrialRow, closing: Closing) -> tuple[str, str | None]:
-    """The same of an unfinished trial that nobody will go on with."""
-    return ("complete", None) if row.whole else ("pruned", row.stop_reason if row.finishing else closing.of_trials)
-
-
 def final_state(closing: Closing, trials: Sequence[TrialRow], still: str = "") -> tuple[str, str]:
     """The study's state at the end of a driver that still holds the lease, and why it is in it. `still`: see
-    `stands_still`."""
+    `study.search.stopping.stands_still`."""
     if closing.word == "pause":
         return "paused", closing.reason
     if closing.word == "stop":

@@ -142,10 +142,9 @@ class Driver:
     def _look_at_idle(self, coming: Upcoming | None) -> None:
         """Say so when a slot stands idle for long because the next trial has to know how an earlier one ended."""
         clock = time.monotonic()
-        if coming is None or coming.awaited is None or clock < self.idle:
-            self.idle = clock if coming is None or coming.awaited is None else self.idle
-            return
-        if clock - self.idle > WAIT_SECONDS:
+        if coming is None or coming.awaited is None:
+            self.idle = clock
+        elif clock - self.idle > WAIT_SECONDS:  # it lies ahead of us after it has been said
             self.idle = clock + WAIT_SAID_SECONDS
             free, need = ray.available_resources(), self.spec.resources.of_trial()
             if all(free.get(name, 0.0) >= amount for name, amount in need.items()):

@@ -6,30 +6,25 @@ after the first write is made up from the store by the next driver.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from infra.failpoint import reach
 from infra.tracking.runs import Tracker
-from study.driver.closing import Closing, ended, left_over, stands_still
+from study.driver.closing import Closing, ended
 from study.driver.messages import epoch_line
 from study.search import knowledge
 from study.search.prior import earlier_studies, resolve
 from study.search.projection import Projection
-from study.search.proposals import Proposer, given, remembered
-from study.search.stopping import rungs, to_finish, verdict
-from study.spec.dimension import apply_params, shown
+from study.search.proposals import configured, given, proposer_of, remembered
+from study.search.stopping import rungs, stands_still, to_finish, verdict
+from study.spec.dimension import shown
 from study.spec.outside import with_drivers
-from study.spec.starts import Start
 from study.store.requests import IN_LINE, to_run_again
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
 from study.tracking import project_best, project_epochs, project_outcome, project_study, project_trial
 from trainers.schema.records import Ending, Report
-from trainers.trial_config import TrialConfig
 
 
 def begin_search(store: StudyStore, token: int, fitting: int) -> None:
@@ -56,13 +51,10 @@ class Trials:
     def __init__(self, store: StudyStore, token: int, tracker: Tracker, say: Callable[[str], None]) -> None:
         self.store, self.token, self.tracker, self.say = store, token, tracker, say
         self.study = store.load()
-        assert self.study.goal is not None, "the unmodified model is measured before the first trial"
         assert self.study.lag is not None, "it is stored before the first trial"
-        assert self.study.starts is not None, "they are stored before the first trial"
-        self.spec, self.goal, self.lag = self.study.spec, self.study.goal, self.study.lag
-        self.base, self.dimensions = self.spec.base(self.goal), self.spec.dimensions()
-        starts = [Start(each["origin"], each["values"]) for each in self.study.starts]
-        self.proposer = Proposer(self.spec, self.goal, starts)
+        self.proposer = proposer_of(self.study)
+        self.spec, self.goal, self.lag = self.study.spec, self.proposer.goal, self.study.lag
+        self.base, self.dimensions = self.spec.base(self.goal), self.proposer.dimensions
         self.projection = Projection(store, self.proposer)
         self.rows: dict[int, TrialRow] = {}
         self.line: list[int] = []  # trials that are to be run again, all that ever were, in the order of asking
@@ -72,10 +64,7 @@ class Trials:
         stored = {row.number: row for row in self.store.trials()}
         self.rows = remembered(self.proposer, stored, self.lag)
         self.line = to_run_again(self.store)
-        if self.projection.agrees(self.rows.values()):
-            self.projection.follow(self.rows.values())
-        else:
-            self.projection.rebuild(self.rows.values())
+        self.projection.catch_up(self.rows.values())
         project_study(self.tracker, self.study)
         for row in self.rows.values():
             project_trial(self.tracker, self.study, row)
@@ -104,20 +93,14 @@ class Trials:
 
     def stands_still(self, study: StudyRow) -> str:
         """Why the next trial is not to be started though the budget is not used up (`budget.patience`)."""
-        number = len(self.rows)
-        if knowledge.awaited(self.rows, number, self.lag) is not None:
+        number, budget = len(self.rows), study.spec.budget
+        if budget.patience is None or knowledge.awaited(self.rows, number, self.lag) is not None:
             return ""
-        return stands_still(study, knowledge.known(self.rows, number, self.lag), self.goal)
+        return stands_still(budget, study.extended_at, knowledge.known(self.rows, number, self.lag), self.goal)
 
     def short_of(self, study: StudyRow) -> bool:
         """Whether there are fewer trials than its budget has."""
-        return len(self.rows) < self._wanted(study)
-
-    def _wanted(self, study: StudyRow) -> int:
-        """How many there are to be: the budget, those that take a dropped one's place, and repetitions."""
-        again = [row for row in self.rows.values() if row.rerun_of is not None]
-        waiting, dropped = len(self.line) - len(again), sum(row.state == "dropped" for row in again)
-        return study.spec.budget.trials + self.dropped() + len(again) - dropped + waiting
+        return len(self.rows) < knowledge.wanted(self.rows, study.spec.budget.trials, self.line)
 
     def unfinished(self) -> list[int]:
         """Trials that an earlier driver left."""
@@ -169,15 +152,10 @@ class Trials:
         return row
 
     def _start(self, number: int) -> TrialRow:
-        done = sum(row.rerun_of is not None for row in self.rows.values())
-        rerun_of = self.line[done] if done < len(self.line) else None
+        rerun_of = knowledge.repeats(self.rows, self.line)
         proposal = self.proposer.propose(self.rows, number, self.lag, rerun_of=rerun_of)
         reach("trial.proposed")
-        config = apply_params(self.base, proposal.params, self.dimensions)
-        # An impossible one is refused where the trial starts, and fails like any other: raised here, it would come
-        # back as the first trial of every driver.
-        with contextlib.suppress(ValidationError):
-            config = TrialConfig.model_validate(config).model_dump(mode="json")
+        config = configured(self.base, proposal.params, self.dimensions)
         return self._keep(self.store.start_trial(self.token, proposal, config))
 
     def report(self, number: int, report: Report, *, device_seconds: float) -> TrialRow:
@@ -224,7 +202,7 @@ class Trials:
     def settle(self, closing: Closing) -> None:
         """The study ends: trials that an earlier driver left, and that are not to go on, have ended, too."""
         for row in [row for row in self.rows.values() if not row.finished]:
-            state, why = left_over(row, closing)
+            state, why = row.cut_off(closing.of_trials)
             finished = self._keep(self.store.finish_trial(self.token, row.number, state, stop_reason=why))
             self.projection.follow([finished])
             project_outcome(self.tracker, self.study, finished)

@@ -21,6 +21,7 @@ from trainers.schema.suite import Suite
 from trainers.schema.training import Metric
 from trainers.schema.units import Frozen
 
+CHAMPION = "champion"  # what the reigning champion is called among measured models
 UNMODIFIED = "unmodified CLIP"  # what the study's CLIP before fine-tuning is called among measured models
 SHOWN = 3  # mistakes in a message
 

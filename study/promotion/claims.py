@@ -11,7 +11,7 @@ from study.audit import measured
 from study.audit.audit import audit
 from study.audit.findings import ROUNDING, Audit, Finding, difference, same
 from study.errors import StudyFailed, UserError
-from study.models.manifest import UNMODIFIED, Gate, trial_label
+from study.models.manifest import CHAMPION, UNMODIFIED, Gate, trial_label
 from study.promotion.candidates import Standard, candidates, preference_of, standard_of
 from study.promotion.gates import lacking, outcome_of, sentences
 from study.promotion.verdicts import BETTER, FINAL, IMPROVEMENT, NON_INFERIOR, rederive
@@ -21,7 +21,6 @@ from study.store.typed import Stored
 from trainers.schema.records import Measurement
 
 Record = Mapping[str, Any]
-CHAMPION = "champion"  # among measured models
 OF_SUMS = 1e-9  # rounding of a mean over images, beside a mean of ratios
 COMPARED = ("look", "hypotheses", "level", "mean")
 VALUES = (*COMPARED, "value")

@@ -14,7 +14,6 @@ from study.results.ranking import Measurement
 from study.spec.promotion import GatesConfig
 from trainers.schema.records import Weights
 
-CHAMPION = "champion"  # what the reigning champion is called among measured models
 GOOD = ("promoted", "kept", "superseded")
 
 

@@ -15,12 +15,12 @@ from infra.provenance import provenance
 from study.errors import StudyFailed
 from study.models.head import Head, read_manifest
 from study.models.looks import claim_look
-from study.models.manifest import UNMODIFIED, Gate, Look, Seeds, trial_label
+from study.models.manifest import CHAMPION, UNMODIFIED, Gate, Look, Seeds, trial_label
 from study.models.rollback import taken_back
 from study.promotion.candidates import Standard, candidates, floors_of, preference_of, shortage, standard_of
 from study.promotion.gates import Measured, decide, decide_finally, lacking, resolved_floors, uncommitted
 from study.promotion.proof import Prover
-from study.promotion.records import CHAMPION, Order, Site
+from study.promotion.records import Order, Site
 from study.promotion.retrain import fresh_seeds, median, retrain, spreads, summary
 from study.promotion.verdicts import gate_of
 from study.spec.config import StudyConfig

@@ -15,7 +15,7 @@ finished   (`scheduler.finish`) a stopped trial that is trained to its end stays
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from study.store.rows import TrialRow
@@ -30,6 +30,20 @@ def known(rows: Mapping[int, TrialRow], number: int, lag: int) -> list[TrialRow]
     """What trial `number` knows: the rows that it may start after, as it sees them, dropped ones left out."""
     seen = (as_known(rows[other], number) for other in range(number - lag) if other in rows)
     return [row for row in seen if row.state != "dropped"]
+
+
+def wanted(rows: Mapping[int, TrialRow], budget: int, line: Sequence[int]) -> int:
+    """How many trials there are to be: the `budget`, those that take a dropped one's place, and repetitions.
+
+    `line`: every trial that was granted to run again, in order. A repetition that is dropped is not replaced.
+    """
+    return budget + sum(row.state == "dropped" and row.rerun_of is None for row in rows.values()) + len(line)
+
+
+def repeats(rows: Mapping[int, TrialRow], line: Sequence[int]) -> int | None:
+    """Which trial the one after `rows` runs again; None if it is no repetition."""
+    done = sum(row.rerun_of is not None for row in rows.values())
+    return line[done] if done < len(line) else None
 
 
 def awaited(rows: Mapping[int, TrialRow], number: int, lag: int) -> int | None:

@@ -7,7 +7,7 @@ whole built anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import optuna
@@ -64,11 +64,15 @@ class Projection:
             self.study.add_trial(self.proposer.frozen(row))
 
     @patient
-    def agrees(self, rows: Iterable[TrialRow]) -> bool:
-        """Whether no trial is there with an outcome that it does not have: not so when a rebuilding was cut off."""
+    def catch_up(self, rows: Collection[TrialRow]) -> None:
+        """Follow all rows, or write it anew where a trial is there with an outcome that it does not have: one was
+        dropped meanwhile, or a rebuilding was cut off."""
         have = {trial.number: trial.state for trial in self.study.get_trials(deepcopy=False)}
         ended = [row for row in rows if have.get(row.number, TrialState.RUNNING).is_finished()]
-        return all(have[row.number] == self.proposer.frozen(row).state for row in ended)
+        if all(have[row.number] == self.proposer.frozen(row).state for row in ended):
+            self.follow(rows)
+        else:
+            self.rebuild(rows)
 
 
 def optuna_storage(store: StudyStore) -> optuna.storages.BaseStorage:

@@ -6,6 +6,7 @@ with its parameters alone. Nothing is kept between two proposals but what a samp
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,15 +15,17 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 
 from study.results.ranking import score
 from study.search import samplers
 from study.search.knowledge import is_gone, known
 from study.spec.config import StudyConfig
-from study.spec.dimension import Dimension
+from study.spec.dimension import Dimension, apply_params
 from study.spec.starts import Start, given_trials
-from study.store.rows import Proposal, TrialRow
+from study.store.rows import Proposal, StudyRow, TrialRow
 from trainers.schema.training import Goal
+from trainers.trial_config import TrialConfig
 
 OPTUNA_STATES = {
     "complete": TrialState.COMPLETE,
@@ -151,6 +154,22 @@ class Proposer:
             system_attrs=dict(row.memory or {}),
             constraints={name: floor - last.at_best(name) for name, floor in floors.items()} if last else None,
         )
+
+
+def proposer_of(study: StudyRow) -> Proposer:
+    """Of a study that has begun: its goal is known, and the trials that it begins with are stored."""
+    assert study.goal is not None, "the unmodified model is measured before the first trial"
+    assert study.starts is not None, "they are stored before the first trial"
+    return Proposer(study.spec, study.goal, [Start(each["origin"], each["values"]) for each in study.starts])
+
+
+def configured(base: Mapping[str, Any], params: Mapping[str, Any], dimensions: Sequence[Dimension]) -> dict[str, Any]:
+    """A trial's configuration, as it is stored. An impossible one is stored as it is, and fails where it starts, like
+    any other: raised here, it would come back as the first trial of every driver."""
+    config = apply_params(base, params, dimensions)
+    with contextlib.suppress(ValidationError):
+        config = TrialConfig.model_validate(config).model_dump(mode="json")
+    return config
 
 
 def first_proposals(spec: StudyConfig, count: int, starts: Sequence[Start] | None = None) -> list[dict[str, Any]]:

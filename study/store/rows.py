@@ -123,6 +123,10 @@ class TrialRow:
         planned = self.config.get("train", {}).get("epochs")
         return planned is not None and self.last is not None and self.last.epoch >= planned
 
+    def cut_off(self, why: str) -> tuple[str, str | None]:
+        """State and reason of an unfinished trial that nobody will go on with."""
+        return ("complete", None) if self.whole else ("pruned", self.stop_reason if self.finishing else why)
+
     @property
     def kept(self) -> dict[str, str]:
         """Role (`latest`, `best`) -> URI of the checkpoints on record."""

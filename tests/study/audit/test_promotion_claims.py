@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from study.models.manifest import UNMODIFIED, Look, Tried, trial_label
+from study.models.manifest import CHAMPION, UNMODIFIED, Look, Tried, trial_label
 from study.promotion.candidates import candidates, standard_of
 from study.promotion.claims import audited
 from study.promotion.gates import Measured, decide, decide_finally, lacking, outcome_of, resolved_floors, sentences
-from study.promotion.records import CHAMPION, Order, Promotion
+from study.promotion.records import Order, Promotion
 from study.results.rights import Rights, measurement
 from study.store import tables as t
 from study.store.archive import stored_in

@@ -7,9 +7,10 @@ from pathlib import Path
 import optuna
 import pytest
 
-from study.driver.closing import Closing, ended, final_state, reason_to_close, stands_still
+from study.driver.closing import Closing, ended, final_state, reason_to_close
 from study.driver.trials import Trials
 from study.search.knowledge import as_known
+from study.search.stopping import stands_still
 from study.spec.config import SchedulerConfig
 from study.store.requests import ask, pending
 from study.store.rows import TrialRow
@@ -142,10 +143,11 @@ def test_an_extension_gives_a_study_that_stands_still_as_much_patience_again(tmp
         TrialRow(number, "complete", {}, {}, 0, ended_ms=number, epochs=(epoch_record(1, 0.3),)) for number in range(3)
     ]
     goal = Goal()
-    assert "have not improved the best" in stands_still(study, same, goal)
-    assert stands_still(study, same[:2], goal) == ""
+    budget = study.spec.budget
+    assert "have not improved the best" in stands_still(budget, study.extended_at, same, goal)
+    assert stands_still(budget, study.extended_at, same[:2], goal) == ""
     extended = type(study)(**{**vars(study), "extended_at": 3})
-    assert stands_still(extended, same, goal) == ""
+    assert stands_still(budget, extended.extended_at, same, goal) == ""
 
 
 def test_the_best_stopped_trials_are_trained_to_their_end_when_nothing_else_is_left(tmp_path: Path) -> None:
