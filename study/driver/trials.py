@@ -114,12 +114,8 @@ class Trials:
         """On the parent run; see `study.tracking.project_best`."""
         project_best(self.tracker, self.study, list(self.rows.values()), newest=newest)
 
-    def dropped(self) -> int:
-        """How many were taken out; others take their place."""
-        return sum(row.state == "dropped" for row in self.rows.values())
-
     def counted(self) -> list[TrialRow]:
-        """Those that were not."""
+        """Those that were not taken out."""
         return [row for row in self.rows.values() if row.state != "dropped"]
 
     def rungs(self, row: TrialRow) -> tuple[int, ...]:
