@@ -25,7 +25,6 @@ from study.spec.config import StudyConfig
 from study.spec.files import load_study
 from study.store.archive import stored_of
 from study.store.database import database_url
-from study.store.requests import promotions
 from study.store.store import StudyStore, study_names
 from trainers.schema.records import Measurement
 
@@ -142,8 +141,9 @@ class Study:
 
     def content(self) -> Content:
         """Everything that a report shows, typed: what `report.json` holds."""
-        stored = promotions(self.store)
-        return content_of(self.store.load(), self.store.trials(), promotions=stored, audit=self.audit().line)
+        from study.promotion.claims import told_of
+
+        return content_of(self.store.load(), self.store.trials(), **told_of(self.store))
 
     def audit(self) -> Audit:
         """Whether proposals, verdicts and claims follow from specification and stored records, and where not."""
@@ -157,11 +157,11 @@ class Study:
 
     def report(self, folder: str | Path | None = None) -> Path:
         """Write the report (page, pictures, Markdown, JSON) into `folder`; returns the path of `report.html`."""
+        from study.promotion.claims import told_of
         from study.report.page import write_report
 
         place = self.home / "reports" / self.name if folder is None else Path(folder)
-        study, trials, told = self.store.load(), self.store.trials(), self.audit().line
-        path = write_report(study, trials, place, promotions=promotions(self.store), audit=told)
+        path = write_report(self.store.load(), self.store.trials(), place, **told_of(self.store))
         return path.with_name("report.html")
 
     def pause(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -144,17 +144,14 @@ def _is_report(path: Path) -> bool:
 
 
 def _report_study(store: StudyStore, out: Path | None, *, as_json: bool) -> None:
-    from study.promotion.claims import audited
+    from study.promotion.claims import told_of
     from study.report.page import report_json, write_report
-    from study.store.archive import stored_of
-    from study.store.requests import promotions
 
     study, trials = store.load(), store.trials()
-    said: dict[str, Any] = {"promotions": promotions(store), "audit": audited(stored_of(store)).line}
     if as_json:
-        print_json(report_json(study, trials, **said))
+        print_json(report_json(study, trials, **told_of(store)))
     else:
-        click.echo(write_report(study, trials, out or home() / "reports" / study.name, **said))
+        click.echo(write_report(study, trials, out or home() / "reports" / study.name, **told_of(store)))
 
 
 @click.command()

@@ -16,7 +16,10 @@ from study.promotion.candidates import Standard, candidates, preference_of, stan
 from study.promotion.gates import lacking, outcome_of, sentences
 from study.promotion.verdicts import BETTER, FINAL, IMPROVEMENT, NON_INFERIOR, rederive
 from study.spec.promotion import GatesConfig, Preference, parse_floor
+from study.store import requests as promotion_rows
+from study.store.archive import stored_of
 from study.store.rows import TrialRow
+from study.store.store import StudyStore
 from study.store.typed import Stored
 from trainers.schema.records import Measurement
 
@@ -31,6 +34,11 @@ STATES = {"keep": "kept", "refuse": "refused", "promote": "promoted"}
 def audited(stored: Stored) -> Audit:
     """A study with its promotions."""
     return audit(stored, (promotions,))
+
+
+def told_of(store: StudyStore) -> dict[str, Any]:
+    """What a report says beside its trials, as `study.report.page.write_report` takes it: promotions, and the audit."""
+    return {"promotions": promotion_rows.promotions(store), "audit": audited(stored_of(store)).line}
 
 
 def promotions(stored: Stored, tally: Counter[str]) -> Iterator[Finding]:

@@ -12,13 +12,13 @@ from study.driver.messages import Notifier
 from study.driver.run import Outcome, run_study
 from study.errors import StudyFailed
 from study.promotion.candidates import candidates, preference_of, shortage
+from study.promotion.claims import told_of
 from study.report.page import write_report
 from study.results.ranking import best_trial
 from study.search.prior import check_prior
 from study.session import cluster_here, services_here
 from study.spec.config import StudyConfig
 from study.store.database import database_url
-from study.store.requests import promotions
 from study.store.store import StudyStore
 
 
@@ -64,7 +64,7 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool) -> int:
         from study.cli.here.promote import show_promotion
 
         show_promotion(wide_console(), promotion, services)
-        write_report(store.load(), store.trials(), home / "reports" / spec.name, promotions=promotions(store))
+        write_report(store.load(), store.trials(), home / "reports" / spec.name, **told_of(store))
     print(f"\nMLflow UI: {outcome.mlflow_page}")
     if services.home:
         print(f"           user {services.mlflow_username}, password: mlflow_password in {services.home}/secrets.json")
