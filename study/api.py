@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from study.audit.findings import Audit
+from study.audit.findings import Audit, Finding
+from study.errors import UserError
 from study.report.content import Content, content_of
-from study.results.facts import Trial, trials_of
+from study.results.facts import Epoch, Trial, trials_of
 from study.results.importance import Importances
 from study.results.ranking import best_trial, pareto_front, ranked
 from study.results.status import live_state
@@ -27,6 +28,26 @@ from study.store.archive import stored_of
 from study.store.database import database_url
 from study.store.store import StudyStore, study_names
 from trainers.schema.records import Measurement
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas  # type: ignore[import-untyped]
+
+    from study.promotion.records import Promotion
+    from trainers.evaluation.record import EvaluationRecord
+
+__all__ = [
+    "Audit",
+    "Content",
+    "Epoch",
+    "Finding",
+    "Importances",
+    "Measurement",
+    "Study",
+    "Trial",
+    "UserError",
+    "studies",
+]
 
 
 def studies(*, home: str | Path | None = None) -> list[str]:
@@ -60,7 +81,7 @@ class Study:
 
         Look at `state` afterwards: a study that was paused can be run again.
         """
-        from study.artifacts.datasets import check_ready
+        from study.artifacts.ready import check_ready
         from study.cli.here.study import run_here
 
         spec = _named(load_study(Path(file)), name)
@@ -132,8 +153,9 @@ class Study:
         return trials_of(study, ranked(rows, study.goal)) if study.goal else []
 
     def pareto(self) -> list[Trial]:
-        """Full-length trials that no other beats in clean and robust accuracy, by rising clean accuracy."""
-        return trials_of(self.store.load(), pareto_front(self.store.trials()))
+        """Full-length trials that no other beats in both accuracies, or in every metric of a goal with several."""
+        study = self.store.load()
+        return trials_of(study, pareto_front(self.store.trials(), study.spec.goal.names))
 
     def importances(self) -> tuple[Importances, ...]:
         """What moved clean and robust accuracy, with the uncertainty; without entries below ten full-length trials."""
@@ -164,9 +186,95 @@ class Study:
         path = write_report(self.store.load(), self.store.trials(), place, **told_of(self.store))
         return path.with_name("report.html")
 
-    def pause(self) -> None:
-        """Ask the driver, wherever it runs, to pause: running trials end at their next report, with a checkpoint."""
-        self.store.desire("pause")
+    def dataframe(self) -> pandas.DataFrame:
+        """`frame` as a table, one row a trial by its number."""
+        import pandas
+
+        rows = self.frame()
+        return pandas.DataFrame(rows).set_index("number") if rows else pandas.DataFrame()
+
+    def optuna_study(self) -> optuna.Study:
+        """The study as Optuna knows it, for its plots: `optuna.visualization.plot_slice(study.optuna_study())`.
+
+        Only look: our tables are the truth, and what is changed there is not read. A `UserError` before the first
+        trial.
+        """
+        import optuna
+
+        try:
+            return optuna.load_study(study_name=self.store.load().optuna_name, storage=self.store.url)
+        except KeyError as error:
+            raise UserError(f"study {self.name!r} has no trial yet; Optuna knows it from the first one on") from error
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: state and best, and the trials in the report's order."""
+        from study.report.page import brief_html
+
+        return brief_html(content_of(self.store.load(), self.store.trials(), known=()))
+
+    def pause(self) -> str:
+        """Ask the driver, wherever it runs, to pause; as every method here that does something, says what was done."""
+        from study.control.lifecycle import pause_study
+
+        return pause_study(self.store)
+
+    def stop(self) -> str:
+        """End the study now; its running trials count as stopped early: `agft stop`."""
+        from study.control.lifecycle import stop_study
+
+        return stop_study(self.store)
+
+    def extend(self, *, trials: int = 0, hours: float = 0.0, gpu_hours: float = 0.0) -> str:
+        """Raise the budget: `agft extend`."""
+        from study.control.lifecycle import extend_study
+
+        return extend_study(self.store, trials=trials, hours=hours, gpu_hours=gpu_hours)
+
+    def resume(self, *, promote: bool = False) -> str:
+        """Go on with it here until it ends or pauses: `agft resume`, printing included; its state then."""
+        from study.artifacts.ready import check_ready
+        from study.cli.here.study import resume_here
+
+        check_ready(self.spec)
+        resume_here(self.store, self.home, then_promote=promote)
+        return self.state
+
+    def promote(self, **order: Any) -> Promotion:
+        """Prove the best trials on unseen data, and make the winner the champion if it passes every gate.
+
+        `order` has the fields of `study.promotion.records.Order`: `trial`, `seeds`, `dry_run`, ...
+        """
+        from study.cli.here.promote import promote_on
+        from study.console import Clock
+        from study.promotion.records import Order
+        from study.session import cluster_here, services_here
+
+        clock, asked = Clock(), Order(**order)
+        services = services_here(self.home, clock)
+        with cluster_here(clock) as cluster:
+            return promote_on(self.store, services, cluster, clock, asked)
+
+    def evaluate(self, trial: int | None = None, *, suite: str | None = None, **order: Any) -> list[EvaluationRecord]:
+        """Measure the best trial, or this one, on a suite under attack: `agft evaluate`; one record a set and attack.
+
+        `order` has the fields of `study.evaluation.models.Order`: `samples`, `workers`, `original`, ...
+        """
+        from study.cli.here.evaluate import measured
+        from study.evaluation.models import Order
+        from study.evaluation.work import Progress
+        from study.spec.suite import chosen_suite
+        from trainers.model.bundled import ARCH
+
+        found = self.best if trial is None else next((each for each in self.trials if each.number == trial), None)
+        if found is None or found.checkpoint is None:
+            wanted = "no trial that is the best" if trial is None else f"no trial {trial} with a checkpoint"
+            raise UserError(f"study {self.name!r} has {wanted} yet")
+        model = self.spec.model
+        known = model.arch if model.arch == ARCH else f"{model.arch}:{model.pretrained}"
+        label = order.pop("label", f"{self.name}-{found.number}")
+        asked = Order(models=(found.checkpoint,), labels=(label,), suite=chosen_suite(suite, (known,)), **order)
+        results = measured(asked, self.home, Progress())
+        return [record for _, records in results for record in records]
 
 
 def _home(home: str | Path | None) -> Path:

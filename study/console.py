@@ -18,6 +18,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def counted(number: int, kind: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{number} {kind if number != 1 else kind.removesuffix('s')}"
+
+
 class Clock:
     """Prints lines that begin with the time since it was made. `clock("...")`.
 

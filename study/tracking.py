@@ -16,6 +16,7 @@ from typing import Any, Literal
 from infra.errors import ServiceError, UserError
 from infra.tracking.calls import Point
 from infra.tracking.runs import Tracker
+from study.markdown import as_code, escaped
 from study.results.ranking import best_trial
 from study.session import running_services
 from study.spec.dimension import shown
@@ -23,11 +24,12 @@ from study.store.rows import Attempt, StudyRow, TrialRow
 from study.store.store import StudyStore
 from trainers.data import safe_name
 from trainers.schema.records import EpochRecord, Score
+from trainers.schema.training import ACCURACIES, CALIBRATIONS
 
 EXPERIMENT = "agft"
 STATUS: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
     "complete": "FINISHED",
-    "pruned": "KILLED",
+    "pruned": "FINISHED",  # as the study's rule wants it; a red cross would look like a failure
     "failed": "FAILED",
     "dropped": "KILLED",
 }
@@ -36,6 +38,17 @@ METRICS = (
     "clean_accuracy", "robust_accuracy", "best_clean_accuracy", "best_robust_accuracy", "train_loss", "lr",
     "images_per_second", "grad_norm",
 )  # fmt: skip
+MEASURED = (*CALIBRATIONS, *(f"best_{name}" for name in CALIBRATIONS))  # where they were: not in older records
+
+
+# A run's name begins with the trial's number and what came of it: the list of runs shows no more than its beginning.
+OUTCOMES = {"complete": "full length", "pruned": "stopped early"}
+BEST = "★ best"
+
+
+def run_name(study: StudyRow, trial: TrialRow, *, best: bool = False) -> str:
+    """`007 full length · demo-001`; the best trial's has a star."""
+    return f"{trial.number:03d} {BEST if best else OUTCOMES.get(trial.state, trial.state)} · {study.name}"
 
 
 def study_key(study: StudyRow) -> str:
@@ -88,15 +101,37 @@ def project_study(tracker: Tracker, study: StudyRow, *, reopen: bool = True) -> 
         reopen=reopen,
     )
     tracker.log_text(study_key(study), json.dumps(spec.model_dump(mode="json"), indent=2), "study.json")
+    tracker.share_view(study_key(study), lambda run_id: first_view(study, run_id))
     if study.provenance:
         tracker.log_text(study_key(study), json.dumps(study.provenance, indent=2), "provenance.json")
     if study.baseline:
         points = [
             Point(f"clip_{name}", getattr(study.baseline, name), 0, study.created_ms)
-            for name in ("clean_accuracy", "robust_accuracy")
+            for name in (*ACCURACIES, *CALIBRATIONS)
+            if getattr(study.baseline, name) is not None
         ]
         tracker.log(study_key(study), points)
         tracker.log_text(study_key(study), study.baseline.model_dump_json(indent=2), "unmodified-clip.json")
+
+
+def first_view(study: StudyRow, run_id: str) -> dict[str, Any]:
+    """How the list of runs opens: this study's trials, the best first, with what was searched and what came of it.
+
+    The names are those of the state that MLflow's own "share" button stores.
+    """
+    shown_metrics = (
+        "best_robust_accuracy",
+        "best_clean_accuracy",
+        *(f"best_{n}" for n in study.spec.goal.calibrations),
+    )
+    columns = [f"metrics.`{name}`" for name in shown_metrics] + [f"params.`{path}`" for path in study.spec.search]
+    columns += ["tags.`agft.state`", "tags.`agft.stop_reason`"]
+    wanted = study.spec.goal.metrics or (study.spec.goal.metric,)
+    return {
+        "searchFilter": f"tags.`agft.study` = '{study.name}'", "orderByKey": f"metrics.`best_{wanted[0]}`",
+        "orderByAsc": False, "startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs",
+        "datasetsFilter": [], "selectedColumns": columns, "columnOrder": columns, "runsExpanded": {run_id: True},
+    }  # fmt: skip
 
 
 def project_best(
@@ -114,10 +149,31 @@ def project_best(
     for step, trial in enumerate(done, start=1):
         best = best_trial([trial] if best is None else [best, trial], goal)
         if best is not None and best.last is not None and newest in (None, trial.number):
-            for name in ("best_clean_accuracy", "best_robust_accuracy"):
+            for name in (
+                "best_clean_accuracy",
+                "best_robust_accuracy",
+                *(f"best_{n}" for n in study.spec.goal.calibrations),
+            ):
                 points.append(Point(name, getattr(best.last, name), step, trial.ended_ms or trial.started_ms))
     tracker.log(study_key(study), points)
     tracker.describe(study_key(study), lambda page: describe_study(study, trials, page))
+
+
+def mark_best(
+    tracker: Tracker, study: StudyRow, trials: Sequence[TrialRow], *, newest: int | None = None
+) -> None:  # fmt: skip
+    """The best trial's name says so in the list of runs, once all of these trials have a run.
+
+    `newest`: as in `project_best`; the trial that was the best before loses its mark.
+    """
+    assert study.goal is not None
+    best = best_trial(trials, study.goal)
+    if best is None or newest not in (None, best.number):
+        return
+    before = best_trial([trial for trial in trials if trial is not best], study.goal) if newest is not None else None
+    for trial in (best,) if before is None else (before, best):
+        named = {"mlflow.runName": run_name(study, trial, best=trial is best)}
+        tracker.set_tags(trial_key(study, trial.number), named | {"agft.best": str(trial is best).lower()})
 
 
 # Of the parent run; a study in any other state goes on.
@@ -139,9 +195,10 @@ def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[
     spec = study.spec
     floors = "; ".join(f"{name} {floor}" for name, floor in spec.goal.subject_to.items()) or "no floors"
     wanted = " and ".join(spec.goal.metrics or (spec.goal.metric,))
+    dev = ", ".join(map(escaped, spec.data.dev))
     lines = [
-        f"**{spec.name}**: {spec.budget.trials} trials of `{', '.join(spec.blocks())}` on `{spec.model.arch}`, "
-        f"fine-tuned on `{spec.data.train}`, searched for the best {wanted} ({floors}) on {', '.join(spec.data.dev)}."
+        f"**{spec.name}**: {spec.budget.trials} trials of `{', '.join(spec.blocks())}` on {as_code(spec.model.arch)}, "
+        f"fine-tuned on {as_code(spec.data.train)}, searched for the best {wanted} ({floors}) on {dev}."
     ]
     links = []  # near the top: the UI folds what is long
     if own := page(study_key(study)):
@@ -152,8 +209,8 @@ def describe_study(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[
     lines.append(" · ".join(links))
     if study.baseline:
         lines.append(_accuracies(study, trials, page))
-    lines.append("Nested runs are trials: FINISHED = full length, KILLED = stopped early or dropped, FAILED = see "
-                 "`agft.failure_kind`.")  # fmt: skip
+    lines.append("Nested runs are trials, named by number and outcome: FINISHED = full length or stopped early, "
+                 "KILLED = dropped, FAILED = see `agft.failure_kind`.")  # fmt: skip
     return "\n\n".join(lines)
 
 
@@ -163,12 +220,16 @@ def _accuracies(study: StudyRow, trials: Sequence[TrialRow], page: Callable[[str
     assert goal is not None
     assert clip is not None
     best = best_trial(trials, goal)
-    rows = ["| dev sets | robust | clean |", "| --- | ---: | ---: |"]
+    also = study.spec.goal.calibrations
+    heads = ("dev sets", "robust", "clean", *(name.replace("_", " ") for name in also))
+    rows = [f"| {' | '.join(heads)} |", f"| ---{' | ---:' * (len(heads) - 1)} |"]
     if best is not None and best.last is not None:
         own = page(trial_key(study, best.number))
         name = f"[trial {best.number}]({own}) (best)" if own else f"trial {best.number} (best)"
-        rows.append(f"| {name} | {best.last.best_robust_accuracy:.1%} | {best.last.best_clean_accuracy:.1%} |")
-    rows.append(f"| unmodified CLIP | {clip.robust_accuracy:.1%} | {clip.clean_accuracy:.1%} |")
+        more = "".join(f" {best.last.at_best(name):.1%} |" for name in also)
+        rows.append(f"| {name} | {best.last.best_robust_accuracy:.1%} | {best.last.best_clean_accuracy:.1%} |{more}")
+    more = "".join(f" {getattr(clip, name):.1%} |" for name in also)
+    rows.append(f"| unmodified CLIP | {clip.robust_accuracy:.1%} | {clip.clean_accuracy:.1%} |{more}")
     return "\n".join(rows)
 
 
@@ -176,7 +237,7 @@ def project_trial(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
     """A trial's run as it starts or goes on."""
     tracker.ensure_run(
         trial_key(study, trial.number),
-        name=f"{study.name}-{trial.number:03d}",
+        name=run_name(study, trial),
         parent=study_key(study),
         params=flat(trial.config),
         tags={
@@ -230,6 +291,7 @@ def project_epochs(tracker: Tracker, study: StudyRow, number: int, records: Sequ
     points = []
     for record in records:
         values = {name: float(getattr(record, name)) for name in METRICS}
+        values |= {name: value for name in MEASURED if (value := getattr(record, name)) is not None}
         values |= {f"robust_accuracy/{safe_name(name)}": _mean_robust(found) for name, found in record.datasets.items()}
         values |= {f"system/{name}": value for name, value in record.system.items()}
         points += [Point(name, value, record.epoch, record.timestamp_ms) for name, value in values.items()]
@@ -243,7 +305,8 @@ def _mean_robust(scores: Mapping[str, Score]) -> float:
 def project_outcome(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
     """How a finished trial ended, and where its weights are."""
     key = trial_key(study, trial.number)
-    tags = {"agft.state": trial.state, **attempt_tags(trial.attempts)}
+    tags = {"agft.state": trial.state, "mlflow.runName": run_name(study, trial), "agft.best": "false",
+            "mlflow.note.content": describe_trial(trial), **attempt_tags(trial.attempts)}  # fmt: skip
     for role in ("latest", "best"):
         for name, value in getattr(trial, role) or ():
             tags[f"agft.{role}.{name}"] = str(value)
@@ -263,6 +326,17 @@ def project_outcome(tracker: Tracker, study: StudyRow, trial: TrialRow) -> None:
     tracker.finish(key, STATUS[trial.state], trial.ended_ms or trial.started_ms)
 
 
+def describe_trial(trial: TrialRow) -> str:
+    """Markdown of a finished trial's page: how it ended, and why."""
+    last, planned = trial.last, trial.config.get("train", {}).get("epochs")
+    said = f"**Trial {trial.number}: {OUTCOMES.get(trial.state, trial.state)}**"
+    if last is not None:
+        said += f", epoch {last.epoch} of {planned or last.epoch}; best epoch {last.best_epoch}: "
+        said += f"robust {last.best_robust_accuracy:.1%}, clean {last.best_clean_accuracy:.1%} (dev sets)"
+    why = [text for text in (trial.failure_kind, trial.stop_reason) if text]
+    return "\n\n".join([said + ".", *([escaped(": ".join(why))[:2000]] if why else [])])
+
+
 def project_all(tracker: Tracker, study: StudyRow, trials: Sequence[TrialRow]) -> None:
     """The study and these trials as they are stored; sending what is there adds nothing."""
     project_study(tracker, study, reopen=False)
@@ -271,6 +345,19 @@ def project_all(tracker: Tracker, study: StudyRow, trials: Sequence[TrialRow]) -
         project_epochs(tracker, study, trial.number, trial.epochs)
         if trial.finished:
             project_outcome(tracker, study, trial)
+
+
+def replay_of(store: StudyStore) -> Callable[[Tracker], None]:
+    """Tells a tracker all that MLflow is to show of a study, as it is stored then."""
+
+    def replay(tracker: Tracker) -> None:
+        study, trials = store.load(), store.trials()
+        project_all(tracker, study, trials)
+        if study.goal is not None:
+            project_best(tracker, study, trials)
+            mark_best(tracker, study, trials)
+
+    return replay
 
 
 # MLflow's side of what is done to a study that nobody drives: without it a stopped study would look alive there.
@@ -295,6 +382,7 @@ def tell_mlflow(store: StudyStore, home: Path, say: Callable[[str], None]) -> No
     tracker = Tracker(services.mlflow_uri, EXPERIMENT)
     project_all(tracker, study, [row for row in trials if row.finished])
     project_best(tracker, study, trials)
+    mark_best(tracker, study, trials)
     end_study(tracker, study)
     if tracker.close(PATIENCE_SECONDS):
         say("MLflow does not answer; it is told by the study's next driver")

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.services.real_run import FAIR
+
 if TYPE_CHECKING:
     from infra.services import Services
 
 pytest_plugins = ["tests.support.skips"]
+
+os.environ.update(FAIR)
 
 SERVICE_VARIABLES = ("AWS_", "MLFLOW_", "AGFT_")
 # What starts Ray, or looks at the processes and ports of this machine: on one worker, one after the other.

@@ -44,6 +44,11 @@ def broadcast_int(value: int) -> int:
     return int(box.item())
 
 
+def any_rank(flag: bool) -> bool:
+    """Is it true on any rank? The answer is the same on all of them."""
+    return bool(all_reduce_sum(torch.tensor([int(flag)])))
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """[n_rank, ...] on every rank -> [sum n_rank, ...] in rank order on every rank; any n_rank, also 0."""
     if world_size() == 1:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-STREAMS = {"start": 0, "target": -1, "diversity": -2, "square": -3}
+STREAMS = {"start": 0, "target": -1, "diversity": -2, "square": -3, "check": -4, "probe": -5}
 """What the draws of an evaluation are for, in the place that training has for its epoch: they share no number."""
 
 _MASK = (1 << 64) - 1

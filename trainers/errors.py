@@ -5,6 +5,9 @@ ValueError
     ├── UnknownName      a name that a table does not have
     ├── NotPrepared      a dataset that is known and not here
     └── MissingWeights   weights that cannot be had from where the user said
+RuntimeError
+└── Interrupted          what a trial needs has been away for too long: no fault of its own
+    └── Evicted          its machine is taken away
 """
 
 from __future__ import annotations
@@ -32,9 +35,27 @@ class MissingWeights(UserError):
     """Model weights that are not where the configuration says."""
 
 
+class Interrupted(RuntimeError):
+    """A service is away, or the trial is to leave while it waits for one; it goes on later from its newest state."""
+
+
+class Evicted(Interrupted):
+    """A process of the trial was told to end, as where a machine is taken away; its state is kept."""
+
+
+OF_EVERY_TRIAL = (NotPrepared, MissingWeights)  # unless a parameter chooses the data or the weights
+
+
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     """The `count` known names that are most like `name`, best first; empty when none is close."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+
+
+def nearest_path(path: str, known: Iterable[str]) -> list[str]:
+    """The known dotted path that `path` was meant for, if any: its last name in another block, or one like it."""
+    known, leaf = list(known), path.rpartition(".")[2]
+    same = [each for each in known if each.rpartition(".")[2] == leaf]
+    return sorted(same, key=lambda each: -difflib.SequenceMatcher(None, path, each).ratio())[:1] or nearest(path, known)
 
 
 def no_such(kind: str, name: object, known: Iterable[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainers.schema.records import Answer, Weights
+from trainers.schema.records import Answer, At, Report, Sign, Weights
 
 if TYPE_CHECKING:
     from trainers.teacher.cache import SharedFiles
@@ -19,7 +20,7 @@ class Restored:
 
     state: Path
     latest: Weights
-    best: Weights | None
+    best: Weights | None  # none before the first epoch has ended
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,23 @@ class Wiring:
 
     `arrive()`: this process works on the trial now. `claim()`, on rank 0: the number of this group of workers among
     those that Ray started for the trial, with a place of its own. `fetch(group, workdir)`: the state to go on from, or
-    None. `keep(group, path, role)`: store a file under its role (`latest`, `best`) and say where.
-    `answer(epoch)`: the driver's answer to the report of an epoch. `stored`: the last epoch whose record it has before
-    the first report. `shared`: files that the trials of all studies have in common, or None.
+    None. `keep(group, path, role, at, stored)`: store a file under its role (`latest`, `best`) and say where; `stored`
+    is the last epoch that the driver has. `patiently(step)`: do a step that writes to the disk, again while that is
+    full; it, `claim`, `fetch` and `keep` raise `Interrupted` when that or storage is away for too long. `alive(sign)`:
+    how far the trial is inside an epoch, every few seconds. `asked()`, on rank 0, many times inside an epoch: whether
+    the driver wants the trial to leave there, as it does when the study is paused. `report(told)`, on rank 0: the
+    driver's answer. `stored`: the last epoch whose record it has before the first report. `shared`: files that the
+    trials of all studies have in common, or None.
     """
 
     arrive: Callable[[], None]
     claim: Callable[[], int]
     fetch: Callable[[int, Path], Restored | None]
-    keep: Callable[[int, Path, str], Weights]
-    answer: Callable[[int], Answer]
+    keep: Callable[[int, Path, str, At, int], Weights]
+    report: Callable[[Report], Answer]
     provenance: Callable[[], dict[str, Any]]
+    alive: Callable[[Sign], None] = lambda sign: None
+    asked: Callable[[], bool] = lambda: False
+    patiently: Callable[[Callable[[], Any]], Any] = operator.call
     stored: int = 0
     shared: SharedFiles | None = None

@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, ParamSpec
+from urllib.parse import urlsplit
+
+from infra.services import proxy_to
 
 HERE = "this machine"
 State = Literal["ok", "warning", "failed", "skipped"]
@@ -50,6 +53,12 @@ def failed(check: str, detail: str, remedy: str) -> Diagnosis:
 def skipped(check: str, detail: str) -> Diagnosis:
     """Not asked, and why."""
     return Diagnosis(check, "skipped", detail)
+
+
+def unless_proxy(url: str, remedy: str) -> str:
+    """`remedy`, after the proxy that this process's environment sends requests for `url` through, if it does."""
+    proxy, host = proxy_to(url), urlsplit(url).hostname
+    return f"requests go by {proxy}: is {host} to be in no_proxy? Else {remedy}" if proxy else remedy
 
 
 class Failed(Exception):

@@ -9,10 +9,11 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ def check_packages() -> list[Diagnosis]:
     return rows
 
 
-def check_gpus(wanted: float = 0.0) -> list[Diagnosis]:
-    """GPUs that are visible and free. `wanted`: by one worker of the study, 0 for none."""
+def check_gpus(wanted: float = 0.0, *, minimum_driver: Callable[[str], str]) -> list[Diagnosis]:
+    """GPUs that are visible and free. `wanted`: by one worker of the study, 0 for none. `minimum_driver`: of a CUDA."""
     cards, problem = _cards()
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not cards and not wanted:
@@ -79,8 +80,11 @@ def check_gpus(wanted: float = 0.0) -> list[Diagnosis]:
         )
         if hidden is not None and not hidden.strip("-1 "):
             cause += " (CUDA_VISIBLE_DEVICES hides all)"
-        remedy = f"install an NVIDIA driver for CUDA {told.get('cuda') or '(torch here is built without)'}, give the "
-        remedy += "container its GPUs (--gpus all), or set resources.gpus_per_worker: 0"
+        remedy = "install a torch that is built with CUDA"
+        if cuda := told.get("cuda"):
+            here = ", ".join(sorted({card["driver"] for card in cards})) or "none"
+            remedy = f"install NVIDIA driver {minimum_driver(cuda)} or newer, as CUDA {cuda} needs (here: {here})"
+        remedy += ", give the container its GPUs (--gpus all), or set resources.gpus_per_worker: 0"
         row = f"the study asks for {wanted:g} GPU a worker: {cause}" if wanted else cause
         return [failed("GPUs", row, remedy) if wanted else warning("GPUs", row, remedy)]
     busy = [card for card in cards if card["used"] > BUSY_FRACTION * card["total"]]
@@ -92,12 +96,20 @@ def check_gpus(wanted: float = 0.0) -> list[Diagnosis]:
     return [ok("GPUs", f"{names}: free, visible to torch")]
 
 
+def gpus_here() -> int:
+    """How many GPUs a process of this machine may use."""
+    cards, visible = len(_cards()[0]), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return cards
+    return min(cards, len([each for each in visible.split(",") if each.strip() not in ("", "-1")]))
+
+
 def _cards() -> tuple[list[dict[str, Any]], str]:
     """(GPUs with memory in MiB, why there are none)."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return [], "no GPU (no nvidia-smi here)"
-    query = ["--query-gpu=index,name,memory.total,memory.used", "--format=csv,noheader,nounits"]
+    query = ["--query-gpu=index,name,memory.total,memory.used,driver_version", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run([tool, *query], capture_output=True, text=True, timeout=TOOL_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -106,9 +118,8 @@ def _cards() -> tuple[list[dict[str, Any]], str]:
         return [], f"nvidia-smi: {' '.join((done.stdout + done.stderr).split())[:200]}"
     rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
     try:
-        return [{"index": row[0], "name": row[1], "total": float(row[2]), "used": float(row[3])} for row in rows], (
-            "" if rows else "no GPU"
-        )
+        return [{"index": row[0], "name": row[1], "total": float(row[2]), "used": float(row[3]), "driver": row[4]}
+                for row in rows], "" if rows else "no GPU"  # fmt: skip
     except (ValueError, IndexError):
         return [], f"nvidia-smi: not understood: {done.stdout[:200]}"
 
@@ -192,6 +203,34 @@ def open_ports(marks: Iterable[str] = ()) -> dict[str, set[str]]:
             program = name.strip(":").rpartition(":")[2].rpartition("/")[2]
             found.setdefault(program, set()).add(f"{host}:{connection.laddr.port}")
     return found
+
+
+# In a home: what holds secrets.
+PRIVATE = (
+    "secrets.json", "ray_token", "metrics_token", "mlflow/basic_auth.ini", "seaweedfs/s3.json",
+    "seaweedfs/security.toml", "seaweedfs/tls/key.pem",
+)  # fmt: skip
+
+
+def check_secret_files(home: Path, others: Iterable[Path] = ()) -> list[Diagnosis]:
+    """Whether files with secrets, of the home and `others`, belong to us and are closed to everybody else."""
+    rows, there = [], [path for path in (*(home / name for name in PRIVATE), *others) if path.is_file()]
+    for path in there:
+        found = path.stat()
+        if found.st_uid not in (os.geteuid(), 0):
+            cause, remedy = "belongs to another user, who can read and replace it", f"chown {os.geteuid()} {path}"
+        elif open_to := stat.S_IMODE(found.st_mode) & 0o077:
+            cause = f"has mode {stat.S_IMODE(found.st_mode):04o}: others may {_rights(open_to)} it"
+            remedy = f"chmod 600 {path}, and make its secrets anew if others were here"
+        else:
+            continue
+        rows.append(failed("secret files", f"{path} {cause}", remedy))
+    return rows or [ok("secret files", f"{len(there)}, closed to everybody else")]
+
+
+def _rights(mode: int) -> str:
+    named = {0o044: "read", 0o022: "write", 0o011: "run"}
+    return " and ".join(word for bits, word in named.items() if mode & bits)
 
 
 def check_ports(marks: Iterable[str] = (), *, token: bool) -> list[Diagnosis]:

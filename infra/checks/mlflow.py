@@ -10,14 +10,15 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPMessage
 from typing import Any
 
-from infra.checks.diagnosis import Diagnosis, Failed, check, ok, warning
+from infra.checks.diagnosis import Diagnosis, Failed, check, ok, unless_proxy, warning
 from infra.checks.s3 import clock_finding
+from infra.errors import UserError
 from infra.services import Services
 
 MLFLOW = "MLflow"
@@ -49,7 +50,8 @@ class _Server:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.uri.rstrip("/") + path, data=data, headers=headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            opener = urllib.request.build_opener()  # the proxies of now; urlopen's are those of its first call
+            with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
                 return answer.read(1_000_000).decode(errors="replace"), answer.headers
         except urllib.error.HTTPError as error:
             raise _Refused(error.code, error.read(2000).decode(errors="replace")) from None
@@ -74,9 +76,10 @@ def check_mlflow(services: Services) -> Iterator[Diagnosis]:
         _, headers = server.ask("/health")
         heard = time.time()
     except _Refused as error:
-        raise Failed(MLFLOW, f"{uri} answers, but not as MLflow does ({error})", "set MLFLOW_TRACKING_URI") from None
+        remedy = unless_proxy(uri, "set MLFLOW_TRACKING_URI")
+        raise Failed(MLFLOW, f"{uri} answers, but not as MLflow does ({error})", remedy) from None
     except AWAY as error:
-        remedy = "start the server, or set MLFLOW_TRACKING_URI; for embedded services: agft stack up"
+        remedy = unless_proxy(uri, "start the server, or set MLFLOW_TRACKING_URI; for embedded services: agft stack up")
         raise Failed(MLFLOW, f"{uri} does not answer: {getattr(error, 'reason', error)}", remedy) from None
     if date := headers.get("date"):
         yield clock_finding("MLflow", parsedate_to_datetime(date).timestamp() + 0.5 - heard, precision=1.0)
@@ -89,12 +92,31 @@ def check_mlflow(services: Services) -> Iterator[Diagnosis]:
         raise Failed(MLFLOW, detail, "look at the server's log and its database") from None
 
 
-def _check_rights(server: _Server) -> None:
-    """`Failed` unless we may read and write."""
+def require_mlflow(services: Services, say: Callable[[str], None]) -> None:
+    """Before a study starts: `UserError` where a server refuses us for good, or is none of MLflow's.
+
+    One that is away is only mentioned: the study sends its records once it answers.
+    """
+    server = _server(services)
+    try:
+        _may_read(server)
+    except Failed as failure:
+        raise UserError(f"{failure}: {failure.diagnosis.remedy}") from None
+    except AWAY as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())[:200]
+        say(unless_proxy(server.uri, f"MLflow at {server.uri} does not answer ({reason}): its records are sent later"))
+
+
+def _may_read(server: _Server) -> None:
+    """`Failed` unless we may read; one of `AWAY` where nobody answers, or only for now not."""
     uri, user = server.uri, server.user
     try:
-        server.ask(EXPERIMENTS)
+        text, _ = server.ask(EXPERIMENTS)
+        if not text.lstrip().startswith("{"):
+            raise _not_mlflow(uri)
     except _Refused as error:
+        if error.code >= 500 or error.code in (408, 429):
+            raise OSError(str(error)) from None
         if error.code == 401:
             who = f"refuses the password of user {user!r}" if user else "demands a user"
             remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -102,7 +124,19 @@ def _check_rights(server: _Server) -> None:
         if error.code == 403 and "host" in error.body.lower():
             remedy = "start the server with this name in MLFLOW_SERVER_ALLOWED_HOSTS"
             raise Failed(MLFLOW, f"{uri} refuses to be called by this name (403)", remedy) from None
+        if error.body.lstrip().startswith("<") or error.code == 404:
+            raise _not_mlflow(uri) from None
         raise Failed(MLFLOW, f"{uri}: reading: {error}", "look at the server's log") from None
+
+
+def _not_mlflow(uri: str) -> Failed:
+    return Failed(MLFLOW, f"{uri} answers, but not as MLflow does", unless_proxy(uri, "set MLFLOW_TRACKING_URI"))
+
+
+def _check_rights(server: _Server) -> None:
+    """`Failed` unless we may read and write."""
+    _may_read(server)
+    uri, user = server.uri, server.user
     name = f"agft-doctor-{secrets.token_hex(8)}"
     try:  # a registered model, unlike a run or an experiment, is really gone once it is deleted
         server.ask(f"{API}registered-models/create", {"name": name}, method="POST")

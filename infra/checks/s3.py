@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
-from infra.checks.diagnosis import Diagnosis, Failed, check, failed, ok, warning
+from infra.checks.diagnosis import Diagnosis, Failed, check, failed, ok, unless_proxy, warning
 from infra.errors import ServiceError
-from infra.storage import impatient_client, s3_errors
+from infra.s3 import KEYS_REMEDY, impatient_client, s3_errors
 
 DOCTOR_PREFIX = ".agft/doctor"
 S3 = "S3"
@@ -65,9 +65,12 @@ def check_s3(bucket: str) -> Iterator[Diagnosis]:
             raise Failed(S3, f"{endpoint}: a deleted object is still listed", "switch object locks off for the bucket")
     except ClientError as error:
         raise _refused(error, step, endpoint, bucket) from None
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise Failed(S3, _short(error), KEYS_REMEDY) from None
     except BotoCoreError as error:
         reason = _short(error).partition(': "http')[0]
         remedy = "start the store, or set AWS_ENDPOINT_URL; for embedded services: agft stack up"
+        remedy = unless_proxy(endpoint, remedy)
         raise Failed(S3, f"{endpoint} does not answer: {reason}", remedy) from None
     finally:
         _clean(client, bucket, base)
@@ -80,9 +83,8 @@ def check_s3(bucket: str) -> Iterator[Diagnosis]:
 def _refused(error: ClientError, step: str, endpoint: str, bucket: str) -> Failed:
     code = error.response.get("Error", {}).get("Code", "")
     if not error.response.get("Error", {}).get("Message") and code.isdigit():
-        return Failed(
-            S3, f"{endpoint} answers ({code}), but not as S3 does", "set AWS_ENDPOINT_URL to the store's address"
-        )
+        remedy = unless_proxy(endpoint, "set AWS_ENDPOINT_URL to the store's address")
+        return Failed(S3, f"{endpoint} answers ({code}), but not as S3 does", remedy)
     if code == "NoSuchBucket":
         return Failed(
             S3, f"{endpoint}: there is no bucket {bucket!r}", "create it, or set AGFT_BUCKET to one that is there"

@@ -6,7 +6,9 @@ It ends with the process that called `connect`, also when that process is killed
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import itertools
 import logging
 import os
 import secrets
@@ -15,6 +17,9 @@ import socket
 import stat
 import sys
 import tempfile
+import threading
+import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +27,17 @@ from typing import Any
 
 import psutil
 
+from infra.cluster import raw_output, watch
 from infra.errors import ServiceError, UserError
 from infra.services import default_home
 from infra.stack import processes
 
+log = logging.getLogger("agft")
 Resources = Mapping[str, float]  # Ray's names: CPU, GPU, memory in bytes, or custom ones
 
 # Read by Ray's processes and by ours; a value that is already in the environment stays.
 SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # the default lets one report through in 2 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # a lost worker, and a seat's end, are noticed so soon; default 2 s
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's ends in a hard kill
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files for each trial
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -39,15 +46,18 @@ SETTINGS = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
 LOCAL_SETTINGS = {
-    "RAY_worker_maximum_startup_concurrency": "8",  # a nested trial is 7 processes; fewer at once only draws warnings
+    "RAY_worker_maximum_startup_concurrency": "8",  # a seat is 7 processes; fewer at once only draws warnings
     "OMP_WAIT_POLICY": "PASSIVE",  # workers that share cores must not burn them waiting: 2 to 5 times the speed here
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one actor less for each trial
+    "RAY_max_kill_memory_buffer_bytes": "0",  # short of memory, kill the newest process, not all up to a spare gigabyte
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # "no clusters here": makes Ray bind loopback only
     "AUTOSCALER_METRIC_PORT": "-1",  # these two would answer without the token; Ray notes in its log that it cannot
     "DASHBOARD_METRIC_PORT": "-1",
 }
 TOKEN_FILE = "ray_token"
+STARTS_AGAIN = 3
 LEAVE_SECONDS = 10.0
+LEAVE_ALIVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -89,36 +99,69 @@ def connect(*, num_cpus: float | None = None, log_to_driver: bool = False) -> Cl
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": log_to_driver}
     try:
         if address:
-            _check_address(address)
-            ray.init(address=address, **_job_settings(), **quiet)
+            ray.init(address=_reachable(address), **_job_settings(), **quiet)
         else:
-            _reread_settings()
-            _mark = f"ray:{os.getpid()}:{secrets.token_hex(4)}"
-            os.environ[processes.MARKER] = _mark  # inherited by the cluster's processes, to find stragglers
-            try:
-                ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    include_dashboard=True,  # without it stopped trials leak their placement groups
-                    dashboard_host="127.0.0.1",
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=str(_private_folder() / "ray"),
-                    **quiet,
-                )
-            finally:
-                del os.environ[processes.MARKER]
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ServiceError(f"Ray at {address or 'this machine'}: {' '.join(str(error).split())[:500]}") from error
-    return _describe(ray, local=not address)
+            _start_here(num_cpus, quiet)
+    except Exception as error:  # Ray raises whatever comes, a bare `Exception` on a busy machine
+        reason, told = " ".join(str(error).split())[:300], raw_output.note(traceback.format_exc())
+        where = f"Ray at {address}" if address else f"Ray does not start on this machine, which has {_strain()}"
+        raise ServiceError(f"{where}: {reason} (all of it: {told})") from error
+    made = _describe(ray, local=not address)
+    watch.start(made.address, ray.get_runtime_context().get_node_id())
+    return made
+
+
+def _start_here(num_cpus: float | None, quiet: Mapping[str, Any]) -> None:
+    """Start the local cluster; tried again where it does not come up, as on a machine that is too busy."""
+    global _mark
+    import ray
+
+    _reread_settings()
+    for tried in itertools.count(1):
+        _mark = f"ray:{os.getpid()}:{secrets.token_hex(4)}"
+        os.environ[processes.MARKER] = _mark  # inherited by the cluster's processes, to find stragglers
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=True,  # without it stopped trials leak their placement groups
+                dashboard_host="127.0.0.1",
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(_private_folder() / "ray"),
+                **quiet,
+            )
+            return
+        except Exception as error:
+            disconnect()
+            if tried > STARTS_AGAIN or isinstance(error, ServiceError | ValueError):
+                raise
+            log.warning("Ray did not start (%s); trying again", " ".join(str(error).split())[:200])
+            time.sleep(tried)
+        finally:
+            os.environ.pop(processes.MARKER, None)
+
+
+def _strain() -> str:
+    """How busy this machine is: on one that has much else to do Ray's own time limits run out."""
+    free = psutil.virtual_memory().available / 2**30
+    return f"a load of {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores and {free:.1f} GB of free memory"
 
 
 def disconnect() -> None:
     """Leave the cluster; a local one is ended with all its processes, at the latest after some 10 s."""
     global _mark
+    gone = watch.lost()
+    watch.stop()  # first: a node that we end ourselves is not lost, however long it takes
+    if gone and _mark is not None:
+        processes.terminate(_mark, grace_seconds=0.0)  # first: a head that hangs would keep Ray waiting
     if "ray" in sys.modules:
         import ray
 
-        ray.shutdown()
+        leaving = threading.Thread(target=ray.shutdown, name="agft-ray-leaves", daemon=True)
+        leaving.start()
+        leaving.join(LEAVE_SECONDS if gone else LEAVE_ALIVE_SECONDS)
+        if leaving.is_alive():
+            atexit.register(os._exit, 1)  # Ray's own handler at the exit would wait for ever
     if _mark is not None:
         processes.wait_gone(_mark, LEAVE_SECONDS)
         processes.terminate(_mark, grace_seconds=1.0)
@@ -230,21 +273,40 @@ def _job_settings() -> dict[str, Any]:
     return {"runtime_env": {"env_vars": {name: os.environ[name] for name in SETTINGS}}}
 
 
-def _check_address(address: str) -> None:
-    """Fail in seconds when nobody listens at `host:port`; Ray itself tries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+def _reachable(address: str) -> str:
+    """`address`, `auto` as what it stands for. Fails in seconds when no head answers there; Ray tries for minutes."""
+    found = address
+    if address == "auto":
+        found = importlib.import_module("ray._private.services").canonicalize_bootstrap_address_or_die(address)
+    host, _, port = found.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
+        if not found.startswith("ray://") and not watch.answers(found):
+            raise ConnectionError(f"the head at {found} does not answer")
+    return found
 
 
 def _use_token(home: Path) -> None:
     """Demand the home's token (made once, mode 0600) on every port; whoever has it can run code here."""
+    kept_token(home)
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(home / TOKEN_FILE)
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+
+
+def kept_token(home: Path) -> str:
+    """The home's token for Ray, made once and kept with mode 0600."""
     path = home / TOKEN_FILE
     if not path.exists():
         processes.write_private(path, secrets.token_hex(32))
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
-    os.environ.pop("RAY_AUTH_TOKEN", None)
+    return path.read_text().strip()
+
+
+def cluster_environment(home: Path) -> dict[str, str]:
+    """What Ray's nodes and the terminals that submit to them must be started with; holds the token."""
+    spared = ("RAY_worker_maximum_startup_concurrency", "OMP_WAIT_POLICY")  # of LOCAL_SETTINGS, for nodes as well
+    return {**SETTINGS, **{name: LOCAL_SETTINGS[name] for name in spared}, "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": kept_token(home)}  # fmt: skip
 
 
 def _reread_settings() -> None:

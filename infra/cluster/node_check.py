@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from infra.errors import ServiceError
-from infra.services import REQUIRED
+from infra.s3 import lacking_keys
+from infra.services import missing_variables
 
 ADDRESSES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AGFT_BUCKET")  # must be the same everywhere
 PATIENCE_SECONDS = 90.0
@@ -16,13 +17,12 @@ PATIENCE_SECONDS = 90.0
 
 def environment_facts(environ: Mapping[str, str]) -> dict[str, Any]:
     """`missing`: names of variables that are not set; `digests`: of the addresses, so that no value travels."""
-    missing = [" or ".join(names) for names in REQUIRED if not any(environ.get(name) for name in names)]
     digests = {name: hashlib.sha256(environ[name].encode()).hexdigest() for name in ADDRESSES if environ.get(name)}
-    return {"missing": missing, "digests": digests}
+    return {"missing": missing_variables(environ), "digests": digests}
 
 
 def _facts_here(lacking: Callable[[], Sequence[str]]) -> dict[str, Any]:
-    return {**environment_facts(os.environ), "lacking": list(lacking())}
+    return {**environment_facts(os.environ), "lacking": [*lacking_keys(), *lacking()]}
 
 
 def check_nodes(lacking: Callable[[], Sequence[str]] = tuple) -> None:

@@ -9,7 +9,6 @@ import base64
 import importlib.metadata
 import importlib.util
 import json
-import os
 import sys
 import urllib.error
 import urllib.request
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from infra.errors import ServiceError, UserError
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
-from infra.stack.processes import write_private
+from infra.stack.processes import own_environment, write_private
 
 USERNAME = "agft"
 SECRETS = ("mlflow_password", "mlflow_server_key")
@@ -58,8 +57,7 @@ def command(port: int, *, bind: str = "127.0.0.1", runs: str = "sqlite:///mlflow
 
 def environment(folder: Path, secrets: Mapping[str, str], s3_endpoint: str) -> dict[str, str]:
     """Variables of the server process: this process's own without foreign service settings, plus the secrets."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED_PREFIXES)}
-    return kept | {
+    return own_environment(*DROPPED_PREFIXES) | {
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
         "MLFLOW_AUTH_ADMIN_USERNAME": USERNAME,
         "MLFLOW_AUTH_ADMIN_PASSWORD": secrets["mlflow_password"],
@@ -73,7 +71,6 @@ def environment(folder: Path, secrets: Mapping[str, str], s3_endpoint: str) -> d
         "AWS_ACCESS_KEY_ID": secrets["access_key"],
         "AWS_SECRET_ACCESS_KEY": secrets["secret_key"],
         "AWS_EC2_METADATA_DISABLED": "true",
-        "NO_PROXY": "*",
         "PGPASSWORD": secrets["postgres_password"],  # unused with SQLite
         "PYTHONWARNINGS": "ignore",
     }

@@ -138,6 +138,17 @@ def spawn(
     return process.pid, psutil.Process(process.pid).create_time()
 
 
+def own_environment(*dropped: str) -> dict[str, str]:
+    """This process's variables for a service of ours, which talks to nobody but services of ours: without those that
+    begin with one of `dropped`, and without proxies."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(dropped) and not name.lower().endswith("_proxy")
+    }
+    return kept | {"NO_PROXY": "*", "no_proxy": "*"}
+
+
 def alive(started: Started | None) -> bool:
     """Whether that very process still runs (a zombie does not)."""
     if started is None:

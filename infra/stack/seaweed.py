@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from cryptography import x509
@@ -33,7 +34,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from infra.errors import ServiceError, UserError
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
-from infra.stack.processes import write_private
+from infra.stack.processes import own_environment, write_private
 
 # A private certificate authority for one machine: it lets the parts of the embedded S3 store recognise each other.
 
@@ -185,9 +186,7 @@ def sockets(ports: Mapping[str, int]) -> list[Path]:
 
 def environment() -> dict[str, str]:
     """Variables of the process: this one's own, without settings that `weed` or the AWS SDK in it would obey."""
-    dropped = ("WEED_", "AWS_", "S3_", "RAY_", "MLFLOW_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    return kept | {"NO_PROXY": "*"}
+    return own_environment("WEED_", "AWS_", "S3_", "RAY_", "MLFLOW_")
 
 
 def endpoint(ports: Mapping[str, int], bind: str = "127.0.0.1") -> str:
@@ -202,13 +201,23 @@ def version() -> str:
     return found[0] if found else "?"
 
 
+def _session() -> botocore.session.Session:
+    """A session that hears nothing of the user's environment and files: a profile that is missing would end it."""
+    files = {"config_file": os.devnull, "credentials_file": os.devnull}
+    settings = {
+        name: (key, None, files.get(name, default), convert)
+        for name, (key, _variable, default, convert) in botocore.session.Session.SESSION_VARIABLES.items()
+    }
+    return botocore.session.Session(session_vars=settings)
+
+
 def probe(ports: Mapping[str, int], secrets: Mapping[str, str], *, create: bool, bind: str = "127.0.0.1") -> None:
     """Read one object back with our keys; with `create`, make the bucket and that object first if they are missing.
 
     Raises `ServiceError` with the reason. The store listens before its volumes are readable, so only a read of
     bytes that passed through a volume proves that it is ready.
     """
-    client = boto3.client(
+    client = boto3.Session(botocore_session=_session()).client(
         "s3",
         endpoint_url=endpoint(ports, bind),
         region_name=DEFAULT_REGION,

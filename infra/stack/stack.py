@@ -149,8 +149,8 @@ def ports_of(home: Path) -> dict[str, dict[str, int]]:
 def _keep_up(home: Path) -> None:
     if not processes.members(_mark(home, KEEPER)):
         command = [sys.executable, "-m", "infra.stack.keeper", str(home)]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment = processes.own_environment("AWS_", "MLFLOW_", "RAY_")
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         processes.spawn(command, mark=_mark(home, KEEPER), environment=environment, folder=home, log=_log(home, KEEPER))
 
 

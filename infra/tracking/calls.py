@@ -6,6 +6,7 @@ Every function may raise whatever `mlflow` raises; `outage` and `refusal` sort t
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 
 from infra.errors import ServiceError, UserError
 from infra.failpoint import reach
+
+log = logging.getLogger("agft.tracking")
 
 LEGAL_NAME = re.compile(r"[\w.\- :/]{1,250}", re.ASCII)
 KEY_TAG = "agft.trial_key"
@@ -83,7 +86,7 @@ TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def experiment_id(client: Any, name: str) -> str:
-    """The experiment's id; created if missing, by whoever comes first."""
+    """The experiment's id; created if missing, by whoever comes first, or taken out of MLflow's trash with its runs."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -94,10 +97,11 @@ def experiment_id(client: Any, name: str) -> str:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
-        raise ServiceError(
-            f"MLflow experiment {name!r} was deleted: restore it (`mlflow experiments restore`) or rename the study"
-        )
+    if found is None:
+        raise ServiceError(f"MLflow experiment {name!r} was deleted while it was looked up")
+    if found.lifecycle_stage != "active":
+        client.restore_experiment(found.experiment_id)
+        log.warning("MLflow experiment %r was deleted: it is restored", name)
     return str(found.experiment_id)
 
 
@@ -106,8 +110,32 @@ def find_run(client: Any, experiment: str, key: str) -> Any | None:
     return next(iter(_runs(client, experiment, key)), None)
 
 
-def _runs(client: Any, experiment: str, key: str) -> list[Any]:
-    found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=50)
+def restored_run(client: Any, experiment: str, key: str) -> Any | None:
+    """The run with this key out of MLflow's trash, active again; None where there is none."""
+    from mlflow.entities import ViewType
+
+    for run in _runs(client, experiment, key, view=ViewType.DELETED_ONLY)[:1]:
+        client.restore_run(run.info.run_id)
+        log.warning("MLflow's run %r was deleted: it is restored", run.info.run_name)
+        return client.get_run(run.info.run_id)
+    return None
+
+
+def run_keys(client: Any, experiment: str, key: str) -> set[str]:
+    """The keys of the active runs of `key` and below it (`key/...`)."""
+    found: set[str] = set()
+    for pattern in (f"= '{key}'", f"LIKE '{key}/%'"):
+        token = None
+        while token != "":
+            page = client.search_runs([experiment], f"tags.`{KEY_TAG}` {pattern}", max_results=1000, page_token=token)
+            found.update(run.data.tags[KEY_TAG] for run in page)
+            token = page.token or ""
+    return found
+
+
+def _runs(client: Any, experiment: str, key: str, *, view: int | None = None) -> list[Any]:
+    told = {} if view is None else {"run_view_type": view}
+    found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=50, **told)
     return sorted(found, key=lambda run: str(run.info.run_id))
 
 
@@ -131,13 +159,13 @@ def ensure_run(
     start_time_ms: int,
     reopen: bool,
 ) -> str:
-    """The id of the one run with this key: found, or created and looked for again.
+    """The id of the one run with this key: found, if need be in MLflow's trash, or created and looked for again.
 
     When a request's answer was lost, or two drivers raced, more than one run can appear. The one with the least id
     stays, on every side, and the others are deleted; a replay brings what they held.
     """
     tags = {**tags, KEY_TAG: key} | ({"mlflow.parentRunId": parent_run_id} if parent_run_id else {})
-    run = _settled(client, experiment, key)
+    run = _settled(client, experiment, key) or restored_run(client, experiment, key)
     if run is None:
         reach("mlflow.before-create")
         created = client.create_run(experiment, start_time=start_time_ms, tags=_clipped(tags), run_name=name)
@@ -164,6 +192,21 @@ def send_settings(client: Any, run: Any, *, params: Mapping[str, str], tags: Map
 def send_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
     """Set tags that differ."""
     send_settings(client, client.get_run(run_id), params={}, tags=tags)
+
+
+VIEW_TAG = "mlflow.sharedViewState."  # of an experiment; the UI reads the state of its "share" button from it
+
+
+def send_view(client: Any, experiment: str, name: str, view: Mapping[str, Any]) -> None:
+    """Keep how the UI's list of runs opens at an address with `viewStateShareKey=name`; columns are cut to fit."""
+    text = json.dumps(view)
+    for kept in range(len(view.get("selectedColumns", ())), 0, -1):
+        if len(text) <= TAG_CHARACTERS:
+            break
+        columns = {part: view[part][: kept - 1] for part in ("selectedColumns", "columnOrder")}
+        text = json.dumps({**view, **columns})
+    if client.get_experiment(experiment).tags.get(VIEW_TAG + name) != text:
+        client.set_experiment_tag(experiment, VIEW_TAG + name, text)
 
 
 def delete_runs(client: Any, experiment: str, key: str) -> int:

@@ -122,6 +122,18 @@ def project_aliases(tracking_uri: str, name: str, wanted: Mapping[str, str | Non
     return _calling(tracking_uri, f"aliases of {name!r}", call)
 
 
+def tag_version(tracking_uri: str, name: str, key: str, tags: Mapping[str, str]) -> bool:
+    """Set tags of the version with this key; False if the registry does not have it."""
+
+    def call(client: Any) -> bool:
+        number = _registered(client, name).versions.get(key)
+        for tag, value in tags.items() if number is not None else ():
+            client.set_model_version_tag(name, str(number), tag, value[: mlflow_calls.TAG_CHARACTERS])
+        return number is not None
+
+    return _calling(tracking_uri, f"tags of {name!r}", call)
+
+
 def registered(tracking_uri: str, name: str) -> Registered:
     """The versions and aliases of a name; empty if the registry does not know it."""
     return _calling(tracking_uri, f"looking for {name!r}", lambda client: _registered(client, name))

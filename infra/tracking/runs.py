@@ -2,12 +2,14 @@
 
 Calls put operations on an in-memory queue; one thread sends them in order and repeats each until the server has
 it. The queue dies with the process, and that is fine: the study's database is the spool. After a crash the caller
-replays everything, and every operation is idempotent (runs are found by key, points carry their time stamps).
+replays everything, and every operation is idempotent (runs are found by key, points carry their time stamps). What
+somebody deletes in MLflow is taken out of its trash or made anew, and everything is replayed as well.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import random
 import tempfile
@@ -15,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -38,23 +40,36 @@ class Operation:
     what: str
     call: Callable[[], None]
     kind: Kind = "records"
+    replayed: bool = False
 
     def replaces(self, older: Operation) -> bool:
         """Whether both store the same file of the same run."""
         return self.kind == older.kind == "artifacts" and (self.key, self.what) == (older.key, older.what)
 
 
-class Tracker:
-    """One experiment's logger. Thread-safe; make one per process. Illegal names are a `UserError` at the call."""
+def view_name(key: str) -> str:
+    """Names the view of a run's list in addresses: the key may hold what stands in none."""
+    return f"agft-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
-    def __init__(self, tracking_uri: str, experiment: str) -> None:
-        self.tracking_uri, self.experiment = tracking_uri, experiment
+
+class Tracker:
+    """One experiment's logger. Thread-safe; make one per process. Illegal names are a `UserError` at the call.
+
+    `replay` says everything again that this tracker was told, from where it is stored; it is called on the tracker's
+    own thread when a run that was there is gone.
+    """
+
+    def __init__(self, tracking_uri: str, experiment: str, replay: Callable[[Tracker], None] | None = None) -> None:
+        self.tracking_uri, self.experiment, self.replay = tracking_uri, experiment, replay
         self.dropped: list[str] = []  # what the server refused for good, with its reason
         self._queue: deque[Operation] = deque()
         self._changed = threading.Condition()
         self._closing = self._kicked = False
         self._outages: set[str] = set()  # of "records" and "artifacts", which have storage of their own
         self._run_ids: dict[str, str] = {}
+        self._seen: set[str] = set()  # keys whose run we have had
+        self._lost = False  # one of them is gone
+        self._again: list[Operation] | None = None  # what a replay puts in, while it does
         self._client: Any = None
         self._experiment_id: str | None = None
         self._thread = threading.Thread(target=self._work, name="agft-tracking", daemon=True)
@@ -83,14 +98,24 @@ class Tracker:
         def call() -> None:
             parent_run_id = self._find(parent) if parent else None
             client, experiment_id = self._connected()
+            if key in self._seen:
+                self._look(key)
             run_id = mlflow_calls.ensure_run(
                 client, experiment_id, key, name=name, parent_run_id=parent_run_id, params=params, tags=tags,
                 start_time_ms=start_time_ms, reopen=reopen,
             )  # fmt: skip
-            with self._changed:
-                self._run_ids[key] = run_id
+            self._know(key, run_id)
 
         self._enqueue(Operation(key, f"run {name!r}", call))
+
+    def check(self, key: str) -> None:
+        """Look whether the runs of `key` and below are all there still, and send everything again if not."""
+
+        def call() -> None:
+            found = mlflow_calls.run_keys(*self._connected(), key)
+            self._lost = any(seen not in found for seen in self._seen if f"{seen}/".startswith(f"{key}/"))
+
+        self._enqueue(Operation(key, "whether its runs are there", call))
 
     def log(self, key: str, points: Sequence[Point]) -> None:
         """Log points to the run of `key`; sent in batches of 1000."""
@@ -141,6 +166,21 @@ class Tracker:
         found = self.run_id(key)
         return f"{self.tracking_uri}/#/experiments/{self._experiment_id}/runs/{found}" if found else None
 
+    def share_view(self, key: str, view: Callable[[str], Mapping[str, Any]]) -> None:
+        """Keep how the list of runs opens at `view_page(key)`; `view` is called with the run's id when it is sent."""
+
+        def send(client: Any, run_id: str) -> None:
+            mlflow_calls.send_view(client, self._connected()[1], view_name(key), view(run_id))
+
+        self._put(key, "view of its runs", send)
+
+    def view_page(self, key: str) -> str:
+        """Address of the list of runs as `share_view` has it; see `page` while the server has not answered yet."""
+        found = self.page()
+        if not self._experiment_id:
+            return found
+        return f"{found}?workflowType=machine_learning&viewStateShareKey={view_name(key)}"
+
     def page(self) -> str:
         """Address of the experiment's runs in the UI; of all experiments while the server has not answered yet."""
         base = f"{self.tracking_uri}/#/experiments"
@@ -175,6 +215,9 @@ class Tracker:
         with self._changed:
             if self._closing:
                 return
+            if self._again is not None and threading.current_thread() is self._thread:
+                self._again.append(replace(fresh, replayed=True))
+                return
             if (
                 fresh.kind == "artifacts"
             ):  # a newer version of a file that waits (the first may be under way) replaces it
@@ -193,13 +236,23 @@ class Tracker:
     def _find(self, key: str) -> str:
         known = self.run_id(key)
         if known is None:
-            run = mlflow_calls.find_run(*self._connected(), key)
+            run = self._look(key) or mlflow_calls.restored_run(*self._connected(), key)
             if run is None:
                 raise LookupError(f"no run has the key {key!r}; call ensure_run first")
-            known = str(run.info.run_id)
-            with self._changed:
-                self._run_ids[key] = known
+            known = self._know(key, str(run.info.run_id))
         return known
+
+    def _look(self, key: str) -> Any | None:
+        """The active run of `key`; notes it when there was one and is none any more."""
+        run = mlflow_calls.find_run(*self._connected(), key)
+        self._lost |= run is None and key in self._seen
+        return run
+
+    def _know(self, key: str, run_id: str) -> str:
+        with self._changed:
+            self._run_ids[key] = run_id
+            self._seen.add(key)
+        return run_id
 
     def _log_artifact(self, key: str, data: bytes, artifact_path: str) -> None:
         target = PurePosixPath(artifact_path)
@@ -234,10 +287,35 @@ class Tracker:
                 if retried is not operation and self._forget(operation.key):
                     retried = operation
                     continue
+                if self._replayed(operation, before=True):
+                    continue
                 self.dropped.append(f"{operation.key}: {operation.what}: {' '.join(str(error).split())[:300]}")
                 log.error("MLflow refuses a record for good: %s", self.dropped[-1])
             pause = FIRST_PAUSE_SECONDS
+            self._replayed(operation, before=False)
             self._done(operation)
+
+    def _replayed(self, operation: Operation, *, before: bool) -> bool:
+        """Whether a run was lost, so that everything is sent again: before this operation, which is then tried once
+        more, or after it. What is part of that asks for no other."""
+        lost, self._lost = self._lost, False
+        if not lost or self.replay is None or operation.replayed:
+            return False
+        log.warning("runs are gone from MLflow at %s: everything is sent again", self.tracking_uri)
+        self._again = []
+        try:
+            self.replay(self)
+        except Exception as error:  # of the store, which may be away
+            self.dropped.append(f"{operation.key}: everything again: {' '.join(str(error).split())[:300]}")
+            log.error("what MLflow lost could not be sent again: %s", self.dropped[-1])
+            return False
+        finally:
+            told, self._again = self._again, None
+        with self._changed:
+            at = 0 if before else 1
+            for each in reversed(told):
+                self._queue.insert(at, each)
+        return True
 
     def _wait_out(self, operation: Operation, reason: str, pause: float) -> None:
         """Note the outage (one warning for each) and sleep; a flush or close ends the sleep."""
@@ -255,9 +333,10 @@ class Tracker:
             self._changed.wait_for(lambda: self._closing or self._kicked, pause)
 
     def _forget(self, key: str) -> bool:
-        """Whether we knew a run of `key`: it may be deleted (a double of a race), so look once more before dropping."""
+        """Whether we knew a run of `key`, or the experiment: they may be deleted, so look once more before dropping."""
         with self._changed:
-            return self._run_ids.pop(key, None) is not None
+            known, self._experiment_id = self._experiment_id, None
+            return self._run_ids.pop(key, None) is not None or known is not None
 
     def _done(self, operation: Operation) -> None:
         with self._changed:

@@ -1,28 +1,34 @@
-"""Where a trial's bytes are: one object a role (latest, best) under a prefix that one group of workers writes to.
+"""Where a trial's bytes are: its states (latest) and best weights under a prefix that one group of workers writes to.
 
-s3://BUCKET/studies/STUDY-CREATED/trials/NUMBER/aTOKEN.GROUP/latest.safetensors   full state, replaced every epoch
-s3://BUCKET/studies/STUDY-CREATED/trials/NUMBER/aTOKEN.GROUP/best.safetensors     weights of the best epoch
+s3://BUCKET/studies/STUDY-CREATED/trials/NUMBER/aTOKEN.GROUP/latest-EPOCH-BEST-SHA256.safetensors   its state;
+                                                 inside an epoch latest-EPOCH+STEPS-BEST-SHA256.safetensors
+s3://BUCKET/studies/STUDY-CREATED/trials/NUMBER/aTOKEN.GROUP/best-EPOCH-EPOCH-SHA256.safetensors    best weights
 s3://BUCKET/studies/STUDY-CREATED/logs/...       what its drivers printed
 s3://BUCKET/models/NAME/VERSION/...              promoted, never changed
 s3://BUCKET/models/NAME/HEAD.json                which version is the champion
-s3://BUCKET/scratch/STUDY-CREATED/...            Ray's own files and claims of groups, deleted with the study's end
+s3://BUCKET/scratch/STUDY-CREATED/...            claims of groups, deleted with the study's end
 s3://BUCKET/teacher/KEY.safetensors              a frozen model's embeddings of a training set, for all studies; may be
                                                  deleted at any time
 
 TOKEN is the driver's lease, GROUP counts the groups of workers that one driver started for the trial: Ray starts a new
 group when it believes the old one dead, and a machine that is only cut off from Ray may still reach S3.
+
+A name holds its epoch, the epoch whose weights are the best ones by then, and the first digits of its SHA-256: what was
+replaced, cut short, altered or deleted is seen whatever the store knows of it. The last two states are kept, with the
+best weights of each: of a damaged one, the one before is taken.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra import storage
-from infra.errors import ChecksumMismatch, Conflict, Missing
-from trainers.schema.records import Weights
+from infra.errors import ChecksumMismatch, Conflict, Missing, ServiceError
+from trainers.schema.records import At, Weights
 from trainers.wiring import Restored
 
 log = logging.getLogger("agft")
@@ -36,7 +42,7 @@ def study_prefix(bucket: str, slug: str) -> str:
 
 
 def scratch_prefix(bucket: str, slug: str) -> str:
-    """URI of Ray's own files of a study, without a closing slash."""
+    """URI of what a study needs only while it runs, without a closing slash."""
     return f"s3://{bucket}/scratch/{slug}"
 
 
@@ -55,42 +61,123 @@ def group_prefix(attempt: str, group: int) -> str:
     return f"{attempt}.{group:03d}"
 
 
-def _object(prefix: str, role: str) -> str:
-    return f"{prefix}/{role}.safetensors"
+@dataclass(frozen=True)
+class _File:
+    """An object of a trial, by what its name says; `digits`: the first of its SHA-256."""
+
+    uri: str
+    group: str  # its prefix: later ones sort after earlier ones
+    role: str
+    at: At
+    digits: str
+
+    def check(self, sha256: str | None) -> None:
+        """`ChecksumMismatch` if that is not the content's SHA-256."""
+        if sha256 is None or not sha256.startswith(self.digits):
+            raise ChecksumMismatch(f"{self.uri}: has SHA-256 {sha256}, its name says {self.digits}...")
 
 
-def _weights(stored: storage.StoredObject) -> Weights:
-    """A store that forgets metadata is read for the SHA-256."""
-    sha256 = stored.sha256 or storage.hash_object(stored.uri)
-    return Weights(uri=stored.uri, sha256=sha256, bytes=stored.size)
+State = Mapping[str, _File]  # role -> file; without `best` where there are none
+NAME = re.compile(
+    r"(?P<group>.*)/(?P<role>latest|best)-(?P<epoch>\d+)(\+(?P<steps>\d+))?-(?P<best>\d+)-(?P<digits>[0-9a-f]{16})\.safetensors"
+)
 
 
-def keep_file(attempt: str, group: int, path: Path, role: str) -> Weights:
-    """Store a file under its role where only this group of workers writes; one PUT, so the object is always whole."""
+def _name(role: str, at: At, sha256: str) -> str:
+    within = f"+{at.steps:07d}" if at.steps else ""
+    return f"{role}-{at.epoch:05d}{within}-{at.best:05d}-{sha256[:16]}.safetensors"
+
+
+def _states(prefix: str, *, but: str = "") -> list[State]:
+    """What can be gone on from below `prefix` but not below `but`, the newest first: a state with its best
+    weights, or without them where they are gone."""
+    found = [NAME.fullmatch(stored.uri) for stored in storage.list_objects(f"{prefix}/")]
+    files = [
+        _File(m[0], m["group"], m["role"], At(int(m["epoch"]), int(m["best"]), int(m["steps"] or 0)), m["digits"])
+        for m in found
+        if m and m["group"] != but
+    ]
+    files.sort(key=lambda each: (each.group, each.at.epoch, each.at.steps))
+    states: list[State] = []
+    for latest in (each for each in reversed(files) if each.role == "latest"):
+        wanted = (latest.group, "best", latest.at.best)
+        best = [each for each in files if (each.group, each.role, each.at.epoch) == wanted]
+        states.append({"latest": latest} | ({"best": best[-1]} if best else {}))
+    return states
+
+
+def keep_file(attempt: str, group: int, path: Path, role: str, at: At, stored: int) -> Weights:
+    """Store a file where only this group of workers writes; one PUT, so the object is always whole.
+
+    Of this group's older ones stay what belongs to the state before, and to epoch `stored`, the last one on record.
+    """
     assert role in ROLES, role
-    return _weights(storage.put_file(path, _object(group_prefix(attempt, group), role)))
+    prefix, sha256 = group_prefix(attempt, group), storage.hash_file(path)
+    kept = storage.put_file(path, f"{prefix}/{_name(role, at, sha256)}", sha256=sha256)
+    if role == "latest":
+        try:
+            _delete_older(prefix, stored)
+        except ServiceError as error:  # it is deleted with the trial's end
+            log.warning("%s: older checkpoints could not be deleted: %s", prefix, error)
+    return Weights(uri=kept.uri, sha256=sha256, bytes=kept.size)
 
 
-def claim_group(bucket: str, slug: str, number: int, token: int, known: Mapping[str, str] | None = None) -> int:
+def _delete_older(prefix: str, stored: int) -> None:
+    states = _states(prefix)
+    ended = [state for state in states if not state["latest"].at.steps]
+    on_record = next((state for state in ended if state["latest"].at.epoch <= stored), {})
+    needed = {each.uri for state in (*states[:2], on_record) for each in state.values()}
+    for old in {each.uri for state in states for each in state.values()} - needed:
+        storage.delete(old)
+
+
+def claim_group(
+    bucket: str, slug: str, number: int, token: int, known: Mapping[str, Weights] | None = None,
+    say: Callable[[str], None] = log.warning,
+) -> int:  # fmt: skip
     """Take the next group's prefix, which nobody else writes to, and copy there what the trial goes on from.
 
-    Called by one process of a group, before all of them `fetch_state`. `known`: role -> URI of what the study has on
-    record, used where the trial's prefix holds nothing: an imported study's files lie under the prefix of the study
-    that it was exported from.
+    Called by one process of a group, before all of them `fetch_state`. `known`: role -> what the study has on record,
+    used where the trial's prefix holds nothing: an imported study's files lie under the prefix of the study that it was
+    exported from. `say` is told of a state that is not whole any more; the one before it is taken.
     """
     group = 1
     while not _is_first(f"{scratch_prefix(bucket, slug)}/claims/{number}/a{token:06d}.{group:03d}"):
         group += 1
     trial, own = trial_prefix(bucket, slug, number), group_prefix(attempt_prefix(bucket, slug, number, token), group)
-    if storage.head(_object(own, "latest")) is not None:
+    if _states(own):
         return group  # the store ignores conditions: this is the place of the group before, and its state is the newest
-    copied: dict[str, storage.StoredObject] = {}
+    copied: State = {}
+    damaged: list[State] = []
     # Until nothing changes: a group that Ray gave up may be writing.
-    while (found := _newest(trial, known, but=own)) != copied:
-        for role, stored in found.items():
-            storage.copy(stored.uri, _object(own, role))
-        copied = found
+    while (found := next((each for each in _states(trial, but=own) if each not in damaged), {})) != copied:
+        try:
+            _copy(found, own)
+            copied = found
+        except (ChecksumMismatch, Missing) as error:
+            damaged.append(found)
+            say(f"a damaged checkpoint is passed over, and the one before it is taken: {error}")
+    if not copied and known and "latest" in known:
+        try:
+            _copy({role: _File(w.uri, "", role, At(0, 0), w.sha256[:16]) for role, w in known.items()}, own)
+        except (ChecksumMismatch, Missing) as error:
+            say(f"no checkpoint is left to go on from, so the trial starts anew: {error}")
     return group
+
+
+def _copy(state: State, own: str) -> None:
+    """Below the prefix `own`, the state last; `ChecksumMismatch` or `Missing` if a part of it is not whole."""
+    roles = [role for role in ("best", "latest") if role in state]
+    if state["latest"].at.best and "best" not in state:
+        raise Missing(f"{state['latest'].uri}: the best weights beside it are gone")
+    for role in roles:
+        file = state[role]
+        copy = f"{own}/{_name(role, file.at, file.digits)}"
+        try:
+            file.check(storage.copy(file.uri, copy).sha256)
+        except ChecksumMismatch:
+            storage.delete(copy)
+            raise
 
 
 def _is_first(uri: str) -> bool:
@@ -101,35 +188,34 @@ def _is_first(uri: str) -> bool:
     return True
 
 
-def _newest(trial: str, known: Mapping[str, str] | None, *, but: str) -> dict[str, storage.StoredObject]:
-    """Role -> what the newest group left, not looking below the prefix `but`; empty where there is no state."""
-    found: dict[str, storage.StoredObject] = {}
-    for stored in sorted(storage.list_objects(f"{trial}/"), key=lambda item: item.uri):
-        if stored.uri.rpartition("/")[0] != but:
-            found[Path(stored.uri).stem] = stored  # the highest token and group come last and win
-    for role, uri in (known or {}).items() if not found else ():
-        stored_before = storage.head(uri)
-        if stored_before is not None:
-            found[role] = stored_before
-    return found if "latest" in found else {}
-
-
 def fetch_state(attempt: str, group: int, workdir: Path) -> Restored | None:
     """The state that `claim_group` found, checked against its SHA-256, with the best weights; None for a new trial."""
-    own = group_prefix(attempt, group)
-    latest, best = storage.head(_object(own, "latest")), storage.head(_object(own, "best"))
-    if latest is None:
-        return None
-    state = workdir / "resume.safetensors"
-    storage.get_file(latest.uri, state, sha256=latest.sha256)
-    return Restored(state=state, latest=_weights(latest), best=_weights(best) if best else None)
+    path = workdir / "resume.safetensors"
+    for state in _states(group_prefix(attempt, group)):
+        try:
+            best = storage.head(state["best"].uri) if "best" in state else None
+            if best is None and state["latest"].at.best:
+                continue
+            latest = storage.get_file(state["latest"].uri, path)
+            state["latest"].check(latest.sha256)
+        except ChecksumMismatch as error:
+            log.warning("%s", error)
+            continue
+        return Restored(state=path, latest=_weights(latest), best=None if best is None else _weights(best))
+    return None
+
+
+def _weights(stored: storage.StoredObject) -> Weights:
+    """A store that forgets metadata is read for the SHA-256."""
+    sha256 = stored.sha256 or storage.hash_object(stored.uri)
+    return Weights(uri=stored.uri, sha256=sha256, bytes=stored.size)
 
 
 def delete_superseded(trial: str, kept: Mapping[str, str]) -> None:
     """Of a trial that has ended, keep one object a role: what is on record (`kept`: role -> URI), else the newest."""
-    found = sorted(storage.list_objects(f"{trial}/"), key=lambda item: item.uri)
-    keep = {**{Path(stored.uri).stem: stored.uri for stored in found}, **kept}.values()
-    for stored in found:
+    newest = next((state for state in _states(trial)), {})
+    keep = {**{role: file.uri for role, file in newest.items()}, **kept}.values()
+    for stored in storage.list_objects(f"{trial}/"):
         if stored.uri not in keep:
             storage.delete(stored.uri)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from study.console import Say, say
 from study.errors import StudyFailed, UserError
 from study.session import storage_here
 from study.spec.config import StudyConfig
-from trainers.data import DATASETS, ZERO_SHOT_15, DatasetEntry, dataset_entry, not_ready, safe_name
+from trainers.data import DATASETS, ZERO_SHOT_15, DatasetEntry, dataset_entry, safe_name
 from trainers.data.fetch.web import Unreachable
 from trainers.data.prepared.shards import MANIFEST, differences, read_manifest
 from trainers.data.progress import Progress, bytes_done
@@ -27,18 +26,10 @@ GROUPS = ("paper", "other", "drawn")  # of the papers' tables, read from files a
 STATES = {"drawn": "built in", "prepared": "prepared", "raw": "files here", "missing": "missing"}
 
 
-def reach_storage(to: str | None, home: Path) -> None:
-    """Where prepared sets are in S3, point this process at it."""
+def reach_storage(to: str | None, home: Path, *, start: bool = True) -> None:
+    """Where prepared sets are in S3, point this process at it; `start`: False for what only reads."""
     if (to or prepared_place()).startswith(S3):
-        storage_here(home, say)
-
-
-def check_ready(spec: StudyConfig) -> None:
-    """Refuse a study whose datasets cannot be loaded here; on another cluster, its first task says the same."""
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    if problems := not_ready(named_sets(spec)):
-        raise UserError("\n".join(problems))
+        storage_here(home, say, start=start)
 
 
 def named_sets(spec: StudyConfig) -> dict[str, str]:
@@ -89,8 +80,10 @@ def _entries(names: Sequence[str]) -> list[DatasetEntry]:
     return entries
 
 
-def prepare_datasets(names: Sequence[str], *, to: str | None, fetching: bool, workers: int | None) -> None:
-    """Prepare sets one after the other; what is done already is left alone."""
+def prepare_datasets(
+    names: Sequence[str], *, to: str | None, fetching: bool, workers: int | None, tell: Callable[[str], None]
+) -> dict[str, str]:
+    """Prepare sets one after the other; what is done already is left alone. Where each is, by name."""
     root, place = data_root(), (to or prepared_place()).rstrip("/")
     if is_remote(place) and not place.startswith(S3):
         raise UserError(f"{'--to' if to else 'AGFT_PREPARED'}: {place}: neither a folder nor an s3:// address")
@@ -109,9 +102,10 @@ def prepare_datasets(names: Sequence[str], *, to: str | None, fetching: bool, wo
         except OSError as error:
             raise StudyFailed(f"{entry.name}: {error.filename or here}: {error.strerror or error}; what is finished is "
                               "kept, the same command goes on") from error  # fmt: skip
-        click.echo(f"{entry.name}: ready in {set_at(place, entry)}")
+        tell(f"{entry.name}: ready in {set_at(place, entry)}")
     if place != prepared_place():
-        click.echo(f"to use them there: export AGFT_PREPARED={place}")
+        tell(f"to use them there: export AGFT_PREPARED={place}")
+    return {entry.name: str(set_at(place, entry)) for entry in entries}
 
 
 def _is_prepared(entry: DatasetEntry, here: Path) -> bool:

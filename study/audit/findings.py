@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from study.console import counted
+
 SHOWN = 200  # characters of a value in a message
 ROUNDING = 1e-12  # of a mean: the order of a sum may differ by version and machine, a count may not
 
@@ -76,11 +78,6 @@ class Audit:
 def sentence(error: Exception) -> str:
     """What went wrong, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
-
-
-def counted(number: int, kind: str) -> str:
-    """`1 trial`, `2 trials`."""
-    return f"{number} {kind if number != 1 else kind.removesuffix('s')}"
 
 
 def same(one: Any, other: Any) -> bool:

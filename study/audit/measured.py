@@ -8,17 +8,17 @@ from typing import Any
 from study.audit.findings import ROUNDING, Finding
 from study.spec.config import StudyConfig
 from study.store.rows import TrialRow
-from trainers.schema.records import Accuracies, EpochRecord, Score, accuracy_of, standing
-from trainers.schema.training import Goal
+from trainers.schema.records import GAP_UNIT, Accuracies, EpochRecord, Score, accuracy_of, standing
+from trainers.schema.training import ACCURACIES, CALIBRATIONS, Goal
 from trainers.schema.units import eps_label
 
-METRICS = ("clean_accuracy", "robust_accuracy")
+METRICS = (*ACCURACIES, *CALIBRATIONS)
 Datasets = Mapping[str, Mapping[str, Score]]
 
 
-def near(one: float, other: float) -> bool:
-    """Whether two means are the same but for rounding."""
-    return abs(one - other) <= ROUNDING
+def near(one: float | None, other: float | None) -> bool:
+    """Whether two means are the same but for rounding; what was not measured is nowhere."""
+    return one == other if one is None or other is None else abs(one - other) <= ROUNDING
 
 
 def counts(datasets: Datasets, path: str, **place: Any) -> Iterator[Finding]:
@@ -30,7 +30,11 @@ def counts(datasets: Datasets, path: str, **place: Any) -> Iterator[Finding]:
             for each in ("correct", "robust"):
                 if getattr(score, each) > score.total:
                     yield Finding(f"{where}.{each}", getattr(score, each), score.total, "at most total", **place)
-            for each in ("correct", "total"):
+            for each in ("clean_gap", "robust_gap"):
+                if (getattr(score, each) or 0) > score.total * GAP_UNIT:
+                    yield Finding(f"{where}.{each}", getattr(score, each), score.total * GAP_UNIT, "at most 1 an image",
+                                  **place)  # fmt: skip
+            for each in ("correct", "total", "clean_gap"):
                 own, other = getattr(score, each), getattr(first, each)
                 if own != other:
                     yield Finding(f"{where}.{each}", own, other, "the same images at every radius", **place)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.edge import ANSWERED, FILE, answer, database, hear_interrupts, home
+from study.cli.edge import ANSWERED, FILE, answer, database, hear_interrupts, home, json_option, tell, told
 from study.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,13 +28,17 @@ if TYPE_CHECKING:
 @click.option("--working-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Send this code along.  [default: what the nodes have installed]")  # fmt: skip
 @click.option("--follow", is_flag=True, help="Show what the driver prints, until it ends.")
+@json_option
 def submit(
-    file: Path, name: str | None, address: str | None, priority: int | None, working_dir: Path | None, follow: bool
-) -> None:
+    file: Path, name: str | None, address: str | None, priority: int | None, working_dir: Path | None, follow: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Run a study on a Ray cluster, with its driver there, too: this terminal may go."""
     from infra.cluster.jobs import dashboard_address
     from study.spec.files import load_study
 
+    if follow and as_json:
+        raise UserError("--follow: not with --json; `agft logs STUDY -f` follows it")
     spec = load_study(file)
     if name is not None:
         spec = spec.renamed(name)
@@ -45,17 +49,18 @@ def submit(
     from study.control.submit import wait_for_driver
 
     submission = submit_study(
-        spec, address=place, database=database(), environ=os.environ, say=click.echo, working_dir=working_dir
+        spec, address=place, database=database(), environ=os.environ, say=told(as_json), working_dir=working_dir
     )
     word = "submitted" if submission.fresh else "is there already"
-    click.echo(f"study {spec.name}: job {submission.identity} {word} at {place}")
-    wait_for_driver(submission, click.echo)
+    told(as_json)(f"study {spec.name}: job {submission.identity} {word} at {place}")
+    wait_for_driver(submission, told(as_json))
     if follow:
         from study.cli.watch import show_logs
 
         sys.exit(show_logs(submission.store, follow=True))
-    click.echo(f"`agft status {spec.name}` shows it, `agft logs {spec.name} -f` follows it, "
-               f"`agft pause {spec.name}` pauses it, from any terminal with this environment")  # fmt: skip
+    tell(f"`agft status {spec.name}` shows it, `agft logs {spec.name} -f` follows it, `agft pause {spec.name}` pauses "
+         "it, from any terminal with this environment", as_json=as_json, study=spec.name, job=submission.identity,
+         fresh=submission.fresh, address=place)  # fmt: skip
 
 
 # --- the driver, on the cluster: says in plain words what the cluster lacks, then goes on as `agft resume STUDY` ------

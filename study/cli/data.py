@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from study.cli.edge import home, json_option, print_json
+from study.cli.edge import home, json_option, print_json, told
 from study.console import say
 
 SOURCE, WIDE = "source and licence", 120  # a column, and how wide a terminal must be to show it
@@ -25,7 +25,7 @@ def list_(as_json: bool) -> None:
     """Show every dataset, and whether it is here."""
     from study.artifacts.datasets import list_datasets, reach_storage
 
-    reach_storage(None, home())
+    reach_storage(None, home(), start=False)
     rows = list_datasets()
     if as_json:
         print_json(rows)
@@ -40,7 +40,8 @@ def list_(as_json: bool) -> None:
 @click.option("--download", is_flag=True, help="Get the files first; what is interrupted goes on. Where a login is "
               "needed, it says what to do.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that decode.  [default: one a core]")
-def prepare(names: tuple[str, ...], to: str | None, download: bool, workers: int | None) -> None:
+@json_option
+def prepare(names: tuple[str, ...], to: str | None, download: bool, workers: int | None, as_json: bool) -> None:
     """Decode datasets once, for training and evaluation; run again to go on.
 
     NAME is a dataset of `agft data list`, or folder:DIRECTORY with a sub-folder of images for every class.
@@ -48,19 +49,24 @@ def prepare(names: tuple[str, ...], to: str | None, download: bool, workers: int
     from study.artifacts.datasets import prepare_datasets, reach_storage
 
     reach_storage(to, home())
-    prepare_datasets(names, to=to, fetching=download, workers=workers)
+    places = prepare_datasets(names, to=to, fetching=download, workers=workers, tell=told(as_json))
+    if as_json:
+        print_json(places)
 
 
 @data.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-def verify(names: tuple[str, ...]) -> None:
+@json_option
+def verify(names: tuple[str, ...], as_json: bool) -> None:
     """Check every byte of prepared datasets; exit code 1 if one is wrong."""
     from study.artifacts.datasets import reach_storage, verify_datasets
 
-    reach_storage(None, home())
+    reach_storage(None, home(), start=False)
     wrong = verify_datasets(names)
     for line in wrong:
         say(line)
+    if as_json:
+        print_json({"sets": names, "wrong": wrong})
     sys.exit(1 if wrong else 0)
 
 

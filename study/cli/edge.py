@@ -16,17 +16,78 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from study.console import say
+from study.console import Say, say
 from study.errors import SERVICE_ERRORS, USER_ERRORS, UserError
 
 if TYPE_CHECKING:
     from infra.services import Services
     from study.store.store import StudyStore
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
-PLACE = click.Path(path_type=Path)
+# A name that a user gives, be it of a file, a study, a model or a label, is one rule wherever it is given.
+
+LONGEST_NAME = 100
+FREE_TEXT = ("address", "alphas", "eps", "on", "preference", "reason")  # parameters that are no names
+ELSEWHERE = ("s3://", "hf-hub:", "http://", "https://")
+
+
+def check_name(text: str, where: str) -> None:
+    """`UserError` for a name, or a part of a path, that is empty or too long and not that of something here."""
+    parts = text.removeprefix("folder:").split("/")
+    longest = max(parts, key=len)
+    if text and (
+        len(longest) <= LONGEST_NAME or text.startswith(ELSEWHERE) or os.path.lexists(text.removeprefix("folder:"))
+    ):
+        return
+    shown = f"{longest[:20]}... has {len(longest)}" if longest else "this one is empty"
+    raise UserError(f"{where}: a name has 1 to {LONGEST_NAME} characters; {shown}")
+
+
+def checked_names(command: click.Command) -> click.Command:
+    """The command, with every name that it is given held to the rule."""
+    for child in command.commands.values() if isinstance(command, click.Group) else ():
+        checked_names(child)
+    for each in command.params:
+        if each.type is click.STRING and each.name not in FREE_TEXT:
+            each.callback = _checked
+        if isinstance(each, click.Argument) and each.name in ("study", "target"):
+            each._custom_shell_complete = _studies
+    return command
+
+
+def _studies(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """Names of studies, for a shell that completes one."""
+    from study.store.store import study_names
+
+    return [name for name in study_names(database()) if name.startswith(begun)]
+
+
+def _checked(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    given = ctx.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    for text in value if isinstance(value, tuple) else (value,):
+        if given and text is not None:
+            check_name(text, _shown(parameter))
+    return value
+
+
+def _shown(parameter: click.Parameter | None) -> str:
+    if parameter is None:
+        return "name"
+    return parameter.opts[0] if isinstance(parameter, click.Option) else str(parameter.name).upper()
+
+
+class Place(click.Path):
+    """A path whose parts are names."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        check_name(os.fspath(value), _shown(param))
+        return super().convert(value, param, ctx)
+
+
+FILE = Place(dir_okay=False, path_type=Path)
+FOLDER = Place(file_okay=False, path_type=Path)
+PLACE = Place(path_type=Path)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 ANSWERED = (*USER_ERRORS, *SERVICE_ERRORS)
 json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
@@ -70,11 +131,11 @@ def store_of(name: str) -> StudyStore:
     return store
 
 
-def connected() -> Services:
-    """The services, started if need be, for a command whose results alone go to standard output."""
-    from study.session import services_here
+def connected(*, start: bool) -> Services:
+    """The services, for a command whose results alone go to standard output; `start`: False for one that only reads."""
+    from study.session import services_here, services_to_read
 
-    return services_here(home(), say, kept_up=False)
+    return services_here(home(), say, kept_up=False) if start else services_to_read(home())
 
 
 def answer(error: Exception) -> int:
@@ -87,6 +148,19 @@ def answer(error: Exception) -> int:
 def print_json(value: Any) -> None:
     """A result for machines."""
     click.echo(json.dumps(value, indent=2))
+
+
+def tell(text: str, *, as_json: bool, **record: Any) -> None:
+    """A result: `text` for a person, or for machines the record with the text as its `message`."""
+    if as_json:
+        print_json({**record, "message": text})
+    else:
+        click.echo(text)
+
+
+def told(as_json: bool) -> Say:
+    """Where a command's remarks go: where its results are for machines, to standard error."""
+    return say if as_json else click.echo
 
 
 def hear_interrupts() -> None:

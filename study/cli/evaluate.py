@@ -1,4 +1,4 @@
-"""`agft evaluate`."""
+"""`agft evaluate`, `agft retrieve`, `agft reproduce`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from study.cli.edge import home, json_option, print_json
+from study.errors import UserError
 
 if TYPE_CHECKING:
     from trainers.schema.suite import Suite
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
               help="Sets that the attacks themselves are checked on: auto, all, none, or one.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), help="Ray workers.  [default: as many as fit]")
 @click.option("--cpus-per-worker", type=click.FloatRange(min=0, min_open=True), help="Also torch's threads.")
-@click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="[default: 1 where the cluster has any]")
+@click.option("--gpus-per-worker", type=click.FloatRange(0, 1), help="[default: 1 where the cluster has any]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images under attack together; decides memory, no "
               "number.  [default: as many as fit]")  # fmt: skip
 @click.option("--no-mlflow", is_flag=True, help="Leave MLflow alone.")
@@ -79,3 +80,48 @@ def show_plan(suite: Suite, *, as_json: bool) -> None:
     click.echo("--clean, --robust and --measure are options of agft plan --suite")
     for line in missing:
         click.echo(f"first: {line}")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--on", required=True, help="A set of pictures with captions: flickr30k, coco-karpathy, coco-val2017.")
+@click.option("--attack", default="apgd-ce", show_default=True, help="An attack of docs/attacks.md, its settings the "
+              "defaults.")  # fmt: skip
+@click.option("--eps", default="", help="L-inf radii, e.g. 2/255,4/255.  [default: no attack]")
+@click.option("--samples", type=click.IntRange(min=1), help="So many of the pictures.  [default: all]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of sample and attack.")
+@json_option
+def retrieve(model: str, on: str, attack: str, eps: str, samples: int | None, seed: int, as_json: bool) -> None:
+    """Zero-shot retrieval: recall at 1, 5 and 10, from pictures to captions and back, clean and attacked."""
+    from study.cli.here.retrieve import recall_table, retrieve_here
+    from study.console import wide_console
+
+    found = retrieve_here(model, on, attack=attack, eps=eps, samples=samples, seed=seed, home=home())
+    if as_json:
+        print_json(found)
+    else:
+        wide_console().print(recall_table(found))
+
+
+@click.command()
+@click.argument("table", metavar="TABLE")
+@click.option("--weights", help="OpenAI's weights, where the hub cannot be reached.  [default: openai]")
+@click.option("--gpus", type=click.IntRange(min=1), help="GPUs to train on.  [default: this machine's]")
+@click.option("--available", is_flag=True, help="Measure the sets that are here; a mean needs all of them.")
+@click.option("--smoke", is_flag=True, help="As little as shows that it runs: random weights, drawn pictures.")
+@json_option
+def reproduce(
+    table: str, weights: str | None, gpus: int | None, available: bool, smoke: bool, as_json: bool
+) -> None:  # fmt: skip
+    """Run a paper's protocol, training and measuring, and set the result beside its numbers; run again to go on.
+
+    TABLE is agft-table: AGFT on ViT-B/32 with ImageNet, its tables 1, 2 and 4. What is not on this machine is named
+    before anything is started.
+    """
+    if smoke and (weights or available):
+        raise UserError("--smoke: neither with --weights nor with --available; it takes random weights and drawn sets")
+    from study.cli.here.reproduce import reproduce_here
+
+    sys.exit(
+        reproduce_here(table, home(), weights=weights, gpus=gpus, available=available, small=smoke, as_json=as_json)
+    )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study.cli.edge import FILE, FOLDER, POSITIVE, home, json_option, print_json
-from study.errors import UserError
+from study.cli.edge import FILE, FOLDER, POSITIVE, home, json_option, print_json, tell
+from study.console import counted
+from study.errors import USER_ERRORS, UserError
 
 if TYPE_CHECKING:
     from study.comparison.file import Comparison
@@ -29,17 +30,59 @@ class PresetName(click.Choice[str]):
         """click's own choice sets what it was made with: nothing."""
 
 
+class RecipeName(PresetName):
+    """Shipped recipes."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        from study.begin.recipes import recipes
+
+        return tuple(recipes())
+
+    @choices.setter
+    def choices(self, given: object) -> None:
+        """As of presets."""
+
+
 @click.command()
 @click.argument("file", type=FILE)
-@click.option("--preset", type=PresetName([]), default="agft-paper", show_default=True, help="Recipe.")
-@click.option("--arch", default="ViT-B-32-quickgelu", show_default=True, help="open_clip architecture, or tiny-clip.")
-@click.option("--pretrained", default="openai", show_default=True, help="Tag, path or address of the weights.")
-def init(file: Path, preset: str, arch: str, pretrained: str) -> None:
-    """Write a new study file with a published recipe spelled out."""
-    from study.spec.template import write_study_file
+@click.option("--recipe", type=RecipeName([]), help="A shipped recipe.  [default: demo; with --data agft-folder]")
+@click.option("--data", type=FOLDER, help="A folder of your pictures, a sub-folder a class: proposes roles for them.")
+@click.option("--weights", "--pretrained", "pretrained", help="A file, folder, address or open_clip tag.  "
+              "[default: openai]")  # fmt: skip
+@click.option("--arch", help="open_clip's name of their architecture, or tiny-clip.  [default: ViT-B-32-quickgelu]")
+@click.option("--gpus", type=click.IntRange(min=0), help="GPUs to write it for.  [default: this machine's]")
+@click.option("--preset", type=PresetName([]), help="A paper's settings, spelled out.")
+@click.option("--smoke", is_flag=True, help="As little as shows that it runs: random weights, drawn pictures, minutes.")
+@json_option
+def init(
+    file: Path, recipe: str | None, data: Path | None, pretrained: str | None, arch: str | None, gpus: int | None,
+    preset: str | None, smoke: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Write a new study file that fits this machine, and say what it will cost.
 
-    write_study_file(file, preset=preset, model={"arch": arch, "pretrained": pretrained})
-    click.echo(f"{file}: written from {preset}; change it, then `agft plan {file}`")
+    Without options it is the demo, on the bundled tiny CLIP: it runs anywhere, in minutes.
+    """
+    from study.begin.first import Wanted, write_first
+
+    wanted = Wanted(recipe, preset, arch, pretrained, data, gpus, smoke)
+    found = write_first(file, wanted, home())
+    command = "compare" if found.study is None else "run"
+    lines, cost = list(found.lines(file)), None
+    if found.study is not None:
+        from study.plan.study import cost_lines, plan_of
+
+        try:
+            planned = plan_of(found.study, home())
+        except USER_ERRORS as error:  # data that is to come
+            lines.append(f"  cost          not known yet: {error}")
+        else:
+            lines += cost_lines(planned)
+            cost = {key: planned[key] for key in ("passes", "measured", "estimated")}
+    lines.append(f"  next: agft {'validate' if found.study else 'compare'} {file}"
+                 f"{'' if found.study else ' --plan'}, then agft {command} {file}")  # fmt: skip
+    study = None if found.study is None else found.study.model_dump(mode="json")
+    tell("\n".join(lines), as_json=as_json, file=str(file), source=found.source, study=study, cost=cost)
 
 
 @click.command()
@@ -47,17 +90,20 @@ def init(file: Path, preset: str, arch: str, pretrained: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the resolved study as JSON.")
 def validate(file: Path, as_json: bool) -> None:
     """Check a study file; every mistake is reported at once, nothing is started."""
+    from study.artifacts.ready import unprepared, wrong_file
     from study.plan.study import remarks
     from study.spec.files import load_study
 
     spec = load_study(file)
+    if wrong := wrong_file(spec.model):
+        raise UserError(f"{file}: {wrong}")
     if as_json:
         print_json(spec.model_dump(mode="json"))
         return
     methods, goal = " or ".join(spec.blocks()), " and ".join(spec.goal.at({}).names)
-    click.echo(f"{file}: valid. Study {spec.name!r}: {spec.budget.trials} trials of {methods}, "
+    click.echo(f"{file}: valid. Study {spec.name!r}: {counted(spec.budget.trials, 'trials')} of {methods}, "
                f"{len(spec.dimensions())} searched parameters, goal: max {goal}")  # fmt: skip
-    for remark in remarks(spec):
+    for remark in [*remarks(spec), *(f"on this machine: {lack}" for lack in unprepared(spec))]:
         click.echo(f"  {remark}")
 
 
@@ -89,7 +135,7 @@ def plan(
     timing: dict[str, Any] = {"measure": measure, "seconds": seconds_per_pass, "tflops": tflops, "arch": arch}
     if suite is None and any(each is not None for each in timing.values()):
         raise UserError("--measure, --seconds-per-pass, --tflops and --arch tell a suite's hours: name a --suite")
-    from study.artifacts.datasets import check_ready
+    from study.artifacts.ready import check_ready
     from study.plan.cost import Assumed, cost_of, cost_text
     from study.plan.rate import chosen_rate
     from study.plan.study import plan_of, plan_text
@@ -99,7 +145,7 @@ def plan(
     study, cost = None, None
     if file is not None:
         spec = load_study(file)
-        check_ready(spec)
+        check_ready(spec, room=False)
         study = plan_of(spec, home())
         timing["arch"] = arch or study["arch"]
     if suite is not None:
@@ -118,19 +164,26 @@ def plan(
 @click.argument("file", type=FILE)
 @click.option("--plan", "plan_only", is_flag=True, help="Check the file and show what would run; start nothing.")
 @click.option("--out", type=FOLDER, help="Folder of the report; default: in the AGFT home.")
-def compare(file: Path, plan_only: bool, out: Path | None) -> None:
+@click.option("--latex", "as_latex", is_flag=True, help="Its tables for papers, on the screen.")
+@json_option
+def compare(file: Path, plan_only: bool, out: Path | None, as_latex: bool, as_json: bool) -> None:
     """Compare methods: an equal search each, fresh seeds, final sets; run again to go on."""
-    from study.artifacts.datasets import check_ready
+    from study.artifacts.ready import check_ready
     from study.comparison.file import load_comparison
 
+    if as_latex and (as_json or plan_only):
+        raise UserError("--latex: neither with --json nor with --plan")
     comparison = load_comparison(file)
-    check_ready(comparison.shared())
+    check_ready(comparison.shared(), room=not plan_only)
     if plan_only:
-        click.echo(comparison_plan(comparison))
+        studies = {label: study.model_dump(mode="json") for label, study in comparison.searches.items()}
+        tell(
+            comparison_plan(comparison), as_json=as_json, name=comparison.name, seeds=comparison.seeds, studies=studies
+        )
         return
     from study.comparison.run import compare_here
 
-    sys.exit(compare_here(comparison, home(), out))
+    sys.exit(compare_here(comparison, home(), out, as_json=as_json, as_latex=as_latex))
 
 
 def comparison_plan(comparison: Comparison) -> str:

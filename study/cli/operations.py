@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.edge import FILE, database, home, json_option, keep_what_is_there, print_json, replace_option
+from study.cli.edge import FILE, database, home, json_option, keep_what_is_there, print_json, replace_option, tell
+from study.errors import UserError
 
 if TYPE_CHECKING:
     from infra.checks.diagnosis import Diagnosis
@@ -28,7 +30,8 @@ PORT = 9465  # of `agft metrics`
 @click.option("--objects", metavar="FOLDER|s3://...", help="Copy checkpoints, logs and promoted weights there as "
               "well; what is there already is left alone.")  # fmt: skip
 @replace_option
-def backup(place: str, objects: str | None, replace: bool) -> None:
+@json_option
+def backup(place: str, objects: str | None, replace: bool, as_json: bool) -> None:
     """Write all studies and the champions' records to one file, also while studies run."""
     from study.console import Clock
     from study.operations.backup import S3, is_backup, refuse_object, write_backup
@@ -36,11 +39,14 @@ def backup(place: str, objects: str | None, replace: bool) -> None:
 
     if not place.startswith(S3):
         keep_what_is_there(Path(place), "a backup", is_backup, replace=replace)
-    clock = Clock()
+    clock = Clock(aside=as_json)
     services = services_here(home(), clock)
     if place.startswith(S3) and not replace:
         refuse_object(place)
     made = write_backup(database(), services.bucket, place, objects=objects, say=clock)
+    if as_json:
+        print_json(asdict(made))
+        return
     click.echo(f"{place}: {made.studies} studies, {made.trials} trials, {made.champions} champions")
     size = f"{made.objects} objects ({made.object_bytes / 1e6:.1f} MB)"
     if made.copied is None:
@@ -53,17 +59,21 @@ def backup(place: str, objects: str | None, replace: bool) -> None:
 @click.argument("place", metavar="FILE|s3://...")
 @click.option("--objects", metavar="FOLDER|s3://...", help="Where the copies of the objects are now.  "
               "[default: where `agft backup` put them]")  # fmt: skip
-def restore(place: str, objects: str | None) -> None:
+@json_option
+def restore(place: str, objects: str | None, as_json: bool) -> None:
     """Put a backup into this stack: studies, champions, and what their trials go on from."""
     from study.console import Clock
     from study.operations.restore import restore_backup
     from study.session import services_here
 
-    clock = Clock()
+    clock = Clock(aside=as_json)
     services = services_here(home(), clock)
     done = restore_backup(
         database(), services.bucket, place, objects=objects, tracking_uri=services.mlflow_uri, say=clock
     )
+    if as_json:
+        print_json(asdict(done))
+        return
     word = f" ({len(done.there_already)} were there already)" if done.there_already else ""
     click.echo(f"{len(done.studies)} studies{word}: {', '.join(done.studies) or 'none'}")
     for name, head in done.champions.items():
@@ -125,10 +135,13 @@ def _show(found: Sequence[Diagnosis], seconds: float) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: any free one.")
 @click.option("--bind", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--once", is_flag=True, help="Print them and end: for a node exporter's textfile collector.")
-def metrics(port: int, bind: str, once: bool) -> None:
+@json_option
+def metrics(port: int, bind: str, once: bool, as_json: bool) -> None:
     """Serve metrics of all studies to Prometheus, until Ctrl-C; a token is demanded."""
     from study.operations.metrics import TOKEN_FILE, MetricsServer, exposition, kept_token
 
+    if once and as_json:
+        raise UserError("--once: not with --json; Prometheus has a format of its own, and `agft status --json` another")
     if once:
         click.echo(exposition(database()), nl=False)
         return
@@ -136,6 +149,7 @@ def metrics(port: int, bind: str, once: bool) -> None:
     token = kept_token(home())
     with MetricsServer(bind, port, token, lambda: exposition(database())) as server:
         host, chosen = server.server_address[:2]
-        click.echo(f"http://{host!s}:{chosen}/metrics  token: {home() / TOKEN_FILE}")
+        address, kept = f"http://{host!s}:{chosen}/metrics", str(home() / TOKEN_FILE)
+        tell(f"{address}  token: {kept}", as_json=as_json, address=address, token_file=kept)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.edge import FILE, home, json_option, keep_what_is_there, print_json, replace_option
+from study.cli.edge import FILE, database, home, json_option, keep_what_is_there, print_json, replace_option, tell
 from study.console import say
-from study.errors import UserError
+from study.errors import SERVICE_ERRORS, UserError
 
 if TYPE_CHECKING:
     from infra.stack.stack import ServiceStatus
@@ -33,7 +33,8 @@ def stack() -> None:
               "LAN, from now on; 127.0.0.1 goes back.")  # fmt: skip
 @click.option("--postgres/--sqlite", default=None, help="Where studies and MLflow keep their records, from now on. "
               "PostgreSQL comes with agft-study[postgres].  [default: as before; at first SQLite]")  # fmt: skip
-def stack_up(bind: str | None, postgres: bool | None) -> None:
+@json_option
+def stack_up(bind: str | None, postgres: bool | None, as_json: bool) -> None:
     """Start what is not running, and again what dies later; safe to repeat."""
     from infra.stack.embedded import settings_of
     from infra.stack.stack import up
@@ -41,6 +42,11 @@ def stack_up(bind: str | None, postgres: bool | None) -> None:
     before = settings_of(home())
     services = up(home(), bind=bind, postgres=postgres, kept_up=True)
     settings = settings_of(home())
+    if as_json:
+        print_json({"s3": services.s3_endpoint, "bucket": services.bucket, "mlflow": services.mlflow_uri,
+                    "mlflow_user": services.mlflow_username, "postgres": settings.postgres, "bind": settings.bind,
+                    "credentials": str(home() / "secrets.json")})  # fmt: skip
+        return
     click.echo(f"S3      {services.s3_endpoint}  bucket {services.bucket}")
     click.echo(f"MLflow  {services.mlflow_uri}  user {services.mlflow_username}")
     if settings.postgres:
@@ -82,25 +88,46 @@ def stack_status(as_json: bool) -> None:
 
 @stack.command("env")
 @click.argument("file", type=FILE)
+@click.option("--cluster", is_flag=True, help="Also what Ray's nodes need where `ray start` runs, and terminals that "
+              "submit to them: the token, settings, the dashboard's address.")  # fmt: skip
+@click.option("--head", metavar="HOST", help="With --cluster: the head's name or address.  [default: where S3 is]")
 @replace_option
-def stack_env(file: Path, replace: bool) -> None:
+@json_option
+def stack_env(file: Path, cluster: bool, head: str | None, replace: bool, as_json: bool) -> None:
     """Write the variables that other terminals and machines need to FILE (mode 0600): addresses and secrets."""
-    from infra.stack.embedded import database_address
+    from urllib.parse import urlsplit
+
+    from infra.stack.embedded import database_address, settings_of
     from infra.stack.processes import write_private
     from infra.stack.stack import up
 
+    if head and not cluster:
+        raise UserError("--head: goes with --cluster")
     keep_what_is_there(file, "a file of `agft stack env`", _is_env, replace=replace)
     variables = up(home(), kept_up=True).environment()
     if database := database_address(home()):
         variables["AGFT_STUDY_DB"] = database
+    lacking = []
+    if settings_of(home()).bind == LOOPBACK:
+        lacking.append("for this machine only: `agft stack up --bind ADDR` makes other machines reach it")
+    if cluster:
+        from infra.cluster.cluster import cluster_environment
+
+        host = head or urlsplit(variables["AWS_ENDPOINT_URL"]).hostname
+        variables |= cluster_environment(home()) | {"RAY_API_SERVER_ADDRESS": f"http://{host}:8265"}
+        if not database:
+            lacking.append("studies are in SQLite, a file of this machine: nodes on other machines need "
+                           "`agft stack up --postgres`, or AGFT_STUDY_DB with a server of yours")  # fmt: skip
     text = "".join(f"{name}={value}\n" for name, value in sorted(variables.items()))
     try:
         write_private(file.absolute(), text)
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror}") from None
-    click.echo(f"{file}: {', '.join(sorted(variables))}; use it by: set -a; . {file}; set +a")
-    if "127.0.0.1" in variables["AWS_ENDPOINT_URL"]:
-        say("for this machine only: `agft stack up --bind ADDR` makes other machines reach it")
+    use = f"set -a; . {file.absolute()}; set +a"
+    tell(f"{file}: {', '.join(sorted(variables))}; use it by: {use}", as_json=as_json, file=str(file),
+         variables=sorted(variables), lacking=lacking, use=use)  # fmt: skip
+    for line in lacking:
+        say(line)
 
 
 def _is_env(path: Path) -> bool:
@@ -111,11 +138,32 @@ def _is_env(path: Path) -> bool:
 
 
 @stack.command("down")
-def stack_down() -> None:
-    """Stop the services; data stays."""
+@click.option("--force", is_flag=True, help="Also beside a study that runs: it waits for them, and pauses in the end.")
+@json_option
+def stack_down(force: bool, as_json: bool) -> None:
+    """Stop the services; data stays. Refused while a study of this home runs."""
     from infra.stack.stack import down
 
-    click.echo(f"stopped {down(home())} processes; data stays in {home()}")
+    if not force and (driven := _driven()):
+        named = f"study {driven[0]!r} runs" if len(driven) == 1 else f"studies {', '.join(map(repr, driven))} run"
+        pause = "; ".join(f"agft pause {name}" for name in driven)
+        raise UserError(f"{named} on these services; nothing was stopped. First: {pause}. Or: agft stack down --force")
+    count = down(home())
+    tell(f"stopped {count} processes; data stays in {home()}", as_json=as_json, processes=count)
+
+
+def _driven() -> list[str]:
+    """Studies of this home's database that somebody drives; none where it cannot be asked, which is said."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from study.store.store import driven_studies
+
+    unknown: tuple[type[Exception], ...] = (*SERVICE_ERRORS, SQLAlchemyError)
+    try:
+        return driven_studies(database())
+    except unknown as error:
+        say(f"whether a study runs is not known: {' '.join(str(error).split())[:200]}")
+        return []
 
 
 def _line(service: ServiceStatus) -> str:

@@ -1,7 +1,9 @@
-"""`agft status`, `logs`, `report`, `audit`: a study seen from any terminal, wherever it runs."""
+"""`agft status`, `logs`, `report`, `audit`, `ui`: a study seen from any terminal, wherever it runs."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,9 +16,12 @@ from study.console import say
 from study.errors import UserError
 
 if TYPE_CHECKING:
+    import webbrowser
+
     from study.store.store import StudyStore
 
 REFRESH_SECONDS = 3.0
+PORT = 9466  # of `agft ui`
 
 
 @click.command()
@@ -41,7 +46,7 @@ def status(study: str | None, as_json: bool, watch: bool) -> None:
 
 def print_status(study: str | None, *, as_json: bool) -> None:
     """All studies of the database, or one."""
-    from study.cli.tables import advice, attempts_table, studies_table, trials_table
+    from study.cli.tables import advice, attempts_table, failure_lines, studies_table, trials_table
     from study.console import wide_console
     from study.results.status import study_status
     from study.store.database import engine_for, now
@@ -51,8 +56,9 @@ def print_status(study: str | None, *, as_json: bool) -> None:
     names = [study] if study else study_names(url)
     with engine_for(url).connect() as connection:
         clock = now(connection)
-    rows = [((store := StudyStore(url, name)).load(), store.trials()) for name in names]
-    statuses = [study_status(row, trials, clock) for row, trials in rows]
+    stores = [StudyStore(url, name) for name in names]
+    rows = [(store.load(), store.trials(), store.signs()) for store in stores]
+    statuses = [study_status(row, trials, clock, signs=signs) for row, trials, signs in rows]
     if as_json:
         print_json(statuses)
         return
@@ -60,17 +66,22 @@ def print_status(study: str | None, *, as_json: bool) -> None:
         click.echo("no studies yet; start one with `agft run FILE`, or `agft submit FILE` on a cluster")
         return
     console = wide_console()
-    console.print(studies_table(statuses))
+    width = console.width if console.is_terminal else None
+    console.print(studies_table(statuses, width=width))
     if not study:
         if silent := [each["study"] for each in statuses if each["state"] == "interrupted"]:
             console.print(f"interrupted: {', '.join(silent)}; `agft status STUDY` says what to do")
         return
-    [(row, trials)], [found] = rows, statuses
+    [(row, trials, signs)], [found] = rows, statuses
     live = found["state"] == "running"
     if row.goal:
-        console.print(trials_table(row.spec, trials, row.goal, token=row.token if live else None))
+        shown = signs if live else {}
+        token = row.token if live else None
+        console.print(trials_table(row.spec, trials, row.goal, token=token, signs=shown, width=width))
     if any(len(trial.attempts) > 1 for trial in trials):
         console.print(attempts_table(trials, row.token, clock, live=live))
+    for line in failure_lines(trials):
+        console.print(line, soft_wrap=True, markup=False)
     for text in (found["message"], advice(found)):
         if text:
             console.print(f"{found['state']}: {text}", soft_wrap=True)
@@ -79,25 +90,26 @@ def print_status(study: str | None, *, as_json: bool) -> None:
 @click.command()
 @click.argument("study")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the study's driver ends.")
-def logs(study: str, follow: bool) -> None:
+@json_option
+def logs(study: str, follow: bool, as_json: bool) -> None:
     """Show what a study's drivers printed, wherever they ran; exit code 0 of -f: the study has ended."""
     store = store_of(study)
     try:
-        sys.exit(show_logs(store, follow=follow))
+        sys.exit(show_logs(store, follow=follow, as_json=as_json))
     except KeyboardInterrupt:
         say(f"\nno longer following; {study!r} goes on")
 
 
-def show_logs(store: StudyStore, *, follow: bool) -> int:
-    """What the drivers printed, to standard output; the exit code."""
+def show_logs(store: StudyStore, *, follow: bool, as_json: bool = False) -> int:
+    """What the drivers printed, to standard output, for machines a JSON text a line; the exit code."""
     from infra.services import DEFAULT_BUCKET
     from study.control.logs import follow_logs, print_logs
     from study.session import storage_here
 
-    bucket = storage_here(home(), say) or DEFAULT_BUCKET
+    bucket = storage_here(home(), say, start=False) or DEFAULT_BUCKET
 
     def write(text: str) -> None:
-        click.echo(text, nl=False)
+        click.echo("".join(f"{json.dumps(line)}\n" for line in text.splitlines()) if as_json else text, nl=False)
 
     if not follow:
         if not print_logs(store, bucket, write):
@@ -114,12 +126,18 @@ def show_logs(store: StudyStore, *, follow: bool) -> int:
               "beside published numbers, or beside another evaluation of the same images.")  # fmt: skip
 @click.option("--out", type=PLACE, help="Of a study: folder, by default under the AGFT home. With "
               "--against: Markdown file, by default the screen.")  # fmt: skip
+@click.option("--latex", "as_latex", is_flag=True, help="Of a study: its best trials as a table for papers, on the "
+              "screen; the report is written as well.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="For machines, on the screen.")
 @replace_option
-def report(target: str, against: str | None, out: Path | None, as_json: bool, replace: bool) -> None:
+def report(
+    target: str, against: str | None, out: Path | None, as_latex: bool, as_json: bool, replace: bool
+) -> None:  # fmt: skip
     """Write a study's table and figures; or set an evaluation beside published numbers or another model."""
+    if as_latex and (as_json or against):
+        raise UserError("--latex: neither with --json nor with --against")
     if against is None:
-        _report_study(store_of(target), out, as_json=as_json)
+        _report_study(store_of(target), out, as_json=as_json, as_latex=as_latex)
         return
     from study.evaluation.against import report_against
 
@@ -143,15 +161,16 @@ def _is_report(path: Path) -> bool:
     return path.read_text(errors="replace").lstrip()[:2] in ("# ", "{\n", "[\n")
 
 
-def _report_study(store: StudyStore, out: Path | None, *, as_json: bool) -> None:
+def _report_study(store: StudyStore, out: Path | None, *, as_json: bool, as_latex: bool) -> None:
     from study.promotion.claims import told_of
     from study.report.page import report_json, write_report
 
     study, trials = store.load(), store.trials()
     if as_json:
         print_json(report_json(study, trials, **told_of(store)))
-    else:
-        click.echo(write_report(study, trials, out or home() / "reports" / study.name, **told_of(store)))
+        return
+    written = write_report(study, trials, out or home() / "reports" / study.name, **told_of(store))
+    click.echo(written.with_name("trials.tex").read_text(encoding="utf-8") if as_latex else written, nl=not as_latex)
 
 
 @click.command()
@@ -169,3 +188,50 @@ def audit(target: str, as_json: bool) -> None:
     else:
         click.echo(f"study {found.study}: {found.line}")
     sys.exit(0 if found.follows else 1)
+
+
+@click.command()
+@click.argument("study", required=False)
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: one that is free.")
+@click.option("--open/--no-open", "opened", default=True, help="Open it in a browser, where there is a display.")
+def ui(study: str | None, port: int, opened: bool) -> None:
+    """Serve a live page of one study, or of all, on this machine until Ctrl-C.
+
+    It shows what the report shows, at most 2 s old, with buttons for pause, resume, stop, extend, drop and promote.
+    Drivers and promotions that it starts go on when it ends.
+    """
+    from infra.stack.embedded import credentials
+    from study.store.store import study_names
+
+    if study is None:
+        study_names(database())  # a wrong address is answered at once
+    else:
+        store_of(study)
+    from study.live.doing import Doing
+    from study.live.server import USERNAME, Server
+
+    with Server(port, database(), credentials(home())["mlflow_password"], Doing(home())) as server:
+        if study is not None:
+            server.snapshot(study).now()
+        address = server.address(study)
+        click.echo(
+            f"{address}\n  user {USERNAME}, password: mlflow_password in {home() / 'secrets.json'}; Ctrl-C ends it"
+        )
+        if opened and (browser := _browser()):
+            browser.open(address)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            click.echo("\nthe page is closed; studies go on")
+
+
+def _browser() -> webbrowser.BaseBrowser | None:
+    """One with windows; a text browser would take this terminal."""
+    import webbrowser
+
+    if sys.platform != "darwin" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return None
+    try:
+        return webbrowser.get()
+    except webbrowser.Error:
+        return None

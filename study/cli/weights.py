@@ -20,20 +20,22 @@ LAYOUTS = ("agft", "tecoa", "pmg-aft", "tga-zsr", "fare", "state-dict")  # of tr
               help="Whose code saved it.")  # fmt: skip
 @click.option("--base", help="Where the text side is from: tag, file, folder, s3:// or "
               "hf-hub: address.  [default: OpenAI's weights]")  # fmt: skip
+@click.option("--gelu", is_flag=True, help="It was trained without QuickGELU, which a plain state dict does not say.")
 @click.option("--out", type=FILE, required=True, help="The weights file to write, .safetensors.")
-def import_(file: Path, arch: str, layout: str, base: str | None, out: Path) -> None:
+def import_(file: Path, arch: str, layout: str, base: str | None, gelu: bool, out: Path) -> None:
     """Make weights of a checkpoint that another code saved (AGFT, TeCoA, PMG-AFT, TGA-ZSR, FARE, open_clip)."""
     say(f"reading {file} ...")  # the imports alone take seconds
     from study.models.weights import import_file
 
-    import_file(file, arch, layout=layout, base=base, out=out, home=home())
+    import_file(file, arch, layout=layout, base=base, gelu=gelu, out=out, home=home())
 
 
 @click.command()
 @click.argument("weights")
 @click.argument("out", type=PLACE)
-@click.option("--layout", type=click.Choice(["open-clip", "agft"]), default="open-clip", show_default=True,
-              help="open-clip: a folder for `local-dir:`; agft: the file that AGFT's code loads.")  # fmt: skip
+@click.option("--layout", type=click.Choice(["open-clip", "agft", "transformers", "timm", "onnx"]), default="open-clip",
+              show_default=True, help="open-clip, timm: a folder for `local-dir:`; agft: what AGFT's code loads; "
+              "transformers: folders of CLIPModel and CLIPVisionModel; onnx: a graph a tower.")  # fmt: skip
 def export(weights: str, out: Path, layout: str) -> None:
     """Write WEIGHTS (a weights file, an export folder, or its s3:// address) for other codes."""
     say(f"reading {weights} ...")

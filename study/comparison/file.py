@@ -19,8 +19,10 @@ from typing import Any
 
 from study.errors import Problem, StudyFileError
 from study.spec.config import StudyConfig
+from study.spec.document import Keys, read_mapping, read_text
 from study.spec.files import check_study
-from study.spec.reader import Keys, line_of, problem_at, read_mapping, read_text
+from study.spec.places import absolute
+from study.spec.reader import line_of, problem_at
 from trainers.errors import no_such
 
 OWN = ("methods", "seeds", "reference")
@@ -64,12 +66,13 @@ class Comparison:
 
 def load_comparison(path: Path) -> Comparison:
     """The comparison in a file, or `StudyFileError` with every problem; `UserError` when it cannot be read."""
-    return parse_comparison(read_text(path), source=str(path))
+    return parse_comparison(read_text(path), source=str(path), base=path.parent)
 
 
-def parse_comparison(text: str, *, source: str) -> Comparison:
-    """As `load_comparison`, from text; `source` is the name that messages carry."""
+def parse_comparison(text: str, *, source: str, base: Path = Path()) -> Comparison:
+    """As `load_comparison`, from text; `source`: what messages call it; `base`: where relative paths are found."""
     raw, lines, problems = read_mapping(text, source=source, keys="name, methods, seeds, data, budget")
+    raw = absolute(raw, base)
     problems += _own_problems(raw, lines)
     searches: dict[str, StudyConfig] = {}
     methods = raw.get("methods")

@@ -202,6 +202,8 @@ def _trial(trial: TrialRow) -> dict[str, Any]:
         "best_epoch": last.best_epoch if last else None,
         "clean_accuracy": last.best_clean_accuracy if last else None,
         "robust_accuracy": last.best_robust_accuracy if last else None,
+        "clean_calibration": last.best_clean_calibration if last else None,
+        "robust_calibration": last.best_robust_calibration if last else None,
         "feasible": last.best_feasible if last else None,
         "params": trial.params,
         "device_seconds": trial.device_seconds,

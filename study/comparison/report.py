@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 
 from study.comparison.figures import figures
+from study.comparison.paper import latex_of
 from study.comparison.record import form_lines
 from study.comparison.tables import (
     MARK,
@@ -28,15 +29,19 @@ from study.comparison.tables import (
     spaces,
 )  # fmt: skip
 from study.figures.static import write
+from study.markdown import as_code, escaped
 from study.statistics import FEWEST_PAIRS, METRICS
+from trainers.data import FOLDER_PREFIX
 
 Record = Mapping[str, Any]
 
 
 def write_comparison(record: Record, folder: Path) -> Path:
-    """Write `comparison.md`, `comparison.json` and the figures (PNG and PDF); returns the Markdown's path."""
+    """Write `comparison.md`, `.tex`, `.json` and the figures (PNG and PDF); returns the Markdown's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    facts = folder / "comparison.json"
+    facts.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / "comparison.tex").write_text(latex_of(record, facts), encoding="utf-8")
     for figure in figures(record):
         write(figure, folder)
     path = folder / "comparison.md"
@@ -61,9 +66,10 @@ def comparison_table(record: Record) -> Group:
 
 def markdown(record: Record) -> str:
     """The whole report."""
+    done, record = _what_was_done(record), _escaped(record)
     parts = [
         f"# Comparison {record['name']}",
-        _what_was_done(record),
+        done,
         "\n".join(f"- {line}" for line in form_lines(record)),
         *(part for group in record["groups"] for part in _result(record, group)),
         "![clean against robust accuracy](comparison-accuracy.png)",
@@ -88,6 +94,15 @@ def markdown(record: Record) -> str:
         _origin(record),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _escaped(value: Any) -> Any:
+    """The record with the paths of image folders, its only text that users write freely, as Markdown shows them."""
+    if isinstance(value, Mapping):
+        return {_escaped(key): _escaped(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(each) for each in value]
+    return escaped(value) if isinstance(value, str) and FOLDER_PREFIX in value else value
 
 
 def _result(record: Record, group: Record) -> Iterator[str]:
@@ -165,14 +180,15 @@ def _what_was_done(record: Record) -> str:
     floors = "".join(f", {name.replace('_', ' ')} {floor}" for name, floor in goal["subject_to"].items())
     samples = "all images" if final["samples"] is None else f"{final['samples']} images a set"
     select = setting["evaluate"]["select"]["attack"]
+    dev, last = (", ".join(map(escaped, data[role])) for role in ("dev", "final"))
     return (
-        f"{len(record['methods'])} methods fine-tune `{setting['model']['arch']}` on `{data['train']}`, "
+        f"{len(record['methods'])} methods fine-tune `{setting['model']['arch']}` on {as_code(data['train'])}, "
         f"{train['epochs']} epochs of {train['samples_per_epoch'] or 'all'} images, batch {train['batch_size']}, "
         f"{train['optimizer']['name']}. Each searched its own hyperparameters with {setting['trials']} trials "
         f"({setting['sampler']['name']}) for the best {goal['metric'].replace('_', ' ')} on the dev sets "
-        f"{', '.join(data['dev'])} (eps {eps_text(select['eps'])}{floors}). Its best trial was run again with "
+        f"{dev} (eps {eps_text(select['eps'])}{floors}). Its best trial was run again with "
         f"the fresh seeds {listed(record['seeds'])}, the best epoch of each chosen by the same rule on the dev sets. "
-        f"These checkpoints and the unmodified CLIP were measured on the final sets {', '.join(data['final'])}, which "
+        f"These checkpoints and the unmodified CLIP were measured on the final sets {last}, which "
         f"neither training nor search looked at: {samples}, protocol {final['protocol']}, {final['attack']['name']} "
         f"with {final['attack']['steps']} steps, eps {eps_text(final['attack']['eps'])}."
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.checks.mlflow import require_mlflow
 from infra.cluster.cluster import Cluster
 from infra.provenance import provenance
 from infra.services import Services
@@ -42,9 +43,12 @@ class Step:
     weights: Mapping[str, Mapping[str, Any] | None] | None = None
 
 
-def compare_here(comparison: Comparison, home: Path, out: Path | None) -> int:
-    """Do what is left of a comparison and write its report; the exit code."""
-    clock = Clock()
+def compare_here(
+    comparison: Comparison, home: Path, out: Path | None, *, as_json: bool = False, as_latex: bool = False
+) -> int:
+    """Do what is left of a comparison and write its report; the exit code. `as_json`: its record, the rest aside;
+    `as_latex`: its tables for papers."""
+    clock = Clock(aside=as_json or as_latex)
     database, folder = database_url(home), home / "compare" / comparison.name
     for study in comparison.searches.values():
         StudyStore(database, study.name).create(study)  # refuses another spec before anything is started
@@ -54,6 +58,7 @@ def compare_here(comparison: Comparison, home: Path, out: Path | None) -> int:
     else:
         clock(f"comparison {comparison.name}: {len(comparison.searches)} methods; Ctrl-C pauses it")
         services = services_here(home, clock)
+        require_mlflow(services, clock)
         try:
             with cluster_here(clock) as cluster:
                 finished = _finish(comparison, database, folder, services, cluster, clock)
@@ -64,12 +69,19 @@ def compare_here(comparison: Comparison, home: Path, out: Path | None) -> int:
             return 1
     record = collect(comparison, database, folder)
     path = write_comparison(record, out or folder / "report")
+    page = _log(record, path.parent, services) if services else None
+    if as_json:
+        print(json.dumps({**record, "report": str(path), "mlflow_page": page}, indent=2))
+        return 0
+    if as_latex:
+        print(path.with_suffix(".tex").read_text(encoding="utf-8"), end="")
+        return 0
     console = wide_console()
     console.print()
     console.print(comparison_table(record))
     console.print(f"report: {path}")
-    if services:
-        console.print(f"MLflow: {_log(record, path.parent, services)}")
+    if page:
+        console.print(f"MLflow: {page}")
     return 0
 
 

@@ -99,7 +99,7 @@ def drop_trial(store: StudyStore, number: int, reason: str) -> str:
             Projection(store, Proposer(study.spec, study.goal, ())).rebuild(store.trials())
             answer(store, token, request, "dropped")
     except LeaseHeld:
-        return f"asked: trial {number} of {store.name!r} is taken out by its driver, at the latest at its next report"
+        return f"asked: trial {number} of {store.name!r} is taken out by its driver, as soon as it has left"
     return f"trial {number} of {store.name!r} is dropped; `agft resume {store.name}` runs another in its place"
 
 
@@ -108,7 +108,7 @@ def pause_study(store: StudyStore) -> str:
     study = store.load()
     if study.lease_seconds > 0:
         store.desire("pause")
-        return f"asked: running trials of {store.name!r} leave at their next report, with a checkpoint"
+        return f"asked: running trials of {store.name!r} keep a state and leave, in mid-epoch too"
     if study.state == "new":
         store.desire("pause")
         return f"study {store.name!r} is queued; a driver that comes will not begin"

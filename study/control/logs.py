@@ -105,8 +105,9 @@ class _Copier(threading.Thread):
 
 
 @contextmanager
-def copied_output(folder: Path, *, bucket: str, store: StudyStore) -> Iterator[None]:
-    """Everything this process prints goes to a file in `folder` (mode 0600) as well, and from there to S3.
+def copied_output(folder: Path, *, bucket: str, store: StudyStore) -> Iterator[Callable[[], None]]:
+    """Everything this process prints goes to a file in `folder` (mode 0600) as well, and from there to S3; gives what
+    copies it there at once.
 
     Nothing is copied while another process drives the study. An error that leaves the block is in the log, too.
     """
@@ -121,7 +122,7 @@ def copied_output(folder: Path, *, bucket: str, store: StudyStore) -> Iterator[N
         copier.start()
         sys.stdout, sys.stderr = _Tee(sys.stdout, file), _Tee(sys.stderr, file)
         try:
-            yield
+            yield copier.copy
         except (*USER_ERRORS, *SERVICE_ERRORS) as error:
             print(f"failed: {error}", file=file)
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,16 +18,20 @@ from infra.cluster.jobs import Job, Jobs, is_loopback
 from infra.errors import Conflict
 from infra.provenance import code_revision
 from infra.services import Services, services_from_environment
+from study.artifacts.ready import WEIGHTS
+from study.doctor.cluster import check_by_job
+from study.doctor.study import DATASETS, needs_of_study
 from study.errors import StudyFailed, UserError
 from study.search.prior import check_prior
 from study.spec.config import StudyConfig
+from study.spec.places import local_places
 from study.store.database import address_of
 from study.store.rows import StudyRow
 from study.store.store import StudyStore
 
 START_SECONDS = 180.0
 POLL_SECONDS = 1.0
-# Ray would send SIGTERM and, 3 s later, SIGKILL; a driver needs a report boundary to pause.
+# Ray would send SIGTERM and, 3 s later, SIGKILL; trials need longer to keep a state.
 STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 
@@ -55,8 +59,6 @@ def check_shared(environ: Mapping[str, str], database: str, *, here: bool) -> Se
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AGFT_BUCKET and MLFLOW_TRACKING_URI"
         )
     else:
-        if urlsplit(services.mlflow_uri).scheme not in ("http", "https"):
-            problems.append("MLFLOW_TRACKING_URI: a file or database of one machine; name an MLflow server")
         for name, uri in (("AWS_ENDPOINT_URL", services.s3_endpoint), ("MLFLOW_TRACKING_URI", services.mlflow_uri)):
             host = urlsplit(uri).hostname
             if is_loopback(host) and not here:
@@ -93,9 +95,11 @@ def submit(
     here = jobs.is_here()
     check_shared(environ, database, here=here)
     if here:
-        from study.artifacts.datasets import check_ready
+        from study.artifacts.ready import check_ready
 
         check_ready(spec)
+    elif named := local_places(spec.model_dump(mode="json")):
+        check_places(address, spec, named, say)
     check_size(spec, jobs)
     store = StudyStore(database, spec.name)
     check_prior(database, spec)
@@ -120,6 +124,21 @@ def submit(
     except Conflict:  # another terminal was first
         return Submission(store, jobs, identity, fresh=False, token=study.token)
     return Submission(store, jobs, identity, fresh=True, token=study.token)
+
+
+def check_places(address: str, spec: StudyConfig, named: Sequence[str], say: Callable[[str], None]) -> None:
+    """`UserError` with the files and folders of this terminal's machine that a node of the cluster does not have."""
+    say(f"asking the cluster's nodes for {', '.join(named)} ...")
+    rows = list(check_by_job(address, needs_of_study(spec)))
+    asked = [row for row in rows if row.check in (DATASETS, WEIGHTS)]
+    if not asked:
+        failed = "\n".join(f"{row.detail}; {row.remedy}" for row in rows if row.state == "failed")
+        raise UserError(f"the nodes cannot be asked for {', '.join(named)}: {failed or 'they do not answer'}")
+    lacking = [row for row in asked if row.state == "failed"]
+    if lacking:
+        lines = [f"{row.where or 'a node'}: {row.detail}" for row in lacking]
+        hint = "put them on a file system that all nodes share under this path, or into S3 (s3://BUCKET/KEY)"
+        raise UserError("\n".join([*dict.fromkeys(lines), hint]))
 
 
 def settled(jobs: Jobs, store: StudyStore, prefix: str, say: Callable[[str], None]) -> Job | None:

@@ -15,7 +15,7 @@ from infra.checks.diagnosis import HERE, Diagnosis, failed, ok, placed, side_by_
 from infra.checks.machine import versions
 from infra.cluster.jobs import dashboard_address
 from infra.errors import ServiceError, UserError
-from infra.services import Services, services_from_environment, use
+from infra.services import Services, go_direct, services_from_environment, use
 from infra.stack import seaweed
 from infra.stack.embedded import NAMES, addresses, credentials, definitions, settings_of
 from infra.stack.stack import ports_of, status
@@ -32,6 +32,7 @@ def examine(home: Path, needs: StudyNeeds | None, *, address: str | None = None)
 
     `address`: of a cluster's dashboard; the cluster is then checked by a job on it.
     """
+    go_direct()
     found: list[Diagnosis] = []
     dashboard = dashboard_named(address)
     cluster = bool(dashboard) or os.environ.get("RAY_ADDRESS", "local") not in ("", "local")

@@ -14,16 +14,18 @@ from infra.checks.machine import (  # fmt: skip
     check_gpus,
     check_packages,
     check_ports,
+    check_secret_files,
     check_shared_memory,
     temporary_folder,
     versions,
 )
 from infra.services import Services, default_home, missing_variables, services_from_environment
 from study.doctor.study import StudyNeeds, check_datasets, check_entries, check_weights
+from trainers.device import minimum_driver
 
 NODE_SECONDS = 60.0
-SECONDS = {"packages": 10.0, "GPUs": 45.0, "shared memory": 10.0, "disk": 10.0, "ports": 30.0, "datasets": 30.0,
-           "weights": 45.0, "entries": 10.0, "S3": 30.0, "MLflow": 30.0}  # fmt: skip
+SECONDS = {"packages": 10.0, "GPUs": 45.0, "shared memory": 10.0, "disk": 10.0, "ports": 30.0, "secret files": 10.0,
+           "datasets": 30.0, "weights": 45.0, "entries": 10.0, "S3": 30.0, "MLflow": 30.0}  # fmt: skip
 
 
 def machine_checks(
@@ -33,10 +35,11 @@ def machine_checks(
     wanted = needs.gpus_per_worker if needs and gpus_here else 0.0
     checks: dict[str, Check] = {
         "packages": check_packages,
-        "GPUs": functools.partial(check_gpus, wanted),
+        "GPUs": functools.partial(check_gpus, wanted, minimum_driver=minimum_driver),
         "shared memory": check_shared_memory,
         "disk": functools.partial(check_disk, _places()),
         "ports": functools.partial(check_ports, marks, token=token),
+        "secret files": functools.partial(check_secret_files, default_home(os.environ), _token_files()),
     }
     if needs:
         checks |= {
@@ -46,6 +49,11 @@ def machine_checks(
     if needs and needs.entries:
         checks["entries"] = functools.partial(check_entries, needs)
     return {name: (SECONDS[name], check) for name, check in checks.items()}
+
+
+def _token_files() -> list[Path]:
+    """Where Ray looks for the token that lets code run here."""
+    return [Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()]
 
 
 def _places() -> list[tuple[str, Path]]:

@@ -144,6 +144,25 @@ class Ledger:
         tenant.slots[trial], tenant.want = slot, None
         return True
 
+    def keep(
+        self, driver: str, name: str, slot: Slot, nodes: Sequence[Resources], clock: float, priority: int = 0
+    ) -> bool:
+        """Whether `driver` may start its next trial in the slot that it holds. If not, somebody goes before it, and it
+        is to give the slot back."""
+        self.heartbeat(driver, clock, {name: slot})
+        if clock < self.opens:
+            return True
+        held = self.tenants[driver].slots
+        own = held.pop(name)
+        kept = self.ask(driver, name, own, nodes, clock, priority)
+        held[name] = own
+        return kept
+
+    def others_wait(self, driver: str, clock: float) -> bool:
+        """Whether a trial of anybody else waits for a slot."""
+        wants = (tenant.want for name, tenant in self.tenants.items() if name != driver)
+        return any(want is not None and clock - want.asked < WANT_SECONDS for want in wants)
+
     def _turn(self, driver: str, nodes: Sequence[Resources], clock: float) -> bool:
         """Whether `driver`'s want fits beside what is held and what goes before it."""
         own = self.tenants[driver].want
@@ -227,6 +246,17 @@ def fits(nodes: Sequence[Resources], slots: Sequence[Slot]) -> bool:
     return True
 
 
+def whole_nodes(part: Resources, workers: int, nodes: Sequence[Resources]) -> dict[str, float]:
+    """What `workers` parts hold that have their nodes to themselves; what they need, where that can never be."""
+    plain = {name: amount * workers for name, amount in part.items()}
+    roomy = max(nodes, key=lambda node: [node.get(name, 0.0) for name in part], default={})
+    beside = min([workers, *(int(roomy.get(name, 0.0) / amount + EPSILON) for name, amount in part.items() if amount)])
+    if beside == 0:
+        return plain
+    whole = {name: roomy[name] / beside * workers for name in ("CPU", "GPU") if roomy.get(name)}
+    return whole if fits(nodes, [Slot(whole, workers)]) else plain
+
+
 def _in_the_way(own: Slot, first: Slot, held: Sequence[Slot], nodes: Sequence[Resources]) -> bool:
     """Whether `own` takes of what `first` is short of, or of what it will need."""
     total, used = _sum(nodes), _sum([slot.need for slot in held])
@@ -254,8 +284,7 @@ def _sum(parts: Sequence[Resources]) -> dict[str, float]:
 class Admission:
     """`Ledger` as an actor, on one clock, with the nodes that live now."""
 
-    def __init__(self) -> None:
-        again = ray.get_runtime_context().was_current_actor_reconstructed
+    def __init__(self, again: bool = False) -> None:
         self.ledger = Ledger(time.monotonic() + LEARN_SECONDS if again else float("-inf"))
         self.nodes: list[dict[str, float]] = []
         self.looked = float("-inf")
@@ -270,9 +299,23 @@ class Admission:
     ) -> bool:
         """`total` is what the driver's cluster had at its start; nodes join and leave, so the live ones count."""
         clock = time.monotonic()
+        return self.ledger.ask(driver, trial, Slot(need, workers), self._look(total, clock), clock, priority, is_free)
+
+    def keep(
+        self, driver: str, name: str, need: Resources, total: Resources, priority: int = 0, workers: int = 1
+    ) -> bool:
+        """As `ask`, for another trial in a slot that is held already."""
+        clock = time.monotonic()
+        return self.ledger.keep(driver, name, Slot(need, workers), self._look(total, clock), clock, priority)
+
+    def _look(self, total: Resources, clock: float) -> list[dict[str, float]]:
+        """The nodes, as of a moment ago."""
         if clock - self.looked > NODES_SECONDS:
             self.nodes, self.looked = node_capacities() or [dict(total)], clock
-        return self.ledger.ask(driver, trial, Slot(need, workers), self.nodes, clock, priority, is_free)
+        return self.nodes
+
+    def others_wait(self, driver: str) -> bool:
+        return self.ledger.others_wait(driver, time.monotonic())
 
     def give_back(self, driver: str, trial: str) -> None:
         self.ledger.give_back(driver, trial)
@@ -281,8 +324,12 @@ class Admission:
         self.ledger.leave(driver)
 
 
-def open_admission() -> Any:
-    """The cluster's admission actor, started by whoever comes first; it outlives its first driver."""
+def open_admission(again: bool = False) -> Any:
+    """The cluster's admission actor, started by whoever comes first; it outlives its first driver. `again`: one has
+    died, so that a new one first has to learn who holds what.
+
+    Drivers start it again, not Ray: of what can be started again, Ray's memory monitor kills first.
+    """
     actor = ray.remote(num_cpus=0)(Admission)
     return actor.options(
         name=ADMISSION,
@@ -290,6 +337,4 @@ def open_admission() -> Any:
         namespace=NAMESPACE,
         get_if_exists=True,
         lifetime="detached",
-        max_restarts=-1,
-        max_task_retries=-1,
-    ).remote()
+    ).remote(again)

@@ -17,7 +17,7 @@ STATES = {"finished": "complete", "stopped": "pruned"}  # of a trial, by its pro
 
 @dataclass(frozen=True)
 class Closing:
-    """Why no new trials start. `word`: pause, stop, budget, lost, or '' while they do; `since`: monotonic time."""
+    """Why no new trials start. `word`: pause, stop, budget, fail, lost, '' while they do; `since`: monotonic time."""
 
     word: str = ""
     reason: str = ""
@@ -32,19 +32,27 @@ class Closing:
         return "stop" if self.word in ("stop", "budget") else "pause"
 
     @property
+    def leaving(self) -> str:
+        """How running trials do what they are told, as a sentence goes on."""
+        return "end at their next report" if self.told == "stop" else "keep a state and leave"
+
+    @property
     def of_trials(self) -> str:
         """Why trials that it cut off have ended."""
         return f"study: {self.reason if self.word == 'budget' else self.word or 'stopped'}"
 
 
-def reason_to_close(*, lost: bool, interrupted: bool, desired: str, over: str) -> tuple[str, str]:
-    """The word and the sentence; two empty ones while trials may start. `over`: which limit is reached, if any."""
+def reason_to_close(*, lost: bool, interrupted: bool, desired: str, over: str, away: str = "") -> tuple[str, str]:
+    """The word and the sentence; two empty ones while trials may start. `over`: which limit is reached, if any; `away`:
+    which service has been away for too long."""
     if lost:
         return "lost", "another driver has taken over this study"
     if interrupted:
         return "pause", "interrupted"
     if desired in ("pause", "stop"):
         return desired, f"asked to {desired}"
+    if away:
+        return "pause", away
     return ("budget", over) if over else ("", "")
 
 

@@ -14,28 +14,47 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from http.client import HTTPException
+from textwrap import shorten
 from typing import Any
 from urllib.parse import urlsplit
 
 from study.errors import UserError
 from study.results.ranking import best_trial
 from study.store.rows import StudyRow, TrialRow
-from trainers.schema.records import EpochRecord
+from trainers.schema.records import Ending, EpochRecord, Sign
+from trainers.schema.training import Metric
 
 
 def duration(seconds: float) -> str:
-    """`3.2 h` or `14 min`."""
-    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(1, round(seconds / 60))} min"
+    """`3.2 h`, `14 min` or `6 s`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{round(seconds / 60)} min"
 
 
-def epoch_line(number: int, record: EpochRecord, epochs: int) -> str:
-    """One epoch of one trial."""
+def epoch_line(number: int, record: EpochRecord, epochs: int, also: Sequence[Metric] = ()) -> str:
+    """One epoch of one trial. `also`: metrics beside the accuracies."""
     best = " (best so far)" if record.best_epoch == record.epoch else ""
     floor = "" if record.feasible else "  below its floor"
+    more = "".join(f"  {name.replace('_', ' ')} {getattr(record, name):6.1%}" for name in also)
     return (
         f"trial {number:>3}  epoch {record.epoch}/{epochs}  clean {record.clean_accuracy:6.1%}  "
-        f"robust {record.robust_accuracy:6.1%}{best}{floor}"
+        f"robust {record.robust_accuracy:6.1%}{more}{best}{floor}"
     )
+
+
+def sign_line(number: int, row: TrialRow, sign: Sign) -> str:
+    """How far a trial is inside an epoch that takes long."""
+    epoch, epochs = (row.last.epoch if row.last else 0) + 1, row.config["train"]["epochs"]
+    return f"trial {number:>3}  in epoch {epoch}/{epochs}: {progress(sign)}"
+
+
+def progress(sign: Sign) -> str:
+    """`training 45 %, 2,310 images/s, about 4 min left`."""
+    left = sign.seconds_left
+    share = min(1.0, sign.done / sign.total) if sign.total else 1.0
+    rate = f", {sign.images_per_second:,.0f} images/s, about {duration(left)} left" if left is not None else ""
+    return f"{sign.stage} {100 * share:.0f} %{rate}"
 
 
 def study_line(done: int, budget: int, pruned: int, seconds_each: float) -> str:
@@ -43,6 +62,12 @@ def study_line(done: int, budget: int, pruned: int, seconds_each: float) -> str:
     left = budget - done
     eta = f", about {duration(seconds_each * left)} left" if left > 0 else ""
     return f"{done} of {budget} trials done ({pruned} stopped early){eta}"
+
+
+def interrupted_line(number: int, ending: Ending, row: TrialRow) -> str:
+    """Why a trial is started again, and from where."""
+    why = shorten((ending.message or "its process was lost").splitlines()[-1], 200, placeholder=" ...")
+    return f"trial {number:>3}  interrupted, goes on in epoch {len(row.epochs) + 1}: {why}"
 
 
 def idle_line(number: int, awaited: int, lag: int) -> str:
@@ -68,17 +93,19 @@ def message_of(study: StudyRow, state: str, trials: Sequence[TrialRow]) -> dict[
         "best": best and best.last and {
             "trial": best.number, "params": best.params, "epoch": best.last.best_epoch,
             "clean_accuracy": best.last.best_clean_accuracy, "robust_accuracy": best.last.best_robust_accuracy,
+            **{name: best.last.at_best(name) for name in study.spec.goal.calibrations},
         },
     }  # fmt: skip
 
 
-# Telling a web address that something happened to a study: it finished, failed, paused, or has a new best trial.
+# Telling a web address that something happened to a study (it finished, failed, paused, or has a new best trial) or to
+# a champion (promoted, refused, rolled back).
 #
 # Address and secret come from the environment and are shown nowhere. A receiver that is slow, broken or gone costs the
 # study nothing: messages wait in a short queue on a thread of their own, the oldest go first when it is full.
 
 log = logging.getLogger("agft")
-EVENTS = ("finished", "failed", "paused", "new_best")
+EVENTS = ("finished", "failed", "paused", "new_best", "promoted", "refused", "rolled_back")
 TIMEOUT_SECONDS = 10.0
 PAUSES_SECONDS = (1.0, 4.0, 15.0)  # before the second, third and fourth try
 WAITING = 100
@@ -86,7 +113,7 @@ SIGNATURE = "X-Agft-Signature"
 
 
 class Notifier:
-    """Sends `{event, study, state, trials, best, time}` as JSON by POST. Without a URL every call does nothing.
+    """Sends `{event, time}` and the payload as JSON by POST. Without a URL every call does nothing.
 
     With a secret, the header `X-Agft-Signature` is `sha256=` and the hex HMAC-SHA256 of the body's bytes.
     """
@@ -114,7 +141,7 @@ class Notifier:
         raise TypeError("a Notifier holds secrets and is not pickled; make another one from the environment")
 
     def send(self, event: str, payload: Mapping[str, Any]) -> None:
-        """Queue a message and return at once. `payload`: `study`, `state`, `trials`, `best`, JSON values."""
+        """Queue a message and return at once. `payload`: JSON values, of a study those of `message_of`."""
         assert event in EVENTS, event
         if not self._url or self._closing.is_set():
             return

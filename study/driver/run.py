@@ -1,7 +1,7 @@
 """Drive a study: build a fresh Tuner from the store, run it, and say honestly how it ended.
 
 `Tuner.restore` is never used: its snapshot can be older than what finished, and reading it runs code. Unfinished
-trials are continued from their own checkpoints, and Tune's directory is scratch.
+trials are continued from their own checkpoints, and Tune's own files are kept in memory and never read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +21,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import ray
 from ray import tune
-from ray.tune.execution import class_cache
+from ray.air.execution._internal import actor_manager
+from ray.exceptions import RayError
+from ray.tune.execution import class_cache, tune_controller
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from infra import storage
+from infra import s3, storage
+from infra.cluster import raw_output
 from infra.cluster.cluster import Cluster, max_concurrent
-from infra.errors import ServiceError
+from infra.cluster.watch import left_when_lost, lost
+from infra.errors import Away, ServiceError, UserError
 from infra.failpoint import reach
 from infra.provenance import provenance
 from infra.tracking.runs import Tracker
@@ -35,7 +41,8 @@ from study.driver.driver import Driver
 from study.driver.heartbeat import Heartbeat
 from study.driver.messages import EVENTS, Notifier, message_of
 from study.driver.searcher import StudySearcher
-from study.driver.trial import run_trial
+from study.driver.seats import Work, in_memory
+from study.driver.trial import ending_of, run_trial, train_order
 from study.driver.trials import begin_search
 from study.errors import LeaseLost, StudyFailed
 from study.report.live import LiveReport
@@ -46,12 +53,13 @@ from study.store.lease import LeaseHeld, owner_identity
 from study.store.requests import pending
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
-from study.tracking import EXPERIMENT, end_study, project_study
+from study.tracking import EXPERIMENT, end_study, project_study, replay_of, study_key
 from trainers.schema.records import Ending, Measurement
 
 log = logging.getLogger("agft")
-LOST_NODE_RETRIES = 2  # Tune starts a trial again when its driver process is lost with a node
 MLFLOW_PATIENCE_SECONDS = 60.0
+GOES_ON = "nothing is lost, the same command goes on"
+LOST_PATIENCE_SECONDS = 5.0  # the same where the cluster is lost: whoever waits is to hear of it within a minute
 # A trial's own process waits for its workers and must not take a core from them; Ray wants it to ask for something.
 DRIVER_RESOURCES = {"CPU": 0, "memory": 1 << 20}
 
@@ -64,7 +72,7 @@ class Outcome:
     message: str
     trials: list[TrialRow]
     mlflow_page: str
-    unsent: int
+    unsent: int  # records that MLflow has not, or refused
 
 
 class _Scheduler(FIFOScheduler):
@@ -81,10 +89,13 @@ class _Scheduler(FIFOScheduler):
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        number = self.searcher.numbers.get(trial.trial_id)
-        last = Path(trial.error_file).read_text().rpartition("Failure # ")[2] if trial.error_file else ""
-        if number is not None and "ray::ImplicitFunc" in last:  # its code failed; of a lost process Ray says otherwise
-            self.driver.endings.setdefault(number, Ending.failed("bug", last.strip()[-4000:]))
+        number, file = self.searcher.numbers.get(trial.trial_id), trial.pickled_error_file
+        if number is not None and file:  # Tune has just written it there; it hands its scheduler nothing else
+            try:
+                ending = ending_of(ray.cloudpickle.loads(Path(file).read_bytes()))
+            except Exception:  # an error of the trial's code that does not survive the way
+                ending = Ending.failed("bug", Path(trial.error_file).read_text()[-4000:])
+            self.driver.endings.setdefault(number, ending)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -112,12 +123,14 @@ def run_study(
     tracking_uri: str,
     say: Callable[[str], None],
     report: Path | None = None,
-    trainable: Callable[[dict[str, Any]], None] = run_trial,
+    trainable: Callable[[dict[str, Any]], None] | None = None,
+    work: Work = train_order,
 ) -> Outcome:
     """Run a study to its end, or until somebody or something stops it; calling it again goes on where it was.
 
-    The study is in the store already. `report`: folder where its report is drawn as it goes on. `trainable` runs one
-    trial from the settings of a `TrialOrder`. Raises `UserError` (another driver, a trial that can never fit),
+    The study is in the store already. `report`: folder where its report is drawn as it goes on. `work` trains one trial
+    in the workers of a seat; `trainable` does it in Tune's own process instead, from the settings of a `TrialOrder`.
+    Raises `UserError` (another driver, a trial that can never fit),
     `LeaseLost`, `StudyFailed`.
     """
     fitting = _fitting(spec, cluster)
@@ -125,36 +138,43 @@ def run_study(
     store = StudyStore(database, spec.name)
     token = _acquire(store, say)
     reach("driver.acquired")
-    tracker = Tracker(tracking_uri, EXPERIMENT)
+    tracker = Tracker(tracking_uri, EXPERIMENT, replay_of(store))
     live = LiveReport(store, tracker, report)
     heartbeat = Heartbeat(store, token)
     heartbeat.start()
     state, message = "paused", "the driver was interrupted"
     try:
-        _prepare(store, token, bucket, say, fitting=fitting)
-        reach("driver.prepared")
-        driver = Driver(
-            store=store, heartbeat=heartbeat, tracker=tracker, notifier=notifier, live=live, bucket=bucket,
-            total=cluster.total, say=say,
-        )  # fmt: skip
-        with _signals(driver):
-            driver.open()
-            try:
-                _say_lag(driver, fitting, say)
-                # With `auto`, admission alone decides: it knows the nodes that join and leave while the study runs.
-                slots = sys.maxsize if spec.resources.max_concurrent == "auto" else fitting
-                _tune(driver, trainable, slots=slots)
-                state, message = driver.final_state()
-            finally:
-                driver.close()
+        with left_when_lost(lambda reason: store.release(token, "paused", reason)):
+            _prepare(store, token, bucket, say, fitting=fitting)
+            reach("driver.prepared")
+            driver = Driver(
+                store=store, heartbeat=heartbeat, tracker=tracker, notifier=notifier, live=live, bucket=bucket,
+                total=cluster.total, say=say, work=None if trainable else work,
+            )  # fmt: skip
+            with _signals(driver):
+                driver.open()
+                try:
+                    _say_lag(driver, fitting, say)
+                    # With `auto`, admission alone decides: it knows the nodes that join and leave meanwhile.
+                    slots = sys.maxsize if spec.resources.max_concurrent == "auto" else fitting
+                    _tune(driver, trainable or run_trial, slots=slots)
+                    state, message = driver.final_state()
+                finally:
+                    driver.close()
         reach("study.finished")
         if state == "finished":
             _tidy(scratch_prefix(bucket, driver.study.slug))
     except LeaseLost:
         state = "lost"
         raise
-    except Exception as error:
-        state, message = "failed", " ".join(str(error).split())[:500] or type(error).__name__
+    except Away as error:  # before the first trial: nothing has begun that could wait
+        state, message = "paused", str(error)
+    except BaseException as error:
+        if gone := lost():
+            message = gone
+            raise StudyFailed(f"{gone}; {GOES_ON}") from error
+        if isinstance(error, Exception):
+            state, message = "failed", " ".join(str(error).split())[:500] or type(error).__name__
         raise
     finally:
         heartbeat.stop()
@@ -166,7 +186,13 @@ def run_study(
             live.close()
         unsent = _close_tracker(tracker, store, state, say)
         notifier.close()
-    return Outcome(state=state, message=message, trials=store.trials(), mlflow_page=tracker.page(), unsent=unsent)
+    return Outcome(
+        state=state,
+        message=message,
+        trials=store.trials(),
+        mlflow_page=tracker.view_page(study_key(store.load())),
+        unsent=unsent,
+    )
 
 
 def _tidy(scratch: str) -> None:
@@ -215,6 +241,7 @@ def _prepare(store: StudyStore, token: int, bucket: str, say: Callable[[str], No
 
     Of the spec as it is now that the lease is ours: until then another terminal may replace it.
     """
+    s3.probe(bucket)
     study = store.load()
     if study.provenance is None:
         entries = [origin.record() for origin in outside_entries(study.spec).values()]
@@ -226,7 +253,9 @@ def _prepare(store: StudyStore, token: int, bucket: str, say: Callable[[str], No
         say("measuring the unmodified CLIP on the dev sets ...")
         baseline = Measurement.model_validate(measure_unmodified(study.spec, bucket, say))
         store.set_study(token, baseline=baseline)
-        say(f"unmodified CLIP: clean {baseline.clean_accuracy:.1%}  robust {baseline.robust_accuracy:.1%}")
+        say(f"unmodified CLIP: clean {baseline.clean_accuracy:.1%}  robust {baseline.robust_accuracy:.1%}" + "".join(
+            f"  {name.replace('_', ' ')} {getattr(baseline, name):.1%}" for name in study.spec.goal.calibrations
+        ))  # fmt: skip
 
 
 def _tune(driver: Driver, trainable: Callable[[dict[str, Any]], None], *, slots: int) -> None:
@@ -251,6 +280,13 @@ def _keep_keys_out_of_ray() -> None:
     class_cache.ENV_VARS_TO_PROPAGATE.intersection_update(kept)
 
 
+def _let_tune_lose_processes_to_memory() -> None:
+    """The memory monitor's victim is a lost process like any other. Tune gives up the whole sweep for it (Ray 2.60,
+    `ray/air/execution/_internal/actor_manager.py`: `OutOfMemoryError` is neither of the two errors that it expects)."""
+    for module in (actor_manager, tune_controller):
+        module.RayActorError = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
+
+
 def _fit(driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str, Any]], None], *, name: str) -> None:
     tuner = tune.Tuner(
         tune.with_resources(trainable, DRIVER_RESOURCES),
@@ -258,28 +294,38 @@ def _fit(driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str,
             search_alg=searcher,
             scheduler=_Scheduler(driver, searcher),
             num_samples=-1,
-            reuse_actors=False,  # with early stopping and nested trainers it hangs the sweep
+            reuse_actors=trainable is run_trial,  # which ends by itself at once: Tune stops no trial
             trial_dirname_creator=lambda trial: f"tune-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=scratch_prefix(driver.bucket, driver.study.slug),
+            **in_memory(),
             verbose=0,
             callbacks=[_Turn(driver)],
-            failure_config=tune.FailureConfig(max_failures=LOST_NODE_RETRIES),
+            failure_config=tune.FailureConfig(max_failures=0),  # an interrupted trial is put in line again by us
         ),
     )
     _keep_keys_out_of_ray()
+    _let_tune_lose_processes_to_memory()
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"  # its snapshots are never read
     os.environ["TUNE_WARN_THRESHOLD_S"] = "30"  # a write to the database may take longer than its half a second
     # Tune looks for result files of its own, which are switched off, and warns that there are none.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     try:
         tuner.fit()
-    except tune.TuneError as error:
-        if isinstance(error.__cause__, LeaseLost | StudyFailed):
-            raise error.__cause__ from None
-        raise StudyFailed(f"Ray Tune gave up: {str(error).strip().splitlines()[-1]}") from error
+    except (tune.TuneError, RayError, RuntimeError, OSError) as error:
+        raise _in_one_line(error) from None
+
+
+def _in_one_line(error: Exception) -> Exception:
+    """What ended Tune: our own error where it is one, else one line that names the file with the rest."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StudyFailed | ServiceError | UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    last = str(error).strip().splitlines() or [type(error).__name__]
+    return StudyFailed(f"Ray Tune gave up: {last[-1][:300]} (all of it: {raw_output.note(traceback.format_exc())})")
 
 
 def _close_tracker(tracker: Tracker, store: StudyStore, state: str, say: Callable[[str], None]) -> int:
@@ -288,23 +334,27 @@ def _close_tracker(tracker: Tracker, store: StudyStore, state: str, say: Callabl
         study = store.load()
         if state == "failed":  # maybe before its run was there
             project_study(tracker, study, reopen=False)
+        tracker.check(study_key(study))
         end_study(tracker, study)
-    unsent = tracker.flush(MLFLOW_PATIENCE_SECONDS)
+    unsent = tracker.flush(LOST_PATIENCE_SECONDS if lost() else MLFLOW_PATIENCE_SECONDS)
     if unsent:
         say(f"MLflow does not answer: {unsent} operations are not shown there yet; the next `agft resume` sends them")
     tracker.close(1.0)
-    return unsent
+    if tracker.dropped:
+        say(f"MLflow refused {len(tracker.dropped)} records, which the study has; the first: {tracker.dropped[0]}")
+    return unsent + len(tracker.dropped)
 
 
 @contextmanager
 def _signals(driver: Driver) -> Iterator[None]:
-    """Ctrl-C and SIGTERM pause the study at the next reports; a second Ctrl-C leaves at once, still resumable."""
+    """Ctrl-C and SIGTERM pause the study; a second one leaves at once, still resumable, and so does
+    the first where the cluster is lost."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if driver.interrupted:
+        if driver.interrupted or lost():
             raise KeyboardInterrupt
         driver.interrupted = True
-        driver.say("pausing: running trials keep a checkpoint at their next report (Ctrl-C again to leave now)")
+        driver.say("pausing: running trials keep a state and leave (Ctrl-C again to leave now)")
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -12,7 +12,8 @@ from study.driver.trials import Upcoming
 
 
 class StudySearcher(Searcher):
-    """What Tune talks to. `begin(number)` stores the start of a trial, `end(number, error)` its outcome.
+    """What Tune talks to. `begin(number)` stores the start of a trial, `end(number, error)` its outcome; true is
+    a trial that was interrupted and goes on.
 
     `unfinished` trials of an earlier driver go first; then come those that `upcoming()` names, each when it may start.
     It limits concurrency itself (`slots` free trials at once, `admit()` asks the cluster), so that Tune never builds a
@@ -28,7 +29,7 @@ class StudySearcher(Searcher):
         slots: int,
         admit: Callable[[int], bool],
         begin: Callable[[int], dict[str, Any]],
-        end: Callable[[int, bool], None],
+        end: Callable[[int, bool], bool],
         closing: Callable[[], bool],
     ) -> None:
         super().__init__()
@@ -65,8 +66,8 @@ class StudySearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune is done with a trial, one way or the other."""
         number = self.numbers.pop(trial_id, None)
-        if number is not None:
-            self.end(number, error)
+        if number is not None and self.end(number, error):
+            self.waiting.append(number)
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Yes, this searcher limits concurrency itself."""

@@ -1,38 +1,61 @@
-"""One trial: sampled values -> TrialConfig -> a TorchTrainer inside a Tune function.
+"""One trial: an order that the workers of a seat take and train, and a Tune function that passes on what they say.
 
-Tune never kills it: it ends at a report boundary when the board says so, and always with a report that carries its
+Tune never kills it: it leaves when the board says so, and always with a word that carries its
 outcome, so that no ending (a crash, a non-finite loss, no report at all) can upset the sweep.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from pydantic import ValidationError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.util.placement_group import get_current_placement_group, remove_placement_group
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2.api.exceptions import PreemptionError
 
 from infra.provenance import provenance
-from study.artifacts.checkpoints import (
-    SharedPrefix,
-    attempt_prefix,
-    claim_group,
-    fetch_state,
-    keep_file,
-    scratch_prefix,
-)
+from infra.s3 import is_away
+from study.artifacts.checkpoints import SharedPrefix, attempt_prefix, claim_group, fetch_state, keep_file
 from study.artifacts.sources import use_s3_data, use_s3_weights
-from study.driver.board import announce, ask_board, board_name
-from trainers.schema.records import Ending
+from study.driver.away import Patience
+from study.driver.board import (
+    BOARD_ANSWER_SECONDS,
+    Inside,
+    Order,
+    announce,
+    ask_board,
+    board_name,
+    lasting,
+    listen,
+    remark,
+    take_order,
+    tell_wait,
+)
+from study.errors import USER_ERRORS
+from trainers.errors import OF_EVERY_TRIAL, Interrupted
+from trainers.schema.records import Answer, At, Ending, Report, Weights
 from trainers.trial_config import TrialConfig
 from trainers.wiring import Wiring
 
-WORKER_RESTARTS = 3  # lost workers a trial survives, each from its newest state
-CONTROLLER_FAILURES = 5  # Train's own start failures; its default is to try for ever
+GROWN, GROWN_BYTES = 1.5, 512 << 20  # a process that has grown by so much since its first trial is made anew
+LOWER = "lower train.batch_size, or resources.max_concurrent: fewer trials then share a node"
+LOST = (
+    ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError,
+    ray.exceptions.LocalRayletDiedError, ray.exceptions.OwnerDiedError, ray.exceptions.ActorPlacementGroupRemoved,
+    ray.exceptions.ActorUnschedulableError, PreemptionError, WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,134 +65,153 @@ class TrialOrder:
     study: str  # its slug: name and time of creation
     number: int
     token: int
+    serial: int  # of the attempt, from 1 among those of this driver
     bucket: str
-    known: dict[str, str]  # role -> URI of the checkpoints on record
+    known: dict[str, Weights]  # role -> the checkpoints on record
     stored: int  # the last epoch whose record the study has
     config: dict[str, Any]
     rungs: tuple[int, ...]
-    workers: int
     cpus_per_worker: float
     gpus_per_worker: float
+    patience: float  # seconds to wait for S3 while it is away
 
     def settings(self) -> dict[str, Any]:
         """As Tune's trial config."""
-        return {"order": json.dumps(asdict(self))}
+        known = {role: found.model_dump() for role, found in self.known.items()}
+        return {"order": json.dumps({**asdict(self), "known": known})}
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> TrialOrder:
         """Back from Tune's trial config."""
         fields = json.loads(settings["order"])
-        return cls(**{**fields, "rungs": tuple(fields["rungs"])})
-
-
-def train_worker(settings: dict[str, Any]) -> Ending:
-    """`train_on_worker`, imported where it runs: this process and Train's controller need no open_clip."""
-    from trainers.worker import train_on_worker
-
-    use_s3_weights()
-    use_s3_data()
-    return train_on_worker(settings)
+        known = {role: Weights.model_validate(found) for role, found in fields["known"].items()}
+        return cls(**{**fields, "rungs": tuple(fields["rungs"]), "known": known})
 
 
 def run_trial(settings: dict[str, Any]) -> None:
-    """Tune's trainable."""
-    import ray.train
+    """Tune's trainable: passes on what the trial says from its seat, the last word its ending."""
     from ray import tune
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-    from ray.tune.integration.ray_train import TuneReportCallback
 
     order = TrialOrder.of(settings)
+    ending = None
+    for word in listen(board_name(order.study, order.token), order.serial):
+        ending = word.get("ending")
+        tune.report(word)
+    if ending is None:
+        tune.report({"ending": Ending(outcome="interrupted", message="no driver answers").model_dump_json()})
+
+
+def serve(settings: dict[str, Any]) -> None:
+    """What a worker of a seat does: one trial after the other, on all ranks the same, until it is told to leave.
+
+    `work(order)` does one. Imports torch and open_clip here: Tune's process and Train's controller need neither.
+    """
+    from trainers import distributed
+    from trainers.worker import evicted, tidy
+
+    use_s3_weights()
+    use_s3_data()
+    board, seat, work = settings["board"], settings["seat"], settings["work"]
+    chief = distributed.rank() == 0
+    done, ending, first, worn = 0, "", 0, False
+    if chief:
+        lasting(board, lambda at: ray.get(at.sit.remote(seat), timeout=BOARD_ANSWER_SECONDS))
+    while True:
+        order = take_order(board, seat, done, ending, worn) if chief else Order(0)
+        done = distributed.broadcast_int(order.serial)
+        if done == 0:
+            return
+        if not chief:
+            found = lasting(board, lambda at: ray.get(at.order_of.remote(seat, done), timeout=BOARD_ANSWER_SECONDS))  # noqa: B023
+            if found is None:
+                raise Interrupted("the driver of this seat has gone")
+            order = found
+        ended = work(TrialOrder.of({"order": order.text}))
+        if not isinstance(ended, Ending):
+            ended = Ending.failed("bug", "the workers returned nothing")
+        tidy()
+        now = psutil.Process().memory_info().rss
+        first = first or now
+        grown = now > first * GROWN and now - first > GROWN_BYTES
+        ending, worn = ended.model_dump_json(), distributed.any_rank(grown)
+        if distributed.any_rank(evicted()):
+            if chief:
+                lasting(board, lambda at: ray.get(at.end.remote(done, ending, True), timeout=BOARD_ANSWER_SECONDS))  # noqa: B023
+            return
+
+
+def train_order(order: TrialOrder) -> Ending:
+    """One trial, on every rank."""
+    from trainers.worker import train_on_worker
+
     try:
         TrialConfig.model_validate(order.config)
     except ValidationError as error:
-        tune.report({"ending": Ending.failed("invalid", str(error)).model_dump_json()})
-        return
+        return Ending.failed("invalid", str(error))
     board = board_name(order.study, order.token)
-    attempt = attempt_prefix(order.bucket, order.study, order.number, order.token)
-    announce(board, order.number, "driver")
+    place = (order.bucket, order.study, order.number, order.token)
+    attempt = attempt_prefix(*place)
+    patiently = Patience(partial(tell_wait, board, order.number), order.patience)
+    inside = Inside(board, order.number)
+
+    def keep(group: int, path: Path, role: str, at: At, stored: int) -> Weights:
+        kept: Weights = patiently(keep_file, attempt, group, path, role, at, stored)
+        if at.steps:
+            inside.advance()
+        return kept
+
     wiring = Wiring(
         arrive=partial(announce, board, order.number, "worker"),
-        claim=partial(claim_group, order.bucket, order.study, order.number, order.token, order.known),
-        fetch=partial(fetch_state, attempt),
-        keep=partial(keep_file, attempt),
-        answer=partial(ask_board, board, order.number, order.rungs),
+        claim=partial(patiently, claim_group, *place, order.known, partial(remark, board, order.number)),
+        fetch=partial(patiently, fetch_state, attempt),
+        keep=keep,
+        report=partial(_report, board, order),
         provenance=provenance,
+        patiently=patiently,
+        alive=inside.tell,
+        asked=inside.asked,
         stored=order.stored,
         shared=SharedPrefix(f"s3://{order.bucket}"),
     )
-    resources = {"CPU": order.cpus_per_worker}
-    if order.gpus_per_worker:
-        resources["GPU"] = order.gpus_per_worker
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"config": order.config, "wiring": wiring, "threads": int(order.cpus_per_worker)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=order.workers, use_gpu=order.gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"trials/{order.number}/a{order.token}",
-            storage_path=scratch_prefix(order.bucket, order.study),
-            failure_config=ray.train.FailureConfig(
-                max_failures=WORKER_RESTARTS, controller_failure_limit=CONTROLLER_FAILURES
-            ),
-            callbacks=[TuneReportCallback(), GivesBack()],
-        ),
-    )
-    try:
-        ending = trainer.fit().return_value
-        if not isinstance(ending, Ending):
-            ending = Ending.failed("bug", "the workers returned nothing")
-    except TrainingFailedError as error:
-        ending = Ending.failed(failure_kind(error), str(error)[-4000:])
-    tune.report({"ending": ending.model_dump_json()})
+    settings = {
+        "config": order.config, "wiring": wiring, "threads": int(order.cpus_per_worker), "gpus": order.gpus_per_worker,
+    }  # fmt: skip
+    return train_on_worker(settings)
 
 
-def failure_kind(error: Exception) -> str:
-    """`out-of-memory`, `pre-empted` (a process or node went away) or `bug`."""
-    import ray
-    import torch
+def _report(board: str, order: TrialOrder, told: Report) -> Answer:
+    said = order.serial, {"report": told.model_dump_json()}
+    return ask_board(board, order.number, order.rungs, told.epoch, said)
 
+
+def ending_of(error: BaseException) -> Ending:
+    """How a trial ended whose seat raised `error`, by its type and that of what it stands for.
+
+    Interrupted: a process or node went away, or a service did. Else it has failed: out of memory, of impossible input,
+    or of a bug.
+    """
     # A worker that dies while its group starts ends the controller with it.
     causes = [error, getattr(error, "controller_failure", error), *getattr(error, "worker_failures", {}).values()]
-    if any(
-        isinstance(cause, torch.OutOfMemoryError | ray.exceptions.OutOfMemoryError | MemoryError) for cause in causes
-    ):
-        return "out-of-memory"
-    lost = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError)
-    return "pre-empted" if any(isinstance(cause, lost) for cause in causes) else "bug"
+    causes += [each.cause for each in causes if isinstance(each, ray.exceptions.RayTaskError) and each.cause]
+    message = str(error)[-4000:]
+    for each in causes:
+        if isinstance(each, ray.exceptions.OutOfMemoryError) or _out_of_memory(each):
+            first = next(iter(str(each).strip().splitlines()), type(each).__name__)  # Ray lists all processes below it
+            return Ending.failed("out-of-memory", f"{first}; {LOWER}")
+    if away := [each for each in causes if isinstance(each, Interrupted) or is_away(each)]:
+        return Ending(outcome="interrupted", message=str(away[0]))
+    if any(isinstance(each, LOST) for each in causes):
+        return Ending(outcome="interrupted", message=message, lost=True)
+    if wrong := [each for each in causes if isinstance(each, USER_ERRORS)]:
+        found = Ending.failed("invalid", str(wrong[0]))
+        return found.model_copy(update={"of_every_trial": isinstance(wrong[0], OF_EVERY_TRIAL)})
+    return Ending.failed("bug", message)
 
 
-# Gives back the placement group of workers that die at their very start, which Ray itself keeps to the job's end.
-#
-# Ray (2.60) cleans up a start that fails before it knows the workers, and a group that has started; in between nobody
-# does, and its own cleaner acts only when the controller dies. Every such death would cost the cluster a slot.
+def _out_of_memory(error: BaseException) -> bool:
+    """Where torch is not imported, none of its errors is raised."""
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from trainers.device import out_of_memory
 
-
-class GivesBack(ControllerCallback, WorkerGroupCallback):
-    """For `RunConfig.callbacks`; lives in Train's controller."""
-
-    def __init__(self) -> None:
-        self.held: Any = None  # the group of workers that are starting or at work
-
-    def before_init_train_context(self, workers: Any) -> dict[str, list[Any]]:
-        """Learn the placement group, before Ray counts the workers as known."""
-        self.held = ray.get(workers[0].execute_async(get_current_placement_group))
-        return {}
-
-    def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
-        """Ray has removed it."""
-        self.held = None
-
-    def before_worker_group_start(self, worker_group_context: Any) -> None:
-        """Before the next one: Ray forgot the last one if it is still here."""
-        self._give_back()
-
-    async def before_controller_shutdown(self) -> None:
-        """The same, where there is no next one."""
-        self._give_back()
-
-    def _give_back(self) -> None:
-        if self.held is not None:
-            remove_placement_group(self.held)
-            self.held = None
+    return out_of_memory(error)

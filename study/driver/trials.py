@@ -23,7 +23,7 @@ from study.spec.outside import with_drivers
 from study.store.requests import IN_LINE, to_run_again
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
-from study.tracking import project_best, project_epochs, project_outcome, project_study, project_trial
+from study.tracking import mark_best, project_best, project_epochs, project_outcome, project_study, project_trial
 from trainers.schema.records import Ending, Report
 
 
@@ -35,7 +35,9 @@ def begin_search(store: StudyStore, token: int, fitting: int) -> None:
     if study.starts is None:
         earlier = resolve(study.spec, earlier_studies(store.url, study.spec))
         starts = given(study.spec, study.spec.dimensions(), earlier.starts)
-        store.set_study(token, starts=[{"origin": start.origin, "values": start.values} for start in starts])
+        told = [each._asdict() for each in earlier.observed]
+        begins = [{"origin": start.origin, "values": start.values} for start in starts]
+        store.set_study(token, starts=[*begins, *told])
 
 
 class Upcoming(NamedTuple):
@@ -111,8 +113,10 @@ class Trials:
         return self.rows[number].finished
 
     def project_best(self, newest: int | None = None) -> None:
-        """On the parent run; see `study.tracking.project_best`."""
-        project_best(self.tracker, self.study, list(self.rows.values()), newest=newest)
+        """On the parent run and in the trial's name; see `study.tracking.project_best`."""
+        rows = list(self.rows.values())
+        project_best(self.tracker, self.study, rows, newest=newest)
+        mark_best(self.tracker, self.study, rows, newest=newest)
 
     def counted(self) -> list[TrialRow]:
         """Those that were not taken out."""
@@ -164,7 +168,7 @@ class Trials:
         had = {record.epoch for record in before.epochs}
         fresh = [record for record in row.epochs if record.epoch not in had]
         for record in fresh:
-            self.say(epoch_line(number, record, row.config["train"]["epochs"]))
+            self.say(epoch_line(number, record, row.config["train"]["epochs"], self.spec.goal.calibrations))
         project_epochs(self.tracker, self.study, number, fresh)
         return row
 

@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
 from pydantic import ValidationError
 
 from infra import storage
+from study.console import say
 from study.errors import UserError
 from study.evaluation.published import MEAN, SAME, Published, published, standing
+from study.markdown import escaped
 from study.session import storage_here
 from study.statistics import holm, image_difference, means, right_of_each
 from trainers.evaluation.record import AtRadius, EvaluationRecord
@@ -110,7 +111,7 @@ def _table(table: Mapping[str, Any], label: str) -> list[str]:
     methods, ours, points = list(table["rows"]), table["ours"], table["points_above"].get(REFERENCE)
     theirs = {name for rows in table["rows"].values() for name in rows}
     names = [name for name in (*SUITES[table["sets"]][0].datasets, MEAN) if name in theirs or name in ours]
-    titles = ["set", *methods, f"{label} [95 %]", *(["less AGFT"] if points else [])]
+    titles = ["set", *methods, f"{escaped(label)} [95 %]", *(["less AGFT"] if points else [])]
     lines = [f"| {' | '.join(titles)} |", f"| {' | '.join(['---'] + ['---:'] * (len(titles) - 1))} |"]
     for name in names:
         cells = [name, *(_number(table, method, name) for method in methods), _value(ours.get(name))]
@@ -148,7 +149,7 @@ def report_against(one: str, against: str, home: Path, *, as_json: bool) -> str:
     """`one` beside published numbers (`paper`) or another evaluation: Markdown, or JSON."""
     one, against = (address.rstrip("/") for address in (one, against))
     if any(address.startswith(S3) for address in (one, against)):
-        storage_here(home, lambda text: click.echo(text, err=True))
+        storage_here(home, say, start=False)
     if against == PAPER:
         found, lines = against_paper(list(read_records(one).values())), lines_of_paper
     else:
@@ -224,13 +225,13 @@ def lines_of_other(found: Mapping[str, Any]) -> list[str]:
     """For a person, in Markdown: the means over sets, then every set with its test."""
     one, other = found["one"]["label"], found["other"]["label"]
     tests = sum(len(row["p"]) for row in found["rows"])
-    lines = [f"# {one} less {other}, on the same images", "",
+    lines = [f"# {escaped(one)} less {escaped(other)}, on the same images", "",
              "Means over the sets, in points, each with a 95 % interval of its own (Bonett and Price 2012). The last "
              f"column names sets with p < {CLEAR:g} after Holm's correction for the {tests} tests of this page.", "",
              "| attack | radius | difference | only the one right | only the other | sets that differ |",
              "| --- | --- | ---: | ---: | ---: | --- |"]  # fmt: skip
     for row in found["rows"]:
-        clear = ", ".join(name for name, p in row["p_holm"].items() if p < CLEAR) or "none"
+        clear = ", ".join(escaped(name) for name, p in row["p_holm"].items() if p < CLEAR) or "none"
         lines.append(f"| {' | '.join(_column(row))} | {100 * row['mean']:+.2f} [{100 * row['low']:+.2f}, "
                      f"{100 * row['high']:+.2f}] | {sum(row['only_one'].values()):,} | "
                      f"{sum(row['only_other'].values()):,} | {clear} |")  # fmt: skip
@@ -238,8 +239,10 @@ def lines_of_other(found: Mapping[str, Any]) -> list[str]:
               "| attack | radius | set | only the one right | only the other | p | p, Holm |",
               "| --- | --- | --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
     for row in found["rows"]:
-        lines += [f"| {' | '.join(_column(row))} | {name} | {row['only_one'][name]:,} | {row['only_other'][name]:,} | "
-                  f"{p:.2g} | {row['p_holm'][name]:.2g} |" for name, p in row["p"].items()]  # fmt: skip
+        for name, p in row["p"].items():
+            counts = f"{row['only_one'][name]:,} | {row['only_other'][name]:,}"
+            own = " | ".join(_column(row))
+            lines.append(f"| {own} | {escaped(name)} | {counts} | {p:.2g} | {row['p_holm'][name]:.2g} |")
     return lines
 
 

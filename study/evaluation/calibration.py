@@ -21,7 +21,7 @@ from study.evaluation.executor import StudyExecutor
 from study.evaluation.ledger import Logits
 from study.models.manifest import Calibrations, Draft
 from study.spec.config import ResourcesConfig
-from trainers.evaluation.readings import BINS, calibration_error
+from trainers.evaluation.readings import BINS, bins_of, calibration_error
 from trainers.schema.attacks import PGD
 from trainers.schema.records import Weights
 from trainers.schema.suite import AttackAt, Suite
@@ -84,9 +84,8 @@ def _one(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, Any]:
 
 def _bins(confidence: Tensor, right: Tensor) -> list[list[float]]:
     """15 equal bins of (0, 1]: [images, mean confidence, accuracy], zeros where there is no image."""
-    place = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     sums = torch.zeros(BINS, 3, dtype=torch.float64)
-    sums.index_add_(0, place, torch.stack([torch.ones_like(confidence), confidence, right.double()], 1))
+    sums.index_add_(0, bins_of(confidence), torch.stack([torch.ones_like(confidence), confidence, right.double()], 1))
     return [[n, c / n, r / n] if n else [0.0, 0.0, 0.0] for n, c, r in sums.tolist()]
 
 

@@ -222,6 +222,7 @@ def make_record(
         clean=clean,
         clean_evidence=evidence,
         radii=at_radii(verdicts),
+        doubts=verdicts.doubts,
         sanity=tuple(findings),
         run={
             "suite": evaluation.suite.name,

@@ -135,7 +135,7 @@ def _origin(path: Path) -> str | None:
 # What an evaluation is about: the models, what they are compared with, the suite; refused where they do not fit.
 
 NONE = "none"
-LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}")  # part of a folder's name
+LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # part of a folder's name
 
 
 @dataclass(frozen=True)
@@ -145,16 +145,16 @@ class Order:
     models: tuple[str, ...]
     labels: tuple[str, ...]
     suite: Suite | None
-    original: str | None
-    surrogate: str | None
-    out: str | None
-    workers: int | None
-    cpus: float | None
-    gpus: float | None
-    batch_size: int | None
-    samples: int | None
-    sanity: str
-    mlflow: bool
+    original: str | None = None
+    surrogate: str | None = None
+    out: str | None = None
+    workers: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    batch_size: int | None = None
+    samples: int | None = None
+    sanity: str = "auto"
+    mlflow: bool = True
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _subjects(order: Order, gallery: Gallery) -> tuple[Subject, ...]:
     if order.labels and len(order.labels) != len(order.models):
         raise UserError(f"--label: {len(order.labels)} for {len(order.models)} models; give one for each, or none")
     if wrong := [label for label in order.labels if not LABEL.fullmatch(label)]:
-        raise UserError(f"--label: {wrong[0]!r}: a label is 1 to 60 letters, digits and . _ -, no dash or dot first")
+        raise UserError(f"--label: {wrong[0]!r}: a label is 1 to 100 letters, digits and . _ -, no dash or dot first")
     labels = order.labels or (None,) * len(order.models)
     subjects = tuple(gallery.subject(named, label) for named, label in zip(order.models, labels, strict=True))
     names = [subject.facts.label for subject in subjects]

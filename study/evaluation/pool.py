@@ -94,7 +94,7 @@ class Pool:
 
     def _hire(self) -> _Worker:
         actor = ray.remote(num_cpus=self.hands.cpus, num_gpus=self.hands.gpus, max_restarts=0)(EvaluationWorker)
-        handle = actor.remote(dict(self.weights), self.hands.threads, self.hands.gpus > 0)
+        handle = actor.remote(dict(self.weights), self.hands.threads, self.hands.gpus)
         return _Worker(handle, handle.hello.remote())
 
     def close(self) -> None:
@@ -164,12 +164,13 @@ class Pool:
         """Say what a cluster lacks in which not one worker has come up."""
         if any(worker.ready for worker in self._workers):
             return
-        free = ray.available_resources()
-        need = f"{self.hands.cpus:g} CPU" + (f" and {self.hands.gpus:g} GPU" if self.hands.gpus else "")
-        self.say(
-            f"no worker has started yet: each needs {need}, and {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} "
-            "GPU of the cluster are free"
-        )
+        free, there = ray.available_resources(), ray.cluster_resources()
+        kinds = [("CPU", self.hands.cpus), *([("GPU", self.hands.gpus)] if self.hands.gpus else [])]
+        need = " and ".join(f"{amount:g} {kind}" for kind, amount in kinds)
+        left = " and ".join(f"{free.get(kind, 0):g} of {there.get(kind, 0):g} {kind}" for kind, _ in kinds)
+        short = any(free.get(kind, 0) < amount for kind, amount in kinds)
+        why = "; the others are held by workers that are still starting, or by somebody else" if short else ""
+        self.say(f"no worker has started yet: each needs {need}, and {left} of the cluster are free{why}")
 
 
 def best_job(waiting: Sequence[Job], group: tuple[str, ...] | None, others: Sequence[tuple[str, ...] | None]) -> Job:

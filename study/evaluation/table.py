@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from study.evaluation.units import Evaluation
+from study.markdown import escaped
 from study.statistics import Mean, means
 from trainers.evaluation.record import EvaluationRecord, Proportion
 
@@ -41,6 +42,7 @@ def accuracy_rows(records: Sequence[EvaluationRecord]) -> list[dict[str, Any]]:
                     for at in record.radii
                 ],
                 "failed_checks": sorted({check for record in group for check in record.failed_checks}),
+                "doubts": sorted({doubt for record in group for doubt in record.doubts}),
             }
         )
     return rows
@@ -75,7 +77,7 @@ def table_cells(records: Sequence[EvaluationRecord], source: Collection[str]) ->
         titles += ["n"] * (label in fewer) + [f"{label}\n{at.label}" for at in own.radii]
     for name, group in groups.items():
         clean = largest[name].clean
-        bad = f" {MARK}" if any(record.failed_checks for record in group) else ""
+        bad = f" {MARK}" if any(record.failed_checks or record.doubts for record in group) else ""
         row = [(f"{name}{bad}", ""), (f"{clean.total:,}", ""), _cell(clean)]
         for record in sorted(group, key=lambda record: attacks.index(record.attack_label)):
             row += [(f"{record.clean.total:,}", "")] * (record.attack_label in fewer)
@@ -118,11 +120,11 @@ def summary_table(evaluation: Evaluation, records: Sequence[EvaluationRecord]) -
 def markdown_table(evaluation: Evaluation, records: Sequence[EvaluationRecord], *, intervals: bool) -> str:
     """For MLflow's pages, of which some are narrow."""
     titles, rows = table_cells(records, evaluation.suite.source)
-    lines = [_title(evaluation), ""]
-    lines += [f"| {' | '.join(title.replace(chr(10), ' ') for title in titles)} |"]
+    lines = [escaped(_title(evaluation)), ""]
+    lines += [f"| {' | '.join(map(escaped, titles))} |"]
     lines += [f"| {' | '.join(['---'] + ['---:'] * (len(titles) - 1))} |"]
-    for row in rows:
-        cells = [f"{value} {interval}".strip() if intervals else value for value, interval in row]
+    for (name, _), *row in rows:
+        cells = [escaped(name)] + [f"{value} {interval}".strip() if intervals else value for value, interval in row]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -130,6 +132,20 @@ def markdown_table(evaluation: Evaluation, records: Sequence[EvaluationRecord], 
 def _title(evaluation: Evaluation) -> str:
     suite = evaluation.suite
     return f"{evaluation.model.label} on suite {suite.name}, protocol {suite.protocol}: accuracy in %"
+
+
+def remarks(records: Sequence[EvaluationRecord]) -> list[str]:
+    """Lines below the table: failed checks, what attacks themselves doubt, classes that cannot be told apart."""
+    lines = failed_checks(records)
+    for name, group in by_dataset(records).items():
+        doubts = {(record.attack_label, doubt) for record in group for doubt in record.doubts}
+        lines += [f"{MARK} {name}: {attack} doubts its result: {doubt}" for attack, doubt in sorted(doubts)]
+    for name, group in by_dataset(records).items():
+        facts = group[0].dataset
+        if alike := sum(map(len, facts.duplicate_prompts)):
+            lines.append(f"{name}: {alike:,} of {facts.num_classes:,} classes have equal prompts; of such a group all "
+                         "but one are hardly ever predicted")  # fmt: skip
+    return lines
 
 
 def failed_checks(records: Sequence[EvaluationRecord]) -> list[str]:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Sequence
 from infra.tracking.calls import Point
 from infra.tracking.runs import Tracker
 from study.evaluation.ledger import Ledger
-from study.evaluation.table import by_dataset, failed_checks, markdown_table, summary
+from study.evaluation.table import by_dataset, markdown_table, remarks, summary
 from study.evaluation.units import Evaluation
+from study.markdown import escaped
 from study.statistics import means
 from trainers.data import safe_name
 from trainers.evaluation.record import EvaluationRecord
@@ -49,7 +50,6 @@ def run_key(evaluation: Evaluation) -> str:
 def project_evaluation(tracker: Tracker, evaluation: Evaluation, records: Sequence[EvaluationRecord], out: str) -> None:
     """Put the whole run on the tracker's queue."""
     key, suite, model = run_key(evaluation), evaluation.suite, evaluation.model
-    failed = failed_checks(records)
     started = min(record.run["started_ms"] for record in records)
     ended = max(record.run["ended_ms"] for record in records)
     tracker.ensure_run(
@@ -73,7 +73,9 @@ def project_evaluation(tracker: Tracker, evaluation: Evaluation, records: Sequen
             "agft.suite": suite.name,
             "agft.out": out,
             "agft.failed_checks": _failed(records),
-            "mlflow.note.content": "\n\n".join([*failed, markdown_table(evaluation, records, intervals=False)]),
+            "mlflow.note.content": "\n\n".join(
+                [*map(escaped, remarks(records)), markdown_table(evaluation, records, intervals=False)]
+            ),
         },
         start_time_ms=started,
     )

@@ -15,7 +15,7 @@ from trainers.schema.units import Frozen
 
 Device = Literal["cpu", "cuda"]
 UNIT_IMAGES = 512  # images of a unit: what a lost worker costs, and what is handed out at a time
-UNIT_FORMAT = 1  # of a unit's file and of the arithmetic: raise it when either changes
+UNIT_FORMAT = 2  # of a unit's file and of the arithmetic: raise it when either changes
 
 
 @dataclass(frozen=True)

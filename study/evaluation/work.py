@@ -23,6 +23,7 @@ from trainers.schema.suite import AttackAt
 # How far an evaluation is, on standard error: results alone go to standard output.
 
 PAUSE_SECONDS = 5.0  # between two lines, but for the first and the last
+START_SECONDS = 60.0  # what is finished first has waited for workers to start: of less than this no rate is made
 
 
 class Progress(Clock):
@@ -37,6 +38,7 @@ class Progress(Clock):
         self._begun, self._shown = time.monotonic(), 0.0
         self._number, self._finished = number, 0
         self._share, self._done = share, 0.0
+        self._since = self._begun, 0.0  # when the rate begins, and what was done by then
 
     def advance(self, share: float, text: str) -> None:
         """One of them is finished; not every one is shown."""
@@ -45,8 +47,15 @@ class Progress(Clock):
         self._done += share
         if now - self._shown >= PAUSE_SECONDS or self._finished == self._number:
             self._shown = now
-            left = (now - self._begun) / self._done * (self._share - self._done)
-            self.step(f", {_duration(left)} left" if self._finished < self._number else "", text)
+            self.step(self._left(now) if self._finished < self._number else "", text)
+        if self._finished == 1 and now - self._begun < START_SECONDS:
+            self._since = now, self._done
+
+    def _left(self, now: float) -> str:
+        began, before = self._since
+        if self._finished == 1 and now - began < START_SECONDS:
+            return ""
+        return f", {_duration((now - began) / (self._done - before) * (self._share - self._done))} left"
 
     def step(self, left: str, text: str) -> None:
         """What is told of one step."""

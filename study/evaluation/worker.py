@@ -22,10 +22,11 @@ from study.artifacts.sources import use_s3_data
 from study.evaluation.units import UNIT_IMAGES, Looked, Unit, size
 from trainers.data import ImageSet, dataset_entry, load_dataset
 from trainers.data.prefetch import prefetched
+from trainers.device import out_of_memory, task_device
 from trainers.errors import UserError
 from trainers.evaluation.measure import measure
 from trainers.evaluation.readings import Readings, read
-from trainers.evaluation.scorer import Scorer, exact, fitting_batch
+from trainers.evaluation.scorer import Scorer, device_name, exact, fitting, fitting_batch
 from trainers.evaluation.summary import dataset_facts
 from trainers.evaluation.verdicts import Verdicts, pack_verdicts, stratified_sample
 from trainers.model.build import tokenizer_for
@@ -51,13 +52,18 @@ class Models:
 class EvaluationWorker:
     """One process of the cluster. `weights`: SHA-256 -> where Ray keeps the model's weights file."""
 
-    def __init__(self, weights: Mapping[str, Any], threads: int, gpu: bool) -> None:
+    def __init__(self, weights: Mapping[str, Any], threads: int, gpus: float) -> None:
         torch.set_num_threads(threads)
         use_s3_data()
         self.weights = weights
-        self.device = torch.device("cuda" if gpu else "cpu")
+        self.gpus = gpus
         self._clips: OrderedDict[str, Any] = OrderedDict()
         self._scorers: OrderedDict[tuple[str, str], Scorer] = OrderedDict()
+
+    @property
+    def device(self) -> torch.device:
+        """Asked for at work, not at the start: what is wrong with it is then an answer, and no lost worker."""
+        return task_device(self.gpus)
 
     def hello(self) -> str:
         """That it is up."""
@@ -148,15 +154,13 @@ class EvaluationWorker:
         return json.dumps([finding.model_dump(mode="json") for finding in found])
 
     def _fitting(self, batch: int, least: int, compute: Callable[[int], Kept]) -> Kept:
-        """`compute` with as many images together as memory turns out to hold; it decides no verdict."""
-        while True:
-            try:
-                return compute(batch)
-            except torch.OutOfMemoryError as error:
-                torch.cuda.empty_cache()
-                if batch <= least:
-                    raise UserError(f"{self._device_name()}: {batch} images do not fit into its memory") from error
-                batch = max(least, batch // 2)
+        """See `fitting`; what does not fit at all is the user's to know."""
+        try:
+            return fitting(batch, least, compute)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(f"{device_name(self.device)}: {least} images do not fit into its memory") from error
 
     def _part(self, unit: Unit, seed: int) -> tuple[ImageSet, Tensor]:
         """The unit's dataset and the indices of its images."""
@@ -172,7 +176,7 @@ class EvaluationWorker:
             "evaluation": evaluation,
             "unit": unit.name,
             "content_sha256": image_set.content_hash,
-            "device": self._device_name(),
+            "device": device_name(self.device),
             "micro_batch": scorer.size,
             "images_forwarded": scorer.rows,
             "worker": f"{socket.gethostname()}:{os.getpid()}",
@@ -196,8 +200,6 @@ class EvaluationWorker:
 
     def _clip(self, sha256: str) -> Any:
         def load() -> Any:
-            if self.device.type == "cuda" and not torch.cuda.is_available():
-                raise UserError(f"{socket.gethostname()}: this worker was given a GPU that torch cannot use")
             while len(self._clips) >= MODELS_KEPT:
                 gone, _ = self._clips.popitem(last=False)
                 for key in [key for key in self._scorers if key[0] == gone]:
@@ -208,9 +210,6 @@ class EvaluationWorker:
                 return load_weights(path).to(self.device)
 
         return _kept(self._clips, sha256, load)
-
-    def _device_name(self) -> str:
-        return "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
 
 
 def _kept(kept: OrderedDict[Any, Kept], key: Any, make: Callable[[], Kept]) -> Kept:

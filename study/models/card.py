@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from study.markdown import as_code, escaped
 from study.models.card_figure import FIGURE, draw_card
 from study.models.manifest import Calibration, Manifest, SetCalibration
 from study.results.ranking import Measurement
@@ -47,9 +48,8 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]], *, right: bool = 
 
 
 def _cell(value: Any) -> str:
-    """A value as a table's cell; a bar or a line break in it would be another column or row."""
-    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")
+    """A value as a table's cell; text that is not ours has been escaped."""
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _head(manifest: Manifest) -> str:
@@ -57,14 +57,14 @@ def _head(manifest: Manifest) -> str:
     eps = flat({"attack": {"eps": attack["eps"]}})["attack.eps"]
     text = (
         f"# {manifest.model}, version {manifest.version}\n\n"
-        f"The CLIP {model['arch']} ({model['pretrained']}) with an image encoder that was fine-tuned by "
-        f"{_method(method['name'])} against {attack['name'].upper()} ({attack['norm']}, eps "
+        f"The CLIP {escaped(model['arch'])} ({escaped(model['pretrained'])}) with an image encoder that was fine-tuned "
+        f"by {_method(method['name'])} against {attack['name'].upper()} ({attack['norm']}, eps "
         f"{eps}, {attack['steps']} steps) to classify adversarial images zero-shot. The text encoder and the logit "
         f"scale are the original's. Trial {manifest.trial} of study `{manifest.study}`, promoted "
         f"{datetime.fromtimestamp(manifest.created_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC."
     )
     if manifest.forced:
-        text += f"\n\n**Promoted against its gates.** Reason given: {_cell(manifest.forced)}"
+        text += f"\n\n**Promoted against its gates.** Reason given: {escaped(manifest.forced)}"
     return text
 
 
@@ -98,18 +98,19 @@ def _rows(own: Measurement, clip: Measurement) -> list[list[str]]:
         for eps, score in by_eps.items():
             other = clip["datasets"][name][eps]
             cells = [_counted(s[right], s["total"]) for s in (score, other) for right in ("correct", "robust")]
-            rows.append([f"{name} (n = {score['total']})", eps, *cells])
+            rows.append([f"{escaped(name)} (n = {score['total']})", eps, *cells])
     rows.append(["**mean**", "", *(f"**{_percent(each[key])}**" for each in (own, clip) for key in METRICS)])
     return rows
 
 
 def _confirm(manifest: Manifest) -> str:
     rows = [[label, *(_percent(result[key]) for key in METRICS)] for label, result in manifest.confirm.items()]
-    sets = ", ".join(manifest.own("confirm")["datasets"])
+    sets = ", ".join(map(escaped, manifest.own("confirm")["datasets"]))
     return "\n".join(
         ["## How it was chosen", "", f"Among the study's best trials, on the confirm sets ({sets}), which the search "
          "did not see:", "", _table(("model", "clean", "robust"), rows),
-         *(f"\nTrial {each.trial} was better there and was refused: {_cell(each.reason)}." for each in manifest.tried)]
+         *(f"\nTrial {each.trial} was better there and was refused: {escaped(each.reason)}."
+           for each in manifest.tried)]
     )  # fmt: skip
 
 
@@ -117,7 +118,11 @@ def _gates(manifest: Manifest) -> str:
     if not manifest.gates:
         return ""
     rows = [
-        (gate.name, f"**{gate.verdict}**" if gate.verdict == "failed" else gate.verdict, gate.found, gate.needed)
+        (
+            escaped(gate.name),
+            f"**{gate.verdict}**" if gate.verdict == "failed" else gate.verdict,
+            *map(escaped, (gate.found, gate.needed)),
+        )
         for gate in manifest.gates
     ]
     head = ("gate", "verdict", "found", "needed")
@@ -136,7 +141,7 @@ def _evidence(manifest: Manifest) -> str:
     final = [gate for gate in manifest.gates if gate.name.startswith("final ")]
     if not final:
         return f"{text} The final sets were not asked for a veto."
-    vetoes = ", ".join(gate.name for gate in final if gate.verdict == "failed")
+    vetoes = ", ".join(escaped(gate.name) for gate in final if gate.verdict == "failed")
     said = f"**They veto it: {vetoes}.**" if vetoes else "They have nothing against it."
     return f"{text} The final sets could veto, once, for this version alone. {said}"
 
@@ -146,7 +151,13 @@ def _calibration(manifest: Manifest) -> str:
         return ""
     own, clip = manifest.calibration.model, manifest.calibration.unmodified
     rows = [
-        [name, _percent(each.accuracy), _percent(each.confidence), *_errors(each), *_errors(clip.datasets[name])]
+        [
+            escaped(name),
+            _percent(each.accuracy),
+            _percent(each.confidence),
+            *_errors(each),
+            *_errors(clip.datasets[name]),
+        ]
         for name, each in own.datasets.items()
     ]
     rows.append(["**mean**", "", "", *_errors(own), *_errors(clip)])
@@ -154,8 +165,8 @@ def _calibration(manifest: Manifest) -> str:
     text = (
         "How far confidence and accuracy are apart (expected calibration error, 15 equal bins, clean images): with the "
         f"logit scale that the model ships with, and with logits divided by one temperature "
-        f"T = {own.temperature:.3f}, fitted on the dev sets ({', '.join(own.fitted_on)}). The weights keep "
-        "CLIP's scale; to use T, divide by it."
+        f"T = {own.temperature:.3f}, fitted on the dev sets ({', '.join(map(escaped, own.fitted_on))}). The weights "
+        "keep CLIP's scale; to use T, divide by it."
     )
     if own.calibration_error_at_temperature >= own.calibration_error:
         text += " **Here it does not help**: what the dev sets ask for is not what the final sets need."
@@ -186,7 +197,11 @@ def _seeds(manifest: Manifest) -> str:
 
 
 def _recipe(manifest: Manifest) -> str:
-    rows = [(f"`{path}`", value) for path, value in flat(manifest.config).items() if not path.startswith(LEFT_OUT)]
+    rows = [
+        (as_code(path), value if isinstance(value, float) else escaped(value))
+        for path, value in flat(manifest.config).items()
+        if not path.startswith(LEFT_OUT)
+    ]
     return "## Recipe\n\nEvery setting of the training run; `of_model` and `of_eps` are multiples of the model's own " \
         "scale and of eps.\n\n" + _table(("setting", "value"), rows, right=False)  # fmt: skip
 
@@ -194,12 +209,14 @@ def _recipe(manifest: Manifest) -> str:
 def _data(manifest: Manifest) -> str:
     config = manifest.config
     rows = [
-        ("fine-tuning", config["data"]["train"]),
-        ("dev: the search looked here", ", ".join(config["evaluate"]["datasets"])),
-        ("confirm: chosen and gated here", ", ".join(manifest.own("confirm")["datasets"])),
-        ("final: reported above", ", ".join(manifest.own("final")["datasets"])),
+        ("fine-tuning", [config["data"]["train"]]),
+        ("dev: the search looked here", config["evaluate"]["datasets"]),
+        ("confirm: chosen and gated here", manifest.own("confirm")["datasets"]),
+        ("final: reported above", manifest.own("final")["datasets"]),
     ]
-    return "## Data\n\n" + _table(("role", "sets"), rows, right=False)
+    return "## Data\n\n" + _table(
+        ("role", "sets"), [(role, ", ".join(map(escaped, sets))) for role, sets in rows], right=False
+    )
 
 
 def _limits(manifest: Manifest) -> str:
@@ -252,15 +269,15 @@ def _provenance(manifest: Manifest) -> str:
     dirty = {True: ", with uncommitted changes", None: ", unknown whether changed"}.get(code.get("dirty"), "")
     named = [f"{name} {packages[name]}" for name in ("torch", "open_clip_torch", "ray", "optuna") if name in packages]
     rows = [
-        ("weights", f"`{weights.uri}`"),
+        ("weights", as_code(weights.uri)),
         ("SHA-256", f"`{weights.sha256}`"),
         ("size", f"{weights.bytes / 1e6:.1f} MB"),
-        ("trained as", f"`{manifest.source.uri}`"),
-        ("audit of the study", manifest.audit),
+        ("trained as", as_code(manifest.source.uri)),
+        ("audit of the study", manifest.audit and escaped(manifest.audit)),
         ("code", f"`{code.get('revision')}`{dirty}" if code.get("revision") else "unknown revision"),
-        ("packages", ", ".join(named)),
-        ("promoted on", " ".join(str(found[key]) for key in ("hostname", "platform") if found.get(key))),
-        ("devices there", ", ".join(found.get("devices") or []) or "CPU"),
+        ("packages", escaped(", ".join(named))),
+        ("promoted on", escaped(" ".join(str(found[key]) for key in ("hostname", "platform") if found.get(key)))),
+        ("devices there", escaped(", ".join(found.get("devices") or []) or "CPU")),
     ]
     return "## Provenance\n\n" + _table(("what", "value"), [row for row in rows if row[1]], right=False)
 

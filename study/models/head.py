@@ -98,7 +98,7 @@ def swap_head(bucket: str, name: str, champion: int, before: Head, etag: str | N
         **{key: value for key, value in asdict(head).items() if key != "record"},
         **asdict(move),
         "facts": dict(move.facts),
-        "who": _who(),
+        "who": who(),
         "when_ms": int(time.time() * 1000),
         "before": before.record,
     }
@@ -130,7 +130,7 @@ def _record_uri(bucket: str, name: str, record: str) -> str:
     return f"{model_prefix(bucket, name)}/generations/{record}.json"
 
 
-def _who() -> str:
+def who() -> str:
     """The person, as this machine knows them: USER@HOST."""
     try:
         user = getpass.getuser()

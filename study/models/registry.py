@@ -32,18 +32,23 @@ from study.models.card import card_files
 from study.models.catalog import model_names
 from study.models.head import Head, read_head, read_manifest
 from study.models.manifest import Manifest
+from study.models.signing import SIGNATURE
 from study.statistics import METRICS
 from study.tracking import EXPERIMENT, flat
 
 TEMPLATES = ["a photo of a {}."]  # where the caller names none
 REQUIREMENTS = ("mlflow", "torch", "torchvision", "open_clip_torch", "boto3", "pillow", "numpy", "pandas")
+CHECKS_SIGNATURES = ("model-signing", "pyOpenSSL")
 _QUIET = threading.RLock()
 EXAMPLE_SIZE, EXAMPLE_CLASSES = 32, ("a red square", "a blue circle")
 SERVED = Path(__file__).with_name("served_model.py")
 
 
-def save_pyfunc(manifest: Manifest, open_clip_config: bytes, folder: Path) -> Path:
-    """Write the MLflow model of a version to `folder`, which must not exist: code, configuration, no weights."""
+def save_pyfunc(manifest: Manifest, open_clip_config: bytes, folder: Path, *, signed: bool = False) -> Path:
+    """Write the MLflow model of a version to `folder`, which must not exist: code, configuration, no weights.
+
+    `signed`: the version has a signature, so that whoever serves it needs what checks one.
+    """
     mlflow_calls.settle()
     import mlflow.pyfunc
 
@@ -57,7 +62,10 @@ def save_pyfunc(manifest: Manifest, open_clip_config: bytes, folder: Path) -> Pa
             model_config={"weights": manifest.weights.model_dump(include={"uri", "sha256"}), "templates": TEMPLATES},
             signature=_signature(),
             input_example=_example(),
-            pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in REQUIREMENTS],
+            pip_requirements=[
+                f"{name}=={installed(name).partition('+')[0]}"
+                for name in (*REQUIREMENTS, *(CHECKS_SIGNATURES if signed else ()))
+            ],
             metadata=manifest.model_dump(include={"model", "version", "study", "trial"}),
         )
         _without_local_paths(folder / "MLmodel", config)
@@ -122,6 +130,7 @@ def register_promoted(manifest: Manifest, *, tracking_uri: str, run_id: str | No
     config = storage.get_bytes(f"{manifest.prefix}/open_clip_config.json")
     if config is None:
         raise ServiceError(f"{manifest.prefix}/open_clip_config.json: no such object")
+    signed = storage.head(f"{manifest.prefix}/{SIGNATURE}") is not None
     card = card_files(manifest)
     with tempfile.TemporaryDirectory(prefix="agft-register-") as folder:
         files = {**card, "manifest.json": json.dumps(manifest.record(), indent=2).encode()}
@@ -133,7 +142,8 @@ def register_promoted(manifest: Manifest, *, tracking_uri: str, run_id: str | No
             run_id=run_id or _study_run(tracking_uri, manifest), metrics=_metrics(manifest),
             params=flat(manifest.config), tags=_tags(manifest),
             description=card["README.md"].decode(), artifacts=artifacts,
-            model_folder=save_pyfunc(manifest, config[0], Path(folder) / "pyfunc"), datasets=_datasets(manifest),
+            model_folder=save_pyfunc(manifest, config[0], Path(folder) / "pyfunc", signed=signed),
+            datasets=_datasets(manifest),
         )  # fmt: skip
 
 
@@ -192,7 +202,8 @@ def _study_run(tracking_uri: str, manifest: Manifest) -> str:
     try:
         client = mlflow_calls.connect(tracking_uri)
         experiment = mlflow_calls.experiment_id(client, EXPERIMENT)
-        if (run := mlflow_calls.find_run(client, experiment, manifest.study_key)) is not None:
+        looked = (mlflow_calls.find_run, mlflow_calls.restored_run)
+        if run := next(filter(None, (look(client, experiment, manifest.study_key) for look in looked)), None):
             return str(run.info.run_id)
         key, start = mlflow_calls.KEY_TAG, f"{manifest.study}:"
         runs = client.search_runs(

@@ -14,7 +14,9 @@ import contextlib
 import functools
 import hashlib
 import io
+import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+CONFIG, WEIGHTS, SIGNATURE = "open_clip_config.json", "open_clip_model.safetensors", "model.sig"
 BATCH = 64
 KEPT_CLASS_LISTS = 16
 
@@ -43,8 +45,11 @@ class RobustClassifier(mlflow.pyfunc.PythonModel):
         """Fetch, check and load; everything that `predict` needs stays in memory."""
         import open_clip
 
-        weights = fetch(**{key: context.model_config["weights"][key] for key in ("uri", "sha256")})
+        promised = {key: context.model_config["weights"][key] for key in ("uri", "sha256")}
+        weights = fetch(**promised)
         config = Path(context.artifacts["open_clip_config"]).read_bytes()
+        if key := os.environ.get("AGFT_PUBLIC_KEY"):
+            check_signature(promised["uri"], weights, config, Path(key).expanduser())
         with tempfile.TemporaryDirectory(prefix="agft-serve-") as folder:
             (Path(folder) / CONFIG).write_bytes(config)
             (Path(folder) / WEIGHTS).symlink_to(weights)
@@ -245,6 +250,38 @@ def fetch(uri: str, sha256: str) -> Path:
             raise MlflowException(f"{uri}: has SHA-256 {found}, expected {sha256}; these weights are not loaded")
         part.replace(path)
     return path
+
+
+def check_signature(uri: str, weights: Path, config: bytes, key: Path) -> None:
+    """Refuse a version that `key` has not signed as it lies in S3, or whose weights or configuration differ here."""
+    try:
+        from model_signing.hashing import Config as Hashing
+        from model_signing.verifying import Config
+    except ImportError as error:
+        raise MlflowException("AGFT_PUBLIC_KEY asks for a signature, which needs model-signing") from error
+    address, base = urlsplit(uri), uri.rpartition("/")[0]
+    prefix = address.path.lstrip("/").rpartition("/")[0] + "/"
+    with tempfile.TemporaryDirectory(prefix="agft-signed-") as scratch, explained(base):
+        folder, client = Path(scratch), s3_client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=address.netloc, Prefix=prefix, Delimiter="/")
+        for item in (item for page in pages for item in page.get("Contents", ())):
+            name = item["Key"].removeprefix(prefix)
+            if name == WEIGHTS:
+                shutil.copyfile(weights, folder / name)  # those that are loaded
+            elif name != "reserved.json":
+                client.download_file(address.netloc, item["Key"], str(folder / name))
+        if not (folder / SIGNATURE).is_file():
+            raise MlflowException(f"{base}: is not signed, and AGFT_PUBLIC_KEY asks for a signature; it is not served")
+        hashing = Hashing().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+        try:
+            signed = Config().use_elliptic_key_verifier(public_key=key).set_hashing_config(hashing)
+            signed.verify(folder, folder / SIGNATURE)
+            own = json.loads((folder / "manifest.json").read_bytes())["weights"]["uri"]
+            if own != uri or json.loads((folder / CONFIG).read_bytes()) != json.loads(config):
+                raise ValueError("what was signed is another version, or has another configuration")
+        except Exception as error:  # a bundle that somebody changed can raise anything
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise MlflowException(f"{base}: its signature does not hold with {key}: {reason}; not served") from error
 
 
 def s3_client() -> Any:

@@ -19,6 +19,7 @@ from study.errors import UserError
 from study.models.card import card_files
 from study.models.head import model_prefix, read_manifest, reserve_version, versions
 from study.models.manifest import Draft, Manifest, Shipped
+from study.models.signing import verify as verify_signature
 from trainers.schema.records import Weights
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
@@ -123,8 +124,10 @@ RESERVED = "reserved.json"
 Say = Callable[[str], None]
 
 
-def pull(version: Manifest, folder: Path, say: Say) -> Path:
+def pull(version: Manifest, folder: Path, say: Say, *, public_key: Path | None = None) -> Path:
     """Download `version` to `folder`, which must not exist or be empty; it appears complete or not at all.
+
+    With a `public_key` its signature must hold (`study.models.signing`).
 
     The weights must have the SHA-256 of the manifest, and every other file the one that the manifest or, where it has
     none, storage knows: `ChecksumMismatch` otherwise. A version that was promoted without a card gets one. Records of
@@ -134,7 +137,7 @@ def pull(version: Manifest, folder: Path, say: Say) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        _fill(version, scratch, say)
+        _fill(version, scratch, say, public_key)
         scratch.chmod(0o755)
         scratch.rename(folder)  # over an empty folder, too
     except BaseException:
@@ -151,7 +154,7 @@ def check_empty(folder: Path) -> Path:
     return folder
 
 
-def _fill(version: Manifest, folder: Path, say: Say) -> None:
+def _fill(version: Manifest, folder: Path, say: Say, public_key: Path | None) -> None:
     base = f"{version.prefix}/"
     names = [stored.uri.removeprefix(base) for stored in storage.list_objects(base)]
     for name in dict.fromkeys([*NEEDED, *(n for n in names if "/" not in n and n != RESERVED)]):
@@ -159,6 +162,8 @@ def _fill(version: Manifest, folder: Path, say: Say) -> None:
         sha256 = version.weights.sha256 if is_weights else version.files.get(name)
         progress = _Progress(name, size, say) if is_weights and size > SHOWN_BYTES else None
         storage.get_file(f"{base}{name}", folder / name, sha256=sha256, on_bytes=progress)
+    if public_key is not None:
+        verify_signature(folder, public_key, f"{version.model} version {version.version}")
     for name, content in card_files(version).items():
         if not (folder / name).exists():
             (folder / name).write_bytes(content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -22,10 +20,14 @@ from study.errors import UserError
 from study.results.ranking import Measurement, summary
 from study.session import storage_here
 from trainers import data
+from trainers.device import task_device
 from trainers.errors import UserError as TrainersUserError
 from trainers.errors import lookup
 from trainers.evaluation.measure import evaluate_sets
 from trainers.model.build import describe
+from trainers.model.exports.onnx_folder import CARD, IMAGE, OPSET, TEXT, export_onnx
+from trainers.model.exports.timm_folder import export_timm
+from trainers.model.exports.transformers_folder import VISION, export_transformers
 from trainers.model.importing import UNRELATED, default_base, export_agft, import_checkpoint
 from trainers.model.interpolation import check_pair, interpolate
 from trainers.model.pretrained import load_clip
@@ -70,14 +72,16 @@ def _reach_storage(*places: str | None, home: Path) -> None:
         use_s3_weights()
 
 
-def import_file(file: Path, arch: str, *, layout: str, base: str | None, out: Path, home: Path) -> None:
+def import_file(
+    file: Path, arch: str, *, layout: str, base: str | None, gelu: bool = False, out: Path, home: Path
+) -> None:
     """Write our weights file from an official checkpoint, and say what it was."""
     _check_free(out)
     if out.suffix != ".safetensors":
         raise UserError(f"--out: {out}: a weights file ends in .safetensors")
     _reach_storage(base, home=home)
     with _as_options():
-        found = import_checkpoint(file, arch, layout=layout, base=base)
+        found = import_checkpoint(file, arch, layout=layout, base=base, gelu=gelu)
     if found.distance is not None and found.distance > UNRELATED:
         say(f"warning: this encoder is as far from {found.base!r} as an unrelated one (relative distance "
             f"{found.distance:.2f}); was the training really started from it?")  # fmt: skip
@@ -111,18 +115,60 @@ def _weights_file(place: str, scratch: Path) -> Path:
 
 
 def export_file(weights: str, out: Path, *, layout: str, home: Path) -> None:
-    """Write weights as open_clip's folder or as AGFT's file."""
+    """Write weights as another library loads them, and say how it does."""
     _check_free(out)
     _reach_storage(weights, home=home)
     with _as_options("WEIGHTS"), tempfile.TemporaryDirectory(prefix="agft-export-") as scratch:
-        path = _weights_file(weights, Path(scratch))
-        written = export_open_clip(path, out) if layout == "open-clip" else export_agft(path, out)
-    if layout == "open-clip":
-        click.echo(f"written    {written}/open_clip_config.json, {written}/open_clip_model.safetensors")
-        click.echo(f'use        open_clip.create_model_and_transforms("local-dir:{written}")')
-    else:
-        click.echo(f"written    {written}  (sha256 {hash_file(written)})")
-        click.echo("use        --weight_path of AGFT's validate.py; its text side is always OpenAI's")
+        for line in EXPORTS[layout](_weights_file(weights, Path(scratch)), out):
+            click.echo(line)
+
+
+def _to_open_clip(path: Path, out: Path) -> list[str]:
+    written = export_open_clip(path, out)
+    return [
+        f"written    {written}/open_clip_config.json, {written}/open_clip_model.safetensors",
+        f'use        open_clip.create_model_and_transforms("local-dir:{written}")',
+    ]
+
+
+def _to_agft(path: Path, out: Path) -> list[str]:
+    written = export_agft(path, out)
+    return [
+        f"written    {written}  (sha256 {hash_file(written)})",
+        "use        --weight_path of AGFT's validate.py; its text side is always OpenAI's",
+    ]
+
+
+def _to_transformers(path: Path, out: Path) -> list[str]:
+    written = export_transformers(path, out)
+    return [
+        f"written    {written}/ and {written}/{VISION}/: config.json, model.safetensors, preprocessor_config.json",
+        f'use        transformers.CLIPModel.from_pretrained("{written}"), CLIPProcessor likewise',
+        f'           transformers.CLIPVisionModel.from_pretrained("{written}/{VISION}"), as the tower of a LLaVA',
+    ]
+
+
+def _to_timm(path: Path, out: Path) -> list[str]:
+    written = export_timm(path, out)
+    return [
+        f"written    {written}/config.json, {written}/model.safetensors",
+        f'use        timm.create_model("local-dir:{written}", pretrained=True); its output is CLIP\'s image embedding',
+    ]
+
+
+def _to_onnx(path: Path, out: Path) -> list[str]:
+    written, worst = export_onnx(path, out)
+    found = f"its logits differ from open_clip's by {worst:.1g} at most" if worst is not None else "not installed"
+    return [
+        f"written    {written}/{IMAGE}, {written}/{TEXT}, {written}/{CARD}  (opset {OPSET})",
+        f"compared   with onnxruntime: {found}",
+        "use        logits = logit_scale * image embedding @ text embedding, both of unit norm",
+    ]
+
+
+EXPORTS = {
+    "open-clip": _to_open_clip, "agft": _to_agft, "transformers": _to_transformers, "timm": _to_timm, "onnx": _to_onnx,
+}  # fmt: skip
 
 
 def _alphas(text: str) -> list[float]:
@@ -140,7 +186,7 @@ def _measuring(on: str | None, eps: str, samples: int | None) -> Suite | None:
     """What is measured on the datasets, if any are given."""
     names = [name.strip() for name in (on or "").split(",") if name.strip()]
     for name in names:
-        if not name.startswith("folder:"):
+        if not name.startswith(data.PREFIXES):
             lookup(data.DATASETS, name, path="--on")
     if problems := data.not_ready({f"--on: {name}": name for name in names}):
         raise UserError("\n".join(problems))
@@ -198,7 +244,7 @@ def interpolate_files(
 
 def _measure(near: nn.Module, far: nn.Module, alphas: Sequence[float], suite: Suite) -> dict[float, Measurement]:
     """Every alpha on every set, with a line of progress for each."""
-    device = "cuda" if torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
+    device = task_device()
     started = time.monotonic()
     results: dict[float, Measurement] = {}
     for done, alpha in enumerate(alphas, 1):

@@ -101,7 +101,7 @@ def _kept(study: StudyRow, trials: Sequence[TrialRow], top: int | None) -> set[i
     if top is None or study.goal is None:
         return {trial.number for trial in trials}
     order = ranked(trials, study.goal)
-    return {trial.number for trial in [*order[:top], *pareto_front(trials)]}
+    return {trial.number for trial in [*order[:top], *pareto_front(trials, study.goal.names)]}
 
 
 def is_pointed(uri: str, pointed: set[str]) -> bool:

@@ -23,9 +23,12 @@ from study.models.registry import follow_head
 from study.operations.backup import FORMAT, PREFIXES, S3, copy_back, objects_of
 from study.store.archive import SUM, check_sum, import_study, seal
 from study.store.store import StudyStore, study_names
-from study.tracking import EXPERIMENT, end_study, project_all, project_best
+from study.tracking import EXPERIMENT, end_study, mark_best, project_all, project_best
 
 MLFLOW_SECONDS = 300.0
+
+
+LARGEST_BYTES = 1 << 30  # of a file in a backup: a study of a million epochs has less
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def restore_backup(
             tar = stack.enter_context(tarfile.open(file, "r:"))
             content = {entry.name: entry for entry in tar.getmembers() if entry.isfile()}
             about = json.loads(_read(tar, content, "backup.json"))
-        except (tarfile.TarError, KeyError, ValueError) as error:
+        except (tarfile.TarError, KeyError, ValueError, RecursionError) as error:
             raise UserError(f"{place}: not a backup written by `agft backup` ({error})") from None
         if about.get("format") != FORMAT:
             raise UserError(f"{place}: format {about.get('format')!r}, expected {FORMAT!r}")
@@ -109,6 +112,8 @@ def _fetch(place: str, folder: Path) -> Path:
 
 
 def _read(tar: tarfile.TarFile, content: dict[str, tarfile.TarInfo], name: str) -> bytes:
+    if content[name].sparse is not None or content[name].size > LARGEST_BYTES:
+        raise UserError(f"{tar.name!r}: {name} has {content[name].size:,} bytes; at most {LARGEST_BYTES:,}")
     opened = tar.extractfile(content[name])
     assert opened is not None, "members that are files can be read"
     return opened.read()
@@ -212,6 +217,7 @@ def _ship(url: str, names: list[str], tracking_uri: str, say: Say) -> None:
             project_all(tracker, study, trials)
             if study.baseline:
                 project_best(tracker, study, trials)
+                mark_best(tracker, study, trials)
             last = max((trial.ended_ms or trial.started_ms for trial in trials), default=study.created_ms)
             end_study(tracker, study, when_ms=last)
         tracker.flush(MLFLOW_SECONDS)

@@ -95,7 +95,7 @@ def _row(name: str, entry: AttackAt, protocol: Protocol, assumed: Assumed, rate:
     attacked = images * sum(eps > 0 for eps in entry.eps)
     attack = dict(zip(KINDS, entry.attack.passes(classes, norm=entry.norm), strict=True))
     robust, fooled, right = 1.0, 0.0, 1.0
-    if protocol == "strict":
+    if protocol != "paper":
         robust, fooled, right = assumed.robust, assumed.clean - assumed.robust, assumed.clean
     most = {kind: attacked * attack[kind] for kind in KINDS}
     expected = {kind: round(attacked * (robust * attack[kind] + fooled * min(FOOLED_PASSES, attack[kind])))
@@ -189,7 +189,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 
 def _expectation(found: Mapping[str, Any]) -> str:
-    if found["protocol"] != "strict":
+    if found["protocol"] == "paper":
         return "the same, as protocol paper skips nothing"
     clean, robust = (f"{100 * found['assumed'][name]:g} %" for name in ("clean", "robust"))
     return f"if {clean} of the images are right without attack and {robust} under it; the others are soon settled"

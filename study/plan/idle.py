@@ -21,21 +21,24 @@ from study.search.stopping import rungs
 from study.spec.config import SchedulerConfig, StudyConfig
 
 SPREAD = 0.1
-# A trial's start-up in seconds, where a full trial's time is known; where it is not, trials are taken to be so long
-# that it does not count: then early stopping makes the most of the difference between them.
-START_UP_SECONDS = 8.0
+# What a trial takes beside its training, in seconds (`tests/bench/trial_overhead.py`), where a full trial's time is
+# known; where it is not, trials are taken to be so long that it does not count: then early stopping makes the most of
+# the difference between them.
+START_UP_SECONDS = 1.5
 SEEDS = 8
 MOST = 200  # simulated trials of a long study, more with many slots: what is idle at first counts less and less
 
 
 def idle_share(
-    scheduler: SchedulerConfig, *, trials: int, slots: int, lag: int, epochs: int, full_seconds: float | None = None
-) -> float:
+    scheduler: SchedulerConfig, *, trials: int, slots: int, lag: int, epochs: int, full_seconds: float | None = None,
+    start_up: float = START_UP_SECONDS,
+) -> float:  # fmt: skip
     """Slot-seconds in which a slot is free though trials are left to start, by all slot-seconds up to the last start.
 
-    `full_seconds`: from the start to the end of a trial that is not stopped, if that is known.
+    `full_seconds`: from the start to the end of a trial that is not stopped, if that is known; `start_up` of them are
+    not training.
     """
-    start_up = 0.0 if full_seconds is None else min(START_UP_SECONDS, full_seconds)
+    start_up = 0.0 if full_seconds is None else min(start_up, full_seconds)
     epoch = 1.0 if full_seconds is None else (full_seconds - start_up) / epochs
     count = min(trials, max(MOST, 4 * slots))
     seeds = max(1, min(SEEDS, 1600 // count))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from study.errors import UserError
+from trainers.device import task_device
 from trainers.errors import nearest
 from trainers.model.architectures import known_architectures
 
@@ -103,7 +104,7 @@ def measured_rate(named: str, home: Path) -> Rate:
     from trainers.evaluation.scorer import Scorer, exact
     from trainers.model.robust import RobustCLIP
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = task_device()
     model = RobustCLIP(Gallery(home, lambda _: None).subject(named, path="--measure").clip.to(device))
     width = int(model.embed(torch.zeros(1, 3, model.image_size, model.image_size, device=device)).shape[1])
     scorer = Scorer(model, torch.eye(2, width))

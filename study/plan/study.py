@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
-from study.errors import UserError
+from study.artifacts.datasets import named_sets
+from study.artifacts.ready import missing_sets, silent_services, trials_here
+from study.console import counted
 from study.plan.cost import short, study_passes
+from study.plan.estimate import estimate, estimate_lines
 from study.plan.idle import knowledge_line, knowledge_notes, knowledge_plan
 from study.search.prior import earlier_studies, resolve
 from study.search.proposals import first_proposals, given
@@ -20,7 +24,10 @@ from study.spec.dimension import Dimension, shown
 from study.spec.outside import outside_entries
 from study.spec.starts import given_trials
 from study.store.database import database_url
+from study.store.rows import TrialRow
 from study.store.store import StudyStore, study_names
+from trainers.data import remarks as data_remarks
+from trainers.schema.units import parse_fraction
 from trainers.table import Table
 
 # What a valid study file says without any effect, or with one that its writer may not expect.
@@ -29,7 +36,7 @@ from trainers.table import Table
 def remarks(spec: StudyConfig, starts: int = 0) -> list[str]:
     """One line each, `path: rule`. `starts`: trials that are given, which come before anything is proposed."""
     whose = [f"{path}: {origin}, file {(origin.sha256 or '?')[:12]}" for path, origin in outside_entries(spec).items()]
-    return [*_unread(spec), *_sampler(spec, starts), *_stopping(spec), *whose]
+    return [*_unread(spec), *_steps(spec), *_sampler(spec, starts), *_stopping(spec), *_slow(spec), *whose]
 
 
 def _unread(spec: StudyConfig) -> Iterator[str]:
@@ -45,10 +52,25 @@ def _unread(spec: StudyConfig) -> Iterator[str]:
         block = getattr(spec, part)
         if "min_delta" in block.model_fields_set and block.min_delta and block.patience is None:
             yield f"{part}.min_delta: has no effect without {part}.patience"
+    if spec.prior and spec.prior.observe and not spec.sampler.row.observes:
+        readers = [each for each, row in SAMPLERS.items() if row.observes]
+        yield f"prior.observe: has no effect with {spec.sampler.name}; read by {' and '.join(readers)}"
     if spec.sampler.row.exhaustive:
         for name in ("warm_starts", "prior"):
             if name in spec.model_fields_set and getattr(spec, name):
                 yield f"{name}: has no effect with a grid, whose points are all the trials there are"
+
+
+def _steps(spec: StudyConfig) -> Iterator[str]:
+    """Ranges whose steps from `low` do not meet `high`."""
+    for dimension in spec.dimensions():
+        entry = spec.search.get(dimension.path)
+        inner = entry.get(dimension.wrapper, entry) if isinstance(entry, Mapping) else {}
+        if inner.get("step") is None:
+            continue
+        last, high, step = dimension.distribution.high, parse_fraction(inner["high"]), parse_fraction(inner["step"])
+        if not math.isclose(last, high):
+            yield f"search.{dimension.path}.step: steps of {step:g} from low end at {last:g}, not at {high:g}"
 
 
 def _sampler(spec: StudyConfig, starts: int) -> Iterator[str]:
@@ -66,6 +88,17 @@ def _stopping(spec: StudyConfig) -> Iterator[str]:
         yield f"budget.patience: {spec.budget.patience} trials in a row are too many of {spec.budget.trials}"
 
 
+def _slow(spec: StudyConfig) -> Iterator[str]:
+    """Arithmetic that leaves most of a GPU idle."""
+    if spec.resources.gpus_per_worker and spec.train.precision == "fp32":
+        yield (
+            "train.precision: fp32 leaves a GPU's tensor cores idle (by its data sheet an A100 multiplies at 19.5 "
+            "TFLOP/s in fp32, at 156 in tf32, at 312 in bf16); auto takes bf16 where the GPU has it"
+        )
+    if spec.resources.gpus_per_worker == 0 and spec.train.precision in ("bf16", "fp16"):
+        yield f"train.precision: {spec.train.precision} on a CPU saves no time; auto takes fp32 there"
+
+
 # What `agft plan` says of the search: who proposes, over which space, the first trials, and what has no effect.
 
 FIRST = 5  # trials that are shown at least; given ones are shown all, and two drawn ones with them
@@ -76,7 +109,8 @@ def search_plan(spec: StudyConfig, home: Path) -> dict[str, Any]:
     dimensions = spec.dimensions()
     prior = resolve(spec, earlier_studies(database_url(home), spec))
     starts = given(spec, dimensions, prior.starts)
-    count = min(spec.budget.trials, max(FIRST, len(starts) + 2), max(_blind(spec), len(starts)))
+    blind = 0 if prior.observed else _blind(spec)
+    count = min(spec.budget.trials, max(FIRST, len(starts) + 2), max(blind, len(starts)))
     samples = first_proposals(spec, count, starts)
     origins = [start.origin for start in starts][:count]
     return {
@@ -88,7 +122,7 @@ def search_plan(spec: StudyConfig, home: Path) -> dict[str, Any]:
         "notes": [
             *(f"{start.origin}: {path}: its value is outside the range, sampled instead"
               for start in given_trials(spec, dimensions) for path in start.left_out),
-            *prior.notes, *remarks(spec, len(starts)),
+            *prior.notes, *remarks(spec, len(starts)), *data_remarks(named_sets(spec)),
         ],
     }  # fmt: skip
 
@@ -143,17 +177,20 @@ def plan_of(spec: StudyConfig, home: Path) -> dict[str, Any]:
     cores = os.cpu_count() or 1
     need = wanted.workers * wanted.cpus_per_worker
     stops = rungs(spec.scheduler, spec.train.epochs)
-    slots = None if os.environ.get("RAY_ADDRESS") else _here(spec, need, cores)
-    here = {} if slots is None else {"cores": cores, "trials_at_once": min(slots, spec.budget.trials)}
+    slots, lack = (None, "") if os.environ.get("RAY_ADDRESS") else trials_here(spec)
+    here = {} if slots is None else {"cores": cores, "trials_at_once": min(slots, spec.budget.trials), "lack": lack}
     exists, measured = spec.name in study_names(database_url(home)), measured_cost(spec, home)
     search = search_plan(spec, home)
     devices = wanted.workers * (wanted.gpus_per_worker or 1.0)
     knowledge = knowledge_plan(
-        spec, slots=None if wanted.gpus_per_worker else slots,  # cores do not say how many GPUs there are
+        spec, slots=slots or None,
         stored=StudyStore(database_url(home), spec.name).load().lag if exists else None,
         full_seconds=measured["device_seconds_per_trial"] / devices if measured else None,
     )  # fmt: skip
-    search["notes"] += knowledge_notes(knowledge)
+    passes = study_passes(spec)
+    estimated = None if measured else estimate(spec, passes)
+    network = estimated.get("notes", []) if estimated else []
+    search["notes"] += [*knowledge_notes(knowledge), *network, *missing_sets(spec), *silent_services(os.environ)]
     return {
         "study": spec.name,
         "arch": spec.model.arch,
@@ -166,8 +203,9 @@ def plan_of(spec: StudyConfig, home: Path) -> dict[str, Any]:
         "trial_needs": {"CPU": need, "GPU": wanted.workers * wanted.gpus_per_worker},
         "this_machine": here,
         "knowledge": knowledge,
-        "passes": study_passes(spec),
+        "passes": passes,
         "measured": measured,
+        "estimated": estimated,
         "writes": {
             "study database": "AGFT_STUDY_DB" if os.environ.get("AGFT_STUDY_DB") else str(home / "studies.db"),
             "checkpoints": f"s3://BUCKET/studies/{spec.name}-CREATED/trials/NUMBER/ (latest and best, one object each)",
@@ -177,41 +215,36 @@ def plan_of(spec: StudyConfig, home: Path) -> dict[str, Any]:
     }
 
 
-def _here(spec: StudyConfig, need: float, cores: int) -> int:
-    """Trials that fit side by side on this machine, however many the study has."""
-    wanted = spec.resources
-    if wanted.gpus_per_worker == 0 and need > cores:
-        raise UserError(
-            f"resources: one trial needs {need:g} CPU cores ({wanted.workers} workers x {wanted.cpus_per_worker:g}), "
-            f"this machine has {cores}; lower workers or cpus_per_worker, or set RAY_ADDRESS to a larger cluster"
-        )
-    fitting = int(cores // need)
-    return fitting if wanted.max_concurrent == "auto" else min(fitting, wanted.max_concurrent)
-
-
 def measured_cost(spec: StudyConfig, home: Path) -> dict[str, Any] | None:
-    """Device-hours and bytes, from the store's full-length trials of the same model, data and length, if any.
+    """Device-hours and bytes, from the store's full-length trials of the same model, data and length; where there are
+    none yet, from the epochs that trials of this model and data had so far.
 
     Every trial keeps its newest state and its best weights, also one that is stopped early.
     """
-    url = database_url(home)
-    seconds: list[float] = []
-    sizes: list[int] = []
+    url, wanted = database_url(home), spec.resources
+    trials: list[tuple[int, TrialRow]] = []
     for name in study_names(url):
         store = StudyStore(url, name)
         other = store.load().spec
-        if (other.model, other.data.train, other.train.epochs, other.train.samples_per_epoch) == (
-            spec.model, spec.data.train, spec.train.epochs, spec.train.samples_per_epoch,
+        if (other.model, other.data.train, other.train.samples_per_epoch) == (
+            spec.model, spec.data.train, spec.train.samples_per_epoch,
         ):  # fmt: skip
-            full = [row for row in store.trials() if row.state == "complete"]
-            seconds += [row.device_seconds for row in full]
-            sizes += [(row.latest.bytes or 0) + (row.best.bytes or 0) for row in full if row.latest and row.best]
-    if not seconds:
+            trials += [(other.train.epochs, row) for row in store.trials()]
+    full = [row for epochs, row in trials if row.state == "complete" and epochs == spec.train.epochs]
+    begun = [row for _, row in trials if row.epochs]
+    if not begun and not full:
         return None
-    mean = sum(seconds) / len(seconds)
-    return {"full_trials": len(seconds), "device_seconds_per_trial": mean,
+    if full:
+        mean = sum(row.device_seconds for row in full) / len(full)
+    else:
+        devices = wanted.workers * (wanted.gpus_per_worker or 1.0)
+        epochs = [record.train_seconds + record.eval_seconds for row in begun for record in row.epochs]
+        mean = devices * spec.train.epochs * sum(epochs) / len(epochs)
+    kept = [(row.latest.bytes or 0) + (row.best.bytes or 0) for row in full or begun if row.latest and row.best]
+    size = max(kept, default=0)
+    return {"full_trials": len(full), "epochs": 0 if full else len(epochs), "device_seconds_per_trial": mean,
             "at_most_device_hours": mean * spec.budget.trials / 3600,
-            "bytes_per_trial": max(sizes, default=0), "bytes": max(sizes, default=0) * spec.budget.trials}  # fmt: skip
+            "bytes_per_trial": size, "bytes": size * spec.budget.trials}  # fmt: skip
 
 
 def promotion_hours(plan: Mapping[str, Any]) -> float:
@@ -220,34 +253,40 @@ def promotion_hours(plan: Mapping[str, Any]) -> float:
     return float(passes["promotion"] * seconds / (passes["training"] + passes["evaluations"]) / 3600)
 
 
+def cost_lines(plan: Mapping[str, Any]) -> list[str]:
+    """For a person: hours and bytes, measured or else estimated."""
+    measured = plan["measured"]
+    if measured is None:
+        return estimate_lines(plan["estimated"])
+    kept, count = measured["bytes_per_trial"] / 1e6, measured["full_trials"]
+    basis = f"measured on {count}" if count else f"by {measured['epochs']} measured epochs"
+    return [
+        f"  cost          at most {measured['at_most_device_hours']:.2f} device-hours "
+        f"({measured['device_seconds_per_trial']:.0f} s a full trial, {basis})",
+        f"                promotion at that speed at most {promotion_hours(plan):.2f} device-hours",
+        f"  storage       {measured['bytes'] / 1e6:.3g} MB of checkpoints: {kept:.3g} MB a trial",
+    ]
+
+
 def plan_text(plan: dict[str, Any]) -> str:
     """For a person."""
     lines = [f"study {plan['study']}" + (" (exists: `agft resume` goes on with it)" if plan["exists"] else "")]
-    lines.append(f"  trials        {plan['trials']} of {plan['epochs']} epochs, early stopping after epoch "
-                 f"{', '.join(map(str, plan['rungs'])) or '- (none)'}")  # fmt: skip
+    stops = f"early stopping after epoch {', '.join(map(str, plan['rungs']))}" if plan["rungs"] else "no early stopping"
+    lines.append(f"  trials        {plan['trials']} of {counted(plan['epochs'], 'epochs')}, {stops}")
     lines += search_lines(plan)
     need = ", ".join(f"{amount:g} {name}" for name, amount in plan["trial_needs"].items() if amount)
     lines.append(f"  a trial needs {need}")
     if plan["this_machine"]:
         here = plan["this_machine"]
-        lines.append(f"  this machine  {here['cores']} cores: {here['trials_at_once']} trials at once")
+        room = here["lack"].removeprefix("resources: ") or f"{counted(here['trials_at_once'], 'trials')} at once"
+        lines.append(f"  this machine  {here['cores']} cores: {room}")
     lines.append(f"  knowledge     {knowledge_line(plan['knowledge'])}")
     passes = {name: short(value) for name, value in plan["passes"].items()}
     lines.append(
         f"  image passes  a full trial {passes['training']} to train, at most {passes['evaluations']} to evaluate"
     )
     lines.append(f"                promotion at most {passes['promotion']}")
-    if measured := plan["measured"]:
-        kept = measured["bytes_per_trial"] / 1e6
-        lines += [
-            f"  cost          at most {measured['at_most_device_hours']:.2f} device-hours "
-            f"({measured['device_seconds_per_trial']:.0f} s a full trial, measured on {measured['full_trials']})",
-            f"                promotion at that speed at most {promotion_hours(plan):.2f} device-hours",
-            f"  storage       {measured['bytes'] / 1e6:.3g} MB of checkpoints: {kept:.3g} MB a trial",
-        ]
-    else:
-        missing = "no full-length trial of this model, data and length has been measured"
-        lines.append(f"  cost          not known yet: {missing}")
+    lines += cost_lines(plan)
     lines += first_lines(plan)
     lines.append("  writes")
     lines += [f"    {what:<16} {where}" for what, where in plan["writes"].items()]

@@ -14,7 +14,7 @@ from study.results.ranking import pareto_front, ranked
 from study.spec.config import StudyConfig
 from study.spec.promotion import SELECTION, Preference, parse_floor, parse_preference
 from study.store.rows import StudyRow, TrialRow
-from trainers.schema.training import Metric
+from trainers.schema.training import ACCURACIES, Metric
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,30 @@ def preference_of(spec: StudyConfig, given: str | None) -> Preference | None:
 
 def standard_of(spec: StudyConfig, preference: Preference | None, clip: Mapping[str, Any]) -> Standard:
     """By what models are compared, given the unmodified model's accuracies on the same images."""
-    names = spec.goal.metrics or (spec.goal.metric,)
-    weights: dict[Metric, float] = dict.fromkeys(names, 1.0)
-    if preference is not None:
-        weights = preference.weights
+    weights = _weights(spec, preference)
     total, floors = sum(weights.values()), floors_of(spec, preference)
     return Standard(
         {name: weight / total for name, weight in weights.items() if weight},
         {name: parse_floor(text).resolve(clip[name]) for name, text in floors.items()},
         floors,
     )
+
+
+def _weights(spec: StudyConfig, preference: Preference | None) -> Mapping[Metric, float]:
+    return preference.weights if preference is not None else dict.fromkeys(spec.goal.names, 1.0)
+
+
+def check_weights(spec: StudyConfig, preference: Preference | None) -> None:
+    """`UserError` if models would be compared by a calibration, which is no mean over images: no bound of it is known
+    that a gate could ask for."""
+    wrong = [name for name, weight in _weights(spec, preference).items() if weight and name not in ACCURACIES]
+    if wrong:
+        raise UserError(
+            f"study {spec.name!r}: {wrong[0]} may be searched for and may have a floor, but no promotion decides by "
+            "it: it is no mean over images, so a difference to the champion has no bound. Promote by an accuracy: "
+            f"--preference 'max robust with {wrong[0]} >= clip - 0.02', which needs goal.metrics: "
+            f"[robust_accuracy, {wrong[0]}]"
+        )
 
 
 def floors_of(spec: StudyConfig, preference: Preference | None) -> dict[Metric, str]:
@@ -105,7 +119,7 @@ def candidates(
     found = [trial for trial in every if trial.last and trial.last.best_feasible and trial.best]
     if study.spec.goal.metrics and study.baseline:
         standard = standard_of(study.spec, preference, study.baseline.model_dump())
-        front = {trial.number for trial in pareto_front(found)}
+        front = {trial.number for trial in pareto_front(found, study.spec.goal.names)}
         found = [trial for trial in found if trial.number in front and not standard.missing(_of(trial))]
         found = _sorted(found, standard, SELECTION[preference.rule].scores if preference else None)
     if not found:

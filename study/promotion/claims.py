@@ -22,12 +22,13 @@ from study.store.rows import TrialRow
 from study.store.store import StudyStore
 from study.store.typed import Stored
 from trainers.schema.records import Measurement
+from trainers.schema.training import CALIBRATIONS
 
 Record = Mapping[str, Any]
 OF_SUMS = 1e-9  # rounding of a mean over images, beside a mean of ratios
 COMPARED = ("look", "hypotheses", "level", "mean")
 VALUES = (*COMPARED, "value")
-ENDED = ("promoted", "kept", "refused", "superseded")
+ENDED = ("promoted", "held", "kept", "refused", "superseded")
 STATES = {"keep": "kept", "refuse": "refused", "promote": "promoted"}
 
 
@@ -127,7 +128,7 @@ class Claims:
         order = sorted(record["candidates"], key=rank, reverse=True)
         tried = [each["trial"] for each in record["tried"]]
         own = [*tried, record["trial"]]
-        if len(own) == len(order) and self.state not in ("promoted", "kept"):
+        if len(own) == len(order) and self.state not in ("promoted", "held", "kept"):
             own = own if own == order else [record["trial"], *tried]  # all were refused: the best one stands for them
         if own != order[: len(own)]:
             yield Finding("trial", own, order[: len(own)], "the best candidates on the confirm sets, in this order")
@@ -161,7 +162,7 @@ class Claims:
         names += ["sanity"] if gates.sanity is not None else []
         if final and gates.final:
             names += [f"{FINAL} {BETTER}"] if gates.better_than_clip else []
-            names += [f"{FINAL} floor {word}" for word in floors]
+            names += [f"{FINAL} floor {word}" for word in floors if word not in CALIBRATIONS]
         return names
 
     def _numbers(self, gate: Gate, number: int, standard: Standard, path: str) -> Iterator[Finding]:
@@ -191,7 +192,8 @@ class Claims:
             found = {"look": look["number"], "hypotheses": look["hypotheses"],
                      "level": look["level"] / look["hypotheses"]}  # fmt: skip
         champion = self._of(role, CHAMPION) if CHAMPION in models else None
-        metric = f"{name.rpartition(' ')[2]}_accuracy"
+        word = name.rpartition(" ")[2]
+        metric = word if word in CALIBRATIONS else f"{word}_accuracy"
         if name.startswith("floor "):
             texts = gates.floors if gates.floors is not None else standard.floors
             found |= {"value": own(metric), "floor": parse_floor(texts[metric]).resolve(clip(metric))}  # type: ignore[index]
@@ -223,13 +225,14 @@ class Claims:
         state = STATES[outcome]
         if outcome == "promote" and vetoes:
             state, reason = "refused", sentences(vetoes)
-        if record["forced"] is not None and self.state == "promoted":
+        if record["forced"] is not None and self.state in ("promoted", "held"):
             failed = sentences([gate for gate in gates if gate.verdict == "failed"])
             state, reason = "promoted", f"forced, because {record['forced']}; not passed: {failed or 'nothing, by now'}"
         if record["state"] != self.state:
             yield Finding("state", record["state"], self.state, "the promotion's own state")
         late = self.state == "superseded" and state in ("kept", "refused")  # another promotion was faster
-        if self.state != state and not late:
+        waits = self.state == "held" and state == "promoted"  # another person has to approve
+        if self.state != state and not late and not waits:
             yield Finding("state", self.state, state, f"what the gates say: {reason}")
         if record["reason"] != reason:
             yield Finding("reason", record["reason"], reason, "what the gates say")

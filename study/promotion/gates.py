@@ -19,7 +19,7 @@ from study.spec.promotion import GatesConfig, parse_floor
 from study.statistics import Spread
 from study.store.rows import TrialRow
 from trainers.evaluation.record import Finding
-from trainers.schema.training import Metric
+from trainers.schema.training import ACCURACIES, Metric
 
 Outcome = Literal["promote", "keep", "refuse"]
 
@@ -108,6 +108,8 @@ def decide_finally(
             numbers = {"metric": standard.name, "sets": sums_of(own, clip), "level": FINAL_LEVEL}
         found.append(gate_of(f"{FINAL} {BETTER}", numbers))
     for metric, text in floors.items():
+        if metric not in ACCURACIES:  # no mean over images, so never for certain below
+            continue
         numbers = {"text": text, "unseen": unseen}
         if models is not None:
             numbers = {"text": text, "level": FINAL_LEVEL, **_above_floor(metric, text, *models)}
@@ -166,7 +168,9 @@ def _improvement(
     if missed > 0 and not standard.missing(own.of):
         if not rule.certain:
             return {**numbers, "champion_misses_floors_by": missed}
-        numbers["champion_floors"] = {m: _above_floor(m, t, champion, clip) for m, t in standard.floors.items()}
+        numbers["champion_floors"] = {
+            m: _above_floor(m, t, champion, clip) for m, t in standard.floors.items() if m in ACCURACIES
+        }
     return {**numbers, **_compared(look, _values(standard, own), _values(standard, champion))}
 
 

@@ -27,6 +27,7 @@ from infra.errors import Conflict, ServiceError
 from infra.failpoint import reach
 from infra.provenance import provenance
 from study.audit.audit import audit
+from study.models.approval import hold
 from study.models.head import Head, Move, history, model_prefix, read_head, swap_head
 from study.models.manifest import UNMODIFIED, Draft, Manifest, Tried
 from study.models.registry import follow_head
@@ -122,6 +123,10 @@ def _decide(case: Case, promotion: Promotion) -> Known:
                     return known
                 _force(case, promotion)
             manifest = _ship(case, known, promotion)
+        if case.order.hold:
+            hold(case.site.bucket, case.model, manifest.version, head.champion, _move_of(case, known, promotion))
+            promotion.state = "held"
+            return known
         try:
             head = _move(case, known, promotion, manifest.version, head, etag)
         except Conflict:
@@ -217,6 +222,9 @@ def _ship(case: Case, known: Known, promotion: Promotion) -> Manifest:
         site.bucket, case.model, purpose=_purpose(case, known, draft), weights=known.weights, files=files, draft=draft,
         extra_files=site.extra_files,
     )  # fmt: skip
+    if site.sign is not None:
+        site.say(f"signing version {manifest.version} ...")
+        site.sign(manifest)
     promotion.version, promotion.sha256 = manifest.version, manifest.weights.sha256
     promotion.uri = model_prefix(site.bucket, case.model, manifest.version)
     return manifest
@@ -267,6 +275,11 @@ def _draft(case: Case, known: Known, promotion: Promotion, evaluation: dict[str,
 
 def _move(case: Case, known: Known, promotion: Promotion, version: int, head: Head, etag: str | None) -> Head:
     """HEAD after this version has become the champion; `Conflict` if another promotion was faster."""
+    return swap_head(case.site.bucket, case.model, version, head, etag, _move_of(case, known, promotion))
+
+
+def _move_of(case: Case, known: Known, promotion: Promotion) -> Move:
+    """Why the champion changes, as HEAD's history keeps it."""
     facts = {
         "promotion": promotion.name,
         "study": case.spec.name,
@@ -277,4 +290,4 @@ def _move(case: Case, known: Known, promotion: Promotion, version: int, head: He
         "evidence": by_evidence(promotion.gates),
         "gates": [gate.record() for gate in promotion.gates],
     }
-    return swap_head(case.site.bucket, case.model, version, head, etag, Move("promotion", promotion.reason, facts))
+    return Move("promotion", promotion.reason, facts)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infra.cluster.cluster import Cluster
-from study.models.manifest import Draft, Gate, Look, Seeds, Tried
+from study.models.manifest import Draft, Gate, Look, Manifest, Seeds, Tried
 from study.models.registry import RunOf
 from study.models.ship import ExtraFiles
 from study.results.ranking import Measurement
 from study.spec.promotion import GatesConfig
 from trainers.schema.records import Weights
 
-GOOD = ("promoted", "kept", "superseded")
+GOOD = ("promoted", "held", "kept", "superseded")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Order:
     dry_run: bool = False
     final: bool = False  # in a dry run: look at the final sets all the same
     force: str | None = None  # the reason
+    hold: bool = False  # another person moves HEAD
 
     def record(self) -> dict[str, Any]:
         """As JSON values."""
@@ -41,7 +42,7 @@ class Site:
     """Where everything is. `run_of`: from a manifest to its study's MLflow run.
 
     `extra_facts`: from a draft of the manifest, and the weights, to the draft with what is measured just before
-    shipping; `extra_files`: see `study.models.ship`.
+    shipping; `extra_files`: see `study.models.ship`; `sign`: signs the complete version, before it is the champion.
     """
 
     bucket: str
@@ -51,15 +52,17 @@ class Site:
     run_of: RunOf | None = None
     extra_files: ExtraFiles | None = None
     extra_facts: Callable[[Draft, Weights], Draft] | None = None
+    sign: Callable[[Manifest], None] | None = None
 
 
 @dataclass
 class Promotion:
     """What a promotion saw and did.
 
-    `state`: promoted; kept (the champion is as good); refused (a gate failed); superseded (another promotion was
-    faster, and this candidate is no improvement on it); of a dry run, what would have been: `would promote`, `would
-    keep`, `would refuse`. `registry`: what is wrong with MLflow's view of it, empty if nothing is.
+    `state`: promoted; held (it would be, and waits for another person's approval); kept (the champion is as good);
+    refused (a gate failed); superseded (another promotion was faster, and this candidate is no improvement on it); of a
+    dry run, what would have been: `would promote`, `would keep`, `would refuse`. `registry`: what is wrong with
+    MLflow's view of it, empty if nothing is.
     """
 
     model: str

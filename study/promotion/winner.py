@@ -17,7 +17,15 @@ from study.models.head import Head, read_manifest
 from study.models.looks import claim_look
 from study.models.manifest import CHAMPION, UNMODIFIED, Gate, Look, Seeds, trial_label
 from study.models.rollback import taken_back
-from study.promotion.candidates import Standard, candidates, floors_of, preference_of, shortage, standard_of
+from study.promotion.candidates import (
+    Standard,
+    candidates,
+    check_weights,
+    floors_of,
+    preference_of,
+    shortage,
+    standard_of,
+)
 from study.promotion.gates import Measured, decide, decide_finally, lacking, resolved_floors, uncommitted
 from study.promotion.proof import Prover
 from study.promotion.records import Order, Site
@@ -30,6 +38,7 @@ from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
 from trainers.evaluation.record import Finding
 from trainers.schema.records import Weights
+from trainers.schema.training import ACCURACIES
 
 
 @dataclass(frozen=True)
@@ -67,13 +76,14 @@ class Case:
     def hypotheses(self) -> int:
         """How many statements a look may turn out to have made: one a checkpoint that it may choose, one a floor."""
         checkpoints = len(self.candidates) * (self.seeds if self.spec.promote.ship == "median" else 1)
-        return checkpoints + len(floors_of(self.spec, self.preference))
+        return checkpoints + sum(name in ACCURACIES for name in floors_of(self.spec, self.preference))
 
 
 def open_case(store: StudyStore, order: Order, site: Site) -> Case:
     """Raises `UserError` for what cannot be meant, `StudyFailed` if no trial may be promoted. Close its prover."""
     study, trials = store.load(), store.trials()
     preference = preference_of(study.spec, order.preference)
+    check_weights(study.spec, preference)
     count = order.candidates or study.spec.promote.candidates
     best = candidates(study, trials, count=count, number=order.trial, preference=preference)
     if order.trial is None and (short := shortage(best, count)):

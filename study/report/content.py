@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution
@@ -12,11 +13,12 @@ from optuna.distributions import CategoricalDistribution
 from study.report.promotions import Decision, decisions
 from study.results.facts import Trial, plain, trials_of
 from study.results.importance import Importances, importances
-from study.results.ranking import best_so_far, best_trial, pareto_front
+from study.results.ranking import best_so_far, best_trial, front_metrics, pareto_front
 from study.results.status import live_state
 from study.spec.dimension import Dimension, shown
 from study.spec.space import known_paths
 from study.store.rows import StudyRow, TrialRow
+from trainers.schema.training import ACCURACIES, CALIBRATIONS
 
 CALIBRATION = ("method.scale_ratio", "method.logit_scale")
 RATE = "train.optimizer.lr"
@@ -48,6 +50,8 @@ class Step:
     best: int | None
     clean_accuracy: float | None
     robust_accuracy: float | None
+    clean_calibration: float | None = None
+    robust_calibration: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ class Content:
 
     `links` are addresses in the MLflow UI: `study`, and a trial's number as text. `marked` are parameters with a name
     in the heat maps of a grid (`map_axes`). `audit` is the line of `agft audit`; it is empty in reports that are drawn
-    while a study goes on.
+    while a study goes on. `calibrations`: those that the goal speaks of; `plane`: the two metrics of the trade-off,
+    which are the goal's if it has two.
     """
 
     study: str
@@ -94,16 +99,24 @@ class Content:
     marked: tuple[tuple[str, dict[str, Any]], ...]
     promotions: tuple[Decision, ...] = ()
     audit: str = ""
+    calibrations: tuple[str, ...] = ()
+    plane: tuple[str, ...] = ACCURACIES
+
+    @cached_property
+    def _by_number(self) -> dict[int, Trial]:
+        return {trial.number: trial for trial in self.trials}
 
     def trial(self, number: int) -> Trial:
         """One trial by its number."""
-        return next(trial for trial in self.trials if trial.number == number)
+        return self._by_number[number]
 
     @property
     def measure(self) -> str:
         """The name of what is compared: the goal's metric, or the mean of several."""
-        names = [name.removesuffix("_accuracy") for name in self.metrics]
-        return f"{names[0]} accuracy" if len(names) == 1 else f"mean of {' and '.join(names)} accuracy"
+        names = [name.replace("_", " ") for name in self.metrics]
+        if len(names) > 1 and set(self.metrics) <= {*ACCURACIES}:
+            return f"mean of {' and '.join(name.removesuffix(' accuracy') for name in names)} accuracy"
+        return names[0] if len(names) == 1 else f"mean of {' and '.join(names)}"
 
     def value(self, of: Trial | Step) -> float:
         """What is compared of a trial or a step; nan where it has measured nothing."""
@@ -155,15 +168,15 @@ def content_of(
         budget=spec.budget.trials,
         created_ms=study.created_ms,
         device_seconds=sum(row.device_seconds for row in rows),
-        metrics=spec.goal.metrics or (spec.goal.metric,),
+        metrics=spec.goal.names,
         floors={str(name): value for name, value in goal.at_least.items()} if goal else {},
-        unmodified={name: getattr(study.baseline, name) for name in ("clean_accuracy", "robust_accuracy")}
-        if study.baseline else None,
+        unmodified={name: value for name in (*ACCURACIES, *CALIBRATIONS)
+                    if (value := getattr(study.baseline, name)) is not None} if study.baseline else None,
         axes=axes,
         trials=tuple(trials),
         best=best.number if best else None,
-        pareto=tuple(row.number for row in pareto_front(rows)),
-        importances=tuple(known if known is not None else importances(trials, dimensions)),
+        pareto=tuple(row.number for row in pareto_front(rows, spec.goal.names)),
+        importances=tuple(known if known is not None else importances(trials, dimensions, also=spec.goal.calibrations)),
         progress=tuple(_steps(study, rows)),
         timeline=tuple(bar for row in rows for bar in _bars(study, row, now)),
         links=dict(links or {}),
@@ -171,6 +184,8 @@ def content_of(
         marked=tuple(_marked(study, dimensions, axes)),
         promotions=decisions(promotions),
         audit=audit,
+        calibrations=spec.goal.calibrations,
+        plane=front_metrics(spec.goal.names) if len(spec.goal.names) == 2 else ACCURACIES,
     )  # fmt: skip
 
 
@@ -220,7 +235,7 @@ def _marked(study: StudyRow, found: Sequence[Dimension], axes: Sequence[Axis]) -
 
 def _summary(study: StudyRow) -> str:
     spec, select = study.spec, study.spec.evaluate.select
-    wanted = ", ".join(spec.goal.metrics or (spec.goal.metric,)).replace("_", " ")
+    wanted = ", ".join(spec.goal.names).replace("_", " ")
     return (
         f"{', '.join(spec.blocks())} on {spec.model.arch} ({spec.model.pretrained}), fine-tuned on {spec.data.train}. "
         f"Selection: {wanted} on {', '.join(spec.data.dev)}; protocol {select.protocol}, {select.attack.name} with "
@@ -240,6 +255,7 @@ def _steps(study: StudyRow, rows: Sequence[TrialRow]) -> list[Step]:
             Step(
                 row.number, row.ended_ms or row.started_ms, spent, best.number if best else None,
                 last.best_clean_accuracy if last else None, last.best_robust_accuracy if last else None,
+                last.best_clean_calibration if last else None, last.best_robust_calibration if last else None,
             )
         )  # fmt: skip
     return steps

@@ -92,7 +92,10 @@ class LiveReport:
         """Computed again only when another trial has reached its full length."""
         complete = [row.number for row in rows if row.state == "complete"]
         if self._known is None or self._known[0] != complete:
-            self._known = complete, importances(trials_of(study, rows), study.spec.dimensions())
+            self._known = (
+                complete,
+                importances(trials_of(study, rows), study.spec.dimensions(), also=study.spec.goal.calibrations),
+            )
         return self._known[1]
 
 

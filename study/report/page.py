@@ -15,7 +15,9 @@ from study.console import percent
 from study.figures import interactive, static
 from study.figures.content import Figure
 from study.figures.style import LABELS, STATES
+from study.markdown import escaped
 from study.report.content import Content, content_of
+from study.report.paper import latex_of
 from study.report.promotions import as_html, as_markdown
 from study.report.results import curves, progress, timeline, tradeoff
 from study.report.space import NO_AXES, grid, importance_bars, parallel, slices
@@ -46,9 +48,9 @@ def write_report(
 ) -> Path:
     """Write `report.md`, `report.html`, `report.json` and the figures into `folder`; returns the Markdown's path.
 
-    A figure is a PNG, with `papers` a PDF as well. A study that searched exactly two paths, both with choices, gets
-    `grid` as well. `links`, `known`, `promotions` and `audit` are those of `content_of`; links of an earlier report are
-    kept.
+    A figure is a PNG, with `papers` a PDF as well, and the best trials are a table in `trials.tex`. A study that
+    searched exactly two paths, both with choices, gets `grid` as well. `links`, `known`, `promotions` and `audit` are
+    those of `content_of`; links of an earlier report are kept.
     Safe in any thread: nothing here uses pyplot.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,9 @@ def write_report(
     for figure in drawn:
         static.write(figure, folder, paper=papers)
     rows = trial_table(trials, study.goal) if study.goal else []
-    _write(folder / "report.json", json.dumps(content.json(), indent=2))
+    facts = _write(folder / "report.json", json.dumps(content.json(), indent=2))
+    if papers:
+        _write(folder / "trials.tex", latex_of(content, facts))
     _write(folder / "report.html", html_of(content))
     return _write(folder / "report.md", markdown_of(content, rows, drawn))
 
@@ -99,41 +103,44 @@ def markdown_of(content: Content, table: Sequence[dict[str, object]], pictures: 
     lines = [
         f"# Study {content.study}",
         "",
-        f"{len(content.trials)} of {content.budget} trials of {content.summary}",
+        f"{len(content.trials)} of {content.budget} trials of {escaped(content.summary)}",
         "",
     ]
     if not content.unmodified:
         return "\n".join([*lines, "The study has not begun yet.", ""])
-    lines += ["| model | clean | robust |", "| --- | ---: | ---: |"]
+    also = content.calibrations
+    heads = "".join(f" {name.replace('_', ' ')} |" for name in also)
+    lines += [f"| model | clean | robust |{heads}", f"| --- | ---: | ---: |{' ---: |' * len(also)}"]
     if content.best is not None:
         best = content.trial(content.best)
         lines.append(
             f"| trial {best.number} (best) | {percent(best.clean_accuracy)} | {percent(best.robust_accuracy)} |"
+            + "".join(f" {percent(getattr(best, name))} |" for name in also)
         )
     clean, robust = (percent(content.unmodified[f"{name}_accuracy"]) for name in ("clean", "robust"))
-    lines += [f"| unmodified CLIP | {clean} | {robust} |", "", "Interactive: [report.html](report.html)", ""]
+    more = "".join(f" {percent(content.unmodified[name])} |" for name in also)
+    lines += [f"| unmodified CLIP | {clean} | {robust} |{more}", "", "Interactive: [report.html](report.html)", ""]
     if content.audit:
-        lines += [f"Audit: {_plain(content.audit)}", ""]
+        lines += [f"Audit: {escaped(content.audit)}", ""]
     for figure in pictures:
         lines += [f"![{figure.heading}]({figure.name}.png)", ""]
     lines += [*as_markdown(content.promotions), "## Trials", ""]
     lines.append(
-        "| trial | state | epochs | clean | robust | " + " | ".join(a.path for a in content.axes) + " | note |"
+        f"| trial | state | epochs | clean | robust |{heads} "
+        + " | ".join(escaped(a.path) for a in content.axes)
+        + " | note |"
     )
-    lines.append("| ---: | --- | ---: | ---: | ---: | " + "---: | " * len(content.axes) + "--- |")
+    lines.append("| ---: | --- | ---: | ---: | ---: | " + "---: | " * (len(also) + len(content.axes)) + "--- |")
     for row in table:
         trial = content.trial(int(str(row["number"])))
-        values = " | ".join(_plain(axis.text(trial.params.get(axis.path))) for axis in content.axes)
+        values = " | ".join(escaped(axis.text(trial.params.get(axis.path))) for axis in content.axes)
         lines.append(
             f"| {trial.number} | {trial.state} | {trial.epochs}/{trial.planned_epochs} | "
-            f"{percent(trial.clean_accuracy)} | {percent(trial.robust_accuracy)} | {values} | {_plain(trial.note)} |"
+            f"{percent(trial.clean_accuracy)} | {percent(trial.robust_accuracy)} | "
+            + "".join(f"{percent(getattr(trial, name))} | " for name in also)
+            + f"{values} | {escaped(trial.note)} |"
         )
     return "\n".join([*lines, ""])
-
-
-def _plain(text: str) -> str:
-    """Text that neither ends a table's cell nor is read as HTML."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 # A report as one HTML file that needs no network: plotly.js, data, style and script are inside.
@@ -141,27 +148,58 @@ def _plain(text: str) -> str:
 # Everything that a user or a machine wrote is escaped, in the page and in the data.
 
 
-def html_of(content: Content) -> str:
-    """The whole page."""
-    every = figures(content)
+def html_of(
+    content: Content, *, parts: Mapping[str, Any] | None = None, live: tuple[str, str, str] = ("", "", "null")
+) -> str:
+    """The whole page. `parts`: those of `parts_of`, where they are known. `live`: markup, script and data (as
+    `script_json`) that a page that renews itself has besides."""
+    parts = parts or parts_of(content)
+    controls, more, told = live
+    shown = {name: parts[name] for name in ("cards", "nav", "promotions", "states", "headings", "rows", "footer")}
     return Template(_file("report.html")).substitute(
+        shown,
         title=escape(content.study),
         summary=escape(content.summary),
         css=_file("report.css"),
-        js=_file("report.js"),
-        cards=_cards(content),
-        nav="".join(f'<a href="#{figure.name}-section">{figure.heading}</a>' for figure in every)
-        + ('<a href="#promotions">Promotions</a>' if content.promotions else "")
-        + '<a href="#table">Trials</a>' + _link(content, "study", "MLflow run"),
-        figures="\n".join(map(_section, every)),
-        promotions=as_html(content.promotions),
-        states="".join(f'<option value="{value}">{label}</option>' for value, label in _states(content)),
-        headings=_headings(content),
-        rows="\n".join(_row(content, trial) for trial in _ordered(content)),
-        footer=_footer(content),
-        data=_script_json({"figures": {figure.name: interactive.plot(figure) for figure in every if not figure.empty}}),
+        js=_file("report.js") + more,
+        controls=controls,
+        figures="\n".join(parts["sections"].values()),
+        data=script_json({"figures": parts["figures"]}),
+        live=told,
         plotly=_plotly(),
-    )  # fmt: skip
+    )
+
+
+def parts_of(content: Content) -> dict[str, Any]:
+    """What of the page changes while a study goes on: markup by its place, sections and plots by the figure's name."""
+    every = figures(content)
+    nav = "".join(f'<a href="#{figure.name}-section">{figure.heading}</a>' for figure in every)
+    nav += '<a href="#promotions">Promotions</a>' if content.promotions else ""
+    return {
+        "cards": _cards(content),
+        "nav": nav + '<a href="#table">Trials</a>' + _link(content, "study", "MLflow run"),
+        "sections": {figure.name: _section(figure) for figure in every},
+        "figures": {figure.name: interactive.plot(figure) for figure in every if not figure.empty},
+        "promotions": as_html(content.promotions),
+        "states": "".join(f'<option value="{value}">{label}</option>' for value, label in _states(content)),
+        "headings": _headings(content),
+        "rows": "\n".join(_row(content, trial) for trial in _ordered(content)),
+        "footer": _footer(content),
+    }
+
+
+BRIEF = 10  # trials that a notebook shows
+
+
+def brief_html(content: Content) -> str:
+    """State, best and the first trials of the page's table, for a notebook."""
+    count, first = len(content.trials), _ordered(content)[:BRIEF]
+    rows = "".join(_row(content, trial) for trial in first)
+    more = f"{count - BRIEF} more: <code>study.dataframe()</code>" if count > BRIEF else ""
+    return (
+        f"<div><b>Study {escape(content.study)}</b><p>{escape(content.summary)}</p>{_cards(content)}<table><thead><tr>"
+        f"{_headings(content)}</tr></thead><tbody>{rows}</tbody></table><p>{more}</p></div>"
+    )
 
 
 def _section(figure: Figure) -> str:
@@ -187,7 +225,7 @@ def _plotly() -> str:
     return source
 
 
-def _script_json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """JSON that can stand inside a script element: no `<`, whatever the strings hold."""
     text = json.dumps(value, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -209,12 +247,17 @@ def _cards(content: Content) -> str:
     if content.best is not None:
         best = content.trial(content.best)
         robust, clean = percent(best.robust_accuracy), percent(best.clean_accuracy)
-        cards.insert(0, ("best", f"{robust} robust", f"trial {best.number}, epoch {best.best_epoch}: {clean} clean"))
+        more = "".join(f", {name.replace('_', ' ')} {percent(getattr(best, name))}" for name in content.calibrations)
+        said = f"trial {best.number}, epoch {best.best_epoch}: {clean} clean{more}"
+        cards.insert(0, ("best", f"{robust} robust", said))
     elif content.trials:
         cards.insert(0, ("best", "none yet", "no full-length trial reaches every floor"))
     if content.unmodified:
         robust, clean = (percent(content.unmodified[f"{name}_accuracy"]) for name in ("robust", "clean"))
-        cards.append(("", f"{robust} robust", f"unmodified CLIP: {clean} clean"))
+        more = "".join(
+            f", {name.replace('_', ' ')} {percent(content.unmodified[name])}" for name in content.calibrations
+        )
+        cards.append(("", f"{robust} robust", f"unmodified CLIP: {clean} clean{more}"))
     cards.append(("", f"{content.device_seconds / 3600:.2f} h", "device hours of all attempts"))
     cells = "".join(f'<div class="card {kind}"><b>{value}</b><span>{text}</span></div>' for kind, value, text in cards)
     return f'<div class="cards">{cells}</div>'
@@ -226,6 +269,7 @@ def _states(content: Content) -> list[tuple[str, str]]:
 
 def _headings(content: Content) -> str:
     names = [("trial", ""), ("state", "text"), ("epochs", ""), ("robust %", ""), ("clean %", "")]
+    names += [(f"{name.replace('_', ' ')} %", "") for name in content.calibrations]
     names += [(axis.label, "") for axis in content.axes]
     names += [("device min", ""), ("attempts", ""), ("note", "text")]
     return "".join(f'<th class="{kind}" scope="col">{escape(name)}</th>' for name, kind in names)
@@ -247,11 +291,12 @@ def _row(content: Content, trial: Trial) -> str:
     run = _link(content, str(trial.number), str(trial.number)) or str(trial.number)
     marks = [{"paper": "the paper's defaults"}.get(trial.reference, trial.reference)]
     marks += ["below a floor" if trial.state == "complete" and trial.feasible is False else "", trial.note]
+    measured = [getattr(trial, name) for name in ("robust_accuracy", "clean_accuracy", *content.calibrations)]
     cells = [
         _cell(run, trial.number),
         _cell(f'<span class="dot" style="background:{colour}"></span>{LABELS[trial.state]}', trial.state, "text"),
         _cell(f"{trial.epochs}/{trial.planned_epochs}", trial.epochs),
-        *(_cell("-" if v is None else f"{100 * v:.1f}", v) for v in (trial.robust_accuracy, trial.clean_accuracy)),
+        *(_cell("-" if v is None else f"{100 * v:.1f}", v) for v in measured),
         *(
             _cell(escape(axis.text(trial.params.get(axis.path))), trial.params.get(axis.path))
             for axis in content.axes
@@ -261,7 +306,7 @@ def _row(content: Content, trial: Trial) -> str:
         _cell(escape("; ".join(mark for mark in marks if mark)), None, "text note"),
     ]  # fmt: skip
     best = ' class="best"' if trial.number == content.best else ""
-    return f'<tr data-state="{trial.state}"{best}>{"".join(cells)}</tr>'
+    return f'<tr data-trial="{trial.number}" data-state="{trial.state}"{best}>{"".join(cells)}</tr>'
 
 
 def _cell(html: str, value: Any, kind: str = "") -> str:

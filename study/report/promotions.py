@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from study.markdown import escaped
+
 HEAD = ("when (UTC)", "trial", "outcome", "look at the confirm sets", "not passed", "why")
 NOTE = (
     "Decided on the confirm sets; the final sets may veto. A look is a comparison with the champion of that time; the "
@@ -58,13 +60,9 @@ def as_markdown(found: tuple[Decision, ...]) -> list[str]:
     """Lines of a section; none without promotions."""
     if not found:
         return []
-    rows = [[_plain(cell) for cell in _cells(each)] for each in found]
+    rows = [[escaped(cell) for cell in _cells(each)] for each in found]
     lines = [f"| {' | '.join(row)} |" for row in (HEAD, ("---",) * len(HEAD), *rows)]
     return ["## Promotions", "", NOTE, "", *lines, ""]
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
 
 
 def as_html(found: tuple[Decision, ...]) -> str:

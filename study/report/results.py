@@ -10,7 +10,7 @@ from study.figures.style import LABELS, OUTCOMES
 from study.report.content import Bar, Content
 from study.results.facts import METRICS, Trial
 
-CROWDED = 1.2  # points of clean accuracy
+CROWDED = 1.2  # points of the trade-off's first metric
 REFERENCES = {"paper": "the paper's defaults", "warm start": "warm start"}
 REPORT, BAR = 0.37, 0.74  # half of a report's tick, and a bar, of a trial's line
 NOTHING = "No trial has measured anything yet."
@@ -21,9 +21,9 @@ def in_percent(values: Sequence[float | None]) -> tuple[float | None, ...]:
     return tuple(None if value is None else 100 * value for value in values)
 
 
-def accuracies(trials: Sequence[Trial]) -> tuple[tuple[float | None, ...], ...]:
-    """Clean and robust accuracy in percent."""
-    return tuple(in_percent([getattr(trial, metric) for trial in trials]) for metric in METRICS)
+def accuracies(content: Content, trials: Sequence[Trial]) -> tuple[tuple[float | None, ...], ...]:
+    """The two metrics of the trade-off in percent, usually clean and robust accuracy."""
+    return tuple(in_percent([getattr(trial, metric) for trial in trials]) for metric in content.plane)
 
 
 def hover(content: Content, trial: Trial) -> str:
@@ -31,13 +31,15 @@ def hover(content: Content, trial: Trial) -> str:
     lines = [f"trial {trial.number}: {LABELS[trial.state]}, {trial.epochs}/{trial.planned_epochs} epochs"]
     if trial.robust_accuracy is not None and trial.clean_accuracy is not None:
         lines.append(f"clean {100 * trial.clean_accuracy:.1f} %, robust {100 * trial.robust_accuracy:.1f} %")
+    lines += [f"{name.replace('_', ' ')} {100 * value:.1f} %" for name in content.calibrations
+              if (value := getattr(trial, name)) is not None]  # fmt: skip
     lines += [f"{axis.label} = {axis.text(trial.params.get(axis.path))}" for axis in content.axes]
     return "\n".join([*lines, trial.note[:120]] if trial.note else lines)
 
 
 def _trials(content: Content, role: str, trials: Sequence[Trial], label: str, **more: Any) -> Series:
-    """Clean against robust accuracy."""
-    x, y = accuracies(trials)
+    """In the plane of the trade-off."""
+    x, y = accuracies(content, trials)
     return Series(role, x, y, label, tuple(hover(content, trial) for trial in trials), **more)
 
 
@@ -50,7 +52,7 @@ def tradeoff(content: Content) -> Figure:
         for state in ("failed", "running", "pruned") if (trials := content.in_state(state))
     ]  # fmt: skip
     if front:
-        x, y = accuracies(front)
+        x, y = accuracies(content, front)
         found.append(Series("best", x, y, "Pareto front", width=1.6, shape="until", tags=_numbers(content, front)))
     for feasible, label in ((True, "full length"), (False, "full length, below a floor")):
         if trials := [t for t in complete if bool(t.feasible) is feasible]:
@@ -60,15 +62,21 @@ def tradeoff(content: Content) -> Figure:
             found.append(_trials(content, reference, trials, label, size=11.0, fill="none"))
     if content.best is not None:
         best = content.trial(content.best)
-        ends = [((100 * (error or 0),) * 2,) for error in (best.clean_error, best.robust_error)]
+        known = {"clean_accuracy": best.clean_error, "robust_accuracy": best.robust_error}  # of a calibration none is
+        ends = [((100 * (known.get(name) or 0),) * 2,) for name in content.plane]
         label = f"best: trial {best.number}, 95 % of its dev images"
         found.append(_trials(content, "best", [best], label, size=9.0, x_errors=ends[0], y_errors=ends[1]))
     if content.unmodified:
-        clean, robust = (100 * content.unmodified[name] for name in METRICS)
-        text = f"unmodified CLIP\nclean {clean:.1f} %, robust {robust:.1f} %"
-        found.append(Series("unmodified", (clean,), (robust,), "unmodified CLIP", (text,), 12.0))
+        across, up = (100 * content.unmodified[name] for name in content.plane)
+        names = [name.removesuffix("_accuracy").replace("_", " ") for name in content.plane]
+        text = f"unmodified CLIP\n{names[0]} {across:.1f} %, {names[1]} {up:.1f} %"
+        found.append(Series("unmodified", (across,), (up,), "unmodified CLIP", (text,), 12.0))
     scales, rules = [], []
-    for which, name in (("x", METRICS[0]), ("y", METRICS[1])):
+    words = [name.replace("_", " ") for name in content.plane]
+    what = (
+        "Clean against robust accuracy" if content.plane == METRICS else f"{words[0].capitalize()} against {words[1]}"
+    )
+    for which, name in zip("xy", content.plane, strict=True):
         floor = 100 * content.floors[name] if name in content.floors else None
         scales.append(_scale(name, which, found, floor))
         if floor is not None:
@@ -78,7 +86,7 @@ def tradeoff(content: Content) -> Figure:
         "tradeoff", f"{content.study}: trade-off (dev sets)",
         (Panel((*rules, *found), scales[0], scales[1], empty="" if content.in_state(*LABELS) else NOTHING),), 7.5, 5.6,
         "Trade-off",
-        "Clean against robust accuracy of every trial's best epoch. Only full-length trials make the front; the shaded "
+        f"{what} of every trial's best epoch. Only full-length trials make the front; the shaded "
         "side of a floor is refused.",
     )  # fmt: skip
 
@@ -88,7 +96,7 @@ def _numbers(content: Content, front: Sequence[Trial]) -> tuple[tuple[str, bool]
     found = []
     before, below = float("-inf"), False
     for trial in front:
-        clean = 100 * (trial.clean_accuracy or 0.0)
+        clean = 100 * (getattr(trial, content.plane[0]) or 0.0)
         named = trial.number != content.best
         if named:
             below = not below and clean - before < CROWDED
@@ -151,7 +159,7 @@ def curves(content: Content) -> Figure:
     shown = sorted((trial for trial in content.trials if trial.curve), key=lambda t: t.number == content.best)
     longest = max((trial.planned_epochs for trial in shown), default=1)
     panels = []
-    for metric in METRICS[::-1]:
+    for metric in (*METRICS[::-1], *content.calibrations):
         marks: list[Mark] = []
         for trial in shown:
             best = trial.number == content.best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
@@ -108,8 +108,9 @@ def slices(content: Content) -> Figure:
     which = "full-length and stopped" if stopped else "full-length"
     rows, columns = panels(len(content.axes))
     empty = _empty(content, [*complete, *stopped])
+    texts = {trial.number: hover(content, trial) for trial in [*complete, *stopped]}
     found = tuple(
-        _slice(content, axis, complete, stopped, f"{content.measure} (%)" if place % columns == 0 else "", empty)
+        _slice(content, axis, complete, stopped, f"{content.measure} (%)" if place % columns == 0 else "", empty, texts)
         for place, axis in enumerate(content.axes)
     )
     shade = Shade("trial", 0, max([1, *(trial.number for trial in complete)]), "cividis_r", whole=True)
@@ -124,8 +125,9 @@ def slices(content: Content) -> Figure:
 
 
 def _slice(
-    content: Content, axis: Axis, complete: Sequence[Trial], stopped: Sequence[Trial], label: str, empty: str
-) -> Panel:
+    content: Content, axis: Axis, complete: Sequence[Trial], stopped: Sequence[Trial], label: str, empty: str,
+    hovers: Mapping[int, str],
+) -> Panel:  # fmt: skip
     leaders = {step.best for step in content.progress} - {content.best}
     marks: list[Mark] = []
 
@@ -134,7 +136,7 @@ def _slice(
             x = tuple(fraction(axis, trial.params.get(axis.path)) for trial in trials)
             y = in_percent([content.value(trial) for trial in trials])
             shades = tuple(float(trial.number) for trial in trials) if shaded else ()
-            texts = tuple(hover(content, trial) for trial in trials)
+            texts = tuple(hovers[trial.number] for trial in trials)
             marks.append(Series(role, x, y, label, texts, shades=shades, **look))
 
     add("pruned", stopped, "stopped early", size=5.0, opacity=0.6)

@@ -31,6 +31,8 @@ class Epoch:
     robust_accuracy: float
     train_loss: float
     timestamp_ms: int
+    clean_calibration: float | None = None
+    robust_calibration: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Trial:
     curve: tuple[Epoch, ...]
     attempts: tuple[Attempt, ...]
     config: dict[str, Any]
+    clean_calibration: float | None = None
+    robust_calibration: float | None = None
 
     @property
     def note(self) -> str:
@@ -113,6 +117,8 @@ def _trial(spec: StudyConfig, row: TrialRow, references: Sequence[tuple[Referenc
         curve=tuple(Epoch(*(getattr(record, name) for name in Epoch.__dataclass_fields__)) for record in row.epochs),
         attempts=row.attempts,
         config=row.config,
+        clean_calibration=last.best_clean_calibration if last else None,
+        robust_calibration=last.best_robust_calibration if last else None,
     )
 
 

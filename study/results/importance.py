@@ -58,16 +58,19 @@ class Importances:
     note: str
 
 
-def importances(trials: Sequence[Trial], dimensions: Sequence[Dimension], *, seed: int = 0) -> tuple[Importances, ...]:
-    """One `Importances` for each accuracy, the parameters by falling share."""
+def importances(
+    trials: Sequence[Trial], dimensions: Sequence[Dimension], *, also: Sequence[str] = (), seed: int = 0
+) -> tuple[Importances, ...]:
+    """One `Importances` for each accuracy and each metric of `also`, the parameters by falling share."""
+    metrics = (*METRICS, *also)
     complete = [trial for trial in trials if trial.state == "complete" and trial.robust_accuracy is not None]
     note = _too_few(complete, dimensions)
     if note:
-        return tuple(Importances(metric, len(complete), (), None, None, note) for metric in METRICS)
+        return tuple(Importances(metric, len(complete), (), None, None, note) for metric in metrics)
     features = np.column_stack([_column(dimension, complete) for dimension in dimensions])
     return tuple(
         _of_metric(metric, features, np.array([getattr(trial, metric) for trial in complete]), dimensions, seed)
-        for metric in METRICS
+        for metric in metrics
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 from study.store.rows import TrialRow
-from trainers.schema.records import EpochRecord
-from trainers.schema.training import Goal
+from trainers.schema.records import EpochRecord, Score, calibrations_of
+from trainers.schema.training import ACCURACIES, CALIBRATIONS, Goal, Metric
 
 
 def score(record: EpochRecord, goal: Goal) -> float:
@@ -20,7 +21,8 @@ def score(record: EpochRecord, goal: Goal) -> float:
     return -sum(max(0.0, floor - record.at_best(name)) for name, floor in goal.at_least.items())
 
 
-Measurement = dict[str, Any]  # {clean_accuracy, robust_accuracy, datasets: {name: {eps: Score}}}
+# {clean_accuracy, robust_accuracy, the calibrations or None, datasets: {name: {eps: Score}}}
+Measurement = dict[str, Any]
 
 
 def ranked(trials: Sequence[TrialRow], goal: Goal) -> list[TrialRow]:
@@ -38,28 +40,35 @@ def best_trial(trials: Sequence[TrialRow], goal: Goal) -> TrialRow | None:
     return first if first is not None and first.last and first.last.best_feasible else None
 
 
-def pareto_front(trials: Sequence[TrialRow]) -> list[TrialRow]:
-    """Full-length trials that no other one beats in both accuracies, by rising clean accuracy.
+def front_metrics(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+    """What a front is of: the goal's metrics if they are several, else both accuracies."""
+    return tuple(name for name in (*ACCURACIES, *CALIBRATIONS) if name in metrics) if len(metrics) > 1 else ACCURACIES
 
-    Of trials with equal accuracies the first stays. Floors play no part: the front shows what they cost.
+
+def pareto_front(trials: Sequence[TrialRow], metrics: Sequence[Metric] = ()) -> list[TrialRow]:
+    """Full-length trials that no other one beats in every metric of a goal with several, else in both accuracies; by
+    the rising first of them, clean before robust.
+
+    Of trials with equal values the first stays. Floors play no part: the front shows what they cost.
     """
-    complete = [trial for trial in trials if trial.state == "complete" and trial.last is not None]
-    front: list[TrialRow] = []
-    for trial in sorted(complete, key=lambda t: (*(-a for a in _accuracies(t)), t.number)):
-        if not front or _accuracies(trial)[1] > _accuracies(front[-1])[1]:
-            front.append(trial)
-    return front[::-1]
-
-
-def _accuracies(trial: TrialRow) -> tuple[float, float]:
-    assert trial.last is not None
-    return trial.last.best_clean_accuracy, trial.last.best_robust_accuracy
+    names = front_metrics(metrics)
+    complete = [(tuple(map(t.last.at_best, names)), t) for t in trials if t.state == "complete" and t.last is not None]
+    front: list[tuple[tuple[float, ...], TrialRow]] = []
+    for values, trial in sorted(complete, key=lambda pair: (*(-value for value in pair[0]), pair[1].number)):
+        if not any(all(map(operator.ge, other, values)) for other, _ in front):
+            front.append((values, trial))
+    return [trial for _, trial in front[::-1]]
 
 
 def best_so_far(trials: Sequence[TrialRow], goal: Goal) -> list[tuple[TrialRow, TrialRow | None]]:
     """Every finished trial by the time of its end, with the best full-length one known then (None: none yet)."""
     done = sorted((trial for trial in trials if trial.finished), key=lambda t: (t.ended_ms or 0, t.number))
-    return [(trial, best_trial(done[: place + 1], goal)) for place, trial in enumerate(done)]
+    found: list[tuple[TrialRow, TrialRow | None]] = []
+    best: TrialRow | None = None
+    for trial in done:
+        best = best_trial([trial] if best is None else [best, trial], goal)
+        found.append((trial, best))
+    return found
 
 
 def trial_table(trials: Sequence[TrialRow], goal: Goal, *, token: int | None = None) -> list[dict[str, Any]]:
@@ -80,6 +89,8 @@ def trial_table(trials: Sequence[TrialRow], goal: Goal, *, token: int | None = N
                 "of_epochs": trial.config.get("train", {}).get("epochs"),
                 "clean_accuracy": last.best_clean_accuracy if last else None,
                 "robust_accuracy": last.best_robust_accuracy if last else None,
+                "clean_calibration": last.best_clean_calibration if last else None,
+                "robust_calibration": last.best_robust_calibration if last else None,
                 "best_epoch": last.best_epoch if last else None,
                 "feasible": last.best_feasible if last else None,
                 "params": trial.params,
@@ -98,5 +109,10 @@ def summary(datasets: dict[str, dict[str, dict[str, Any]]]) -> Measurement:
     return {
         "clean_accuracy": sum(each[0]["clean_accuracy"] for each in scores) / len(scores),
         "robust_accuracy": sum(sum(s["robust_accuracy"] for s in each) / len(each) for each in scores) / len(scores),
+        **calibrations_of({name: _scores(by_eps) for name, by_eps in datasets.items()}),
         "datasets": datasets,
     }
+
+
+def _scores(by_eps: dict[str, dict[str, Any]]) -> dict[str, Score]:
+    return {label: Score.model_validate(score) for label, score in by_eps.items()}

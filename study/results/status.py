@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from study.results.ranking import best_trial, trial_table
 from study.store.rows import StudyRow, TrialRow
+from trainers.schema.records import Sign
 
 ALL_DONE = "every trial of the budget is done"  # why a study has finished, if nothing else ended it
 COUNTED = ("complete", "pruned", "failed")  # a dropped trial is nobody's any more
@@ -22,7 +23,9 @@ def live_state(study: StudyRow) -> str:
     return "queued" if study.state == "new" else study.state
 
 
-def study_status(study: StudyRow, trials: Sequence[TrialRow], now: float) -> dict[str, Any]:
+def study_status(
+    study: StudyRow, trials: Sequence[TrialRow], now: float, *, signs: Mapping[int, Sign] | None = None
+) -> dict[str, Any]:
     """One study for machines; `now` is the database's clock. Keys are only ever added."""
     state = live_state(study)
     goal = study.goal
@@ -41,6 +44,8 @@ def study_status(study: StudyRow, trials: Sequence[TrialRow], now: float) -> dic
         "best": None if best is None or best.last is None else {
             "trial": best.number, "epoch": best.last.best_epoch,
             "clean_accuracy": best.last.best_clean_accuracy, "robust_accuracy": best.last.best_robust_accuracy,
+            "clean_calibration": best.last.best_clean_calibration,
+            "robust_calibration": best.last.best_robust_calibration,
         },
         "eta_seconds": eta_seconds(study, trials, now) if live else None,
         "device_hours": sum(trial.device_seconds for trial in trials) / 3600,
@@ -48,6 +53,8 @@ def study_status(study: StudyRow, trials: Sequence[TrialRow], now: float) -> dic
         "created_ms": study.created_ms,
         "driver": {"host": host, "pid": int(pid), "token": study.token} if host else None,
         "silent_seconds": max(0.0, -study.lease_seconds) if state == "interrupted" else None,
+        "progress": {str(n): {**sign.model_dump(), "seconds_left": sign.seconds_left}
+                     for n, sign in sorted((signs or {}).items())} if live else {},
         "trials": trial_table(trials, goal, token=study.token if live else None) if goal else [],
     }  # fmt: skip
 

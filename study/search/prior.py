@@ -1,4 +1,6 @@
-"""A study that begins with what earlier studies found: their best trials, mapped by path onto its own search space."""
+"""A study that begins with what earlier studies found, mapped by path onto its own search space.
+
+Their best trials are run again; if the sampler is to observe them, it knows the results of all."""
 
 from __future__ import annotations
 
@@ -12,17 +14,19 @@ from study.errors import UserError
 from study.results.ranking import ranked
 from study.spec.config import StudyConfig
 from study.spec.dimension import METHOD, Dimension, active, shown
-from study.spec.starts import Start, at_path
+from study.spec.starts import Observation, Start, at_path
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore, study_names
+from trainers.schema.training import ACCURACIES, CALIBRATIONS
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Trials to begin with, and in words what of the earlier trials does not fit."""
+    """Trials to begin with, results to begin with, and in words what of the earlier trials does not fit."""
 
     starts: tuple[Start, ...]
     notes: tuple[str, ...]
+    observed: tuple[Observation, ...] = ()
 
 
 def earlier_studies(url: str, spec: StudyConfig) -> list[tuple[StudyRow, list[TrialRow]]]:
@@ -63,7 +67,30 @@ def resolve(spec: StudyConfig, earlier: Sequence[tuple[StudyRow, Sequence[TrialR
             notes += said
             if start.values and not any(start.values == other.values for other in starts):
                 starts.append(start)
-    return Prior(tuple(starts), tuple(notes))
+    if not (spec.prior.observe and spec.sampler.row.observes):
+        return Prior(tuple(starts), tuple(notes))
+    found = [_observed(spec, dimensions, study, trials) for study, trials in earlier]
+    notes += [note for _, said in found for note in said]
+    return Prior(tuple(starts), tuple(notes), tuple(each for observed, _ in found for each in observed))
+
+
+def _observed(
+    spec: StudyConfig, dimensions: list[Dimension], study: StudyRow, trials: Sequence[TrialRow]
+) -> tuple[list[Observation], list[str]]:
+    """The full-length trials of a study that measured as this one does, if they lie in this space as they are."""
+    if (study.spec.data.dev, study.spec.evaluate.select) != (spec.data.dev, spec.evaluate.select):
+        return [], [f"{study.name}: not observed, its trials were measured on other dev sets or in another way"]
+    full = [trial for trial in trials if trial.state == "complete" and trial.last]
+    found: list[Observation] = []
+    for trial in full:
+        start, said = _mapped(spec, dimensions, study.name, trial)
+        if start.values and not said and trial.last:
+            every = {str(name): getattr(trial.last, f"best_{name}") for name in (*ACCURACIES, *CALIBRATIONS)}
+            measured = {name: value for name, value in every.items() if value is not None}
+            if not {*spec.goal.names, *spec.goal.subject_to} <= measured.keys():
+                return [], [f"{study.name}: not observed, no calibration was measured there"]
+            found.append(Observation(start.origin, start.values, measured))
+    return found, [f"{study.name}: {len(found)} of {len(full)} full-length trials are observed: they lie in this space"]
 
 
 def _best(study: StudyRow, trials: Sequence[TrialRow]) -> list[TrialRow]:

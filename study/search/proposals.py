@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from study.search import samplers
 from study.search.knowledge import is_gone, known
 from study.spec.config import StudyConfig
 from study.spec.dimension import Dimension, apply_params
-from study.spec.starts import Start, given_trials
+from study.spec.starts import Observation, Start, given_trials
 from study.store.rows import Proposal, StudyRow, TrialRow
 from trainers.schema.training import Goal
 from trainers.trial_config import TrialConfig
@@ -60,11 +61,14 @@ class _Shared:
 
 
 class Proposer:
-    """Proposals of one study. `goal`: with its floors as numbers; `starts`: the trials that it begins with."""
+    """Proposals of one study. `goal`: with its floors as numbers; `starts`: the trials that it begins with;
+    `observed`: trials of earlier studies whose results are known from the beginning."""
 
-    def __init__(self, spec: StudyConfig, goal: Goal, starts: Sequence[Start]) -> None:
+    def __init__(
+        self, spec: StudyConfig, goal: Goal, starts: Sequence[Start], observed: Sequence[Observation] = ()
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.spec, self.goal, self.starts = spec, goal, list(starts)
+        self.spec, self.goal, self.starts, self.observed = spec, goal, list(starts), list(observed)
         self.dimensions = spec.dimensions()
         self.distributions = {dimension.path: dimension.distribution for dimension in self.dimensions}
         self._frozen: dict[tuple[int, str, int], FrozenTrial] = {}  # an ended trial does not change
@@ -103,18 +107,43 @@ class Proposer:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(directions=samplers.directions(self.spec), storage=_Memory())
             by_number = {row.number: row for row in seen}
+            study.add_trials(self._earlier(seen))
             for other in range(number):
                 study.add_trial(self.frozen(by_number.get(other) or self._unknown(rows[other], number)))
             study.sampler = samplers.sampler_for(self.spec, number, self.dimensions)
             if start is not None:
                 study.enqueue_trial(start.values, user_attrs={samplers.GIVEN: True})
             trial = study.ask()
-            assert trial.number == number, "all before it are there"
+            assert trial.number == len(self.observed) + number, "all before it are there"
             params = samplers.draw(trial, self.dimensions)
-        own = study.get_trials(deepcopy=False)[number].system_attrs
+        own = study.get_trials(deepcopy=False)[-1].system_attrs
         memory = {key: value for key, value in own.items() if not key.startswith(REPEATED)}
         origin = None if start is None or rerun_of is not None else start.origin
         return Proposal(number, params, origin, memory, rerun_of)
+
+    def _earlier(self, seen: Sequence[TrialRow]) -> list[FrozenTrial]:
+        """The earlier studies' trials, each number shifted by what the trials that were run again here differ by, in
+        the mean: another length of training or other data move all of them more or less alike."""
+        again = {(row.origin, *row.params.items()): row.last for row in seen if row.state == "complete" and row.last}
+        pairs = [(each, again.get((each.origin, *each.values.items()))) for each in self.observed]
+        both = [(each.measured, last) for each, last in pairs if last]
+        shift = {
+            name: statistics.fmean(last.at_best(name) - old[name] for old, last in both) if both else 0.0
+            for name in (*self.goal.names, *self.goal.at_least)
+        }
+        return [
+            optuna.trial.create_trial(
+                state=TrialState.COMPLETE,
+                params=each.values,
+                distributions={path: self.distributions[path] for path in each.values},
+                values=[each.measured[name] + shift[name] for name in self.goal.names],
+                user_attrs={samplers.PRIOR: each.origin},
+                constraints={
+                    name: floor - each.measured[name] - shift[name] for name, floor in self.goal.at_least.items()
+                },
+            )
+            for each in self.observed
+        ]
 
     def _unknown(self, row: TrialRow, number: int) -> TrialRow:
         """A trial of which trial `number` knows the parameters alone: it is pending, or was dropped."""
@@ -140,6 +169,7 @@ class Proposer:
             "agft.stop_reason": row.stop_reason, "agft.failure_kind": row.failure_kind, "agft.origin": row.origin,
             "agft.rerun_of": row.rerun_of, "agft.dropped": row.state == "dropped" or None,
             samplers.GIVEN: row.origin is not None or row.rerun_of is not None or None,
+            samplers.REACHED: samplers.values(self.spec, last) if last and row.state == "pruned" else None,
         }  # fmt: skip
         floors = self.goal.at_least if last and state != TrialState.RUNNING else {}
         return optuna.trial.create_trial(
@@ -160,7 +190,9 @@ def proposer_of(study: StudyRow) -> Proposer:
     """Of a study that has begun: its goal is known, and the trials that it begins with are stored."""
     assert study.goal is not None, "the unmodified model is measured before the first trial"
     assert study.starts is not None, "they are stored before the first trial"
-    return Proposer(study.spec, study.goal, [Start(each["origin"], each["values"]) for each in study.starts])
+    starts = [Start(each["origin"], each["values"]) for each in study.starts if "measured" not in each]
+    observed = [Observation(**each) for each in study.starts if "measured" in each]
+    return Proposer(study.spec, study.goal, starts, observed)
 
 
 def configured(base: Mapping[str, Any], params: Mapping[str, Any], dimensions: Sequence[Dimension]) -> dict[str, Any]:

@@ -67,7 +67,10 @@ def value_at(distribution: BaseDistribution, place: float) -> Any:
     return min(max(value, low), high)
 
 
+DIGITS = 10  # of a proposed number: logarithms differ in the last bit from one kind of processor to another
 GIVEN = "agft.given"  # of Optuna's trials that nobody proposed: warm starts, repetitions
+PRIOR = "agft.prior"  # of those that are an earlier study's; they come before trial 0
+REACHED = "agft.reached"  # what a trial had reached in every metric when it was stopped early
 
 
 def directions(spec: StudyConfig) -> list[str]:
@@ -123,7 +126,8 @@ class Keyed(BaseSampler):
         inner = self.modelling(study) if self.alone else None
         if inner:
             return inner.sample_independent(study, trial, param_name, param_distribution)
-        return value_at(param_distribution, uniform(self.seed, trial.number, param_name))
+        earlier = sum(PRIOR in other.user_attrs for other in study.get_trials(deepcopy=False))
+        return value_at(param_distribution, uniform(self.seed, trial.number - earlier, param_name))
 
 
 class Evolving(Keyed):
@@ -206,7 +210,7 @@ def _generation(settings: SamplerConfig) -> int:
     return settings.population or 16
 
 
-def _too_few(spec: StudyConfig) -> Iterator[str]:
+def too_few(spec: StudyConfig) -> Iterator[str]:
     """More trials to begin with than there are."""
     startup, trials = spec.sampler.startup_trials, spec.budget.trials
     if trials <= startup:
@@ -225,7 +229,7 @@ def _full_length(spec: StudyConfig) -> Iterator[str]:
 
 
 def _cmaes_remarks(spec: StudyConfig) -> Iterator[str]:
-    yield from _too_few(spec)
+    yield from too_few(spec)
     dimensions = spec.dimensions()
     choices = [d.path for d in dimensions if isinstance(d.distribution, CategoricalDistribution)]
     if drawn := list(dict.fromkeys([*choices, *(d.path for d in dimensions if d.when)])):
@@ -246,7 +250,7 @@ def _nsga2_remarks(spec: StudyConfig) -> Iterator[str]:
 TPE = Sampler(
     _tpe,
     lambda s: f"tpe: {s.startup_trials} trials drawn or given, then the results are modelled",
-    reads=("startup_trials",), blind=lambda s: s.startup_trials, remarks=_too_few,
+    reads=("startup_trials",), blind=lambda s: s.startup_trials, observes=True, remarks=too_few,
 )  # fmt: skip
 CMAES = Sampler(
     _cmaes,
@@ -291,6 +295,9 @@ def _suggest(trial: optuna.Trial, dimension: Dimension) -> Any:
             dimension.path, distribution.low, distribution.high, step=distribution.step, log=distribution.log
         )
     assert isinstance(distribution, optuna.distributions.FloatDistribution), distribution
-    return trial.suggest_float(
+    value = trial.suggest_float(
         dimension.path, distribution.low, distribution.high, step=distribution.step, log=distribution.log
     )
+    if distribution.step is not None or GIVEN in trial.user_attrs:
+        return value
+    return min(max(float(f"{value:.{DIGITS}g}"), distribution.low), distribution.high)

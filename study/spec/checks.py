@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from study.errors import Problem
 from study.spec.config import StudyConfig
 from study.spec.dimension import METHOD, Dimension, active, apply_params, combinations, grid_size
-from study.spec.reader import Keys, problem_at
+from study.spec.document import Keys
+from study.spec.reader import problem_at
 from study.spec.space import parse_space
 from study.spec.starts import method_of_start
 from trainers.data import DATASETS
@@ -140,7 +141,8 @@ def _blocks(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _alternatives(raw: Mapping[str, Any], lines: Lines) -> list[Problem]:
     """Every method once: its name is what the search chooses."""
     problems, seen = [], [raw["method"]["name"]]
-    for index, block in enumerate(raw.get("alternatives") or []):
+    others = raw.get("alternatives")
+    for index, block in enumerate(others if isinstance(others, list) else []):
         if block["name"] in seen:
             rule = "is there already; a study chooses among methods by name, so each can stand once"
             problems.append(problem_at(lines, ("alternatives", index, "name"), block["name"], rule))
@@ -217,7 +219,7 @@ def _goal(study: StudyConfig, lines: Lines) -> list[Problem]:
         rule = f"ends trials early, and the front of {front} is made of full-length ones; leave it out"
         problems.append(problem_at(lines, ("scheduler", "patience"), study.scheduler.patience, rule))
     if study.sampler.row.one_metric:
-        rule = f"has one metric, and the goal has {front}; write nsga2 or tpe"
+        rule = f"has one metric, and the goal has {front}; write nsga2, gp or tpe"
         problems.append(problem_at(lines, ("sampler", "name"), study.sampler.name, rule))
     return problems
 

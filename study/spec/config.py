@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from study.errors import UserError
 from study.spec.dimension import Dimension
@@ -20,8 +20,8 @@ from trainers.objectives import MethodConfig
 from trainers.objectives.presets import PRESETS
 from trainers.schema.named import In
 from trainers.schema.records import Accuracies
-from trainers.schema.training import AttackConfig, DataConfig, Goal, Metric, ModelConfig, TrainConfig
-from trainers.schema.units import Frozen
+from trainers.schema.training import CALIBRATIONS, AttackConfig, DataConfig, Goal, Metric, ModelConfig, TrainConfig
+from trainers.schema.units import Frozen, Several
 from trainers.table import Table, instance_rule
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class StudyData(Frozen):
     """Datasets by role; the roles share no set and, checked when they are read, no image."""
 
     train: str = Field(description="dataset to fine-tune on")
-    dev: tuple[str, ...] = Field(min_length=1, description="zero-shot sets that the search looks at")
-    confirm: tuple[str, ...] = Field(min_length=1, description="promotion chooses among the top trials here")
-    final: tuple[str, ...] = Field(min_length=1, description="reported for the winner only")
+    dev: Several[str] = Field(min_length=1, description="zero-shot sets that the search looks at")
+    confirm: Several[str] = Field(min_length=1, description="promotion chooses among the top trials here")
+    final: Several[str] = Field(min_length=1, description="reported for the winner only")
 
 
 class StudyEvaluation(Frozen):
@@ -79,8 +79,18 @@ class GoalConfig(Frozen):
             raise ValueError("write metric, or metrics, but not both")
         return {**given, "metric": several[0]}
 
+    @property
+    def names(self) -> tuple[Metric, ...]:
+        """What is maximised, one or more."""
+        return self.metrics or (self.metric,)
+
+    @property
+    def calibrations(self) -> tuple[Metric, ...]:
+        """Those that it speaks of, maximised or with a floor: shown beside the accuracies."""
+        return tuple(name for name in CALIBRATIONS if name in (*self.names, *self.subject_to))
+
     def resolve(self, clip: Accuracies) -> Goal:
-        """The goal with every floor as a number, given the unmodified model's accuracies."""
+        """The goal with every floor as a number, given what the unmodified model reaches."""
         return self.at({name: parse_floor(text).resolve(getattr(clip, name)) for name, text in self.subject_to.items()})
 
     def at(self, floors: Mapping[Metric, float]) -> Goal:
@@ -95,7 +105,8 @@ class Sampler:
     `make(spec, seed, dimensions)`: Optuna's sampler, made anew for every proposal. `words(settings)`: how it goes about
     it, for `agft plan`. `reads`: the settings that it reads. `blind(settings)`: how many first trials cannot depend on
     results; None: no trial does. `one_metric`: it knows no front. `exhaustive`: it proposes nothing, all combinations
-    of the choices being given trials. `remarks(spec)`: settings of a study that have no effect with it.
+    of the choices being given trials. `observes`: it learns from earlier studies' results (`prior.observe`).
+    `remarks(spec)`: settings of a study that have no effect with it.
     """
 
     make: Callable[[StudyConfig, int, Sequence[Dimension]], BaseSampler]
@@ -104,6 +115,7 @@ class Sampler:
     blind: Callable[[SamplerConfig], int] | None = None
     one_metric: bool = False
     exhaustive: bool = False
+    observes: bool = False
     remarks: Callable[[StudyConfig], Iterable[str]] = lambda spec: ()
 
 
@@ -112,6 +124,8 @@ SAMPLERS: Table[Sampler] = Table(
     "agft.samplers",
     {
         "tpe": "study.search.samplers:TPE",
+        "gp": "study.search.gaussian:GP",
+        "auto": "study.search.gaussian:AUTO",
         "cmaes": "study.search.samplers:CMAES",
         "nsga2": "study.search.samplers:NSGA2",
         "qmc": "study.search.samplers:QMC",
@@ -193,11 +207,20 @@ class SchedulerConfig(Frozen):
         return STOPPING[self.name]
 
 
+def one_gpu_or_none(gpus: float) -> float:
+    """A worker computes on one device."""
+    if gpus > 1:
+        raise ValueError("a worker uses one GPU, more would lie idle; write 1, and as many workers")
+    return gpus
+
+
 class ResourcesConfig(Frozen):
     """What one trial needs, and how many run side by side."""
 
     workers: int = Field(1, ge=1, description="Ray Train workers a trial")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs a worker")
+    gpus_per_worker: Annotated[float, AfterValidator(one_gpu_or_none)] = Field(
+        0, ge=0, description="GPUs a worker: 0, 1, or a part of one where a trial has one worker"
+    )
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores a worker")
     max_concurrent: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto", description="trials at once; auto = as many as the cluster holds"
@@ -208,6 +231,18 @@ class ResourcesConfig(Frozen):
         description="seconds without a report after which a trial's workers are ended and it goes on from its newest "
         "checkpoint; auto = 3 times the longest wait for a report so far, at least 120",
     )
+    patience: float = Field(
+        900, gt=0, description="seconds that trials wait for S3 while it is away; then the study pauses, to be resumed"
+    )
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _whole_gpus_for_several(cls, gpus: float, given: ValidationInfo) -> float:
+        workers = given.data.get("workers", 1)
+        if workers > 1 and 0 < gpus < 1:
+            rule = f"{workers} workers need a GPU each, since NCCL takes no two on one; write 1, or workers: 1"
+            raise ValueError(rule)
+        return gpus
 
     def of_worker(self) -> dict[str, float]:
         """What Ray sets aside for one worker, by name."""
@@ -231,8 +266,11 @@ class BudgetConfig(Frozen):
 class PriorConfig(Frozen):
     """Earlier studies of the same database to start from (`study.search.prior`)."""
 
-    studies: tuple[str, ...] = Field(min_length=1, description="names of studies")
+    studies: Several[str] = Field(min_length=1, description="names of studies")
     top: int = Field(3, ge=1, description="so many trials of each: its best feasible full-length ones")
+    observe: bool = Field(
+        False, description="the sampler also knows the results of all their full-length trials, from the first trial on"
+    )
 
 
 class StudyConfig(Frozen):
@@ -241,13 +279,13 @@ class StudyConfig(Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="lower case letters, digits, . _ -")
     model: ModelConfig = Field(default_factory=ModelConfig, description="the CLIP to start from")
     method: MethodConfig = Field(description="objective")
-    alternatives: tuple[MethodConfig, ...] = Field((), description="further methods, complete: the search chooses one")
+    alternatives: Several[MethodConfig] = Field((), description="further methods, complete: the search chooses one")
     attack: AttackConfig = Field(default_factory=AttackConfig, description="training attack")
     data: StudyData = Field(description="datasets by role")
     train: TrainConfig = Field(default_factory=TrainConfig, description="length and optimizer of a trial")
     evaluate: StudyEvaluation = Field(default_factory=StudyEvaluation, description="fixed evaluations")
     search: dict[str, Any] = Field(default_factory=dict, description="dotted path -> range or choices")
-    warm_starts: tuple[PresetName | dict[str, Any], ...] = Field(
+    warm_starts: Several[PresetName | dict[str, Any]] = Field(
         ({},), description="first trials: by dotted path, an empty one being the file's own values; or a preset's name"
     )
     prior: PriorConfig | None = Field(None, description="earlier studies whose best trials are tried first")

@@ -10,30 +10,25 @@ from pydantic import Field, model_validator
 from study.spec.suite import capped
 from trainers.schema.attacks import PGD
 from trainers.schema.suite import AttackAt, Protocol, Suite, problems
-from trainers.schema.units import Fraction, Frozen, Length, OfEps
+from trainers.schema.units import Frozen, Length, OfEps, Radius, Several
 
 
 class StudyAttack(Frozen):
     """The attack under which every trial is measured, whatever it trains with."""
 
     name: Literal["pgd"] = Field(default="pgd", description="attack name")
-    eps: tuple[Fraction, ...] = Field(default=(1 / 255,), min_length=1, description="L-inf radii, pixels in [0, 1]")
+    eps: Several[Radius] = Field(default=(1 / 255,), min_length=1, description="L-inf radii, pixels in [0, 1]")
     step_size: Length | OfEps = Field(default=OfEps(of_eps=0.25), description="PGD step, absolute or a multiple of eps")
     steps: int = Field(default=10, ge=1, le=10000, description="number of PGD steps")
-
-    @model_validator(mode="after")
-    def _radii(self) -> StudyAttack:
-        for eps in self.eps:
-            if not 0 <= eps <= 1:
-                raise ValueError(f"eps {eps:g}: a radius is between 0 and 1, pixels being in [0, 1]; write 4/255")
-        return self
 
 
 class Selection(Frozen):
     """One evaluation: protocol, attack, and how many images of each set."""
 
     protocol: Protocol = Field(
-        default="strict", description="strict: fooled if any iterate fools; paper: every image attacked, final iterate"
+        default="strict",
+        description="strict: fooled if any iterate fools; paper: every image attacked, final iterate; fast: strict, "
+        "searched in half precision, confirmed in fp32, checked on one image in ten (evaluate.select alone)",
     )
     attack: StudyAttack = Field(default=StudyAttack(), description="the attack")
     samples: int | None = Field(default=None, ge=1, description="images per set, class-stratified; null = all")
@@ -57,7 +52,7 @@ class FinalEvaluation(Selection):
     of them were run on count.
     """
 
-    attacks: tuple[AttackAt, ...] = Field(
+    attacks: Several[AttackAt] = Field(
         default=(), description="instead of `attack`, several of `docs/attacks.md`, each with eps, norm and samples"
     )
 
@@ -71,6 +66,12 @@ class FinalEvaluation(Selection):
             if dict(plain) != default:  # the default is what a stored study spells out
                 raise ValueError("write attack, or attacks, but not both")
         return given
+
+    @model_validator(mode="after")
+    def _no_estimates(self) -> FinalEvaluation:
+        if self.protocol == "fast":
+            raise ValueError("protocol: fast is for evaluate.select: whom it misses is an estimate; write strict")
+        return self
 
     @model_validator(mode="after")
     def _attacks_that_can_run(self) -> FinalEvaluation:

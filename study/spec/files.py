@@ -12,19 +12,12 @@ from pydantic import ValidationError
 from study.errors import Problem, StudyFileError
 from study.spec.checks import alone_problems, together_problems
 from study.spec.config import StudyConfig
+from study.spec.document import Keys, dotted, read_mapping, read_text
 from study.spec.evaluation import suite_problems
+from study.spec.places import absolute
 from study.spec.promotion import GatesConfig
-from study.spec.reader import (
-    Keys,
-    dotted,
-    line_of,
-    problem_of,
-    read_mapping,
-    read_record,
-    read_text,
-    shown_value,
-)  # fmt: skip
-from trainers.data import DATASETS
+from study.spec.reader import line_of, problem_at, problem_of, read_record, shown_value
+from trainers.data import DATASETS, FOLDER_PREFIX, PREFIXES
 from trainers.errors import nearest, no_such
 from trainers.model import bundled as tiny
 from trainers.model.architectures import known_architectures
@@ -34,13 +27,13 @@ from trainers.schema.training import ModelConfig
 
 def load_study(path: Path) -> StudyConfig:
     """The study in a file, or `StudyFileError` with every problem; `UserError` when it cannot be read."""
-    return parse_study(read_text(path), source=str(path))
+    return parse_study(read_text(path), source=str(path), base=path.parent)
 
 
-def parse_study(text: str, *, source: str) -> StudyConfig:
-    """As `load_study`, from text; `source` is the name that messages carry."""
+def parse_study(text: str, *, source: str, base: Path = Path()) -> StudyConfig:
+    """As `load_study`, from text; `source`: the name that messages carry; `base`: where relative paths are found."""
     raw, lines, problems = read_mapping(text, source=source, keys="name, data, method, budget")
-    study, found = check_study(raw, lines)
+    study, found = check_study(absolute(raw, base), lines)
     if problems or found or study is None:
         raise StudyFileError(source, problems + found)
     return study
@@ -101,6 +94,13 @@ def _model(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
     return [Problem(line_of(lines, keys), dotted(keys), repr(wrong), rule)]
 
 
+def no_dataset(name: str) -> str:
+    """The rule that a name breaks which is no dataset's; a path was meant for a folder of one's own."""
+    if "/" in name or "\\" in name or name.startswith("~"):
+        return f"no such dataset; a folder of your own is written {FOLDER_PREFIX}{name}"
+    return no_such("dataset", name, DATASETS)
+
+
 def _datasets(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem]:
     """Every dataset is known, and none has two roles."""
     data = raw.get("data")
@@ -110,17 +110,13 @@ def _datasets(raw: Mapping[str, Any], lines: Mapping[Keys, int]) -> list[Problem
     seen: dict[str, str] = {}
     for role in ("train", "dev", "confirm", "final"):
         names = data.get(role)
-        listed: list[tuple[Keys, Any]] = [((role,), names)] if isinstance(names, str) else []
-        if isinstance(names, list):
-            listed = [((role, index), name) for index, name in enumerate(names)]
-        for keys, name in listed:
-            where: Keys = ("data", *keys)
-            if not isinstance(name, str) or (isinstance(names, str) and role != "train"):
+        listed = names if isinstance(names, list) and role != "train" else [names]
+        for index, name in enumerate(listed):
+            where: Keys = ("data", role, index) if listed is names else ("data", role)
+            if not isinstance(name, str):
                 continue  # the schema says so already
-            if name not in DATASETS and not name.startswith("folder:"):
-                problems.append(
-                    Problem(line_of(lines, where), dotted(where), repr(name), no_such("dataset", name, DATASETS))
-                )
+            if name not in DATASETS and not name.startswith(PREFIXES):
+                problems.append(problem_at(lines, where, name, no_dataset(name)))
             elif name in seen:
                 rule = f"already has the role {seen[name]!r}; roles must not share a dataset"
                 problems.append(Problem(line_of(lines, where), dotted(where), repr(name), rule))

@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from trainers.schema.checks import CHECKS
 from trainers.schema.named import In
-from trainers.schema.training import Metric
-from trainers.schema.units import Frozen
+from trainers.schema.training import CALIBRATIONS, AccuracyMetric, Metric
+from trainers.schema.units import Frozen, listed
 from trainers.table import Table, instance_rule
 
 # Floors as people write them: `>= 0.55`, `>= clip - 0.06`, `>= clip * 0.8`.
 
-FLOOR = re.compile(r"^>=\s*(?:(clip)\s*(?:([-+*])\s*)?)?(\d*\.?\d+(?:e-?\d+)?)?$")
+FLOOR = re.compile(r"^>=\s*(?:(clip)\s*(?:([-+*])\s*)?)?((?:\d+(?:\.\d+)?|\.\d+)(?:e-?\d+)?)?$")
 
 
 class Floor(Frozen):
@@ -57,8 +57,9 @@ def _check_floor(text: str) -> str:
 FloorText = Annotated[str, AfterValidator(_check_floor)]
 
 Share = Annotated[float, Field(ge=0, le=1)]
+CheckName = Annotated[str, In(CHECKS)]
 METRICS: dict[str, Metric] = {"robust": "robust_accuracy", "clean": "clean_accuracy"}
-METRICS |= {name: name for name in METRICS.values()}
+METRICS |= {name: name for name in (*METRICS.values(), *CALIBRATIONS)}
 TEXT = re.compile(r"^max\s+(\w+)\s+with\s+(\w+)\s*(>=.*)$")
 
 
@@ -98,7 +99,7 @@ def _bounded(given: Given) -> Preference:
     wanted, bounded, floor = match.groups()
     parse_floor(floor)
     if unknown := [name for name in (wanted, bounded) if name not in METRICS]:
-        raise ValueError(f"{unknown[0]!r} is no metric; metrics: robust, clean")
+        raise ValueError(f"{unknown[0]!r} is no metric; metrics: {', '.join(METRICS)}")
     return Preference(weights={METRICS[wanted]: 1.0}, floors={METRICS[bounded]: floor.strip()})
 
 
@@ -164,8 +165,8 @@ class SanityGate(Frozen):
     """The checks of the evaluation on itself (`docs/sanity.md`)."""
 
     samples: int = Field(200, ge=20, le=2000, description="images; with fewer, a check may fail for want of them")
-    checks: tuple[Annotated[str, In(CHECKS)], ...] | None = Field(
-        None, min_length=1, description="their names; null: all"
+    checks: Annotated[tuple[CheckName, ...], Field(min_length=1), BeforeValidator(listed)] | None = Field(
+        None, description="their names; null: all"
     )
 
 
@@ -176,14 +177,14 @@ class GatesConfig(Frozen):
         None, description="least accuracies, e.g. {clean_accuracy: '>= clip - 0.06'}; null: the goal's `subject_to`"
     )
     better_than_clip: bool = Field(True, description="the goal's value above the unmodified CLIP's")
-    non_inferior: dict[Metric, Share] = Field(
+    non_inferior: dict[AccuracyMetric, Share] = Field(
         default={"clean_accuracy": 0.05, "robust_accuracy": 0.03},
         description="margins: the one-sided bound on champion minus candidate, on the same images, stays below",
     )
     improvement: ImprovementGate | None = Field(
         default_factory=ImprovementGate, description="over the champion; null: not being inferior is enough"
     )
-    max_seed_spread: dict[Metric, Share] = Field(
+    max_seed_spread: dict[AccuracyMetric, Share] = Field(
         default_factory=dict, description="largest standard deviation over fresh seeds; needs `seeds: 2` or more"
     )
     provenance: bool = Field(True, description="code, packages, machine and inputs of every attempt are on record")
@@ -201,7 +202,7 @@ class PromoteConfig(Frozen):
     """How the champion is chosen."""
 
     candidates: int = Field(2, ge=1, description="top trials that are compared on the confirm sets")
-    model_name: str = Field("robust-clip", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="registered model")
+    model_name: str = Field("robust-clip", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="registered model")
     preference: PreferenceText | None = Field(
         None, description="of a goal with several metrics: {robust: 0.7, clean: 0.3}, or 'max robust with clean >= 0.6'"
     )

@@ -1,27 +1,20 @@
-"""Users' YAML files: where things stand in them, and everything wrong with them in the same words."""
+"""What a mapping of a user's file is as a typed record, and everything wrong with it in the same words."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+import difflib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from study.errors import Problem, StudyFileError, UserError
-from trainers.errors import no_such
+from study.errors import Problem
+from study.spec.document import Keys, dotted
+from trainers.errors import nearest_path, no_such
 from trainers.schema.named import OneOf
 
-Keys = tuple[str | int, ...]
 Record = TypeVar("Record", bound=BaseModel)
-
-
-def dotted(path: Keys) -> str:
-    """A path as messages show it."""
-    return ".".join(str(key) for key in path) or "file"
 
 
 def line_of(lines: Mapping[Keys, int], path: Keys) -> int:
@@ -40,64 +33,11 @@ def problem_at(lines: Mapping[Keys, int], keys: Keys, value: Any, rule: str) -> 
     return Problem(line_of(lines, keys), dotted(keys), "" if value is None else shown_value(value), rule)
 
 
-class Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: 4e-4 is a float (YAML 1.1 reads it as text)."""
-
-
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
-
-
-def read_text(path: Path) -> str:
-    """A file's text; `UserError` when it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
 def problem_of(lines: Mapping[Keys, int], text: str, prefix: Keys = ()) -> Problem:
     """`path: rule` with its line, the path being one below `prefix`."""
     path, _, rule = text.partition(": ")
     keys: Keys = (*prefix, *(int(key) if key.isdigit() else key for key in path.split(".")))
     return Problem(line_of(lines, keys), dotted(keys), "", rule)
-
-
-def read_mapping(text: str, *, source: str, keys: str) -> tuple[dict[str, Any], dict[Keys, int], list[Problem]]:
-    """A YAML mapping, the line of everything in it, and its repeated keys. `keys`: what it may hold, for a message."""
-    try:
-        node = yaml.compose(text, Loader=Loader)
-        raw = yaml.load(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or str(error)
-        raise StudyFileError(source, [Problem((mark.line + 1) if mark else 1, "YAML", "", what)]) from None
-    if not isinstance(raw, dict):
-        raise StudyFileError(source, [Problem(1, "file", "", f"must be a mapping with {keys}, ...")])
-    return (raw, *_lines(node))
-
-
-def _lines(node: yaml.Node | None, prefix: Keys = ()) -> tuple[dict[Keys, int], list[Problem]]:
-    """Line of every key and list item, and a problem for every key that is written twice."""
-    lines: dict[Keys, int] = {}
-    problems: list[Problem] = []
-    children: Iterable[tuple[str | int, int, yaml.Node]] = ()
-    if isinstance(node, yaml.MappingNode):
-        children = [(key.value, key.start_mark.line + 1, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        children = [(index, item.start_mark.line + 1, item) for index, item in enumerate(node.value)]
-    for key, line, child in children:
-        path = (*prefix, key)
-        if path in lines:
-            problems.append(Problem(line, dotted(path), "", f"written twice; first on line {lines[path]}"))
-        lines[path] = line
-        inner, inner_problems = _lines(child, path)
-        lines.update(inner)
-        problems += inner_problems
-    return lines, problems
 
 
 def read_record(
@@ -110,11 +50,13 @@ def read_record(
         details = error.errors()
     found: dict[Keys, list[Problem]] = {}
     for detail in details:
+        if detail["type"] == "too_short" and any(_inside(other["loc"], detail["loc"]) for other in details):
+            continue  # pydantic does not count the items that are wrong themselves
         path = _in_file(raw, detail["loc"])
         value, present = at(raw, path)
         rule = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            rule = no_such("field", path[-1], _owner(model, raw, path).model_fields)
+            rule = _no_such_field(model, raw, path)
         elif detail["type"] == "missing":
             rule, present = "is required", False
         problem = Problem(line_of(lines, path), dotted(path), shown_value(value) if present else "", rule)
@@ -123,6 +65,30 @@ def read_record(
         replace(problems[0], rule=" or ".join(dict.fromkeys(problem.rule for problem in problems)))
         for problems in found.values()
     ]  # one problem for a field whose every alternative failed
+
+
+def _inside(location: Keys, other: Keys) -> bool:
+    return len(location) > len(other) and location[: len(other)] == other
+
+
+def _no_such_field(model: type[BaseModel], raw: Mapping[str, Any], path: Keys) -> str:
+    """The rule, with the field that was meant: one of this block that is all but the same, one of the same name in
+    another block, or the nearest of this one."""
+    own = _owner(model, raw, path).model_fields
+    name, known = str(path[-1]), [each for each in field_paths(model, raw) if each.rpartition(".")[2] == path[-1]]
+    if not known or difflib.get_close_matches(name, own, cutoff=0.85):
+        return no_such("field", name, own)
+    return f"no such field; did you mean {nearest_path(dotted(path), known)[0]!r}? known: {', '.join(own)}"
+
+
+def field_paths(model: type[BaseModel], raw: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of all fields of a record, and of the records in them that `raw` chooses."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        inner = raw.get(name) if isinstance(raw, Mapping) else None
+        for record in _records(annotation, inner):
+            yield from field_paths(record, inner, f"{prefix}{name}.")
 
 
 def _owner(model: type[BaseModel], raw: Mapping[str, Any], path: Keys) -> type[BaseModel]:
@@ -139,10 +105,10 @@ def _owner(model: type[BaseModel], raw: Mapping[str, Any], path: Keys) -> type[B
 def _records(annotation: Any, value: Any) -> Iterator[type[BaseModel]]:
     """The record types that `value` may be meant for."""
     origin, parts = get_origin(annotation), get_args(annotation)
-    tables = [part.table for part in parts[1:] if isinstance(part, OneOf)] if origin is Annotated else []
-    name = value.get("name") if isinstance(value, Mapping) else None
-    if tables and isinstance(name, str) and name in tables[0]:
-        yield tables[0][name]
+    tables = [part for part in parts[1:] if isinstance(part, OneOf)] if origin is Annotated else []
+    meant = tables[0].meant(value.get("name")) if tables and isinstance(value, Mapping) else None
+    if meant is not None:
+        yield meant
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     else:

@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any, Union, get_args, get_origin
 
 from optuna.distributions import (
@@ -18,7 +19,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from study.spec.dimension import METHOD, Dimension, with_conditions
-from trainers.errors import nearest
+from trainers.errors import nearest, nearest_path
 from trainers.objectives import METHODS
 from trainers.schema.training import Steps
 from trainers.schema.units import OfEps, OfModel, parse_fraction
@@ -79,33 +80,62 @@ def _is_integer(method: str, path: str, wrapper: str) -> bool:
 
 
 def _range(method: str, path: str, wrapper: str, entry: Mapping[str, Any]) -> tuple[BaseDistribution | None, list[str]]:
-    try:
-        low, high = (parse_fraction(entry[key]) for key in ("low", "high"))
-        step = parse_fraction(entry["step"]) if entry.get("step") is not None else None
-    except (KeyError, ValueError) as error:
-        return None, [f"a range needs low and high as numbers or fractions ({error})"]
+    given = {key: entry[key] for key in ("low", "high", "step") if entry.get(key) is not None}
+    problems = [f"{key}: a range needs low and high" for key in ("low", "high") if key not in given]
+    ends: dict[str, float] = {}
+    for key, value in given.items():
+        try:
+            number = parse_fraction(value)
+        except ValueError:
+            number = None
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            problems.append(f"{key}: a number or a fraction is needed, not {value!r}")
+        else:
+            ends[key] = number
     log = entry.get("log", False)
-    problems = [
-        f"{key}: a number is needed, not {value!r}"
-        for key, value in (("low", low), ("high", high))
-        if isinstance(value, bool) or not isinstance(value, int | float)
-    ]
     if not isinstance(log, bool):
         problems.append(f"log: must be true or false, not {log!r}")
     if problems:
         return None, problems
+    low, high, step = ends["low"], ends["high"], ends.get("step")
+    integer = _is_integer(method, path, wrapper)
+    if rule := _range_rule(low, high, step, log=log, integer=integer):
+        return None, [rule]
+    if step is not None:
+        high = last_of(low, high, step)
+    if integer:
+        return IntDistribution(int(low), int(high), log=log, step=int(step or 1)), []
+    return FloatDistribution(float(low), float(high), log=log, step=step), []
+
+
+MOST_STEPS = 1_000_000
+
+
+def _range_rule(low: float, high: float, step: float | None, *, log: bool, integer: bool) -> str:
+    """What is wrong with a range of numbers, or ''."""
     if low >= high:
-        return None, [f"low must be below high, got low {low:g} and high {high:g}"]
+        return f"low must be below high, got low {low:g} and high {high:g}"
     if log and low <= 0:
-        return None, [f"a log range needs low > 0, got {low:g}"]
-    try:
-        if _is_integer(method, path, wrapper):
-            if int(low) != low or int(high) != high:
-                return None, [f"the field is a whole number, got low {low:g} and high {high:g}"]
-            return IntDistribution(int(low), int(high), log=log, step=int(step or 1)), []
-        return FloatDistribution(float(low), float(high), log=log, step=step), []
-    except ValueError as error:
-        return None, [str(error)]
+        return f"a log range needs low > 0, got {low:g}"
+    if integer and not (int(low) == low and int(high) == high):
+        return f"the field is a whole number, got low {low:g} and high {high:g}"
+    if step is None:
+        return ""
+    if log and step != 1:
+        return "step: a log range has none; leave log or step out"
+    if integer and int(step) != step:
+        return f"step: the field is a whole number, and so is its step; got {step:g}"
+    if not 0 < step <= high - low:
+        return f"step: must be above 0 and at most high - low = {high - low:g}, got {step:g}"
+    if (high - low) / step > MOST_STEPS:
+        return f"step: {step:g} makes more than {MOST_STEPS:,} values between low and high; leave it out"
+    return ""
+
+
+def last_of(low: float, high: float, step: float) -> float:
+    """The last value that is at most `high`, in steps from `low`."""
+    first, width = Decimal(repr(low)), Decimal(repr(step))
+    return float(first + (Decimal(repr(high)) - first) // width * width)
 
 
 def _dimension(method: str, path: str, entry: Any) -> tuple[Dimension | None, list[str]]:
@@ -193,7 +223,7 @@ def _no_such_field(path: str, known: Mapping[str, Any], methods: Collection[str]
         return "is searched where the file has `alternatives`: further method blocks beside `method`; leave it out here"
     if head in TrialConfig.model_fields and head not in SEARCHABLE:
         return f"`{head}` is the same for every trial and cannot be searched; searchable: {', '.join(SEARCHABLE)}"
-    close = nearest(str(path), known)
+    close = nearest_path(str(path), known)
     owner = str(path).rpartition(".")[0]
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == owner]
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -18,6 +18,14 @@ class Start(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
+class Observation(NamedTuple):
+    """A trial of an earlier study whose result is known from the beginning: accuracies by name at its best epoch."""
+
+    origin: str
+    values: dict[str, Any]
+    measured: dict[str, float]
+
+
 def given_trials(spec: StudyConfig, dimensions: list[Dimension]) -> Iterator[Start]:
     """The first trials: a grid is nothing else, any other study begins with its warm starts."""
     if spec.sampler.row.exhaustive:

@@ -11,8 +11,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from study.errors import StudyFileError, UserError
-from study.spec.reader import problem_of, read_mapping, read_record, read_text
-from trainers.data import DATASETS, FOLDER_PREFIX, dataset_entry, not_ready
+from study.spec.document import read_mapping, read_text
+from study.spec.places import absolute
+from study.spec.reader import problem_of, read_record
+from trainers.data import DATASETS, PREFIXES, dataset_entry, not_ready
 from trainers.errors import lookup
 from trainers.model import bundled as tiny
 from trainers.schema.suite import SUITES, AttackAt, Suite, problems
@@ -42,7 +44,8 @@ def load_suite(named: str) -> Suite:
         return SUITES[named][0]
     if not named.endswith(FILES):
         lookup(dict.fromkeys(SUITES), named, path="--suite (a name, or a file that ends in .yaml)")
-    return parse_suite(read_text(Path(named).expanduser()), source=named)
+    path = Path(named).expanduser()
+    return parse_suite(read_text(path), source=named, base=path.parent)
 
 
 def check_ready(suite: Suite, source: str) -> None:
@@ -86,9 +89,10 @@ def checked_sets(asked: str, suite: Suite) -> tuple[str, ...]:
     return (asked,)
 
 
-def parse_suite(text: str, *, source: str) -> Suite:
-    """As `load_suite`, from text; `source` is the name that messages carry."""
+def parse_suite(text: str, *, source: str, base: Path = Path()) -> Suite:
+    """As `load_suite`, from text; `source`: the name that messages carry; `base`: where relative paths are found."""
     raw, lines, found = read_mapping(text, source=source, keys="name, datasets, attacks")
+    raw = absolute(raw, base)
     suite, wrong = read_record(Suite, raw, lines)
     rules = problems(suite) if suite else _rules_of_what_is_legal(raw)
     found += [*wrong, *(problem_of(lines, rule) for rule in rules)]
@@ -103,7 +107,7 @@ def _rules_of_what_is_legal(raw: Mapping[str, Any]) -> list[str]:
     names = [name for name in datasets if isinstance(name, str)] if isinstance(datasets, list) else []
     found = [f"datasets: {name!r} is there twice" for name in sorted({n for n in names if names.count(n) > 1})]
     for number, name in enumerate(datasets if isinstance(datasets, list) else []):
-        if isinstance(name, str) and name not in DATASETS and not name.startswith(FOLDER_PREFIX):
+        if isinstance(name, str) and name not in DATASETS and not name.startswith(PREFIXES):
             try:
                 lookup(DATASETS, name, path=f"datasets.{number}")
             except ValueError as error:

@@ -27,6 +27,7 @@ from study.store.typed import Stored, read_json, study_row, trial_rows
 from trainers.schema.records import EpochRecord, Measurement, Weights
 
 FORMAT, SUM = "agft-study/1", "sha256"
+LARGEST_BYTES = 1 << 30  # of a file: a study of a million epochs has less
 OF_TRIAL = (t.trials, t.attempts, t.epochs, t.verdicts)
 TABLES = (*OF_TRIAL, t.promotions, t.final_accesses, t.requests)
 
@@ -146,10 +147,14 @@ def import_study(url: str, path: Path, *, name: str | None = None) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("a folder, pipe or device")
+        if path.stat().st_size > LARGEST_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes; at most {LARGEST_BYTES:,}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file: {error}") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:

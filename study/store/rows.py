@@ -35,7 +35,7 @@ class StudyRow:
     provenance: dict[str, Any] | None
     message: str | None = None
     lag: int | None = None  # trial n knows trials 0 ... n-1-lag; None before its first driver
-    starts: tuple[dict[str, Any], ...] | None = None  # the given trials: {origin, values}
+    starts: tuple[dict[str, Any], ...] | None = None  # {origin, values}: given trials; with `measured`: known ones
     extended_at: int = 0  # trials that there were when the budget was last raised
 
     @property
@@ -130,7 +130,17 @@ class TrialRow:
     @property
     def kept(self) -> dict[str, str]:
         """Role (`latest`, `best`) -> URI of the checkpoints on record."""
-        return {role: found.uri for role, found in (("latest", self.latest), ("best", self.best)) if found}
+        return {role: found.uri for role, found in self.files.items()}
+
+    @property
+    def files(self) -> dict[str, Weights]:
+        """Role -> the checkpoints on record, with their SHA-256."""
+        return {role: found for role, found in (("latest", self.latest), ("best", self.best)) if found}
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether its last attempt ended for want of memory."""
+        return bool(self.attempts) and self.attempts[-1].outcome == "out-of-memory"
 
     @property
     def last(self) -> EpochRecord | None:

@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,11 +21,11 @@ from study.errors import LeaseLost, UserError
 from study.spec.config import StudyConfig
 from study.spec.files import spec_difference
 from study.store import tables as t
-from study.store.database import engine_for, now, patient, transaction
+from study.store.database import address_of, engine_for, now, patient, transaction
 from study.store.lease import LeaseHeld, is_driven, is_local
 from study.store.rows import FINISHED, Proposal, StudyRow, TrialRow
 from study.store.typed import study_row, trial_rows
-from trainers.schema.records import Report
+from trainers.schema.records import Report, Sign
 
 LEASE_SECONDS = 30.0
 DELETING = "deleting"
@@ -34,6 +35,17 @@ def study_names(url: str) -> list[str]:
     """Names of all studies, newest first."""
     with engine_for(url).connect() as connection:
         return list(connection.execute(sa.select(t.studies.c.name).order_by(t.studies.c.created_ms.desc())).scalars())
+
+
+def driven_studies(url: str) -> list[str]:
+    """Names of the studies that have a driver now."""
+    address = address_of(url)
+    if address.get_backend_name() == "sqlite" and not Path(address.database or "").exists():
+        return []  # looking would make it
+    with engine_for(url).connect() as connection:
+        clock = now(connection)
+        rows = connection.execute(sa.select(t.studies.c.name, t.studies.c.lease_owner, t.studies.c.lease_expires))
+        return [row.name for row in rows if is_driven(row, clock)]
 
 
 def _plain(value: Any) -> Any:
@@ -206,11 +218,14 @@ class StudyStore:
 
     @patient
     def attempt_trial(self, token: int, number: int) -> TrialRow:
-        """This driver attempts an unfinished trial; the row as it is now."""
+        """This driver attempts an unfinished trial, maybe once more; the row as it is now."""
         with self.fenced(token) as connection:
             clock = int(now(connection) * 1000)
             where = sa.and_(t.attempts.c.study == self.name, t.attempts.c.number == number, t.attempts.c.token == token)
-            if connection.execute(sa.select(t.attempts.c.token).where(where)).first() is None:
+            if connection.execute(sa.select(t.attempts.c.token).where(where)).first() is not None:
+                again: dict[str, Any] = {"ended_ms": None, "outcome": None}
+                connection.execute(sa.update(t.attempts).where(where).values(**again))
+            else:
                 connection.execute(
                     sa.insert(t.attempts).values(
                         study=self.name, number=number, token=token, started_ms=clock, device_seconds=0.0
@@ -245,6 +260,21 @@ class StudyStore:
         attempts = tuple(replace(a, **spent) if a.token == token else a for a in row.attempts)
         history = tuple(epochs[epoch] for epoch in sorted(epochs))
         return replace(row, epochs=history, attempts=attempts, latest=latest, best=best)
+
+    @patient
+    def show(self, token: int, signs: Mapping[int, Sign]) -> None:
+        """Of every running trial, how far it is inside an epoch; what was there before is replaced as a whole."""
+        with self.fenced(token) as connection:
+            connection.execute(sa.delete(t.signs).where(t.signs.c.study == self.name))
+            rows = [{"study": self.name, "number": n, "sign": sign.model_dump()} for n, sign in signs.items()]
+            if rows:
+                connection.execute(sa.insert(t.signs), rows)
+
+    def signs(self) -> dict[int, Sign]:
+        """What `show` was last given."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(sa.select(t.signs).where(t.signs.c.study == self.name))
+            return {row.number: Sign.model_validate(row.sign) for row in rows}
 
     @patient
     def decide(self, token: int, number: int, epoch: int, decision: str, reason: str) -> str:

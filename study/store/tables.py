@@ -109,6 +109,9 @@ verdicts = _of_trial(
     Column("reason", Text, nullable=False),
 )
 
+# How far a running trial is inside an epoch, as it last said: of the moment, and in no archive.
+signs = _of_trial("agft_sign", Column("sign", JSON, nullable=False))
+
 # One row for every promotion: `name` is a random one of its own, `owner` the process that made it.
 promotions = _of_study(
     "agft_promotion",

@@ -26,6 +26,7 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
+from trainers.arithmetic import exact_math
 from trainers.attacks import Case, Norm, run_attack
 from trainers.attacks.losses import margin_loss
 from trainers.data import load_dataset
@@ -33,7 +34,7 @@ from trainers.evaluation.record import wilson
 from trainers.evaluation.verdicts import stratified_sample
 from trainers.model.build import tokenizer_for
 from trainers.model.pretrained import load_clip
-from trainers.model.robust import RobustCLIP, class_embeddings, exact_math
+from trainers.model.robust import RobustCLIP, class_embeddings
 from trainers.schema.attacks import (  # fmt: skip
     APGD,
     APGDCE,

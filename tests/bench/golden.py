@@ -149,6 +149,9 @@ QUICK: dict[str, Record] = {  # settings that take seconds; the other attacks ru
     "apgd": {"steps": 4, "targets": 2},
     "ensemble": {"steps": 3, "targets": 2, "queries": 6},
     "aa-agft": {"steps": 4},
+    "eot-pgd": {"steps": 4, "draws": 2},
+    "spsa": {"steps": 4, "probes": 4},
+    "adaptive": {"steps": 3, "draws": 2, "probes": 2},
 }
 IMAGES = 24
 FEWER = {"autoattack": 6}  # images of what cannot be made quick, and fools all of them

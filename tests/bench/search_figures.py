@@ -11,18 +11,26 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# Okabe and Ito; random is grey, what the four curves show has colours, the table has the rest.
+# Okabe and Ito; random is grey, what the curves show has colours, the table has the rest.
 COLOURS = {
     "random": "#777777", "TPE": "#0072B2", "random + ASHA": "#E69F00", "TPE + ASHA": "#009E73",
     "TPE + median": "#CC79A7", "CMA-ES": "#D55E00", "QMC": "#56B4E9", "NSGA-II": "#C9B400",
+    "GP": "#882255", "GP + ASHA": "#332288",
 }  # fmt: skip
-DRAWN = ("random", "TPE", "random + ASHA", "TPE + ASHA")
+DRAWN = ("random", "TPE", "GP", "TPE + ASHA", "GP + ASHA")
 
 
 def draw(record: Mapping[str, Any], folder: Path) -> None:
     """`search-quality-curves.png` and `search-quality-compute.png`."""
     curves(record, folder / "search-quality-curves.png")
     compute(record, folder / "search-quality-compute.png")
+
+
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    """One a scene, side by side."""
+    figure, panels = plt.subplots(1, count, figsize=(5 + 3 * count, 4.5), sharex=True, sharey=True, squeeze=False,
+                                  constrained_layout=True)  # fmt: skip
+    return figure, list(panels.flat)
 
 
 def _plain(axes: Any) -> None:
@@ -33,8 +41,8 @@ def _plain(axes: Any) -> None:
 def curves(record: Mapping[str, Any], path: Path) -> None:
     """Best so far against compute: mean over seeds and its 95 % interval."""
     scenes = record["scenes"]
-    figure, panels = plt.subplots(2, 2, figsize=(10, 8), sharex=True, sharey=True, constrained_layout=True)
-    for axes, scene in zip(panels.flat, scenes.values(), strict=True):
+    figure, panels = _panels(len(scenes))
+    for axes, scene in zip(panels, scenes.values(), strict=True):
         for method in [method for method in DRAWN if method in scene["methods"]]:
             curve, colour = scene["methods"][method]["curve"], COLOURS[method]
             axes.plot(scene["compute"], [100 * v for v in curve["mean"]], color=colour, label=method)
@@ -47,10 +55,10 @@ def curves(record: Mapping[str, Any], path: Path) -> None:
     start = min(scene["methods"][m]["curve"]["mean"][6] for scene in scenes.values() for m in scene["methods"])
     figure.supxlabel("compute, in full-length trials", fontsize=10)
     figure.supylabel("robust accuracy of the best trial so far, %", fontsize=10)
-    panels[0, 0].set(ylim=(100 * start - 1, None))
-    panels[0, 0].annotate("best of the grid", (1, 100 * record["grid"]["best"]), xytext=(2, -4), va="top", fontsize=8,
+    panels[0].set(ylim=(100 * start - 1, None))
+    panels[0].annotate("best of the grid", (1, 100 * record["grid"]["best"]), xytext=(2, -4), va="top", fontsize=8,
                      textcoords="offset points")  # fmt: skip
-    panels[0, 0].legend(frameon=False, loc="lower right")
+    panels[0].legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -59,8 +67,8 @@ def compute(record: Mapping[str, Any], path: Path) -> None:
     """Bars: compute until half of the searches have what random search has at the end."""
     scenes = record["scenes"]
     methods = list(next(iter(scenes.values()))["methods"])
-    figure, panels = plt.subplots(2, 2, figsize=(10, 8), sharex=True, sharey=True, constrained_layout=True)
-    for axes, scene in zip(panels.flat, scenes.values(), strict=True):
+    figure, panels = _panels(len(scenes))
+    for axes, scene in zip(panels, scenes.values(), strict=True):
         most = scene["budgets"][-1]
         for place, method in enumerate(reversed(methods)):
             found = scene["methods"][method]["reach"]

@@ -1,11 +1,11 @@
 """How good the search is: the service's samplers and schedulers replayed over measured settings, many seeds each.
 
-    PYTHONPATH=. python tests/bench/search_quality.py [--seeds 50] [--processes 2] [--only TPE --only random]
+    PYTHONPATH=. python tests/bench/search_quality.py [--seeds 50] [--scene noisy] [--only GP] [--until 32]
 
-Reads `results/search-space.jsonl` and `results/search-space-unmodified.json`; writes `search-quality.json` beside them,
-and table and figures into docs/. Simulated time: `WORKERS` trials side by side, each with its setting's measured CPU
-seconds after a start-up of about what a nested trial takes (`trial_overhead.py`), and what `lag: auto` makes of so many
-slots. Compute is counted in full-length trials: what an average one costs, start-up included.
+Reads `results/search-space.jsonl` and `results/search-space-unmodified.json`; writes `search-quality.json` beside them
+after every method, and puts tables and figures into docs/. Simulated time: `WORKERS` trials side by side, each with its
+setting's measured CPU seconds after a start-up of `START_UP_SECONDS`, and what `lag: auto` makes of so many slots.
+Compute is counted in full-length trials: what an average one costs, start-up included.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ RESULTS = HERE / "results"
 DOCS = HERE.parents[1] / "docs"
 WORKERS = 4
 LAG = WORKERS + 1  # as `lag: auto`
-BUDGETS = (8, 16, 32, 64)  # full-length trials
-START_UP_SECONDS = 8.0
+BUDGETS = (8, 16, 24, 32, 48, 64)  # full-length trials
+START_UP_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,13 @@ def full_trial(table: Table, start_up: float) -> float:
     return start_up + float(np.mean([sum(seconds for *_, seconds in curve) for curve in table.curves.values()]))
 
 
-def replays(
-    scene: str, methods: list[str], seeds: int, table: Table, clip: Measurement, processes: int
-) -> dict[str, Any]:
-    """Every method's searches of one scene, and their summary."""
-    unit = full_trial(table, SCENES[scene].start_up) / WORKERS
-    orders = [(method, seed) for method in methods for seed in range(seeds)]
-    call = partial(one, scene, table=table, clip=clip)
+def searches(
+    scene: str, method: str, seeds: int, table: Table, clip: Measurement, processes: int, budget: int
+) -> list[Replay]:
+    """A method's searches of one scene, one a seed."""
+    call = partial(one, scene, method, table=table, clip=clip, budget=budget)
     with ProcessPoolExecutor(processes) as pool:
-        done = list(pool.map(call, *zip(*orders, strict=True), chunksize=max(1, seeds // 4)))
-    runs = {method: done[place * seeds : (place + 1) * seeds] for place, method in enumerate(methods)}
-    return summarise(runs, budgets=BUDGETS, unit_seconds=unit, reference="random")
+        return list(pool.map(call, range(seeds), chunksize=max(1, seeds // (4 * processes))))
 
 
 def main() -> None:
@@ -100,27 +96,31 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", action="append", choices=list(METHODS))
+    parser.add_argument("--scene", action="append", choices=list(SCENES))
+    parser.add_argument("--until", type=int, choices=BUDGETS, default=BUDGETS[-1])
     parser.add_argument("--space", type=Path, default=RESULTS / "search-space.jsonl")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--docs", type=Path, default=DOCS)
     wanted = parser.parse_args()
-    table = Table.read(wanted.space)
-    clip = unmodified()
-    began = time.time()
+    table, clip, began = Table.read(wanted.space), unmodified(), time.time()
+    budgets = [each for each in BUDGETS if each <= wanted.until]
     record: dict[str, Any] = {
         "settings": len(table.curves), "seeds": wanted.seeds, "workers": WORKERS, "lag": LAG,
-        "min_trials": specification("random", 0).scheduler.min_trials, "budgets": BUDGETS,
+        "min_trials": specification("random", 0).scheduler.min_trials, "budgets": budgets,
         "start_up_seconds": START_UP_SECONDS, "full_trial_seconds": full_trial(table, START_UP_SECONDS),
         "unmodified": clip.model_dump(include={"clean_accuracy", "robust_accuracy"}),
         "grid": grid_facts(table, clip), "scenes": {},
     }  # fmt: skip
-    methods = wanted.only or list(METHODS)
-    for scene in SCENES:
-        found = replays(scene, methods, wanted.seeds, table, clip, wanted.processes)
-        record["scenes"][scene] = {"title": SCENES[scene].title, **found}
-        print(f"{scene}: {time.time() - began:.0f} s", file=sys.stderr)
+    file = wanted.out / "search-quality.json"
+    for scene in wanted.scene or ["between"]:
+        unit, runs = full_trial(table, SCENES[scene].start_up) / WORKERS, {}
+        for method in ["random", *(each for each in wanted.only or METHODS if each != "random")]:
+            runs[method] = searches(scene, method, wanted.seeds, table, clip, wanted.processes, budgets[-1])
+            found = summarise(runs, budgets=budgets, unit_seconds=unit, reference="random")
+            record["scenes"][scene] = {"title": SCENES[scene].title, **found}
+            file.write_text(json.dumps(record, indent=1) + "\n")
+            print(f"{scene}, {method}: {time.time() - began:.0f} s", file=sys.stderr, flush=True)
         print("\n".join(markdown(record["scenes"][scene])), "\n")
-    (wanted.out / "search-quality.json").write_text(json.dumps(record, indent=1) + "\n")
     draw(record, wanted.docs)
     page = wanted.docs / "search-quality.md"
     if page.exists():

@@ -35,6 +35,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "random + ASHA": {"sampler": {"name": "random"}, "scheduler": {"name": "asha"}},
     "TPE + ASHA": {"sampler": {"name": "tpe"}, "scheduler": {"name": "asha"}},
     "TPE + median": {"sampler": {"name": "tpe"}, "scheduler": {"name": "median"}},
+    "GP": {"sampler": {"name": "gp"}, "scheduler": {"name": "none"}},
+    "GP + ASHA": {"sampler": {"name": "gp"}, "scheduler": {"name": "asha"}},
 }
 
 

@@ -1,16 +1,19 @@
-"""What users see and type: the help of every command, and the fields of every file that they write.
+"""What users see and type: the help of every command, the fields of every file that they write, and Python's names.
 
-    python tests/bench/surface.py --write    # both lists anew, after a change that is meant
-    python tests/bench/surface.py            # compares, and names every command and field that differs
+    python tests/bench/surface.py --write    # the lists anew, after a change that is meant
+    python tests/bench/surface.py            # compares, and names every command, field and name that differs
 
 Help is printed at a fixed width. A field is a line, `path: type default constraints`, in the order of the paths; names
-of classes and titles are left out, since users do not see them, and so are descriptions, which are documentation.
+of classes and titles are left out, since users do not see them, and so are descriptions, which are documentation. A
+name is a line, too: what is called with its signature, a record's field with its type.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
+import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -28,7 +31,16 @@ from trainers.objectives.presets import PRESETS
 from trainers.schema.suite import Suite
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-COMMANDS, FIELDS = GOLDEN / "commands.txt", GOLDEN / "fields.txt"
+COMMANDS, FIELDS, NAMES = (GOLDEN / f"{kind}.txt" for kind in ("commands", "fields", "names"))
+# What people's own code and packages may import: a module's `__all__`, or these of its names.
+PYTHON: dict[str, tuple[str, ...] | None] = {
+    "study.api": None,
+    "study.testing": ("sampler_contract", "selection_contract", "stopping_contract"),
+    "trainers.testing.attacks": ("attack_contract", "training_attack_contract"),
+    "trainers.testing.checks": ("check_contract",),
+    "trainers.testing.datasets": ("dataset_contract",),
+    "trainers.testing.methods": ("method_contract",),
+}
 WIDTH = 100
 MARK = "### "
 FILES: dict[str, type[BaseModel]] = {"study file": StudyConfig, "suite file": Suite}
@@ -130,6 +142,46 @@ def _plain(schema: Mapping[str, Any]) -> str:
     )
 
 
+# --- names of Python -------------------------------------------------------------------------------------------------
+
+
+def names() -> list[str]:
+    """A line a name: functions, classes, and what is public in these classes."""
+    found: list[str] = []
+    for module, chosen in PYTHON.items():
+        loaded = importlib.import_module(module)
+        for name in chosen or loaded.__all__:
+            found += _named(f"{module}.{name}", getattr(loaded, name))
+    return sorted(found)
+
+
+def _named(path: str, value: Any) -> Iterator[str]:
+    if not inspect.isclass(value):
+        yield f"{path}{_signature(value)}"
+        return
+    yield f"{path}: {'exception' if issubclass(value, BaseException) else 'class'}"
+    types = inspect.get_annotations(value)
+    for name in sorted({*vars(value), *types}):
+        if name.startswith(("_", "model_config")):
+            continue
+        member = vars(value).get(name)
+        if isinstance(member, property):
+            yield f"{path}.{name}: {inspect.get_annotations(member.fget)['return']}"
+        elif isinstance(member, (classmethod, staticmethod)) or inspect.isfunction(member):
+            yield f"{path}.{name}{_signature(getattr(value, name))}"
+        else:
+            yield f"{path}.{name}: {types.get(name, type(member).__name__)}"
+
+
+def _signature(function: Any) -> str:
+    """Annotations as they are written, not what they mean."""
+    signature = inspect.signature(function)
+    given = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()
+             if each.name != "self"]  # fmt: skip
+    end = "" if signature.return_annotation is signature.empty else f" -> {signature.return_annotation}"
+    return f"{signature.replace(parameters=given, return_annotation=signature.empty)}{end}"
+
+
 # --- the lists -------------------------------------------------------------------------------------------------------
 
 
@@ -160,14 +212,20 @@ def stored_fields() -> list[str]:
     return FIELDS.read_text(encoding="utf-8").splitlines()
 
 
+def stored_names() -> list[str]:
+    return NAMES.read_text(encoding="utf-8").splitlines()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the lists instead of comparing with them")
     if parser.parse_args().write:
         COMMANDS.write_text(to_text(commands()), encoding="utf-8")
         FIELDS.write_text("\n".join(fields()) + "\n", encoding="utf-8")
+        NAMES.write_text("\n".join(names()) + "\n", encoding="utf-8")
         return
     found = command_differences(stored_commands(), commands()) + field_differences(stored_fields(), fields())
+    found += field_differences(stored_names(), names())
     print("\n".join(found) or "no difference")
     sys.exit(bool(found))
 

@@ -29,10 +29,11 @@ import open_clip
 import torch
 from torch import Tensor
 
+from trainers.arithmetic import exact_math
 from trainers.data import ImageSet, load_dataset
 from trainers.model.build import Description, build_clip, tokenizer_for
 from trainers.model.pretrained import load_clip
-from trainers.model.robust import RobustCLIP, class_embeddings, exact_math
+from trainers.model.robust import RobustCLIP, class_embeddings
 from trainers.objectives import METHODS, Batch, Context
 from trainers.schema.training import AttackConfig, ModelConfig, TrainConfig
 from trainers.teacher.rows import Writer, read_embeddings
@@ -138,7 +139,7 @@ def measure_opening(folder: Path, rows: int = 1_281_167, width: int = 512) -> di
     """Writing and verifying the largest file one meets; the second reading comes from the page cache."""
     path, block = folder / "large.safetensors", torch.randn(16384, width)
     began = time.perf_counter()
-    writer = Writer(path, (rows, width), {"images": rows})
+    writer = Writer(path, (rows, width), {"images": rows}, batch=32)
     for first in range(0, rows, len(block)):
         writer.add(block[: rows - first])
     writer.finish()
@@ -149,7 +150,7 @@ def measure_opening(folder: Path, rows: int = 1_281_167, width: int = 512) -> di
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_SELF)
         began = time.perf_counter()
-        kept = read_embeddings(path, {"images": rows})
+        kept = read_embeddings(path, {"images": rows}, batch=32)
         assert kept is not None
         after = resource.getrusage(resource.RUSAGE_SELF)
         times.append((time.perf_counter() - began, after.ru_utime - before.ru_utime))

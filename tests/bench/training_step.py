@@ -153,7 +153,8 @@ def peak_gib(make: Callable[[], Step], device: torch.device) -> float | None:
 
 
 def hardware(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.processor()} CPU"
+    cpu = f"{platform.processor() or platform.machine()} CPU"
+    return torch.cuda.get_device_name() if device.type == "cuda" else cpu
 
 
 def main() -> None:

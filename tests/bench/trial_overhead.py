@@ -2,7 +2,7 @@
 
 From its start to its first update, from its last report to its end, and from there to the next trial's start.
 
-    PYTHONPATH=. python tests/bench/trial_overhead.py [--trials 8] [--side-by-side 1] [--out FILE]
+    PYTHONPATH=. python tests/bench/trial_overhead.py [--trials 12] [--side-by-side 1] [--workers 1] [--out FILE]
 
 Trials of one epoch of 64 images on the tiny CLIP, driven by `agft run` in a home of its own. Times are read from the
 study store: a trial's start and end are its driver's; the first update began when the first epoch's record was made,
@@ -39,7 +39,7 @@ evaluate: {{select: {{attack: {{eps: [4/255], steps: 1}}, samples: 16}}}}
 scheduler: {{name: none}}
 sampler: {{name: random}}
 search: {{method.scale_ratio: {{low: 0.5, high: 1.0}}}}
-resources: {{workers: 1, cpus_per_worker: 1, max_concurrent: {side_by_side}}}
+resources: {{workers: {workers}, cpus_per_worker: 1, max_concurrent: {side_by_side}}}
 budget: {{trials: {trials}}}
 """
 
@@ -67,10 +67,19 @@ def pauses(rows: list[TrialRow], side_by_side: int) -> list[float]:
     return [(after.started_ms - (before.ended_ms or 0)) / 1000 for before, after in itertools.pairwise(rows)]
 
 
-def run(trials: int, side_by_side: int, home: Path) -> tuple[list[TrialRow], float]:
+def gaps(rows: list[TrialRow], side_by_side: int) -> list[float]:
+    """Seconds between a trial's last report and the first update of the one that takes its place."""
+    if side_by_side > 1:
+        return []
+    first = [row.epochs[0].timestamp_ms / 1000 - row.epochs[0].train_seconds - row.epochs[0].eval_seconds
+             for row in rows]  # fmt: skip
+    return [after - row.epochs[-1].timestamp_ms / 1000 for row, after in zip(rows, first[1:], strict=False)]
+
+
+def run(trials: int, side_by_side: int, workers: int, home: Path) -> tuple[list[TrialRow], float]:
     """The study's trials by number, and the seconds of the whole command."""
     file = home / "overhead.yaml"
-    file.write_text(STUDY.format(trials=trials, side_by_side=side_by_side))
+    file.write_text(STUDY.format(trials=trials, side_by_side=side_by_side, workers=workers))
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "AGFT_"))}
     environment = {**clean, "AGFT_HOME": str(home)}
     began = time.perf_counter()
@@ -84,18 +93,23 @@ def run(trials: int, side_by_side: int, home: Path) -> tuple[list[TrialRow], flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--side-by-side", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="of each trial")
     parser.add_argument("--out", type=Path)
     wanted = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="agft-overhead-", dir="/tmp") as folder:
-        rows, seconds = run(wanted.trials, wanted.side_by_side, Path(folder))
-    measured = {**phases(rows[1:]), "pause before the next": pauses(rows[1:], wanted.side_by_side)}
+        rows, seconds = run(wanted.trials, wanted.side_by_side, wanted.workers, Path(folder))
+    measured = {
+        **phases(rows[1:]),
+        "pause before the next": pauses(rows[1:], wanted.side_by_side),
+        "last report to the next first update": gaps(rows, wanted.side_by_side),
+    }
     record: dict[str, Any] = {
         "commit": commit.stdout.strip(), "trials": len(rows), "side_by_side": wanted.side_by_side,
-        "cpus": os.cpu_count(), "load_before": load, "command_seconds": round(seconds, 1),
+        "workers": wanted.workers, "cpus": os.cpu_count(), "load_before": load, "command_seconds": round(seconds, 1),
         "seconds": {
             name: {"median": round(statistics.median(values), 2), "low": round(min(values), 2),
                    "high": round(max(values), 2)}

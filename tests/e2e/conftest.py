@@ -31,6 +31,7 @@ def killed_and_finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
         first = read_until(driver, lambda line: "of 8 trials done" in line)
         second = read_until(driver, lambda line: re.search(r"trial +\d +epoch", line) is not None)
         run.printed["killed"] = first + second
+        run.printed["listening"] = "\n".join(run.listening())
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
         run.printed["before"] = json.dumps(run.trials("demo"))

@@ -97,6 +97,7 @@ def everything(world: World) -> dict[str, str]:
     return {each.uri: each.etag for each in found if "/looks/" not in each.uri}
 
 
+@pytest.mark.slow
 def test_final_sets_veto_before_anything_is_shipped_and_force_is_on_record(world: World, tmp_path: Path) -> None:
     """Trial 0 keeps 78 % on the confirm set, of CLIP's 48 %; on the final set it is no better than CLIP for certain."""
     store = world.study("veto", {0: world.trial(0.2)}, model="veto-clip", gates={"sanity": None})

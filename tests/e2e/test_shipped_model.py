@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import base64
-import importlib.metadata as metadata
 import io
 import json
 import os
+import re
 import secrets
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +26,10 @@ from study.cli.main import main
 from study.models.manifest import Manifest
 from study.models.registry import project_head, register_promoted
 from tests.support.services.bare import bare_environment
+from tests.support.services.serving import post, served
 from tests.support.shipped import corrupt, ship
+from trainers.arithmetic import exact_math
+from trainers.model.build import describe
 from trainers.model.pretrained import load_clip
 from trainers.model.robust import fingerprint_inputs
 from trainers.model.weights import read_metadata
@@ -39,6 +37,7 @@ from trainers.schema.training import ModelConfig
 
 pytestmark = pytest.mark.slow
 
+MODELS = Path(__file__).parents[2] / "docs/models.md"
 CLASSES = ["red disc", "green ring", "blue bar"]
 PLAIN = """
 import importlib.util, json, sys
@@ -94,47 +93,6 @@ def test_a_bare_environment_with_open_clip_computes_the_logits_of_training(
     print("largest difference of logits", max(abs(a - b) for a, b in zip(found, expected, strict=True)))
 
 
-def scripts() -> Path:
-    """Where the programs of the installed packages are: `mlflow models serve` starts uvicorn."""
-    [program] = [file for file in metadata.files("uvicorn") or () if file.name == "uvicorn" and "bin" in file.parts]
-    return Path(str(program.locate())).resolve().parent
-
-
-@contextmanager
-def served(name: str, environment: dict[str, str], log: Path) -> Iterator[str]:
-    """`mlflow models serve` on a free port of loopback, ready; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{name}@champion"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    with open(log, "w") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + 240
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise AssertionError(log.read_text()[-4000:]) from None
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, 15)
-            process.wait(timeout=60)
-
-
-def post(address: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(address, json.dumps(body).encode(), headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.load(answer)["predictions"]
-
-
 def pictures(number: int) -> list[bytes]:
     found = []
     for seed in range(number):
@@ -160,8 +118,8 @@ def test_over_http_the_classes_are_those_of_open_clip_and_a_changed_byte_is_not_
         logits = model.logit_scale.exp() * features @ model.encode_text(tokens, normalize=True).T
     expected = logits.softmax(1).tolist()
     coded = [base64.b64encode(each).decode() for each in files]
-    environment = {**os.environ, **service_environment.environment(), "PATH": f"{scripts()}:{os.environ['PATH']}"}
-    with served(shipped.model, environment, tmp_path / "serve.log") as address:
+    environment = {**os.environ, **service_environment.environment()}
+    with served(f"models:/{shipped.model}@champion", environment, tmp_path / "serve.log") as address:
         bodies = [
             {
                 "dataframe_split": {"columns": ["image"], "data": [[each] for each in coded]},
@@ -181,5 +139,26 @@ def test_over_http_the_classes_are_those_of_open_clip_and_a_changed_byte_is_not_
     corrupt(shipped.weights.uri)
     environment["AGFT_CACHE"] = str(tmp_path / "another-cache")
     refused_start = pytest.raises(AssertionError, match=f"expected {shipped.weights.sha256}")
-    with refused_start, served(shipped.model, environment, tmp_path / "serve-bad.log"):
+    with refused_start, served(f"models:/{shipped.model}@champion", environment, tmp_path / "serve-bad.log"):
         pass
+
+
+def test_the_served_example_of_an_onnx_export_answers_with_open_clips_embeddings(
+    shipped: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Python of docs/models.md, then `mlflow models serve`, as that page has them."""
+    monkeypatch.chdir(tmp_path)
+    for command in (["pull", shipped.model, "champion"], ["export", "champion", "champion-onnx", "--layout", "onnx"]):
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 0, done.output
+    examples = re.findall(r"```python\n(.*?)```", MODELS.read_text(), re.DOTALL)
+    [example] = [code for code in examples if "mlflow.onnx." in code]
+    subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True, timeout=300)
+    clip = load_clip(ModelConfig(arch="small-clip", pretrained=f"local-dir:{tmp_path / 'champion'}"))
+    pixels = torch.rand(3, 3, *clip.visual.image_size, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(describe(clip).preprocess[each]).view(1, 3, 1, 1) for each in ("mean", "std"))
+    with torch.no_grad(), exact_math():
+        expected = clip.encode_image((pixels - mean) / std, normalize=True)
+    with served("served", os.environ, tmp_path / "serve-onnx.log") as address:
+        found = post(address, {"inputs": {"pixels": pixels.tolist()}})
+    torch.testing.assert_close(torch.tensor(found["embedding"]), expected, atol=1e-5, rtol=1e-4)

@@ -60,11 +60,8 @@ def trials_of(cluster: TwoNodes, study: str) -> dict[int, dict]:
 def history_in_state(cluster: TwoNodes, study: str, number: int, folder: Path) -> dict[int, int]:
     """Epoch -> its end (ms), as the trial's newest checkpoint has them: whoever trained an epoch wrote its time."""
     slug = StudyStore(cluster.database, study).load().slug
-    [uri] = [
-        stored.uri
-        for stored in storage.list_objects(trial_prefix(cluster.services.bucket, slug, number))
-        if stored.uri.endswith("latest.safetensors")
-    ]
+    found = storage.list_objects(trial_prefix(cluster.services.bucket, slug, number))
+    uri = [stored.uri for stored in found if "/latest-" in stored.uri][-1]
     path = folder / f"{study}-{number}.safetensors"
     storage.get_file(uri, path)
     return {record["epoch"]: record["timestamp_ms"] for record in read_metadata(path)["history"]}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.support.services.real_run import Run, read_until
+from tests.support.services.real_run import Run, cleared, read_until
 from tests.support.study_files import trained
 
 pytestmark = [pytest.mark.nested, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -24,12 +24,8 @@ STUDY = trained(
 def run(tmp_path) -> Iterator[Run]:
     run = Run(home=tmp_path / "home", file=tmp_path / "study.yaml")
     run.file.write_text(STUDY)
-    try:
+    with cleared(run):
         yield run
-    finally:
-        run.agft("stack", "down", check=False)
-        for process in run.processes():
-            process.kill()
 
 
 def workers(run: Run) -> list[psutil.Process]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.services.real_run import IN_BACKGROUND, Run, read_until, wait_until_gone
+from tests.support.services.real_run import IN_BACKGROUND, Run, cleared, read_until, wait_until_gone
 from tests.support.study_files import trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(600)]
@@ -23,12 +23,8 @@ STUDY = trained(
 def run(tmp_path) -> Iterator[Run]:
     run = Run(home=tmp_path / "home", file=tmp_path / "study.yaml")
     run.file.write_text(STUDY)
-    try:
+    with cleared(run):
         yield run
-    finally:
-        run.agft("stack", "down", check=False)
-        for process in run.processes():
-            process.kill()
 
 
 def test_a_study_pauses_on_ctrl_c_goes_on_and_stops_when_asked(run):
@@ -37,7 +33,7 @@ def test_a_study_pauses_on_ctrl_c_goes_on_and_stops_when_asked(run):
     driver.send_signal(signal.SIGINT)
     rest, _ = driver.communicate(timeout=120)
     assert driver.returncode == 1
-    assert "pausing: running trials keep a checkpoint" in rest
+    assert "pausing: running trials keep a state and leave" in rest
     assert "Go on with: agft resume long" in rest
     assert "Traceback" not in rest
     [trial] = run.trials("long")

@@ -1,4 +1,4 @@
-"""The same oddities inside real Ray Train workers: what `run_trial` makes of each."""
+"""The same oddities inside real Ray Train workers: what the driver makes of each."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import ray
 from optuna.trial import TrialState
 
 from infra.cluster.cluster import placement_groups
-from study.driver import trial as real
 from study.driver.run import run_study
+from study.driver.trial import TrialOrder, train_order
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
 from tests.support.hand import in_optuna
@@ -28,34 +28,25 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.nested, pytest.mark.timeout(3000)]
 
 FAULTS = {1: "nothing", 2: "raise", 3: "out-of-memory", 4: "kill", 5: "non-finite"}
-KINDS = {1: "bug", 2: "bug", 3: "out-of-memory", 4: "pre-empted", 5: "non-finite"}
+KINDS = {1: "bug", 2: "bug", 3: "out-of-memory", 4: "bug", 5: "non-finite"}
 TRIALS = 7
 
 
-def odd_worker(fault: str) -> Any:
-    """What a Train worker runs instead of the training."""
-
-    def work(settings: dict[str, Any]) -> Any:
-        if fault == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if fault == "raise":
-            raise ValueError("the worker was told to raise")
-        if fault == "out-of-memory":
-            raise MemoryError("cannot allocate 80 GiB")
-
-    return work
-
-
-def odd_trial(settings: dict[str, Any]) -> None:
-    """`run_trial`, of whose trials some have odd workers, and one a loss whose gradient overflows."""
-    order = real.TrialOrder.of(settings)
+def odd_work(order: TrialOrder) -> Any:
+    """`train_order`, of whose trials some do something else, and one has a loss whose gradient overflows."""
     fault = FAULTS.get(order.number)
+    if fault == "nothing":
+        return None
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "raise":
+        raise ValueError("the worker was told to raise")
+    if fault == "out-of-memory":
+        raise MemoryError("cannot allocate 80 GiB")
     if fault == "non-finite":
         config = {**order.config, "method": {**order.config["method"], "feature_weight": 1e38}}
-        settings = replace(order, config=config).settings()
-    elif fault:
-        real.train_worker = odd_worker(fault)
-    real.run_trial(settings)
+        order = replace(order, config=config)
+    return train_order(order)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +64,7 @@ def odd(stack: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     with light_cluster(stack, folder / "home") as cluster:
         outcome = run_study(
             store.load().spec, database=store.url, cluster=cluster, bucket=stack.bucket,
-            tracking_uri=stack.mlflow_uri, say=said.append, trainable=odd_trial,
+            tracking_uri=stack.mlflow_uri, say=said.append, work=odd_work,
         )  # fmt: skip
         yield {"outcome": outcome, "store": store, "said": said, "groups": placement_groups()}
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from optuna.trial import TrialState
 
@@ -25,9 +26,10 @@ FAULTS = {
     1: "nothing", 2: "mute", 3: "raise", 4: "non-finite", 5: "out-of-memory", 6: "kill", 7: "kill-once", 8: "escape",
 }  # fmt: skip
 KINDS = {
-    1: "bug", 2: "bug", 3: "bug", 4: "non-finite", 5: "out-of-memory", 6: "pre-empted", 8: "bug",
+    1: "bug", 2: "bug", 3: "bug", 4: "non-finite", 5: "out-of-memory", 6: "bug", 8: "bug",
 }  # fmt: skip
 TRIALS = 11
+SPARE_BYTES = 4 << 30  # that others on this machine may take beside the trial of a test
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,24 @@ def test_the_study_goes_on_to_the_end_of_its_budget_and_every_odd_trial_counts(o
     good = {number for number, row in rows.items() if row.state == "complete"}
     assert good == set(range(TRIALS)) - set(KINDS)
     assert all(rows[number].last.epoch == 6 for number in good)
+
+
+def test_who_runs_out_of_memory_is_tried_once_more_with_nobody_beside_it(odd):
+    said = odd["said"]
+    first = next(
+        at for at, line in enumerate(said) if line.startswith("trial   5  ran out of memory; it is tried once")
+    )
+    again = next(at for at, line in enumerate(said) if at > first and line.startswith("trial   5  continues"))
+    ended = next(at for at, line in enumerate(said) if line.startswith("trial   5  failed (out-of-memory)"))
+    assert first < again < ended
+    assert not [line for line in said[again:ended] if line.startswith("trial") and not line.startswith("trial   5")]
+
+
+def test_who_loses_its_process_is_started_again_and_not_for_ever(odd, rows):
+    lines = {number: [x for x in odd["said"] if x.startswith(f"trial {number:>3}  interrupted")] for number in (6, 7)}
+    assert {number: len(each) for number, each in lines.items()} == {6: 2, 7: 1}
+    assert "its process was lost 3 times in a row without a new state" in rows[6].stop_reason
+    assert "goes on in epoch 2" in lines[7][0]
 
 
 def test_what_was_proposed_beside_them_follows(odd):
@@ -115,3 +135,31 @@ def test_nothing_of_a_trial_lies_outside_its_own_prefix(odd, rows, stack):
         for kept in (row.latest, row.best):
             if kept:
                 assert kept.uri.startswith(attempt_prefix(stack.bucket, study.slug, number, study.token))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_trial_that_the_memory_monitor_kills_fails_alone(
+    stack: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, said = f"sqlite:///{tmp_path}/studies.db", []
+    spec = light_study("greedy", scheduler={"name": "none"}, budget={"trials": 4}, sampler={"name": "random"})
+    memory = psutil.virtual_memory()
+    monkeypatch.setenv(
+        "RAY_memory_usage_threshold", f"{(memory.total - memory.available + SPARE_BYTES) / memory.total:.4f}"
+    )
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    with light_cluster(stack, tmp_path / "home") as cluster:
+        outcome = drive(
+            spec, Plan(faults={1: "greedy"}), database=database, cluster=cluster, services=stack, say=said.append
+        )
+    rows = {row.number: row for row in StudyStore(database, "greedy").trials()}
+    assert outcome.state == "finished"
+    assert {number: row.state for number, row in rows.items()} == {
+        0: "complete", 1: "failed", 2: "complete", 3: "complete"
+    }  # fmt: skip
+    assert [line for line in said if line.startswith("trial   1  ran out of memory; it is tried once more")]
+    assert rows[1].failure_kind == "out-of-memory"
+    assert "\n" not in rows[1].stop_reason
+    assert "Ray" in rows[1].stop_reason
+    assert not [line for line in said if "Traceback" in line]

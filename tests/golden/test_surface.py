@@ -1,4 +1,4 @@
-"""Every command, its help and every field of users' files are those of the lists in tests/golden."""
+"""Every command, its help, every field of users' files and every public name are those of the lists in tests/golden."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from tests.bench.surface import (
     field_differences,
     fields,
     from_text,
+    names,
     schema_lines,
     stored_commands,
     stored_fields,
+    stored_names,
     to_text,
 )
 
@@ -29,6 +31,11 @@ def test_every_command_and_its_help_are_those_of_the_list() -> None:
 
 def test_the_fields_of_users_files_are_those_of_the_list() -> None:
     found = field_differences(stored_fields(), fields())
+    assert not found, "\n".join([*found, AGAIN])
+
+
+def test_the_names_that_other_code_may_import_are_those_of_the_list() -> None:
+    found = field_differences(stored_names(), names())
     assert not found, "\n".join([*found, AGAIN])
 
 

@@ -72,6 +72,22 @@ def test_every_field_of_methods_attack_and_training_and_every_preset_is_in_the_m
         assert f"`{name}`" in page, name
 
 
+def test_the_diff_that_added_a_method_is_whole_and_no_other_code_knows_its_name():
+    page = (ROOT / "docs" / "methods.md").read_text()
+    table = ROOT / "trainers/objectives/__init__.py"
+    [diff] = [block for block in re.findall(r"```diff\n(.*?)```", page, re.DOTALL) if "ucat" in block]
+    added = [line[1:].strip() for line in diff.splitlines() if line.startswith("+")]
+    assert len(added) == 2
+    assert all(line in table.read_text() for line in added)
+    knows = {
+        path.relative_to(ROOT).as_posix()
+        for room in ("study", "trainers", "infra")
+        for path in (ROOT / room).rglob("*.py")
+        if re.search(r"\bucat\b", path.read_text(), re.IGNORECASE)
+    }
+    assert knows == {"trainers/objectives/__init__.py", "trainers/objectives/ucat.py"}
+
+
 def test_every_evaluation_attack_and_setting_is_in_the_attacks_page_with_its_limits_default_and_meaning():
     rows = [line for line in (ROOT / "docs" / "attacks.md").read_text().splitlines() if line.startswith("| `")]
     for name, attack in EVAL_ATTACKS.items():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
-from infra import storage
+from infra import s3, storage
+from infra.errors import UserError
 from infra.services import missing_variables, s3_address, services_from_environment, use
 
 GIVEN = {
@@ -32,7 +34,7 @@ def test_the_address_for_s3_alone_goes_before_the_one_for_all_of_aws(bare: pytes
     assert services.s3_endpoint == "http://s3:2"
     assert s3_address(given) == ("http://s3:2", "here")
     use(services)
-    assert storage.client().meta.endpoint_url == storage.impatient_client().meta.endpoint_url == "http://s3:2"
+    assert storage.client().meta.endpoint_url == s3.impatient_client().meta.endpoint_url == "http://s3:2"
     assert services_from_environment(os.environ) == services
 
 
@@ -57,3 +59,27 @@ def test_half_a_user_of_mlflow_is_missing_its_other_half_and_none_is_fine() -> N
     assert missing_variables({**GIVEN, "MLFLOW_TRACKING_USERNAME": "me"}) == ["MLFLOW_TRACKING_PASSWORD"]
     lacking = {name: value for name, value in GIVEN.items() if name not in ("AWS_REGION", "AGFT_BUCKET")}
     assert missing_variables(lacking) == ["AWS_REGION or AWS_DEFAULT_REGION", "AGFT_BUCKET"]
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:5000", "write http://127.0.0.1:5000"),
+        ("mlflow.example:5000/base", "write http://mlflow.example:5000/base"),
+        ("./mlruns", "like http://HOST:5000"),
+        ("file:///home/me/mlruns", "like http://HOST:5000"),
+        ("sqlite:///mlflow.db", "like http://HOST:5000"),
+        ("databricks", "like http://HOST:5000"),
+        ("http://", "like http://HOST:5000"),
+        ("http://host:port", "like http://HOST:5000"),
+        ("http://host:70000", "like http://HOST:5000"),
+        ("http://[::1", "like http://HOST:5000"),
+        ("http://me:hidden@host:5000", "MLFLOW_TRACKING_PASSWORD"),
+        ("me:hidden@host:5000", "MLFLOW_TRACKING_PASSWORD"),
+    ],
+)
+def test_what_is_no_address_of_an_mlflow_server_is_refused_in_one_message(address: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        services_from_environment({**GIVEN, "MLFLOW_TRACKING_URI": address})
+    assert str(caught.value).startswith("MLFLOW_TRACKING_URI: ")
+    assert "hidden" not in str(caught.value)

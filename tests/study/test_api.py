@@ -72,6 +72,29 @@ def test_a_frame_has_one_plain_row_a_trial_with_its_parameters(study):
     assert "train.optimizer.momentum" not in next(r for r in frame if r["train.optimizer.name"] == "adamw")
 
 
+def test_a_dataframe_has_the_trials_numbers_and_a_notebook_shows_the_best_first(study):
+    table = study.dataframe()
+    assert list(table.index) == list(range(24))
+    assert table["robust_accuracy"].max() == max(t.robust_accuracy for t in study.trials if t.robust_accuracy)
+    shown = study._repr_html_()
+    assert re.findall(r'data-trial="(\d+)"', shown)[0] == str(study.best.number)
+    assert "14 more: <code>study.dataframe()</code>" in shown
+    assert "<script" not in shown
+
+
+def test_a_study_is_stopped_and_extended_from_python_as_from_a_terminal(tmp_path):
+    synthetic_study(tmp_path, name="small", trials=2)
+    small = Study.open("small", home=tmp_path)
+    small.store.release(small.store.load().token, "paused")
+    assert "a budget of 5 trials now" in small.extend(trials=3)
+    assert small.spec.budget.trials == 5
+    assert "is stopped" in small.stop()
+    assert small.state == "stopped"
+    assert [trial.number for trial in small.optuna_study().trials] == [0, 1]
+    with pytest.raises(UserError, match="no trial 7 with a checkpoint"):
+        small.evaluate(7)
+
+
 def test_a_report_is_written_where_it_is_wanted_and_says_what_the_content_says(study, tmp_path):
     path = study.report(tmp_path / "here")
     assert path == tmp_path / "here" / "report.html"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from infra.tracking.calls import connect, experiment_id, find_run
 from infra.tracking.runs import Tracker
 from study.control.lifecycle import stop_study
 from study.report.live import LiveReport
+from study.results.ranking import ranked
 from study.store.lease import owner_identity
 from study.store.rows import Proposal
 from study.store.store import StudyStore
@@ -22,6 +24,7 @@ from study.tracking import (
     METRICS,
     attempt_tags,
     describe_study,
+    mark_best,
     project_best,
     project_epochs,
     project_outcome,
@@ -86,6 +89,8 @@ def test_every_trial_says_where_it_ran_from_what_and_how_it_ended(
     assert {*METRICS, "robust_accuracy/tiny-shapes", "system/cpu_percent"} <= set(metrics)
     assert len(client.get_metric_history(run(0).info.run_id, "system/cpu_percent")) == 6
     inputs = {each.tags[0].value: each.dataset for each in run(0).inputs.dataset_inputs}
+    assert run(0).data.tags["mlflow.runName"] == "000 full length · synthetic"
+    assert run(failed).data.tags["mlflow.note.content"].startswith(f"**Trial {failed}: failed**, epoch 1 of 6")
     assert (inputs["train"].name, inputs["train"].digest) == ("tiny-color-shapes", "b" * 36)
     assert inputs["dev"].name in ("tiny-shapes", "tiny-digits")
 
@@ -143,6 +148,42 @@ def test_the_best_after_each_trial_is_the_same_whether_sent_one_by_one_or_at_onc
     assert len(best) > 3
     assert best == sorted(best)
     assert best[-1] > best[0]
+
+
+def test_the_list_of_runs_opens_with_this_study_s_trials_the_best_first_and_marked(
+    tracker: Tracker, store: StudyStore, service_environment: Services
+) -> None:
+    client, study, rows = connect(service_environment.mlflow_uri), store.load(), store.trials()
+    assert study.goal is not None
+    first, second = ranked(rows, study.goal)[:2]
+    pruned = next(row for row in rows if row.state == "pruned")
+    project(tracker, store, [first.number, second.number, pruned.number])
+
+    def names() -> list[str]:
+        assert tracker.flush(WAIT_SECONDS) == 0
+        runs = [client.get_run(tracker.run_id(trial_key(study, row.number))) for row in (first, second)]
+        return [run.info.run_name for run in runs]
+
+    plain = [f"{row.number:03d} full length · synthetic" for row in (first, second)]
+    best = [f"{row.number:03d} ★ best · synthetic" for row in (first, second)]
+    project_outcome(tracker, study, first)
+    mark_best(tracker, study, [row for row in rows if row is not first])
+    assert names() == [plain[0], best[1]]
+    mark_best(tracker, study, rows, newest=first.number)  # a better one ends: the mark goes over to it
+    assert names() == [best[0], plain[1]]
+    stopped = client.get_run(tracker.run_id(trial_key(study, pruned.number)))
+    assert (stopped.info.status, stopped.data.tags["agft.state"]) == ("FINISHED", "pruned")
+    assert "asha at epoch" in stopped.data.tags["mlflow.note.content"]
+    address = tracker.view_page(study_key(study))
+    experiment = client.get_experiment(experiment_id(client, tracker.experiment))
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{address.rpartition('=')[2]}"])
+    assert "workflowType=machine_learning" in address
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best_robust_accuracy`", False)
+    assert view["runsExpanded"] == {tracker.run_id(study_key(study)): True}
+    assert {"metrics.`best_clean_accuracy`", "params.`method.scale_ratio`"} <= set(view["selectedColumns"])
+    order = [f"{view['orderByKey']} DESC"]
+    found = client.search_runs([experiment.experiment_id], view["searchFilter"], order_by=order)
+    assert first.number in {int(run.data.tags.get("agft.optuna_number", -1)) for run in found[:2]}
 
 
 def test_the_description_links_to_the_report_the_best_trial_and_the_checkpoints(
@@ -215,5 +256,5 @@ def test_what_is_stopped_while_nobody_drives_is_over_in_mlflow_too(
     client = connect(service_environment.mlflow_uri)
     experiment = experiment_id(client, EXPERIMENT)
     runs = [find_run(client, experiment, key) for key in (study_key(study), trial_key(study, 0))]
-    assert [run.info.status for run in runs if run] == ["KILLED", "KILLED"]
+    assert [run.info.status for run in runs if run] == ["KILLED", "FINISHED"]
     assert said == []

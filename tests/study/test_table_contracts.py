@@ -29,8 +29,12 @@ def contracts() -> dict[str, Callable[[], None]]:
 
 
 CONTRACTS = contracts()
+SLOW = ("gp what_it_proposes_is_inside_the_space", "gp a_proposal_follows_from_what_it_knows")  # 0.5 s a proposal
 
 
-@pytest.mark.parametrize("check", CONTRACTS.values(), ids=CONTRACTS)
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(check, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, check in CONTRACTS.items()],
+)
 def test_every_row_keeps_its_contract(check: Callable[[], None]) -> None:
     check()

@@ -92,12 +92,12 @@ def problems(study: dict[str, Any]) -> str:
 
 
 @pytest.mark.usefixtures("rows")
-def test_init_and_comparison_know_a_method_by_its_file(tmp_path: Path) -> None:
+def test_init_and_comparison_know_a_method_by_its_file() -> None:
+    from study.begin.template import study_text
     from study.comparison.record import form_name
-    from study.spec.template import write_study_file
 
-    write_study_file(tmp_path / "a.yaml", preset="toy-paper", model={"arch": "tiny-clip", "pretrained": "bundled"})
-    spec = parse_study((tmp_path / "a.yaml").read_text(), source="a")
+    text = study_text("a", preset="toy-paper", model={"arch": "tiny-clip", "pretrained": "bundled"})
+    spec = parse_study(text, source="a")
     assert (spec.method.name, list(spec.search)) == ("toy-method", ["method.pull", "train.optimizer.lr"])
     run = {"method": "toy-method", "search": {"space": spec.search}}
     assert form_name({**run, "chosen": {"config": {"method": {"name": "toy-method"}}}}) == "Toy, weighted"
@@ -330,7 +330,7 @@ def test_no_literal_list_or_mapping_repeats_the_names_of_a_table() -> None:
 def test_a_second_list_would_be_found(tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "a.py").write_text(
-        'A: Literal["asha", "none"]\nB = {"tpe": 1, "cmaes": 2, "grid": 3}\nC = ["agft", "tecoa", "fare"]\n'
+        'A: Literal["asha", "none"]\nB = {"tpe": 1, "gp": 2, "cmaes": 3, "grid": 4}\nC = ["agft", "tecoa", "fare"]\n'
         'D = ("tpe",)\nE: Literal["asha"]\n'
     )
     assert [line.split(": ")[0] for line in repeated(tmp_path)] == ["study/a.py:1", "study/a.py:2", "study/a.py:3"]

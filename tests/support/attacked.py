@@ -27,6 +27,9 @@ QUICK: dict[str, dict[str, Any]] = {  # settings that a test can wait for
     "ensemble": {"steps": 5, "queries": 10},
     "aa-agft": {"steps": 5},
     "autoattack": {},
+    "eot-pgd": {"steps": 5, "draws": 2},
+    "spsa": {"steps": 5, "probes": 8},
+    "adaptive": {"steps": 5, "draws": 2, "probes": 2},
 }
 
 

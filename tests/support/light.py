@@ -18,14 +18,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import log2, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.artifacts.checkpoints import attempt_prefix, claim_group, fetch_state, keep_file
-from study.driver.board import announce, ask_board, board_name
+from study.driver.away import Patience
+from study.driver.board import Inside, announce, ask_board, board_name, remark, tell_wait
 from study.driver.trial import TrialOrder
-from trainers.schema.records import Ending, EpochRecord, Measurement, Report, Score, Weights, is_better
+from trainers.errors import Interrupted, MissingWeights
+from trainers.schema.records import At, Ending, EpochRecord, Measurement, Report, Score, Sign, Weights, is_better
 
 if TYPE_CHECKING:
     from infra.cluster.cluster import Cluster
@@ -42,10 +45,14 @@ FAULTS = {
     "escape": "an exception that reaches Tune",
     "non-finite": "a loss that is nan, found by the training loop",
     "out-of-memory": "MemoryError in the training",
-    "hang": "says nothing any more",
+    "no-weights": "the weights that every trial starts from are not there",
+    "hang-once": "says nothing any more, unless it goes on from a checkpoint",
+    "long": "an epoch of `Plan.long_seconds`, with signs of life",
+    "greedy": "takes memory until it is killed, at most GREEDY_BYTES, every time",
     "kill": "SIGKILL, every time",
     "kill-once": "SIGKILL, unless it goes on from a checkpoint",
 }
+GREEDY_BYTES = 6 << 30
 Curve = Callable[[Mapping[str, Any]], list[tuple[float, float, float]]]
 Tell = Callable[[dict[str, Any]], None]
 IMAGES = 1200
@@ -88,6 +95,7 @@ class Plan:
     start_seconds: float = 0.0
     faults: Mapping[int, str] = field(default_factory=dict)
     fault_epoch: int = 2
+    long_seconds: float = 40.0
 
 
 def light(plan: Plan | None = None) -> Callable[[dict[str, Any]], None]:
@@ -120,10 +128,14 @@ def run_light(plan: Plan, settings: dict[str, Any], report: Tell) -> None:
             ending = Ending(outcome=_train(plan, order, fault, board, Path(folder), report))
     except Escaped:
         raise
+    except Interrupted as error:
+        ending = Ending(outcome="interrupted", message=str(error))
     except ArithmeticError as error:
         ending = Ending.failed("non-finite", str(error))
     except MemoryError as error:
         ending = Ending.failed("out-of-memory", str(error))
+    except MissingWeights as error:
+        ending = Ending.failed("invalid", str(error)).model_copy(update={"of_every_trial": True})
     except ValueError as error:
         ending = Ending.failed("bug", str(error))
     if fault != "mute":
@@ -139,8 +151,10 @@ def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path, 
     epochs = order.config["train"]["epochs"]
     points = plan.curve(order.config)
     place = (order.bucket, order.study, order.number, order.token)
-    attempt, group = attempt_prefix(*place), claim_group(*place, order.known)
-    restored = fetch_state(attempt, group, folder)
+    patiently = Patience(partial(tell_wait, board, order.number), order.patience)
+    attempt, say = attempt_prefix(*place), partial(remark, board, order.number)
+    group = patiently(claim_group, *place, order.known, say)
+    restored = patiently(fetch_state, attempt, group, folder)
     kept: dict[str, Weights | None] = {"latest": restored.latest, "best": restored.best} if restored else {}
     state = json.loads(restored.state.read_text())["history"] if restored else []
     history = [EpochRecord.model_validate(record) for record in state]
@@ -162,25 +176,42 @@ def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path, 
         time.sleep(points[epoch - 1][2] * plan.scale)
         if epoch == plan.fault_epoch:
             _misbehave(fault, order.number, resumed=restored is not None)
+            if fault == "long" and not _take_long(plan.long_seconds, Inside(board, order.number)):
+                return "paused"
         history.append(_record(order, history, points[epoch - 1]))
         path = folder / "state.json"
         path.write_text(json.dumps({"history": [record.model_dump(mode="json") for record in history]}))
         if history[-1].best_epoch == epoch:  # the best weights first, as the real trial
-            kept["best"] = keep_file(attempt, group, path, "best")
-        kept["latest"] = keep_file(attempt, group, path, "latest")
+            kept["best"] = patiently(keep_file, attempt, group, path, "best", At(epoch, epoch), stored)
+        kept["latest"] = patiently(keep_file, attempt, group, path, "latest", At(epoch, history[-1].best_epoch), stored)
         word = report()
     return "finished" if len(history) >= epochs else {"stop": "stopped", "pause": "paused"}[word]
+
+
+def _take_long(seconds: float, inside: Inside) -> bool:
+    """False where the driver wants the trial to leave meanwhile; of the epoch nothing is kept."""
+    for second in range(int(seconds)):
+        inside.tell(Sign(stage="training", done=10 * second, total=int(10 * seconds), images_per_second=10.0))
+        time.sleep(1.0)
+        if inside.asked():
+            return False
+    return True
 
 
 def _misbehave(fault: str, number: int, *, resumed: bool) -> None:
     if fault == "kill" or (fault == "kill-once" and not resumed):
         os.kill(os.getpid(), signal.SIGKILL)
-    if fault == "hang":
+    if fault == "hang-once" and not resumed:
         time.sleep(10**6)
+    taken = []
+    while fault == "greedy" and len(taken) < GREEDY_BYTES >> 26:
+        taken.append(b"1" * (1 << 26))
+        time.sleep(0.02)
     errors: dict[str, Exception] = {
         "raise": ValueError(f"trial {number} was told to raise"),
         "escape": Escaped(f"trial {number} was told to let an exception escape"),
         "non-finite": ArithmeticError("the loss is nan at step 7"),
+        "no-weights": MissingWeights("model.pretrained: /weights.pt: no such file"),
         "out-of-memory": MemoryError("cannot allocate 80 GiB"),
     }
     if fault in errors:
@@ -281,10 +312,10 @@ def drive(
 
 def main() -> None:
     """Drive a study of light trials in the home `AGFT_HOME`, beside its services; lines as `agft run` prints them."""
-    from infra.cluster.cluster import connect, disconnect
     from infra.services import default_home
-    from study.console import Clock
-    from study.session import services_here
+    from study.console import Clock, say
+    from study.errors import SERVICE_ERRORS
+    from study.session import cluster_here, services_here
     from study.spec.files import load_study
     from study.store.database import database_url
 
@@ -298,11 +329,13 @@ def main() -> None:
     spec = load_study(wanted.file)
     services = services_here(home, clock)
     plan = Plan(scale=wanted.scale, faults={int(number): fault for number, fault in wanted.faults.items()})
-    cluster = connect(num_cpus=wanted.cpus)  # or that of RAY_ADDRESS; this process's environment is the caller's
+    cpus = None if os.environ.get("RAY_ADDRESS") else wanted.cpus
     try:
-        outcome = drive(spec, plan, database=database_url(home), cluster=cluster, services=services, say=clock)
-    finally:
-        disconnect()
+        with cluster_here(clock, num_cpus=cpus) as cluster:
+            outcome = drive(spec, plan, database=database_url(home), cluster=cluster, services=services, say=clock)
+    except SERVICE_ERRORS as error:
+        say(f"failed: {error}")
+        sys.exit(1)
     print(f"{outcome.state}: {outcome.message}", flush=True)
 
 

@@ -22,7 +22,7 @@ from study.store.lease import owner_identity
 from study.store.rows import Proposal
 from study.store.store import StudyStore
 from tests.support.epochs import commit
-from trainers.schema.records import EpochRecord, Measurement, Score, Weights
+from trainers.schema.records import At, EpochRecord, Measurement, Score, Weights
 
 Trial = tuple[Path | Weights | None, float, float]
 RADIUS, CONFIRM = "6/255", "tiny-colors"
@@ -105,7 +105,7 @@ def finished_study(
         store.start_trial(token, Proposal(number, params), apply_params(spec.base(), params, spec.dimensions()))
         files: dict[str, Weights] = {}
         if isinstance(path, Path):
-            files["best"] = keep_file(attempt_prefix(bucket, slug, number, token), 1, path, "best")
+            files["best"] = keep_file(attempt_prefix(bucket, slug, number, token), 1, path, "best", At(1, 1), 0)
         elif path is not None:
             files["best"] = path
         epochs = spec.train.epochs if path is not None else 1

@@ -22,13 +22,13 @@ from study.search.proposals import Proposer, given, pending
 from study.search.stopping import rungs, stands_still, to_finish, verdict
 from study.spec.config import StudyConfig
 from study.spec.dimension import apply_params
-from study.spec.starts import Start
+from study.spec.starts import Observation, Start
 from study.store import tables as t
 from study.store.archive import FORMAT, SUM, seal
 from study.store.rows import TrialRow
 from tests.support.epochs import weights
 from tests.support.light import response
-from trainers.schema.records import Ending, EpochRecord, Measurement, Score, accuracy_of, standing
+from trainers.schema.records import GAP_UNIT, Ending, EpochRecord, Measurement, Score, accuracy_of, standing
 from trainers.trial_config import TrialConfig
 
 IMAGES = 1000
@@ -40,11 +40,13 @@ Action = tuple[str, int]  # drop or rerun a trial, or extend by so many
 
 
 def counts(sets: Iterable[str], clean: float, robust: float) -> dict[str, dict[str, Score]]:
-    """Of sets that are a little easier, one after the other."""
+    """Of sets that are a little easier, one after the other; the more robust, the worse calibrated."""
     found = {}
     for place, name in enumerate(sets):
         right, held = (min(IMAGES, round(IMAGES * share) + 7 * place) for share in (clean, robust))
-        found[name] = {"4/255": Score.of(correct=right, robust=min(right, held), total=IMAGES)}
+        held = min(right, held)
+        gaps = (held * GAP_UNIT // 3, (IMAGES - held) * GAP_UNIT // 2)
+        found[name] = {"4/255": Score.of(correct=right, robust=held, total=IMAGES, gaps=gaps)}
     return found
 
 
@@ -58,6 +60,7 @@ class Simulation:
     faults: Mapping[int, int] = field(default_factory=dict)
     script: Mapping[int, list[Action]] = field(default_factory=dict)
     prior: Sequence[Start] = ()  # what earlier studies give
+    observed: Sequence[Observation] = ()  # and what is known of them
 
     def __post_init__(self) -> None:
         self.filed, self.random, self.clock = self.spec, random.Random(self.seed), 0.0
@@ -67,7 +70,7 @@ class Simulation:
         self.lag = self.slots + 1 if self.spec.lag == "auto" else self.spec.lag
         self.dimensions = self.spec.dimensions()
         self.starts = given(self.spec, self.dimensions, self.prior)
-        self.proposer = Proposer(self.spec, self.goal, self.starts)
+        self.proposer = Proposer(self.spec, self.goal, self.starts, self.observed)
         self.rows: dict[int, TrialRow] = {}
         self.line: list[int] = []
         self.requests: list[dict[str, Any]] = []
@@ -188,7 +191,10 @@ class Simulation:
             "state": "finished", "created_ms": 1, "driven_seconds": self.clock, "token": 1,
             "baseline": self.baseline.model_dump(mode="json"), "provenance": {}, "budget": budget,
             "message": self.message, "lag": self.lag, "extended_at": self.extended_at,
-            "starts": [{"origin": start.origin, "values": start.values} for start in self.starts],
+            "starts": [
+                *({"origin": start.origin, "values": start.values} for start in self.starts),
+                *(each._asdict() for each in self.observed),
+            ],
         }  # fmt: skip
         rows: dict[str, list[dict[str, Any]]] = {
             each.name: [] for each in (t.attempts, t.epochs, t.verdicts, t.promotions, t.final_accesses)

@@ -19,6 +19,8 @@ SLOW = (  # how the reasons begin
     "no podman here",
     "no image ",
     "no C compiler",
+    "no Chromium here",
+    "no LaTeX here",
     "this machine has no address but loopback",
 )
 

@@ -12,7 +12,7 @@ import ray
 
 from tests.support.small import pgd_suite
 from trainers.objectives import METHODS
-from trainers.schema.records import Answer, Decision, Weights
+from trainers.schema.records import Answer, At, Decision, Report, Weights
 from trainers.schema.training import AttackConfig, DataConfig, ModelConfig, TrainConfig
 from trainers.trial_config import TrialConfig
 from trainers.wiring import Restored, Wiring
@@ -28,13 +28,13 @@ def fetch(_group: int, _workdir: Path) -> Restored | None:
     return None
 
 
-def keep(folder: Path, _group: int, path: Path, role: str) -> Weights:
+def keep(folder: Path, _group: int, path: Path, role: str, _at: At, _stored: int) -> Weights:
     shutil.copy(path, folder / f"{role}.safetensors")
     return Weights(uri=str(folder / f"{role}.safetensors"), sha256="0" * 64)
 
 
-def answer(epoch: int) -> Answer:
-    return Answer(Decision.CONTINUE, epoch)
+def report(told: Report) -> Answer:
+    return Answer(Decision.CONTINUE, told.epoch)
 
 
 def nothing() -> dict[str, Any]:
@@ -64,9 +64,9 @@ def both(settings: dict[str, Any]) -> list[str]:
     for name, plain in settings["configs"].items():
         folder = Path(settings["folder"]) / name
         wiring = Wiring(
-            arrive=nothing, claim=claim, fetch=fetch, keep=partial(keep, folder), answer=answer, provenance=nothing
+            arrive=nothing, claim=claim, fetch=fetch, keep=partial(keep, folder), report=report, provenance=nothing
         )
-        outcomes.append(train_on_worker({"config": plain, "wiring": wiring, "threads": 1}).outcome)
+        outcomes.append(train_on_worker({"config": plain, "wiring": wiring, "threads": 1, "gpus": 0}).outcome)
     return outcomes
 
 

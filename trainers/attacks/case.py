@@ -79,9 +79,11 @@ class Outcome:
     """`adversarial` [B, 3, H, W]: the attack's final images. `worst`: the worst images that it looked at.
 
     Where `logits` is skipping, and for images that are done from the start, `adversarial` is some image of the ball.
-    `parts`: what ran, where an attack is made of others.
+    `parts`: what ran, where an attack is made of others. `doubts`: why the attack itself thinks that its result may
+    flatter the model, a sentence each.
     """
 
     adversarial: Tensor
     worst: Worst
     parts: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()

@@ -17,7 +17,9 @@ def composed(case: Case, parameters: Composed) -> Outcome:
     not depend on the batch.
     """
     components = parameters.components(norm=case.norm, num_classes=case.num_classes)
-    worst = case.worst()
+    worst, doubts = case.worst(), dict[str, None]()
     for component in components:
-        worst.take(run_attack(replace(case, done=worst.done), component).worst)
-    return Outcome(worst.images, worst, tuple(component.name for component in components))
+        found = run_attack(replace(case, done=worst.done), component)
+        worst.take(found.worst)
+        doubts |= dict.fromkeys(found.doubts)
+    return Outcome(worst.images, worst, tuple(component.name for component in components), tuple(doubts))

@@ -22,8 +22,8 @@ def transferred(case: Case, parameters: Transfer) -> Outcome:
     inner = parameters.inner()
     # Whom the surrogate is fooled by says nothing about the model: its own record starts from nothing.
     others = replace(case, logits=case.surrogate, surrogate=None, done=None, skipping=False)
-    adversarial = run_attack(others, inner).adversarial
+    found = run_attack(others, inner)
     worst = case.worst()
     with torch.no_grad():
-        worst.look(case.ask(adversarial, worst.done), adversarial)
-    return Outcome(adversarial, worst, (inner.name,))
+        worst.look(case.ask(found.adversarial, worst.done), found.adversarial)
+    return Outcome(found.adversarial, worst, (inner.name,), found.doubts)

@@ -161,6 +161,7 @@ class DatasetEntry:
     resolution: Resolution = "native"
     files: Files | None = None
     held_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # what whoever names it should know of its files, though nothing is wrong
 
     @property
     def kind(self) -> str:

@@ -10,7 +10,6 @@ A missing file is an OSError; what is in a file and should not be is a UserError
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,8 @@ from trainers.data.names import (
     imagenet_names,
     refine,
 )
+from trainers.data.pictures import images_in_folders
 from trainers.errors import UserError
-
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 
 
 def _text(path: Path) -> str:
@@ -53,20 +51,6 @@ def _label(number: str, path: Path) -> int:
     if not number.isdigit() or int(number) < 1:
         raise UserError(f"{path}: {number!r} is no class number (from 1)")
     return int(number) - 1
-
-
-def images_in_folders(folder: Path, *, skip: Sequence[str] = ()) -> tuple[list[str], list[Path], list[int]]:
-    """Names of sub-folders, the images directly or deeper in them, their labels. Nothing hidden (macOS: `._x.jpg`)."""
-    names = sorted(
-        each.name for each in folder.iterdir() if each.is_dir() and each.name not in skip and each.name[0] != "."
-    )
-    files = [
-        (file, label)
-        for label, name in enumerate(names)
-        for file in sorted((folder / name).rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."
-    ]
-    return names, [file for file, _ in files], [label for _, label in files]
 
 
 def caltech101(root: Path) -> RawSet:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainers.data.base import DatasetEntry, ImageSet, RawSet, safe_name
+from trainers.data.pictures import listed
 from trainers.data.prepared.remote import remote_set
 from trainers.data.prepared.shards import DIGESTS, LABELS, MANIFEST, Manifest, ShardedImages, differences, read_manifest
 from trainers.errors import NotPrepared, UserError
 
 IN_MEMORY_BYTES = 300 << 20  # of decoded pixels: sets up to this size are read from their own files where unprepared
+READ_WHOLE_BYTES = 64 << 20  # of image files: folders up to this size are read in seconds, before anything starts
 
 
 def data_root() -> Path:
@@ -68,6 +70,20 @@ def why_not_ready(entry: DatasetEntry) -> str | None:
     if state(entry) in ("drawn", "prepared") or is_remote(place) or _decodable(entry):
         return None
     return f"{entry.name!r} is not prepared (looked in {place}); run: {prepare_command(entry)}"
+
+
+def folder_faults(entry: DatasetEntry) -> str | None:
+    """Images of a folder that is read as it is and that are none, in one message: as far as their headers tell, and of
+    small folders to the last byte."""
+    from trainers.data.prepared.decode import fault
+
+    if state(entry) == "prepared":
+        return None
+    images = read_raw(entry, data_root()).images
+    assert isinstance(images, Sequence)
+    whole = sum(image.stat().st_size for image in images) <= READ_WHOLE_BYTES
+    found = [problem for image in images if (problem := fault(image, whole=whole)) is not None]
+    return f"{entry.name}: {listed(found, 'images cannot be read')}" if found else None
 
 
 def read_raw(entry: DatasetEntry, root: Path) -> RawSet:
@@ -148,11 +164,17 @@ def _decoded(entry: DatasetEntry, path: str) -> ImageSet:
     from trainers.data.prepared.decode import decode
 
     assert entry.files is not None
+    problems = []
     try:
         raw, size = read_raw(entry, data_root()), entry.files.size
         images = np.empty((len(raw.images), 3, size, size), np.uint8)
         for row in range(len(images)):
-            images[row] = decode(raw.images[row], entry.resolution, size)
+            try:
+                images[row] = decode(raw.images[row], entry.resolution, size)
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            raise UserError(listed(problems, "images cannot be read"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: {entry.name}: {error.filename}: no such file") from error
     except UserError as error:

@@ -7,7 +7,8 @@ keyed by the image's index.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,13 @@ from trainers.attacks import Case, run_attack
 from trainers.data import ImageSet, load_dataset
 from trainers.data.prefetch import prefetched
 from trainers.draws import noise
+from trainers.evaluation.fast import fast_attack
 from trainers.evaluation.readings import Readings, read, top_classes
-from trainers.evaluation.scorer import Scorer, exact, fitting_batch
+from trainers.evaluation.scorer import Scorer, exact, fitting, fitting_batch
 from trainers.evaluation.verdicts import SetResult, Verdicts, count, stratified_sample
 from trainers.model.build import tokenizer_for
 from trainers.model.robust import RobustCLIP, class_embeddings
 from trainers.schema.suite import AttackAt, Protocol, Suite
-
-PACKAGE_BATCH = 64  # images that an attack which draws for the batch is given together, whatever the batch size
 
 
 def measure(
@@ -38,30 +38,35 @@ def measure(
     original: Scorer | None = None,
     surrogate: Scorer | None = None,
     skip: bool = True,
+    looked: Callable[[int], None] = lambda images: None,
 ) -> Verdicts:
     """Verdicts on the images `index` (int64 [n]) under one attack at every one of its radii, each judged alone.
 
     Protocol strict: an image that is wrong already is not attacked; an image is fooled if *any* iterate fools it, the
-    start included, and is then left alone. Protocol paper (AGFT section 4.1): every image, final iterate.
-    `batch_size`: images under attack together, default: as many as memory holds; `skip=False` attacks also those whose
+    start included, and is then left alone. Protocol paper (AGFT section 4.1): every image, final iterate. Protocol
+    fast: as strict, searched in half precision (`trainers.evaluation.fast`).
+    An attack of a package that draws for the whole batch is given a micro-batch. `batch_size`: images under any other
+    attack together, default: as many as memory holds; `skip=False` attacks also those whose
     verdict is settled, to no effect. Neither changes a verdict. `original`: the model whose top 5 on the clean images
-    is compared with. `surrogate`: the model that a transfer attack is made on.
+    is compared with. `surrogate`: the model that a transfer attack is made on. `looked` is told, batch by batch, how
+    many images were attacked.
     """
     labels, device = image_set.labels[index].to(torch.int64), scorer.device
     models = [each.model for each in (scorer, original, surrogate) if each is not None]
     batch_size = batch_size or fitting_batch(scorer, tuple(image_set.images.shape[1:]))
-    strict, package = protocol == "strict", not entry.attack.keyed
+    strict, fast, package = protocol != "paper", protocol == "fast", not entry.attack.keyed
     with exact(*models):
         clean, others_top = _look(scorer, original, image_set, index, labels, batch_size)
         right = clean.prediction == labels
         todo = torch.arange(len(index))
         if strict and (skip or package):  # a package's draws depend on who else is in the batch
             todo = right.nonzero().squeeze(1)
-        attacked = []
-        for eps in entry.eps:
+        attacked, doubts = [], set()
+        known = torch.zeros(len(entry.eps), len(index), dtype=torch.uint8)
+        for radius, eps in enumerate(entry.eps):
             found = clean.each(torch.clone)
             where = todo if eps > 0 else todo[:0]
-            for rows, images in _batches(scorer, image_set, index, where, PACKAGE_BATCH if package else batch_size):
+            for rows, images in _batches(scorer, image_set, index, where, scorer.size if package else batch_size):
                 case = Case(
                     scorer,
                     images,
@@ -74,16 +79,24 @@ def measure(
                     surrogate=surrogate,
                     skipping=strict and skip,
                 )
-                outcome = run_attack(case, entry.attack)
-                adversarial = outcome.worst.images if strict else outcome.adversarial
+                # Without skipping, images that were wrong already were attacked in vain: their record is the clean one.
+                counted = right[rows] if strict else torch.ones(len(rows), dtype=torch.bool)
+                if fast:
+                    adversarial, how = fast_attack(scorer, case, entry.attack)
+                    known[radius, rows[counted]] = how[counted]
+                else:
+                    outcome = run_attack(case, entry.attack)
+                    doubts |= set(outcome.doubts)
+                    adversarial = outcome.worst.images if strict else outcome.adversarial
+                looked(len(rows))
                 top = None if others_top is None else others_top[rows].to(device)
                 with torch.no_grad():
                     now = read(scorer(adversarial), case.labels, scorer.model.logit_scale, top)
-                # Without skipping, images that were wrong already were attacked in vain: their record is the clean one.
-                counted = right[rows] if strict else torch.ones(len(rows), dtype=torch.bool)
                 found.put(rows[counted], now.at(counted))
             attacked.append(found)
-    return Verdicts(image_set.name, entry.eps, index, labels, clean, Readings.stack(attacked))
+    stacked = Readings.stack(attacked)
+    said = tuple(sorted(doubts))
+    return Verdicts(image_set.name, entry.eps, index, labels, clean, stacked, said, known if fast else None)
 
 
 def _batches(
@@ -119,15 +132,27 @@ def evaluate(
     *,
     rank: int = 0,
     world_size: int = 1,
+    looked: Callable[[int], None] = lambda images: None,
 ) -> Verdicts:
     """Verdicts under the suite's one attack on this rank's share of the sample, in fp32 whatever the model trains in.
 
     `class_embeddings` fp32 [K, D], unit norm. See `measure`.
     """
     (entry,) = suite.attacks
-    sample = stratified_sample(image_set.labels, entry.samples, seed=suite.seed)
+    sample = stratified_sample(image_set.labels, entry.samples, seed=suite.seed)[rank::world_size]
     scorer = Scorer(model, class_embeddings)
-    return measure(scorer, image_set, sample[rank::world_size], entry, protocol=suite.protocol, seed=suite.seed)
+
+    def of(batch_size: int) -> Verdicts:
+        how: dict[str, Any] = {
+            "protocol": suite.protocol,
+            "seed": suite.seed,
+            "batch_size": batch_size,
+            "looked": looked,
+        }
+        return measure(scorer, image_set, sample, entry, **how)
+
+    batch_size = fitting_batch(scorer, tuple(image_set.images.shape[1:]))
+    return fitting(batch_size, scorer.size, of)
 
 
 def evaluate_sets(clip: nn.Module, suite: Suite, *, device: torch.device | str = "cpu") -> dict[str, SetResult]:

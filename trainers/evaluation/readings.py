@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainers.attacks import predict
+from trainers.schema.records import GAP_UNIT
 
 TOP = 5
 BINS = 15  # of the calibration error, as in Guo et al. 2017
@@ -99,6 +100,21 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
     Equal bins of (0, 1]. Guo et al., ICML 2017, arXiv:1706.04599, equation 5. In fp64, so that order does not matter.
     """
     confidence, right = confidence.double(), right.double()
-    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, right - confidence)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins_of(confidence), right - confidence)
     return float(gaps.abs().sum() / len(confidence))
+
+
+def bins_of(confidence: Tensor) -> Tensor:
+    """Which of 15 equal bins of (0, 1], int64 [n] from 0, a confidence fp64 [n] is in."""
+    return (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+
+
+def bin_gaps(confidence: Tensor, right: Tensor) -> Tensor:
+    """What `calibration_error` sums, as whole numbers: right images less their confidences, int64 [15], in 2^-40.
+
+    `confidence` fp32 [n], which 2^-40 divides without a remainder (from 1 / 131,072 on), so that the sums over any
+    parts of the images, added in any order, are those over all: sum(|gaps|) / (n 2^40) is the error.
+    """
+    confidence = confidence.double()
+    gaps = right.to(torch.int64) * GAP_UNIT - (confidence * GAP_UNIT).round().to(torch.int64)
+    return torch.zeros(BINS, dtype=torch.int64).index_add(0, bins_of(confidence), gaps)

@@ -125,6 +125,7 @@ class EvaluationRecord(Frozen):
     clean: Proportion
     clean_evidence: Evidence
     radii: tuple[AtRadius, ...]
+    doubts: tuple[str, ...] = Field((), description="what the attack itself has against the result, a sentence each")
     sanity: tuple[Finding, ...] = Field(description="outcomes of the sanity checks of this evaluation")
     run: dict[str, Any] = Field(description="when, where, how long, with which code and versions")
 

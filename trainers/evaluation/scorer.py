@@ -8,23 +8,70 @@ threads. So whoever is done can be left out, and the others moved together.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from trainers.arithmetic import exact_math
 from trainers.data.base import Images
 from trainers.data.prefetch import prefetched
-from trainers.model.robust import RobustCLIP, exact_math
+from trainers.device import out_of_memory
+from trainers.model.robust import RobustCLIP
 
 CPU_BYTES = 2 << 30  # of activations that a CPU worker may hold
 CUDA_SHARE = 0.5  # of a GPU's free memory
 MOST_IMAGES = 1024
+USUAL = {"cpu": 32, "cuda": 128}  # small on a CPU, where padding is what costs
+GRAPH_SHARE = 0.5  # of a GPU's whole memory, for the graph of one micro-batch
+
+Found = TypeVar("Found")
 
 
-def micro_batch(device: torch.device) -> int:
-    """Images in every evaluation forward on this kind of device: small on a CPU, where padding is what costs."""
-    return 32 if device.type == "cpu" else 128
+def usual_batch(device: torch.device) -> int:
+    """Images in every forward that keeps no graph on this kind of device, and at most in one that does."""
+    return USUAL["cpu" if device.type == "cpu" else "cuda"]
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of a GPU that this process may have, however much of them is free; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    total = torch.cuda.get_device_properties(device).total_memory
+    return int(total * torch.cuda.get_per_process_memory_fraction(device))
+
+
+def micro_batch(model: RobustCLIP, device: torch.device) -> int:
+    """Images in every evaluation forward of this model here: the usual number, halved until its graph fits.
+
+    Of the model and the whole memory alone, so that one model is measured in one shape on all GPUs of a kind.
+    """
+    size, memory = usual_batch(device), memory_of(device)
+    if memory is None:
+        return size
+    image = torch.zeros(1, 3, model.image_size, model.image_size, device=device, requires_grad=True)
+    with exact(model):
+        each = graph_bytes(model, lambda: model.embed(image))
+    while size > 1 and size * each > GRAPH_SHARE * memory:
+        size //= 2
+    return size
+
+
+def graph_bytes(model: RobustCLIP, forward: Callable[[], Tensor]) -> int:
+    """What the graph of a forward keeps in memory for its backward, beside the model's weights."""
+    kept: dict[int, torch.UntypedStorage] = {}  # alive until the sum is made: a freed address may come again
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def count(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        # Nothing is packed: a graph that was handed its own outputs back would hold itself for ever.
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
+        forward()
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def padded(rows: Tensor, size: int) -> Tensor:
@@ -44,7 +91,7 @@ class Scorer:
         self.model = model
         self.device = next(model.parameters()).device
         self.classes = classes.to(self.device)
-        self.size = micro_batch(self.device)
+        self.size = micro_batch(model, self.device)
         self.rows = 0
 
     @property
@@ -79,7 +126,7 @@ class Scorer:
 
 def embed_images(model: RobustCLIP, images: Images, index: Tensor, device: torch.device) -> Tensor:
     """Raw embeddings, fp32 [len(index), D] on `device`, of `images` uint8 [N, 3, H, W] at `index`."""
-    size = micro_batch(device)
+    size = usual_batch(device)
 
     def embed(rows: Tensor) -> Tensor:
         return model.embed(padded(rows, size).to(device).float() / 255)[: len(rows)]
@@ -111,21 +158,28 @@ def fitting_batch(scorer: Scorer, shape: tuple[int, ...]) -> int:
 
     One micro-batch is computed to see what its graph keeps. At least one micro-batch, at most 1024 images.
     """
-    kept: dict[int, torch.UntypedStorage] = {}  # alive until the sum is made: a freed address may come again
-    weights = {parameter.untyped_storage().data_ptr() for parameter in scorer.model.parameters()}
-
-    def count(tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
-        # Nothing is packed: a graph that was handed its own outputs back would hold itself for ever.
-
     images = torch.zeros(scorer.size, *shape, device=scorer.device, requires_grad=True)
-    with exact(scorer.model), torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
-        scorer(images)
-    each = max(1, sum(storage.nbytes() for storage in kept.values()) // scorer.size)
-    kept.clear()
+    with exact(scorer.model):
+        each = max(1, graph_bytes(scorer.model, lambda: scorer(images)) // scorer.size)
     room = CPU_BYTES
     if scorer.device.type == "cuda":
-        room = int(CUDA_SHARE * torch.cuda.mem_get_info(scorer.device)[0])
+        unused = torch.cuda.memory_reserved(scorer.device) - torch.cuda.memory_allocated(scorer.device)
+        room = int(CUDA_SHARE * (torch.cuda.mem_get_info(scorer.device)[0] + unused))
     return max(1, min(MOST_IMAGES, room // each) // scorer.size) * scorer.size
+
+
+def fitting(batch: int, least: int, compute: Callable[[int], Found]) -> Found:
+    """`compute(batch)`, with half as many images whenever memory turns out too small; how many decides no verdict."""
+    while True:
+        try:
+            return compute(batch)
+        except (RuntimeError, MemoryError) as error:
+            if batch <= least or not out_of_memory(error):
+                raise
+            batch = max(least, batch // 2)
+        torch.cuda.empty_cache()
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or what the GPU calls itself."""
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)

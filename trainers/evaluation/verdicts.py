@@ -15,8 +15,9 @@ from torch import Tensor
 
 from trainers.distributed import all_reduce_sum, gather_rows
 from trainers.draws import noise
-from trainers.evaluation.readings import READINGS, Readings
-from trainers.schema.records import Score
+from trainers.evaluation.fast import EXTRA, MISSED, SAME, UNCHECKED, Checks
+from trainers.evaluation.readings import READINGS, Readings, bin_gaps
+from trainers.schema.records import Score, gap_pairs
 from trainers.schema.units import eps_label
 
 
@@ -26,7 +27,9 @@ class Verdicts:
 
     `clean` holds readings [n] of the images as they are, `attacked` [E, n] of their adversarial forms: in protocol
     strict the first iterate that fools, else the one of least margin, and the image itself where that is wrong already;
-    in protocol paper the last iterate. `fooled[e, i]`: not classified right under attack e.
+    in protocol paper the last iterate. `fooled[e, i]`: not classified right under attack e. `doubts`: what the attack
+    itself had against the result, sorted. `known` uint8 [E, n]: in protocol fast, how each verdict is known
+    (`trainers.evaluation.fast`).
     """
 
     name: str
@@ -35,6 +38,8 @@ class Verdicts:
     label: Tensor  # int64 [n]
     clean: Readings
     attacked: Readings
+    doubts: tuple[str, ...] = ()
+    known: Tensor | None = None
 
     @property
     def right(self) -> Tensor:
@@ -49,13 +54,18 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class SetResult:
-    """Integer counts of one dataset over all ranks; `robust_correct` has one count per radius."""
+    """Integer counts of one dataset over all ranks; `robust_correct` has one count per radius.
+
+    `gaps`: of the calibration (`Score`), without attack and then at every radius.
+    """
 
     name: str
     n: int
     clean_correct: int
     eps: tuple[float, ...]
     robust_correct: tuple[int, ...]
+    checks: tuple[Checks, ...] | None = None  # of every radius, in protocol fast
+    gaps: tuple[int, ...] | None = None
 
     @property
     def clean_accuracy(self) -> float:
@@ -68,9 +78,11 @@ class SetResult:
 
     def scores(self) -> dict[str, Score]:
         """By radius, for a record."""
+        biases = [None] * len(self.eps) if self.checks is None else [each.bias(self.n) for each in self.checks]
+        gaps = gap_pairs(self.gaps, len(self.eps))
         return {
-            eps_label(eps): Score.of(correct=self.clean_correct, robust=robust, total=self.n)
-            for eps, robust in zip(self.eps, self.robust_correct, strict=True)
+            eps_label(eps): Score.of(correct=self.clean_correct, robust=robust, total=self.n, bias=bias, gaps=gap)
+            for eps, robust, bias, gap in zip(self.eps, self.robust_correct, biases, gaps, strict=True)
         }
 
 
@@ -96,9 +108,21 @@ def stratified_sample(labels: Tensor, samples: int | None, *, seed: int) -> Tens
 
 def count(verdicts: Verdicts) -> SetResult:
     """Counts over all ranks: one all-reduce of integers."""
-    own = [len(verdicts.index), int(verdicts.right.sum())]
-    totals = all_reduce_sum(torch.tensor([*own, *(~verdicts.fooled).sum(1).tolist()], dtype=torch.int64)).tolist()
-    return SetResult(verdicts.name, totals[0], totals[1], verdicts.eps, tuple(totals[2:]))
+    radii = len(verdicts.eps)
+    own = [len(verdicts.index), int(verdicts.right.sum()), *(~verdicts.fooled).sum(1).tolist()]
+    if verdicts.known is not None:
+        own += [int((row == kind).sum()) for row in verdicts.known for kind in (UNCHECKED, SAME, MISSED, EXTRA)]
+    looks = [
+        (verdicts.clean.confidence, verdicts.right),
+        *zip(verdicts.attacked.confidence, ~verdicts.fooled, strict=True),
+    ]
+    bins = torch.stack([bin_gaps(confidence, right) for confidence, right in looks])
+    whole = all_reduce_sum(torch.cat([torch.tensor(own, dtype=torch.int64), bins.flatten()]))
+    n, right, *rest = whole[: len(own)].tolist()
+    gaps = tuple(whole[len(own) :].view_as(bins).abs().sum(1).tolist())
+    robust, kinds = tuple(rest[:radii]), rest[radii:]
+    checks = tuple(Checks(*kinds[first : first + 4]) for first in range(0, len(kinds), 4)) if kinds else None
+    return SetResult(verdicts.name, n, right, verdicts.eps, robust, checks, gaps)
 
 
 def gather(verdicts: Verdicts) -> Verdicts:
@@ -116,6 +140,7 @@ def gather(verdicts: Verdicts) -> Verdicts:
         label=joined(verdicts.label),
         clean=verdicts.clean.each(joined),
         attacked=verdicts.attacked.each(lambda rows: joined(rows.T).T),
+        known=None if verdicts.known is None else joined(verdicts.known.T).T,
     )
 
 
@@ -130,9 +155,10 @@ def pack_verdicts(verdicts: Verdicts, facts: Mapping[str, Any], *, logits: Tenso
     `logits` fp32 [n, K]: what a calibration needs beside the verdicts.
     """
     tensors = {"index": verdicts.index, "label": verdicts.label} | ({} if logits is None else {"logits": logits})
+    tensors |= {} if verdicts.known is None else {"known": verdicts.known.contiguous()}
     for kind in KINDS:
         tensors |= {f"{kind}.{name}": getattr(getattr(verdicts, kind), name).contiguous() for name in READINGS}
-    content = json.dumps({"name": verdicts.name, "eps": verdicts.eps, "facts": dict(facts)})
+    content = json.dumps({"name": verdicts.name, "eps": verdicts.eps, "doubts": verdicts.doubts, "facts": dict(facts)})
     return save(tensors, {"content": content, "sha256": _digest(content, tensors)})
 
 
@@ -145,9 +171,12 @@ def unpack_verdicts(data: bytes, source: str) -> tuple[Verdicts, dict[str, Any]]
             raise ValueError("not the bytes that were written")
         content = json.loads(header["content"])
         clean, attacked = (Readings(**{name: tensors[f"{kind}.{name}"] for name in READINGS}) for kind in KINDS)
-        verdicts = Verdicts(content["name"], tuple(content["eps"]), tensors["index"], tensors["label"], clean, attacked)
+        verdicts = Verdicts(
+            content["name"], tuple(content["eps"]), tensors["index"], tensors["label"], clean, attacked,
+            tuple(content["doubts"]), tensors.get("known"),
+        )  # fmt: skip
         return verdicts, dict(content["facts"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{source}: not a file of verdicts ({error})") from error
 
 
@@ -171,10 +200,13 @@ def join_verdicts(parts: Sequence[Verdicts]) -> Verdicts:
     order = index.argsort()
     if len(order) and not (index[order].diff() > 0).all():
         raise ValueError(f"{first.name}: an image is in two parts")
+    known = [part.known for part in parts if part.known is not None]
     return replace(
         first,
         index=index[order],
         label=torch.cat([part.label for part in parts])[order],
         clean=Readings.join([part.clean for part in parts]).at(order),
         attacked=Readings.join([part.attacked for part in parts], 1).each(lambda values: values[:, order]),
+        doubts=tuple(sorted({doubt for part in parts for doubt in part.doubts})),
+        known=torch.cat(known, 1)[:, order] if known else None,
     )

@@ -49,12 +49,20 @@ def create(name: str, arch: str, *, model_cfg: dict[str, Any] | None = None, **h
     return clip
 
 
-def build_clip(description: Description) -> nn.Module:
+def sizes_of(description: Description) -> dict[str, Tensor]:
+    """The architecture's tensors by name, without memory for their numbers."""
+    with torch.device("meta"):
+        return dict(build_clip(description, device="meta").state_dict())
+
+
+def build_clip(description: Description, *, device: str = "cpu") -> nn.Module:
     """The architecture with open_clip's random initial weights, whatever they are."""
     with tempfile.TemporaryDirectory() as folder:
         config = {"model_cfg": description.model_cfg, "preprocess_cfg": description.preprocess}
         Path(folder, "open_clip_config.json").write_text(json.dumps(config))
-        return create(f"local-dir:{folder}", description.arch, model_cfg=description.model_cfg, load_weights=False)
+        return create(
+            f"local-dir:{folder}", description.arch, model_cfg=description.model_cfg, load_weights=False, device=device
+        )
 
 
 _QUIET = threading.RLock()

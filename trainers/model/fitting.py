@@ -12,7 +12,7 @@ from open_clip.pretrained import list_pretrained_tags_by_model
 from torch import Tensor, nn
 
 from trainers.errors import UserError
-from trainers.model.build import Description, build_clip
+from trainers.model.build import Description, build_clip, sizes_of
 from trainers.model.definitions import encoders_like, quick_gelu
 from trainers.model.official import Unpacked
 from trainers.model.robust import fingerprint
@@ -20,32 +20,62 @@ from trainers.model.robust import fingerprint
 SHOWN = 3  # names of a long list in a message
 
 
-def check_activation(found: Unpacked, arch: str, base: str | None, source: str) -> None:
-    """OpenAI's weights in a model without QuickGELU load without a word and give wrong numbers."""
+def check_activation(found: Unpacked, arch: str, base: str | None, source: str, *, gelu: bool = False) -> None:
+    """Weights in a model of another activation load without a word and give wrong numbers.
+
+    OpenAI's need QuickGELU. Of other plain tensors nobody can tell, so where open_clip has the architecture in both
+    forms, whoever names the one without QuickGELU must mean it: `gelu`.
+    """
     twin = f"{arch}-quickgelu"
     own_base = found.layout == "fare" and base not in (None, "openai")  # RobustVLM's code takes any open_clip model
-    if not found.openai or own_base or quick_gelu(open_clip.get_model_config(arch) or {}):
+    if own_base or quick_gelu(open_clip.get_model_config(arch) or {}) or twin not in open_clip.list_models():
         return
-    if twin in open_clip.list_models():
+    if not found.openai and not gelu:
+        raise UserError(_undecided(arch, twin, source))
+    if found.openai:
         raise UserError(
             f"--arch: {source} ({found.layout}) is trained from OpenAI's weights, which need QuickGELU, and {arch} is "
             f"built without it; use --arch {twin}"
         )
 
 
-def whole_clip(found: Unpacked, arch: str, source: str) -> nn.Module:
+def _undecided(arch: str, twin: str, source: str) -> str:
+    return (
+        f"--arch: {source} does not say whether it was trained with QuickGELU, and {arch} is built without it. What "
+        f"comes from OpenAI's weights was: use --arch {twin}. If it was not (LAION's, DataComp's), say so once: "
+        f"agft import {source} --arch {arch} --gelu --out weights.safetensors"
+    )
+
+
+def whole_clip(found: Unpacked, arch: str, source: str, *, gelu: bool = False) -> nn.Module:
     """The model of a checkpoint that has both encoders; `UserError` with all that does not fit."""
-    check_activation(found, arch, None, source)
-    clip = build_clip(Description(arch, open_clip.get_model_config(arch) or {}, {}))
-    tensors = dict(found.tensors)
-    if "positional_embedding" in tensors and not hasattr(clip, "positional_embedding"):
-        tensors = convert_to_custom_text_state_dict(tensors)
-    for name in ("logit_scale", "logit_bias"):  # written with and without an axis
-        if name in tensors and tensors[name].numel() == 1 and isinstance(getattr(clip, name, None), Tensor):
-            tensors[name] = tensors[name].reshape(getattr(clip, name).shape)
-    fill(clip, Unpacked(found.layout, True, tensors, found.openai), source, f"whole {arch}")
+    check_activation(found, arch, None, source, gelu=gelu)
+    description = Description(arch, open_clip.get_model_config(arch) or {}, {})
+    sizes = sizes_of(description)
+    named = _as_named_in(sizes, found)
+    check_fit(sizes, named, source, f"whole {arch}")
+    clip = build_clip(description)
+    clip.load_state_dict({name: value.to(sizes[name].dtype) for name, value in named.tensors.items()})
     check_finite(clip, source)
     return clip
+
+
+def check_whole(found: Unpacked, arch: str, source: str) -> None:
+    """As `whole_clip`, without the model: whether it could be made, and of finite numbers."""
+    check_activation(found, arch, None, source)
+    sizes = sizes_of(Description(arch, open_clip.get_model_config(arch) or {}, {}))
+    check_fit(sizes, _as_named_in(sizes, found), source, f"whole {arch}")
+
+
+def _as_named_in(sizes: Mapping[str, Tensor], found: Unpacked) -> Unpacked:
+    """The tensors under the names of open_clip's class for this architecture."""
+    tensors = dict(found.tensors)
+    if "positional_embedding" in tensors and "positional_embedding" not in sizes:
+        tensors = convert_to_custom_text_state_dict(tensors)
+    for name in ("logit_scale", "logit_bias"):  # written with and without an axis
+        if name in tensors and name in sizes and tensors[name].numel() == 1:
+            tensors[name] = tensors[name].reshape(sizes[name].shape)
+    return Unpacked(found.layout, True, tensors, found.openai)
 
 
 def check_finite(clip: nn.Module, source: str) -> None:

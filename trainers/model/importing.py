@@ -21,7 +21,8 @@ from trainers.model import bundled as tiny
 from trainers.model.build import Description, describe
 from trainers.model.definitions import plain_openai_encoder
 from trainers.model.fitting import check_activation, check_finite, check_fit, encoder_sizes, fill, whole_clip
-from trainers.model.official import LAYOUTS, Unpacked, read_checkpoint, unpack
+from trainers.model.formats import read_checkpoint
+from trainers.model.official import LAYOUTS, Unpacked, unpack
 from trainers.model.pretrained import load_clip
 from trainers.model.weights import load_weights, read_metadata
 from trainers.schema.training import ModelConfig
@@ -54,8 +55,12 @@ def default_base(arch: str) -> str:
     return "openai"
 
 
-def import_checkpoint(path: Path, arch: str, *, layout: str = "auto", base: str | None = None) -> Imported:
+def import_checkpoint(
+    path: Path, arch: str, *, layout: str = "auto", base: str | None = None, gelu: bool = False
+) -> Imported:
     """The model in a checkpoint of one of LAYOUTS; its text side is that of `base` (a tag or a place).
+
+    `gelu`: it was trained without QuickGELU, of which plain tensors say nothing.
 
     Raises `UserError` with everything that does not fit, in one message.
     """
@@ -66,11 +71,11 @@ def import_checkpoint(path: Path, arch: str, *, layout: str = "auto", base: str 
         raise UnknownName(f"--arch: open_clip does not know {arch!r}{hint}")
     found = unpack(read_checkpoint(path), layout, str(path))
     if found.whole:
-        clip, base = whole_clip(found, arch, str(path)), None
+        clip, base = whole_clip(found, arch, str(path), gelu=gelu), None
         distance = None
     else:
         check_fit(encoder_sizes(arch), found, str(path), f"image encoder of {arch}")  # before a base is downloaded
-        check_activation(found, arch, base, str(path))
+        check_activation(found, arch, base, str(path), gelu=gelu)
         base = base or default_base(arch)
         clip = load_clip(ModelConfig(arch=arch, pretrained=base))
         before = {name: value.clone() for name, value in _visual(clip).state_dict().items()}
@@ -90,11 +95,16 @@ def import_checkpoint(path: Path, arch: str, *, layout: str = "auto", base: str 
         provenance={
             "layout": found.layout,
             "file": path.name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": _sha256(path),
             "base": base,
             "dtypes": halves,
         },
     )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _visual(clip: nn.Module) -> nn.Module:

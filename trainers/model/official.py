@@ -6,25 +6,21 @@ tecoa       {"vision_encoder_state_dict": encoder, "state_dict": prompts, ...}  
 pmg-aft     the same keys; pixels normalised with ImageNet's mean and deviation     PMG_AFT.py:119-127, 447
 tga-zsr     the same keys                                                           TGA-ZSR.py:366
 fare        encoder                                                                 RobustVLM's training script:239
-state-dict  a whole CLIP, image and text side                                       open_clip, OpenAI
+state-dict  a whole CLIP, image and text side                                       open_clip, OpenAI, Hugging Face
 
 OpenAI's `clip` package, which the first four use, names the encoder's tensors as open_clip does, for ViTs and ResNets.
 """
 
 from __future__ import annotations
 
-import pickle
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from trainers.errors import UserError, lookup
+from trainers.model import hugging_face
 
 Shape = Literal["modules", "family", "encoder", "model"]
 
@@ -52,7 +48,13 @@ AMBIGUOUS = (
     "TeCoA, PMG-AFT and TGA-ZSR save the same keys: read as TeCoA's. A file of PMG-AFT's code needs --layout pmg-aft, "
     "since that code normalises pixels with ImageNet's mean and deviation"
 )
-WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, RobustVLM's ClipVisionModel
+INNER = ("state_dict", "model_state_dict", "model", "module")  # where training scripts keep the model that is meant
+DEPTH = 3  # of mappings in mappings
+VISUAL = "visual."
+ENCODERS = ("conv1.weight", "trunk.pos_embed", "trunk.patch_embed.proj.weight", "trunk.stem.0.weight")
+TEXT = ("token_embedding.weight", "text_projection", "text_projection.weight")
+UNUSED = ("position_ids", "attn_mask")  # buffers that follow from the configuration
+SHOWN = 6  # names of a long list in a message
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # only in OpenAI's own state dicts
 
 
@@ -67,118 +69,106 @@ class Unpacked:
     note: str = ""
 
 
-class Ignored:
-    """Stands in for the numpy scalars in TeCoA's files (their best accuracy); keeps and does nothing."""
+@dataclass(frozen=True)
+class Found:
+    """One model's tensors in a checkpoint, without what wrappers put before their names; what was left beside them."""
 
-    def __init__(self, *_: object) -> None: ...
-
-    def __setstate__(self, _: object) -> None: ...
-
-
-HARMLESS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+    tensors: dict[str, Tensor]
+    left: tuple[str, ...] = ()
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The dictionary in a .safetensors or torch file, on the CPU. A file that needs code to be read is refused."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        with torch.serialization.safe_globals([(Ignored, name) for name in HARMLESS]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about TorchScript, which is answered below
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: {_refusal(str(error))}") from None
-    except Exception as error:  # on bytes that are no checkpoint, torch raises whatever it stumbles over
-        if "TorchScript" in str(error):
-            raise UserError(
-                f"{path}: a TorchScript archive (OpenAI's own download), which is code; save its tensors first: "
-                "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), 'plain.pt')"
-            ) from None
-        raise UserError(f"{path}: not a readable checkpoint, perhaps truncated ({_first_line(error)})") from None
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path}: holds a {type(found).__name__}, not a dictionary of tensors")
-    return dict(found)
+def find_model(raw: Mapping[str, Any], source: str) -> Found:
+    """The tensors of the one CLIP, or CLIP's image encoder, in nested mappings; none if there is none.
+
+    Raises `UserError` where several lie side by side and no name says which one is meant.
+    """
+    groups = dict(_groups(raw, ()))
+    path = next((path for path in groups if not path or path[-1] in INNER), None) if groups else None
+    if not groups:
+        return Found({})
+    if path is None and len(groups) > 1:
+        names = ", ".join(".".join(each) for each in groups)
+        raise UserError(f"{source}: holds several models ({names}): save the one that you mean alone")
+    path = next(iter(groups)) if path is None else path
+    tensors = groups[path]
+    prefixes = _prefixes(tensors)
+    if len(prefixes) > 1:
+        names = ", ".join(f"{each}*" for each in prefixes)
+        raise UserError(f"{source}: holds several models ({names}): save the one that you mean alone")
+    [prefix] = prefixes
+    kept = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    kept = {name: value for name, value in kept.items() if not any(_ends(name, end) for end in UNUSED)}
+    left = [
+        *(str(key) for key in raw if path and key != path[0]),
+        *(name for name in tensors if not name.startswith(prefix)),
+    ]
+    return Found(hugging_face.convert(kept) if hugging_face.MARK in kept else kept, tuple(left))
 
 
-def _refusal(text: str) -> str:
-    """One line instead of torch's advice to load the file anyway."""
-    for mark in ("GLOBAL ", "Trying to call reduce for unrecognized function ", "but got "):
-        if mark in text:
-            name = text.split(mark, 1)[1].split(" ")[0].strip("`'\".")
-            return f"refused: reading it would run code ({name}); only tensors and plain values are read"
-    return f"not a readable checkpoint, perhaps truncated ({text.splitlines()[-1][:120] if text else 'empty'})"
+def _groups(raw: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """(keys on the way, tensors) of every mapping that has a model's tensors."""
+    tensors = {str(name): value.detach() for name, value in raw.items() if isinstance(value, Tensor)}
+    if _prefixes(tensors):
+        yield path, tensors
+    elif len(path) < DEPTH:
+        for key, inner in raw.items():
+            if isinstance(inner, Mapping):
+                yield from _groups(inner, (*path, str(key)))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """What stands before the names of each model: of a whole CLIP, or of an image encoder where there is none."""
+    names = list(names)
+    whole = {name[: name.index(f".{VISUAL}") + 1] if not name.startswith(VISUAL) else ""
+             for name in names if name.startswith(VISUAL) or f".{VISUAL}" in name}  # fmt: skip
+    whole |= {name.removesuffix(hugging_face.MARK) for name in names if _ends(name, hugging_face.MARK)}
+    found = whole or {name.removesuffix(end) for name in names for end in ENCODERS if _ends(name, end)}
+    return sorted(each for each in found if not any(other != each and each.startswith(other) for other in found))
 
 
-def _plain(found: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors among the values, without the prefixes that wrappers put before every name."""
-    tensors = {str(name): value.detach() for name, value in found.items() if isinstance(value, Tensor)}
-    again = True
-    while again and tensors:
-        again = False
-        for prefix in WRAPPERS:
-            if all(name.startswith(prefix) for name in tensors):
-                tensors, again = {name.removeprefix(prefix): value for name, value in tensors.items()}, True
-    return tensors
+def _ends(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
 
 
-def _state_dict(raw: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A plain state dict, or the one that a training script wrapped."""
-    inner = raw.get("state_dict", raw.get("model"))
-    return _plain(inner if isinstance(inner, Mapping) else raw)
-
-
-def recognise(raw: Mapping[str, Any]) -> str | None:
-    """The layout that a checkpoint's keys are those of; None when they are nobody's."""
-    shape = _shape(raw)
-    return next((name for name, layout in LAYOUTS.items() if layout.shape == shape), None)
-
-
-def _shape(raw: Mapping[str, Any]) -> Shape | None:
+def _shape(raw: Mapping[str, Any], source: str = "") -> Shape | None:
     if isinstance(raw.get("modules"), Mapping) and "clip.visual" in raw["modules"]:
         return "modules"
     if isinstance(raw.get("vision_encoder_state_dict"), Mapping):
         return "family"
-    names = _state_dict(raw).keys()
-    inside = {name.removeprefix("visual.") for name in names}
-    if not inside & {"conv1.weight", "trunk.pos_embed", "trunk.patch_embed.proj.weight", "trunk.stem.0.weight"}:
+    names = find_model(raw, source).tensors
+    if not names:
         return None
-    text = any(name.startswith(("visual.", "text.")) for name in names) and any(
-        name.endswith(("token_embedding.weight", "text_projection", "text_projection.weight")) for name in names
-    )
-    return "model" if text else "encoder"
+    return "model" if any(name.startswith("text.") or name in TEXT for name in names) else "encoder"
 
 
 def unpack(raw: Mapping[str, Any], layout: str, source: str) -> Unpacked:
     """The model's tensors. `layout` is a name from LAYOUTS or `auto`; `source` is the file's name for messages."""
+    if not raw:
+        raise UserError(f"{source}: empty: a dictionary that holds nothing")
     _refuse_prompts(raw, source)
-    shape, found = _shape(raw), recognise(raw)
-    if shape is None or found is None:
-        keys = ", ".join(repr(key) for key in list(raw)[:6]) or "none"
+    shape = _shape(raw, source)
+    if shape is None:
+        keys = ", ".join(repr(key) for key in list(raw)[:6])
         raise UserError(f"{source}: its keys ({keys}{', ...' if len(raw) > 6 else ''}) are of no known layout: "
                         + "; ".join(f"{name}: {each.keys}" for name, each in LAYOUTS.items()))  # fmt: skip
-    name = found if layout == "auto" else layout
+    likely = next(name for name, each in LAYOUTS.items() if each.shape == shape)
+    name = likely if layout == "auto" else layout
     wanted = lookup(LAYOUTS, name, path="--layout")
     if wanted.shape != shape:
-        raise UserError(f"{source}: no {name} checkpoint (expected {wanted.keys}); the keys fit --layout {found}")
-    if shape == "modules":
-        tensors = _plain(raw["modules"]["clip.visual"])
-    elif shape == "family":
-        tensors = _plain(raw["vision_encoder_state_dict"])
-    else:
-        tensors = _state_dict(raw)
-    if all(key.startswith("visual.") for key in tensors):
-        tensors = {key.removeprefix("visual."): value for key, value in tensors.items()}
+        raise UserError(f"{source}: no {name} checkpoint (expected {wanted.keys}); the keys fit --layout {likely}")
+    inner = {"modules": lambda: raw["modules"]["clip.visual"], "family": lambda: raw["vision_encoder_state_dict"]}
+    chosen = inner[shape]() if shape in inner else raw
+    found = find_model(chosen if isinstance(chosen, Mapping) else {}, source)
+    tensors = found.tensors
+    if all(key.startswith(VISUAL) for key in tensors):
+        tensors = {key.removeprefix(VISUAL): value for key, value in tensors.items()}
     numbers = [key for key in OPENAI_NUMBERS if key in tensors]
     tensors = {key: value for key, value in tensors.items() if key not in OPENAI_NUMBERS}
-    note = AMBIGUOUS if layout == "auto" and shape == "family" else ""
-    return Unpacked(name, shape == "model", tensors, wanted.openai or bool(numbers), note)
+    notes = [AMBIGUOUS] * (layout == "auto" and shape == "family")
+    if found.left:
+        more = f" and {len(found.left) - SHOWN} more" if len(found.left) > SHOWN else ""
+        notes.append(f"left over, and not used: {', '.join(found.left[:SHOWN])}{more}")
+    return Unpacked(name, shape == "model", tensors, wanted.openai or bool(numbers), "; ".join(notes))
 
 
 def _refuse_prompts(raw: Mapping[str, Any], source: str) -> None:

@@ -20,11 +20,13 @@ from trainers.errors import MissingWeights, UnknownName, UserError, nearest
 from trainers.model import bundled as tiny
 from trainers.model.build import create, describe
 from trainers.model.definitions import check_same_model, quick_gelu
-from trainers.model.fitting import whole_clip
-from trainers.model.official import read_checkpoint, recognise, unpack
-from trainers.model.weights import is_weights_file, load_weights
+from trainers.model.fitting import check_whole, whole_clip
+from trainers.model.formats import read_checkpoint, what_else
+from trainers.model.official import Unpacked, unpack
+from trainers.model.weights import is_weights_file, load_weights, read_metadata
 from trainers.schema.training import ModelConfig
 
+EXPORTED = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 FETCHERS: dict[str, Callable[[str], Path]] = {}
 """Scheme of an address -> what brings the file or folder at `scheme://...` to this machine. Empty here, since this
 package knows no storage: whoever starts a process fills in what it can reach."""
@@ -135,22 +137,36 @@ def _load_path(arch: str, path: Path, *, named: str | None = None) -> nn.Module:
     if not path.exists():
         raise MissingWeights(f"model.pretrained: no such checkpoint: {source}")
     if path.is_dir():
-        if not (path / "open_clip_config.json").is_file():
-            raise MissingWeights(f"model.pretrained: {source} is no open_clip export: open_clip_config.json is missing")
+        _check_folder(arch, path, source)
         _check_promised(path, source)
         clip = _create(f"local-dir:{path}", None, source, arch=arch)
         check_same_model(arch, describe(clip).model_cfg, source)
         return clip
-    if not is_weights_file(path):
-        _check_arch(arch)
-        try:
-            return _create(arch, str(path), source)
-        except MissingWeights as error:
-            raise _explained(error, arch, path, source) from error
+    with _in_words_of_the_file():
+        if not is_weights_file(path):
+            return whole_clip(_unpacked(arch, path, source), arch, source)
     clip = load_weights(path)
     if describe(clip).arch != arch:
         raise UserError(f"model.arch: {source} holds a {describe(clip).arch!r}, not a {arch!r}")
     return clip
+
+
+def _check_folder(arch: str, folder: Path, source: str) -> None:
+    """An export of open_clip's, of this architecture, with weights beside its configuration."""
+    try:
+        model_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    except FileNotFoundError:
+        files = [each.name for each in sorted(folder.iterdir()) if each.name.endswith((".safetensors", ".bin", ".pt"))]
+        hint = f"; name one of its files: {', '.join(files[:3])}" if files else ""
+        rule = f"is no open_clip export: open_clip_config.json is missing{hint}"
+        raise MissingWeights(f"model.pretrained: {source} {rule}") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        rule = f"has no readable model_cfg in open_clip_config.json ({type(error).__name__}: {error})"
+        raise MissingWeights(f"model.pretrained: {source} {rule}") from None
+    if isinstance(model_cfg, dict):
+        check_same_model(arch, model_cfg, source)
+    if not any((folder / f"open_clip_{name}").is_file() for name in EXPORTED):
+        raise MissingWeights(f"model.pretrained: {source}: could not load it: no open_clip_{EXPORTED[0]} in it")
 
 
 def _check_promised(folder: Path, source: str) -> None:
@@ -168,21 +184,54 @@ def _check_promised(folder: Path, source: str) -> None:
         raise MissingWeights(f"model.pretrained: {source}: {weights.name} has SHA-256 {found}, expected {expected}")
 
 
-def _explained(error: MissingWeights, arch: str, path: Path, source: str) -> UserError:
-    """Why open_clip could not take a file: it is of an official layout, holds code, is damaged, or does not fit."""
+def _unpacked(arch: str, path: Path, source: str) -> Unpacked:
+    """The tensors of a whole CLIP that another program wrote; what has no text side is sent to the import."""
+    _check_arch(arch)
+    found = unpack(read_checkpoint(path), "auto", source)
+    if not found.whole:
+        raise UserError(
+            f"{source} has the layout {found.layout!r} of another code; make weights of it first: "
+            f"agft import {source} --arch {arch} --out weights.safetensors"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _in_words_of_the_file() -> Iterator[None]:
+    """Errors about a checkpoint, as a study file's `model` says it."""
     try:
-        layout = recognise(read_checkpoint(path))
-        if layout == "state-dict":
-            whole_clip(unpack(read_checkpoint(path), "auto", str(path)), arch, str(path))
-    except UserError as reason:
-        text = str(reason).replace("--arch:", "model.arch:").replace("--arch ", "arch: ")
-        return MissingWeights(f"model.pretrained: {text}")
-    if layout is None:
-        return error
-    return UserError(
-        f"model.pretrained: {source} has the layout {layout!r} of another code; make weights of it first: "
-        f"agft import {source} --arch {arch} --out weights.safetensors"
-    )
+        yield
+    except UnknownName:
+        raise
+    except UserError as error:
+        text = str(error).replace("--arch:", "model.arch:").replace("use --arch ", "use arch: ")
+        text = text.replace("sizes of --arch ", "sizes of arch: ")
+        raise MissingWeights(text if text.startswith("model.arch:") else f"model.pretrained: {text}") from None
+
+
+def check_file(config: ModelConfig) -> str:
+    """Whether the file at `pretrained` can be the weights of `arch`, told from its tensors, without making the model.
+
+    What is left over in it, or ''. Raises `UserError` as `load_clip` would. Places that are no files pass.
+    """
+    tiny.register()
+    arch, path = config.arch, Path(config.pretrained.removeprefix("local-dir:")).expanduser()
+    if not config.names_a_place() or "://" in config.pretrained:
+        return ""
+    if path.is_dir():
+        _check_folder(arch, path, config.pretrained)
+        return ""
+    with _in_words_of_the_file():
+        if reason := what_else(path):
+            raise UserError(f"{path}: {reason}")
+        if is_weights_file(path):
+            held = read_metadata(path).get("arch")
+            if held != arch:
+                raise UserError(f"--arch: {path} holds a {held!r}, not a {arch!r}")
+            return ""
+        found = _unpacked(arch, path, str(path))
+        check_whole(found, arch, str(path))
+        return found.note
 
 
 def _create(name: str, pretrained: str | None, source: str, *, arch: str | None = None, hint: str = "") -> nn.Module:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -13,6 +13,8 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from trainers.arithmetic import exact_math
+from trainers.device import out_of_memory
 from trainers.draws import noise
 from trainers.errors import UserError
 from trainers.model.build import describe
@@ -20,20 +22,6 @@ from trainers.model.build import describe
 logger = logging.getLogger(__name__)
 FINGERPRINT_IMAGES, FINGERPRINT_TEXTS = 2, 3
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@contextlib.contextmanager
-def exact_math() -> Iterator[None]:
-    """IEEE fp32 products (no TF32) and one attention kernel with and without gradients; restored on leaving."""
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = matmul.fp32_precision, conv.fp32_precision, torch.backends.mha.get_fastpath_enabled()
-    try:
-        matmul.fp32_precision = conv.fp32_precision = "ieee"
-        torch.backends.mha.set_fastpath_enabled(False)
-        yield
-    finally:
-        matmul.fp32_precision, conv.fp32_precision = before[:2]
-        torch.backends.mha.set_fastpath_enabled(before[2])
 
 
 class RobustCLIP(nn.Module):
@@ -120,31 +108,31 @@ class RobustCLIP(nn.Module):
                 state["positional_embedding"] = position
         return state
 
-    def use_activation_checkpointing(self) -> None:
+    def use_activation_checkpointing(self, on: bool = True) -> None:
         """Keep only the blocks' inputs for the backward pass and compute the rest again."""
-        if isinstance(self.visual, ModifiedResNet):
-            self.checkpointing = True
-        else:
-            self.visual.set_grad_checkpointing(True)  # type: ignore[operator]
+        self.checkpointing = on
+        if not isinstance(self.visual, ModifiedResNet):
+            self.visual.set_grad_checkpointing(on)  # type: ignore[operator]
 
     def _encoder(self, pixels: Tensor) -> Tensor:
         """`visual`, compiled or checkpointed where that is switched on."""
-        compiled = self.__dict__.get("compiled")
-        if compiled is not None:
+        size, compiled = self.__dict__.get("compiled", (None, None))
+        if compiled is not None and len(pixels) == size:
             try:
                 found: Tensor = compiled(pixels)
                 return found
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # a new shape compiles anew, and a compiler may fail in any way
+            except Exception as error:  # what is new compiles anew, and a compiler may fail in any way
+                if out_of_memory(error):
+                    raise
                 self.stop_compiled(error)
-        if not (self.checkpointing and torch.is_grad_enabled()):
+        if not (self.checkpointing and torch.is_grad_enabled() and isinstance(self.visual, ModifiedResNet)):
             out: Tensor = self.visual(pixels)
             return out
-        out = self.visual.stem(pixels)  # type: ignore[operator]
+        out = self.visual.stem(pixels)
         for number in range(1, 5):
             out = checkpoint(getattr(self.visual, f"layer{number}"), out, use_reentrant=False)
-        return self.visual.attnpool(out)  # type: ignore[operator]
+        pooled: Tensor = self.visual.attnpool(out)
+        return pooled
 
     def stop_compiled(self, error: Exception) -> None:
         """Eager from here on, said in the log and kept in `compile_note`."""
@@ -160,8 +148,8 @@ class RobustCLIP(nn.Module):
         if images.dtype != torch.float32:
             raise ValueError(f"images must be float32 in [0, 1]; got {images.dtype}")
         if images.shape[-1] != self.image_size:
-            size = (self.image_size, self.image_size)
-            images = nn.functional.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+            resizing = resizing_matrix(images.shape[-1], self.image_size, images.device)
+            images = resizing @ (images @ resizing.T)
         pixels = (images - self.mean) / self.std
         return pixels if self.prompt is None else pixels + self.prompt * self.prompt_mask
 
@@ -183,6 +171,19 @@ class RobustCLIP(nn.Module):
     def frozen_copy(self) -> RobustCLIP:
         """A teacher: the same function, sharing nothing, in eval mode and without gradients."""
         return copy.deepcopy(self).eval().requires_grad_(False)
+
+
+@functools.lru_cache(maxsize=32)
+def resizing_matrix(size: int, wanted: int, device: torch.device) -> Tensor:
+    """R, fp32 [wanted, size]: R X R^T is what bicubic antialiased interpolation makes of X, up to rounding.
+
+    Two products: their gradient adds in one order on a GPU too, which that of `interpolate` does not.
+    """
+    with torch.no_grad():
+        rows = nn.functional.interpolate(
+            torch.eye(size)[None, None], (wanted, size), mode="bicubic", antialias=True, align_corners=False
+        )
+    return rows[0, 0].to(device)
 
 
 def class_embeddings(clip: nn.Module, prompts: list[list[str]], tokenizer: Callable[[list[str]], Tensor]) -> Tensor:

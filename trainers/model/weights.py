@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from trainers.errors import UserError
 from trainers.files import write_whole
 from trainers.model.build import Description, build_clip, describe
+from trainers.model.formats import is_safetensors, what_else
 from trainers.model.robust import fingerprint
 from trainers.schema.records import EpochRecord
 
@@ -43,6 +45,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write one of our files; `metadata` has its `kind` and `format`."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     return write(path, _in_order(to_bytes(plain, metadata={KEY: json.dumps(metadata, sort_keys=True), "format": "pt"})))
+
+
+def save_plain(path: Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Write a safetensors file for other libraries, which ask for the format of the tensors and for nothing else."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return write(path, _in_order(to_bytes(plain, metadata={"format": "pt"})))
 
 
 def _in_order(data: bytes) -> bytes:
@@ -75,14 +83,16 @@ def hash_weights(module: nn.Module) -> str:
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """The JSON in the header of one of our files, `{}` for another safetensors file; reads no tensor."""
+    if what := what_else(path):
+        raise CheckpointError(f"{path}: {'no such checkpoint' if what == 'no such file' else what}")
     try:
         with safe_open(path, framework="pt") as file:
-            loaded: dict[str, Any] = json.loads((file.metadata() or {}).get(KEY, "{}"))
-            return loaded
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (SafetensorError, ValueError, OSError) as error:
+            loaded = json.loads((file.metadata() or {}).get(KEY, "{}"))
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file, perhaps truncated ({error})") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path}: its header's {KEY!r} is no mapping, so this program did not write it")
+    return loaded
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -130,8 +140,11 @@ def save_weights(
 
 
 def is_weights_file(path: Path) -> bool:
-    """Was `path` written by `save_weights`? Raises `CheckpointError` for a damaged safetensors file."""
-    return path.suffix == ".safetensors" and read_metadata(path).get("kind") == "weights"
+    """Was `path` written by `save_weights`, whatever its name? Raises `CheckpointError` for a damaged file."""
+    if what := what_else(path):
+        raise CheckpointError(f"{path}: {what}")
+    named_so = path.suffix == ".safetensors" and not zipfile.is_zipfile(path)
+    return (named_so or is_safetensors(path)) and read_metadata(path).get("kind") == "weights"
 
 
 def load_weights(path: Path) -> nn.Module:

@@ -352,6 +352,7 @@ class AutoAttack(EvalAttackParameters):
         return 102 * apgd + 203 * fab + 5000 + others, 101 * apgd + 100 * fab
 
 
+ADAPTIVE = {"eot-pgd": "EOTPGD", "spsa": "SPSA", "adaptive": "Adaptive"}
 EVAL_ATTACKS: Table[type[EvalAttackParameters]] = Table(
     "attack",
     "agft.attacks",
@@ -361,6 +362,7 @@ EVAL_ATTACKS: Table[type[EvalAttackParameters]] = Table(
             FGSM, PGD, CW, MIFGSM, DIFGSM, TIFGSM, APGDCE, APGDDLR, APGDT, Square, Transfer, APGD, Ensemble, AAAgft,
             AutoAttack,
         )
-    },
+    }
+    | {name: f"trainers.schema.adaptive:{place}" for name, place in ADAPTIVE.items()},
     record_rule(EvalAttackParameters),
 )  # fmt: skip

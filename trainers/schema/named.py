@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
-from trainers.errors import no_such
+from trainers.errors import nearest, no_such
 from trainers.table import Table
 
 
@@ -27,6 +27,17 @@ def record_rule(base: type[BaseModel]) -> Callable[[str, Any], str]:
 
 def _unknown(table: Table[Any], name: object) -> PydanticCustomError:
     return PydanticCustomError("unknown_name", no_such(table.kind, name, table))
+
+
+def _faults(row: type[BaseModel], given: Mapping[str, Any]) -> list[InitErrorDetails]:
+    try:
+        row.model_validate(given)
+    except ValidationError as error:
+        return [
+            {"type": PydanticCustomError(each["type"], each["msg"]), "loc": each["loc"], "input": each["input"]}
+            for each in error.errors()
+        ]
+    return []
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +75,24 @@ class OneOf:
         if not isinstance(given, Mapping):
             raise PydanticCustomError("model_type", "Input should be a valid dictionary")
         name = given.get("name")
-        if isinstance(name, str) and name in self.table:
-            found: BaseModel = self.table[name].model_validate(given)
+        row = self.meant(name)
+        if row is not None and name in self.table:
+            found: BaseModel = row.model_validate(given)
             return found
         missing = f"is required; known: {', '.join(self.table)}"
         kind = _unknown(self.table, name) if "name" in given else PydanticCustomError("missing_name", missing)
-        raise ValidationError.from_exception_data("name", [{"type": kind, "loc": ("name",), "input": name}])
+        wrong: list[InitErrorDetails] = [{"type": kind, "loc": ("name",), "input": name}]
+        if row is not None:  # what else is wrong with the block, read as the one that it was probably meant to be
+            wrong += _faults(row, {**given, "name": row.model_fields["name"].default})
+        raise ValidationError.from_exception_data("name", wrong)
+
+    def meant(self, name: object) -> type[BaseModel] | None:
+        """The class of that name, or of the one most like it; None where there is none."""
+        if not isinstance(name, str):
+            return None
+        close = [name] if name in self.table else nearest(name, self.table, count=1)
+        row: type[BaseModel] | None = self.table[close[0]] if close else None
+        return row
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         as_it_is = core_schema.simple_ser_schema("any")
@@ -78,4 +101,5 @@ class OneOf:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {"oneOf": [handler(row.__pydantic_core_schema__) for row in self.table.values()]}
+        forms = [handler.resolve_ref_schema(handler(row.__pydantic_core_schema__)) for row in self.table.values()]
+        return {"oneOf": [{**form, "required": ["name", *form.get("required", ())]} for form in forms]}

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from trainers.schema.named import In
-from trainers.schema.units import Fraction, Frozen, OfEps
+from trainers.schema.units import Fraction, Frozen, OfEps, Several, linf_length
 from trainers.table import Table
 
 PLACES = ("s3:", "hf-hub:", "local-dir:")
@@ -52,11 +52,10 @@ class AttackConfig(Frozen):
     restarts: int = Field(default=1, ge=1, le=100, description="random starts; the worst final iterate is kept")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum of the attack's steps (FARE: 0.9)")
 
-    @model_validator(mode="after")
-    def _inside_the_pixel_cube(self) -> AttackConfig:
-        if self.norm == "linf" and self.eps > 1:
-            raise ValueError(f"eps {self.eps:g}: a linf radius is at most 1, pixels being in [0, 1]; write 4/255")
-        return self
+    @field_validator("eps", "step_size", mode="after")
+    @classmethod
+    def _inside_the_pixel_cube(cls, value: float | OfEps, read: ValidationInfo) -> float | OfEps:
+        return linf_length(value) if read.data.get("norm") == "linf" and not isinstance(value, OfEps) else value
 
     def resolved_step_size(self) -> float:
         """The step in pixels of [0, 1]."""
@@ -102,8 +101,16 @@ class TrainConfig(Frozen):
     batch_size: int = Field(default=256, ge=1, description="images per update, over all workers together")
     accumulation: int = Field(default=1, ge=1, description="parts that a worker's share of a batch is computed in")
     samples_per_epoch: int | None = Field(default=None, ge=1, description="images per epoch; null = the whole set")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32", description="encoder's autocast; weights, logits and losses are fp32; fp16 scales its gradients"
+    checkpoint_minutes: float | None = Field(
+        default=15, gt=0, description="inside an epoch, a state to go on from so often; null = only between epochs"
+    )
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="encoder's autocast, or its products' rounding (tf32); auto = bf16 where the GPU has it, else "
+        "fp32. Weights, logits and losses are fp32; fp16 scales its gradients",
+    )
+    deterministic: bool = Field(
+        default=False, description="on a GPU, kernels that add in one order: the same bits again, for more time"
     )
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="optimizer")
     clip_grad_norm: float | None = Field(default=None, gt=0, description="largest L2 norm of the gradient; null = any")
@@ -124,7 +131,12 @@ class TrainConfig(Frozen):
     threads: int | None = Field(default=None, ge=1, description="CPU threads of each worker; null = torch's choice")
 
 
-Metric = Literal["robust_accuracy", "clean_accuracy"]
+Metric = Literal["robust_accuracy", "clean_accuracy", "robust_calibration", "clean_calibration"]
+"""What a goal may speak of, each in [0, 1] and the more the better. A calibration is 1 less the expected calibration
+error of the probabilities at the model's own scale."""
+AccuracyMetric = Literal["robust_accuracy", "clean_accuracy"]
+ACCURACIES: tuple[AccuracyMetric, ...] = ("clean_accuracy", "robust_accuracy")
+CALIBRATIONS: tuple[Metric, ...] = ("clean_calibration", "robust_calibration")
 
 
 class Goal(Frozen):
@@ -135,7 +147,7 @@ class Goal(Frozen):
     """
 
     metric: Metric = Field(default="robust_accuracy", description="what to maximise")
-    metrics: tuple[Metric, ...] = Field(default=(), description="several: a Pareto front; `metric` is the first")
+    metrics: Several[Metric] = Field(default=(), description="several: a Pareto front; `metric` is the first")
     mode: Literal["max"] = Field(default="max", description="direction")
     at_least: dict[Metric, float] = Field(default_factory=dict, description="floors that a feasible epoch reaches")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import math
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+Item = TypeVar("Item")
 
 
 def parse_fraction(value: Any) -> Any:
@@ -13,13 +16,35 @@ def parse_fraction(value: Any) -> Any:
         return value
     numerator, slash, denominator = value.partition("/")
     try:
-        return float(numerator) / float(denominator) if slash else float(numerator)
+        number = float(numerator) / float(denominator) if slash else float(numerator)
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{value!r} is neither a number nor a fraction such as 4/255") from None
+        number = math.nan
+    if not math.isfinite(number):
+        shown = value if len(value) <= 40 else f"{value[:37]}..."
+        raise ValueError(f"{shown!r} is neither a number nor a fraction such as 4/255")
+    return number
 
 
-Fraction = Annotated[float, BeforeValidator(parse_fraction)]
-Length = Annotated[Fraction, Field(gt=0, le=1)]
+def linf_length(value: float) -> float:
+    """`value`, if it can be a length in the L-inf norm; `ValueError` with the rule if not."""
+    if 0 <= value <= 1:
+        return value
+    counted = 1 < value <= 255 and (2 * value).is_integer()  # what people write who count grey levels: 4, 8, 0.5
+    levels = f"; {value:g} of 255 grey levels is {value:g}/255" if counted else ""
+    raise ValueError(f"{value:g} is no length in the L-inf norm: pixels are in [0, 1], so write 4/255 or so{levels}")
+
+
+def listed(value: Any) -> Any:
+    """A list of one, where its only item was written without brackets."""
+    return value if value is None or isinstance(value, list | tuple) else [value]
+
+
+Fraction = Annotated[float, BeforeValidator(parse_fraction), Field(json_schema_extra={"fraction": True})]
+# Lengths in the L-inf norm: a radius, of which 0 is the image itself, and a step.
+Radius = Annotated[Fraction, AfterValidator(linf_length), Field(json_schema_extra={"minimum": 0, "maximum": 1})]
+Length = Annotated[Fraction, Field(gt=0, json_schema_extra={"maximum": 1}), AfterValidator(linf_length)]
+# A list, of which a single item needs no brackets.
+Several = Annotated[tuple[Item, ...], BeforeValidator(listed), Field(json_schema_extra={"alone": True})]
 
 
 class Frozen(BaseModel):

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from trainers import distributed
 from trainers.data import ImageSet
+from trainers.evaluation.scorer import usual_batch
 from trainers.files import TEMPORARY, FileLock
+from trainers.life import Left, asked
 from trainers.model.robust import RobustCLIP
 from trainers.teacher.rows import Damaged, Writer, embedding_rows, embedding_width, largest_error, read_embeddings
 
@@ -65,7 +67,7 @@ def cached_embeddings(
     passes, settled, waited = 0, -1, False
     while True:
         rank.look(last=passes >= PASSES)
-        if not _any(rank.found is None):
+        if not distributed.any_rank(rank.found is None):
             break
         try:
             rank.prepare()
@@ -78,6 +80,7 @@ def cached_embeddings(
                 continue
         finally:
             rank.leave()
+        _leave_if_asked()
         before, settled = settled, int((states <= IN_MEMORY).sum())
         if settled == before:
             if not waited and distributed.rank() == 0:
@@ -85,16 +88,17 @@ def cached_embeddings(
             waited = True
             # The system's random numbers, since no seeded ones may move; of two groups one must be faster.
             time.sleep(secrets.SystemRandom().uniform(0.1, 0.5))
-    damaged = _any(rank.shared_is_damaged)
+    damaged = distributed.any_rank(rank.shared_is_damaged)
     if distributed.rank() == 0:
         rank.share(replace=damaged)
     assert rank.found is not None
     return rank.found
 
 
-def _any(flag: bool) -> bool:
-    """Is it true on any rank?"""
-    return bool(distributed.all_reduce_sum(torch.tensor([int(flag)])))
+def _leave_if_asked() -> None:
+    """All ranks together, with what is sure of an unfinished file kept on the disk."""
+    if distributed.any_rank(asked()):
+        raise Left
 
 
 @dataclass(eq=False)
@@ -156,7 +160,8 @@ class _Rank:
                 self._fetch()
             if self.found is None:
                 width = embedding_width(self.model, self.image_set, self.device)
-                self.writer = Writer(self.path, (len(self.image_set), width), manifest)
+                batch = usual_batch(self.device)
+                self.writer = Writer(self.path, (len(self.image_set), width), manifest, batch=batch)
         except OSError as error:
             self._do_without_disk(str(error))
         if self.writer is None:
@@ -169,7 +174,7 @@ class _Rank:
         for item in self.path.parent.iterdir():
             if item.is_dir():
                 shutil.rmtree(item)
-            elif item != self.lock.path:
+            elif item != self.lock.path and not item.name.startswith(f"{self.path.name}.part"):
                 item.unlink()
 
     def _fetch(self) -> None:
@@ -205,14 +210,21 @@ class _Rank:
     def compute(self) -> None:
         """All ranks compute; owners write the file, and who has no disk keeps the rows."""
         kept: Tensor | None = None
-        done = 0
         in_memory = not self.has_disk
-        for rows in embedding_rows(self.model, self.image_set, self.device):
+        # Of what killed passes left on the owners' disks, what all of them have. A rank that only waits needs nothing.
+        has = self.writer.done if self.writer else 0 if in_memory else len(self.image_set)
+        done = int(distributed.gather_rows(torch.tensor([[has]])).min())
+        if self.writer is not None:
+            self.writer.start(done)
+        if done and distributed.rank() == 0:
+            logger.warning("teacher's embeddings of %s: going on behind %d images", self.image_set.name, done)
+        for rows in embedding_rows(self.model, self.image_set, self.device, done=done):
             if in_memory:
                 kept = torch.empty(len(self.image_set), rows.shape[1]) if kept is None else kept
                 kept[done : done + len(rows)] = rows
                 done += len(rows)
             self._write(rows)
+            _leave_if_asked()
         self._write(None)
         if in_memory:
             self.found = kept
@@ -225,12 +237,13 @@ class _Rank:
             self.writer.finish() if rows is None else self.writer.add(rows)
         except OSError as error:
             self._do_without_disk(str(error))
+            self.writer.discard()
             self.leave()
 
     def leave(self) -> None:
-        """Let go of the lock and of an unfinished file."""
+        """Let go of the lock; what is sure of an unfinished file stays."""
         if self.writer is not None:
-            self.writer.discard()
+            self.writer.leave()
             self.writer = None
         self.lock.release()
 

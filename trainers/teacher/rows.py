@@ -8,12 +8,11 @@ import json
 import logging
 import math
 import os
-import secrets
 import struct
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,12 +20,15 @@ from torch import Tensor
 
 from trainers import distributed
 from trainers.data import ImageSet
-from trainers.evaluation.scorer import embed_images, micro_batch
-from trainers.files import TEMPORARY, sync_folder, take_space
+from trainers.evaluation.scorer import embed_images, usual_batch
+from trainers.files import sync_folder, take_space, write_whole
+from trainers.life import Stage
 from trainers.model.robust import RobustCLIP
 
 BATCHES = 8  # micro-batches that a rank computes between two exchanges
 QUIET_SECONDS = 5.0
+NOTE_SECONDS = 30.0  # between two notes of how far an unfinished file is
+CHUNK_BYTES = 1 << 24
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +38,16 @@ def embedding_width(model: RobustCLIP, image_set: ImageSet, device: torch.device
     return embed_images(model, image_set.images, torch.zeros(0, dtype=torch.int64), device).shape[1]
 
 
-def embedding_rows(model: RobustCLIP, image_set: ImageSet, device: torch.device) -> Iterator[Tensor]:
+def embedding_rows(model: RobustCLIP, image_set: ImageSet, device: torch.device, *, done: int = 0) -> Iterator[Tensor]:
     """Blocks of consecutive rows, fp32 [n, D] on the CPU, on every rank the same; called on every rank together.
 
     Ranks take whole micro-batches of consecutive images, so that every forward sees the same images in the same places
-    however many ranks there are.
+    however many ranks there are. The first `done` rows, a whole number of micro-batches, are left out.
     """
-    number, size = len(image_set), micro_batch(device)
+    number, size = len(image_set), usual_batch(device)
     rank, ranks = distributed.rank(), distributed.world_size()
-    progress = _Progress(image_set.name, number)
-    for first in range(0, number, size * ranks * BATCHES):
+    progress, stage = _Progress(image_set.name, number, done), Stage("teacher", number)
+    for first in range(done, number, size * ranks * BATCHES):
         index = torch.arange(first, min(first + size * ranks * BATCHES, number))
         batches = index.split(size)
         shares = [torch.cat([index[:0], *batches[other::ranks]]) for other in range(ranks)]
@@ -55,12 +57,13 @@ def embedding_rows(model: RobustCLIP, image_set: ImageSet, device: torch.device)
         rows[torch.cat(shares) - first] = gathered
         yield rows
         progress.at(first + len(index))
+        stage.at(first + len(index))
 
 
 def largest_error(embeddings: Tensor, model: RobustCLIP, image_set: ImageSet, device: torch.device) -> float:
     """Of one micro-batch of rows across the set, computed again: the largest relative L2 distance; inf if unlike."""
     number = len(image_set)
-    rows = torch.linspace(0, number - 1, min(number, micro_batch(device))).long()
+    rows = torch.linspace(0, number - 1, min(number, usual_batch(device))).long()
     live, kept = embed_images(model, image_set.images, rows, device).cpu(), embeddings[rows]
     if live.shape != kept.shape or not torch.equal(live.isfinite(), kept.isfinite()):
         return float("inf")
@@ -71,8 +74,8 @@ def largest_error(embeddings: Tensor, model: RobustCLIP, image_set: ImageSet, de
 class _Progress:
     """Says on rank 0 how far it is, where that takes longer than a few seconds."""
 
-    def __init__(self, name: str, number: int) -> None:
-        self.name, self.number = name, number
+    def __init__(self, name: str, number: int, before: int) -> None:
+        self.name, self.number, self.before = name, number, before
         self.began = self.said = time.monotonic()
 
     def at(self, done: int) -> None:
@@ -80,7 +83,7 @@ class _Progress:
         if distributed.rank() or now - self.said < QUIET_SECONDS or done == self.number:
             return
         first, self.said = self.said == self.began, now
-        rate = done / (now - self.began)
+        rate = (done - self.before) / (now - self.began)
         # Python shows warnings where nobody set up logging, and one line with the time it takes should be seen.
         logger.log(
             logging.WARNING if first else logging.INFO,
@@ -118,47 +121,107 @@ def _header(shape: tuple[int, int], manifest: Mapping[str, Any], sha256: str) ->
 class Writer:
     """Writes `path` from its first row to its last; the file appears with `finish()`, whole. Raises OSError.
 
-    The space is taken at once, so that a full disk is known before anything is computed.
+    The space is taken at once, so that a full disk is known before anything is computed. What a pass that was killed
+    has written lies beside `path`, as the part and a note of how many of its rows are sure; a writer of the very same
+    matrix with the same micro-batches goes on behind them. Only one process at a time may write (the cache's lock).
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int], manifest: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int], manifest: Mapping[str, Any], *, batch: int) -> None:
         self.path, self.shape, self.manifest = path, shape, manifest
-        self.temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
-        self.digest = hashlib.sha256()
-        self.left = 4 * math.prod(shape)
-        header = _header(shape, manifest, UNKNOWN)
-        self.file = self.temporary.open("xb")
+        self.part, self.note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
+        self.header = _header(shape, manifest, UNKNOWN)
+        self.identity = {"header": hashlib.sha256(self.header).hexdigest(), "batch": batch}
+        self.noted = time.monotonic()
+        self.done, self.digest = self._sure()  # rows
+        if not self.done:
+            self.note.unlink(missing_ok=True)
+        self.file = self.part.open("r+b" if self.done else "w+b")
         try:
-            take_space(self.file.fileno(), len(header) + self.left)
-            self.file.write(header)
+            take_space(self.file.fileno(), len(self.header) + 4 * math.prod(shape))
+            self.file.write(self.header)
+            self.file.seek(4 * shape[1] * self.done, os.SEEK_CUR)
         except BaseException:
             self.discard()
             raise
+
+    def _sure(self) -> tuple[int, hashlib._Hash]:
+        """Rows of a part of this very matrix, as its note says and their SHA-256 proves; else none. And that digest."""
+        none = 0, hashlib.sha256()
+        try:
+            note = json.loads(self.note.read_bytes())
+            rows = int(note["rows"])
+            if note["identity"] != self.identity or not 0 < rows <= self.shape[0]:
+                return none
+            with self.part.open("rb") as part:
+                part.seek(len(self.header))
+                digest = _digest(part, 4 * self.shape[1] * rows)
+            return (rows, digest) if digest.hexdigest() == note["sha256"] else none
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return none  # no part, or not one to go on with: the pass begins anew
+
+    def start(self, rows: int) -> None:
+        """Go on behind the first `rows` rows: those that are there, or fewer."""
+        if rows != self.done:  # reading them all again takes seconds
+            self.file.seek(len(self.header))
+            self.digest, self.done = _digest(self.file, 4 * self.shape[1] * rows), rows
 
     def add(self, rows: Tensor) -> None:
         """The next rows, fp32 [n, D]."""
         data = rows.contiguous().numpy().data.cast("B")
         self.digest.update(data)
         self.file.write(data)
-        self.left -= len(data)
+        self.done += len(rows)
+        if time.monotonic() - self.noted > NOTE_SECONDS:
+            self._make_sure()
+
+    def _make_sure(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        note = {"identity": self.identity, "rows": self.done, "sha256": self.digest.hexdigest()}
+        write_whole(self.note, json.dumps(note).encode())
+        self.noted = time.monotonic()
 
     def finish(self) -> None:
         """Put the SHA-256 into the header and the file into its place."""
-        assert self.left == 0, f"{self.left} bytes of {self.path} were not written"
+        assert self.done == self.shape[0], f"{self.done} of {self.shape[0]} rows of {self.path} were written"
         self.file.seek(0)
         self.file.write(_header(self.shape, self.manifest, self.digest.hexdigest()))
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        self.temporary.replace(self.path)
+        self.note.unlink(missing_ok=True)
+        self.part.replace(self.path)
         sync_folder(self.path.parent)
+
+    def leave(self) -> None:
+        """Stop here; an unfinished file stays for the next writer if any of its rows are noted as sure."""
+        with contextlib.suppress(OSError):  # the disk may be full
+            if self.done and not self.file.closed:
+                self._make_sure()
+        with contextlib.suppress(OSError):  # closing flushes
+            self.file.close()
+        if not self.note.exists():
+            self.discard()
 
     def discard(self) -> None:
         """Leave nothing of an unfinished file; nothing happens to a finished one."""
-        with contextlib.suppress(OSError):  # closing flushes, and the disk may be full
-            self.file.close()
         with contextlib.suppress(OSError):
-            self.temporary.unlink(missing_ok=True)
+            self.file.close()
+        for left in (self.note, self.part):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
+
+
+def _digest(file: BinaryIO, size: int) -> hashlib._Hash:
+    """Of the next `size` bytes; OSError where there are fewer."""
+    digest = hashlib.sha256()
+    while size:
+        chunk = file.read(min(size, CHUNK_BYTES))
+        if not chunk:
+            raise OSError(f"{size} bytes are missing")
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest
 
 
 def read_embeddings(path: Path, wanted: Mapping[str, Any]) -> Tensor | None:

@@ -18,7 +18,7 @@ from trainers.model.robust import RobustCLIP
 from trainers.model.weights import hash_weights
 from trainers.teacher.cache import SharedFiles, cached_embeddings
 
-FORMAT = 1  # of the file and of the arithmetic: raise it when either changes
+FORMAT = 2  # of the file and of the arithmetic: raise it when either changes
 RESIZE = "bicubic, antialiased, corners not aligned"  # RobustCLIP's rule for images of another size
 
 

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo_config
 
+from trainers.device import out_of_memory
 from trainers.model.robust import RobustCLIP
 
-TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.05}  # relative L2 distance; ten times as much for gradients
+# relative L2 distance; ten times as much for gradients
+TOLERANCE = {"fp32": 1e-3, "tf32": 0.02, "bf16": 0.1, "fp16": 0.05}
 
 
-def compile_encoder(model: RobustCLIP, batches: Sequence[Tensor], *, backend: str = "inductor") -> None:
-    """Make the model's training forward a compiled one, if it proves right; else `model.compile_note` says why not.
+def compile_encoder(model: RobustCLIP, images: Tensor, *, backend: str = "inductor") -> None:
+    """Make the model's training forward of this many images a compiled one, if it proves right; else
+    `model.compile_note` says why not.
 
-    On every one of `batches` (images of each size that training will see), the forward without gradients and both
-    backward passes that training takes (to the images in the attack, to the weights in the update) must agree with the
-    eager encoder's. A shape that fails to compile later makes the model eager then. Evaluation never is compiled.
+    The forward without gradients and both backward passes that training takes (to the images in the attack, to the
+    weights in the update) must agree with the eager encoder's. Shapes are static: one graph that serves several sizes
+    is a slower one, also for the usual size, so that another number of images, an epoch's last, is computed eagerly.
+    What fails to compile later makes the model eager then. Evaluation never is compiled.
     """
     model.compile_note = None
     try:
-        compiled: Callable[[Tensor], Tensor] = torch.compile(model.visual, backend=backend)
-        for images in batches:
-            model.__dict__.pop("compiled", None)
-            eager = _passes(model, images)
-            model.__dict__["compiled"] = compiled
-            _compare(eager, _passes(model, images), TOLERANCE[model.precision])
-            if model.compile_note is not None:
-                return
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever it is, eager training is right
+        eager = _passes(model, images)
+        encoder: Callable[[Tensor], Tensor] = torch.compile(model.visual, backend=backend, dynamic=False)
+
+        def compiled(pixels: Tensor) -> Tensor:
+            # Else dynamo goes on eagerly, without a word, once it has compiled one piece of code too often.
+            with dynamo_config.patch(fail_on_recompile_limit_hit=True):
+                return encoder(pixels)
+
+        model.__dict__["compiled"] = (len(images), compiled)
+        _compare(eager, _passes(model, images), TOLERANCE[model.precision])
+    except Exception as error:  # whatever else it is, eager training is right
+        if out_of_memory(error):
+            raise
         model.stop_compiled(error)
 
 

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainers import distributed
+from trainers.arithmetic import exact_math
 from trainers.data import ImageSet, load_dataset
 from trainers.data.prefetch import prefetched
 from trainers.draws import noise
 from trainers.evaluation.measure import evaluate
 from trainers.evaluation.verdicts import SetResult, count
 from trainers.files import write_whole
+from trainers.life import Left, Stage, asked
 from trainers.model.build import tokenizer_for
 from trainers.model.pretrained import load_clip
 from trainers.model.robust import RobustCLIP, class_embeddings
 from trainers.model.weights import CheckpointError, hash_weights, read_metadata, save_weights
 from trainers.objectives import Batch, Context, Objective
-from trainers.schema.records import EpochRecord
+from trainers.schema.records import At, EpochRecord
 from trainers.teacher.cache import SharedFiles
 from trainers.teacher.teacher import teacher_embeddings
 from trainers.training.compiled import compile_encoder
 from trainers.training.standing import Usage, standing
-from trainers.training.state import State, restore, save_state
+from trainers.training.state import State, Within, restore, save_state
 from trainers.training.trainable import select_trainable
 from trainers.training.update import Updater
 from trainers.trial_config import TrialConfig
@@ -63,9 +67,12 @@ class Run:
         state: State | None,
         *,
         shared: SharedFiles | None = None,
+        patiently: Callable[[Callable[[], Any]], Any] = operator.call,
+        halfway: Callable[[Path, At], None] = lambda path, at: None,
         observe: Observe | None = None,
     ) -> None:
         self.config, self.workdir, self.device, self.observe = config, workdir, device, observe
+        self.patiently, self.halfway, self.kept = patiently, halfway, time.monotonic()
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.train_set = load_dataset(config.data.train, "data.train")
         dev = {name: load_dataset(name, f"data.dev.{i}") for i, name in enumerate(config.evaluate.datasets)}
@@ -90,10 +97,12 @@ class Run:
         parameters = select_trainable(self.model, config.train.trainable)
         self.updater = Updater(config.train, parameters, steps_per_epoch * config.train.epochs, device)
         self.history: list[EpochRecord] = []
+        self.within: Within | None = None  # of an epoch that a state was kept in
         self.usage = Usage(device)
         if state is not None:
             restore(state, self.model, self.updater)
             self.history = list(state.history)
+            self.within = state.within
         self.model.precision = config.train.precision
         if self.teacher is not None:  # beside the student in the loss, where different rounding would be a difference
             self.teacher.precision = config.train.precision
@@ -103,15 +112,12 @@ class Run:
             self._compile()
 
     def _compile(self) -> None:
-        """Proved on the sizes of a usual and of an epoch's last forward on this rank."""
-        train, order = self.config.train, self._order(0)
-        sizes = set()
-        for index in (order[: train.batch_size], order.split(train.batch_size)[-1]):
-            own = max(1, len(index[self.rank :: self.world_size]))
-            parts = min(train.accumulation, own)
-            sizes |= {own // parts, -(-own // parts)}
-        samples = [self.train_set.images[order[:size]] for size in sorted(sizes, reverse=True)]
-        compile_encoder(self.model, [self._images(pixels) for pixels in samples])
+        """For the usual forward on this rank: the larger part, where accumulation cuts a batch into unequal ones."""
+        train, usual = self.config.train, self._order(0)[: self.config.train.batch_size]
+        own = max(1, len(usual[self.rank :: self.world_size]))
+        images = self._images(self.train_set.images[usual[: -(-own // min(train.accumulation, own))]])
+        with exact_math(tf32=train.precision == "tf32"):
+            compile_encoder(self.model, images)
 
     def _order(self, epoch: int) -> Tensor:
         return epoch_order(len(self.train_set), self.config.train.samples_per_epoch, seed=self.config.seed, epoch=epoch)
@@ -124,7 +130,7 @@ class Run:
         teacher = self.model.frozen_copy()
 
         def compute(_: Tensor, images: Tensor) -> Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), exact_math():
                 return teacher.embed(images)
 
         return compute
@@ -163,56 +169,58 @@ class Run:
         return values
 
     def epoch(self) -> None:
-        """One epoch of updates, its evaluation, its files."""
+        """One epoch of updates, its evaluation, its files. `Left` where the run is to leave, with a state kept."""
+        if distributed.any_rank(asked()):
+            raise Left  # the newest state is of this very place
         train, epoch, began = self.config.train, len(self.history), time.monotonic()
-        order = self._order(epoch)
-        sums: dict[str, float] = {}
-        norms: list[float] = []
-        lr = 0.0
+        order, within = self._order(epoch), self.within or Within()
+        before, stage = within.seconds, Stage("training", len(order))
         batches = order.split(train.batch_size)
-        shares = [self._share(index) for index in batches]
-        reading = prefetched(self.train_set.images, (part for _, parts in shares for part in parts), self.device)
-        with contextlib.closing(reading) as pixels:
-            for index, (weight, parts) in zip(batches, shares, strict=True):
-                lr = self.updater.lr
+        stage.done = sum(len(index) for index in batches[: within.updates])
+        todo = [(index, *self._share(index)) for index in batches[within.updates :]]
+        reading = prefetched(self.train_set.images, (part for _, _, parts in todo for part in parts), self.device)
+        with contextlib.closing(reading) as pixels, exact_math(tf32=train.precision == "tf32"):
+            for index, weight, parts in todo:
+                within.lr = self.updater.lr
                 context = Context(self.classes, self.config.seed, epoch, len(index), self.teacher, self.complements)
-                values = self._update(weight, parts, pixels, context)
-                norms.append(values.pop("grad_norm"))
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + value * len(index)
-        means = {name: value / len(order) for name, value in sums.items()}
-        train_seconds = time.monotonic() - began
+                within.add(self._update(weight, parts, pixels, context), len(index))
+                within.seconds = before + time.monotonic() - began
+                stage.more(len(index))
+                self._between(within)
+        means = {name: value / len(order) for name, value in within.sums.items()}
         began = time.monotonic()
-        with self._shipped():
-            results = [self._measure(name) for name in self.dev]
+        self._evaluate(within)
+        self.within = None
         eval_seconds = time.monotonic() - began
         record = EpochRecord(
             epoch=epoch + 1,
             timestamp_ms=int(time.time() * 1000),
             steps=self.updater.step,
             train_loss=means.pop("loss"),
-            grad_norm=_mean_of_finite(norms),
+            grad_norm=within.norm_sum / max(1, within.norms),
             parts=means,
-            lr=lr,
+            lr=within.lr,
             skipped_updates=self.updater.skipped,
             notes=() if self.model.compile_note is None else (self.model.compile_note,),
-            **standing(epoch + 1, results, self.history[-1] if self.history else None, self.config.goal),
-            train_seconds=train_seconds,
+            **standing(epoch + 1, within.measured, self.history[-1] if self.history else None, self.config.goal),
+            train_seconds=within.seconds,
             eval_seconds=eval_seconds,
-            images_per_second=len(order) / train_seconds,
+            images_per_second=len(order) / within.seconds,
             system=self.usage.take(),
         )
         self.history.append(record)
-        self._save()
+        self.patiently(self._save)  # the disk may be full for a while
 
     @contextlib.contextmanager
     def _shipped(self) -> Iterator[None]:
         """The model as it is measured and kept: averaged weights, a prompt folded in, eager, nothing checkpointed."""
         model, parameters = self.model, self.updater.parameters
-        compiled, prompt = model.__dict__.pop("compiled", None), model.prompt
+        compiled, prompt, checkpointing = model.__dict__.pop("compiled", None), model.prompt, model.checkpointing
         changed = bool(self.updater.averages) or prompt is not None
         before = {name: value.clone() for name, value in model.state_dict().items()} if changed else {}
         try:
+            if checkpointing:
+                model.use_activation_checkpointing(False)
             if changed:
                 with torch.no_grad():
                     for parameter, average in zip(parameters, self.updater.averages, strict=False):
@@ -225,16 +233,68 @@ class Run:
             if changed:
                 model.prompt = prompt
                 model.load_state_dict(before)
+            if checkpointing:
+                model.use_activation_checkpointing()
             if compiled is not None:
                 model.__dict__["compiled"] = compiled
 
-    def _measure(self, name: str) -> SetResult:
-        """Counts over all ranks on one dev set."""
+    def _evaluate(self, within: Within) -> None:
+        """Counts on the dev sets that `within` has none of yet."""
+        (entry,), sizes = self.config.evaluate.attacks, [len(dev.images) for dev in self.dev.values()]
+        numbers = [len(entry.eps) * min(size, entry.samples or size) for size in sizes]
+        stage = Stage("evaluation", sum(numbers))
+        stage.done = sum(numbers[: len(within.measured)])
+        for name in list(self.dev)[len(within.measured) :]:
+            with self._shipped():
+                result = self._measure(name, stage)
+            if result is None:
+                self._keep_within(within)
+                raise Left
+            within.measured.append(result)
+            if len(within.measured) < len(self.dev):  # after the last one the epoch's own state follows
+                self._between(within)
+
+    def _measure(self, name: str, stage: Stage) -> SetResult | None:
+        """Counts over all ranks on one dev set; None where one of them was asked to leave."""
         dev, rank, ranks = self.dev[name], self.rank, self.world_size
-        return count(evaluate(self.model, dev.images, dev.classes, self.config.evaluate, rank=rank, world_size=ranks))
+
+        def looked(images: int) -> None:
+            stage.more(images * ranks)
+            if asked():
+                raise Left
+
+        found = None
+        with contextlib.suppress(Left):
+            found = evaluate(
+                self.model, dev.images, dev.classes, self.config.evaluate, rank=rank, world_size=ranks, looked=looked
+            )
+        left = distributed.any_rank(found is None)
+        return None if left or found is None else count(found)
+
+    def _between(self, within: Within) -> None:
+        """Between two steps of an epoch: a state now and then, and when the run is to leave, which it then does."""
+        leaves, minutes = distributed.any_rank(asked()), self.config.train.checkpoint_minutes
+        if leaves or (minutes is not None and time.monotonic() - self.kept >= 60 * minutes):
+            self._keep_within(within)
+        if leaves:
+            raise Left
+
+    def _keep_within(self, within: Within) -> None:
+        """On rank 0: the state inside an epoch. The other ranks wait for it in their next update."""
+        if self.rank:
+            return
+        path = self.workdir / LATEST
+        history, config = tuple(self.history), self.config
+        self.patiently(
+            lambda: save_state(path, self.model, self.updater, config=config, history=history, within=within)
+        )
+        best = history[-1].best_epoch if history else 0
+        self.halfway(path, At(len(history), best, within.steps))
+        self.kept = time.monotonic()
 
     def _save(self) -> None:
         """On rank 0: the state, then the best weights; in this order a crash between the two can be made good."""
+        self.kept = time.monotonic()
         if self.rank == 0:
             path, history = self.workdir / LATEST, tuple(self.history)
             save_state(path, self.model, self.updater, config=self.config, history=history)
@@ -248,13 +308,13 @@ class Run:
 
     def recover_best(self, folder: Path) -> None:
         """After a resume, on rank 0: the best weights from `folder`, or from the state where it is itself the best."""
-        if self.rank or self.best is not None:
+        if self.rank or not self.history or self.best is not None:
             return
         best = self.history[-1].best_epoch
         if _epoch_of(folder / BEST) == best:
             self.workdir.mkdir(parents=True, exist_ok=True)
             write_whole(self.workdir / BEST, (folder / BEST).read_bytes())
-        elif best == len(self.history):
+        elif best == len(self.history) and self.within is None:
             self._save_best()
 
     @property
@@ -269,12 +329,6 @@ class Run:
         path = self.workdir / BEST
         wanted = self.history[-1].best_epoch if self.history else None
         return path if self.rank == 0 and wanted and _epoch_of(path) == wanted else None
-
-
-def _mean_of_finite(values: list[float]) -> float:
-    """Overflowed updates (fp16) have no norm; 0 where all overflowed."""
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / max(1, len(finite))
 
 
 def _epoch_of(weights: Path) -> int | None:

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
+from trainers.evaluation.verdicts import SetResult
 from trainers.model.robust import RobustCLIP
 from trainers.model.weights import FORMATS, CheckpointError, load_tensors, save_tensors
 from trainers.schema.records import EpochRecord
 from trainers.training.update import Updater
 from trainers.trial_config import TrialConfig
+
+
+@dataclass
+class Within:
+    """How far an epoch is that has not ended: finished updates, what its record sums over them, and their seconds; then
+    the counts on the dev sets that were measured."""
+
+    updates: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # of loss and parts, each times the images of its batch
+    norm_sum: float = 0.0  # of the gradients of those updates that did not overflow (fp16)
+    norms: int = 0
+    lr: float = 0.0  # of the last update
+    seconds: float = 0.0
+    measured: list[SetResult] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Finished updates and dev sets."""
+        return self.updates + len(self.measured)
+
+    def add(self, values: dict[str, float], images: int) -> None:
+        """An update on so many images: its loss and parts, and the norm of its gradient as `grad_norm`."""
+        norm = values.pop("grad_norm")
+        if math.isfinite(norm):
+            self.norm_sum, self.norms = self.norm_sum + norm, self.norms + 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * images
+        self.updates += 1
 
 
 @dataclass(frozen=True)
@@ -24,6 +55,7 @@ class State:
     model: dict[str, Tensor]
     update: dict[str, Tensor]
     numbers: dict[str, Any]
+    within: Within | None = None
 
     @property
     def epoch(self) -> int:
@@ -32,9 +64,16 @@ class State:
 
 
 def save_state(
-    path: Path, model: RobustCLIP, updater: Updater, *, config: TrialConfig, history: tuple[EpochRecord, ...]
+    path: Path,
+    model: RobustCLIP,
+    updater: Updater,
+    *,
+    config: TrialConfig,
+    history: tuple[EpochRecord, ...],
+    within: Within | None = None,
 ) -> Path:
-    """Write the state after a finished epoch: encoder, optimizer, averages, and the rest as JSON in the header."""
+    """Write the state after the epochs of `history`, or `within` the next one: encoder, optimizer, averages, and the
+    rest as JSON in the header."""
     tensors = {f"model/visual.{name}": value for name, value in model.visual.state_dict().items()}
     if model.prompt is not None:
         tensors["model/prompt"] = model.prompt
@@ -44,6 +83,7 @@ def save_state(
         "epoch": len(history),
         "config": config.model_dump(mode="json"),
         "history": [record.model_dump(mode="json") for record in history],
+        "within": within and asdict(within),
         "numbers": updater.numbers(),
         "random": {"scheme": "counter", "seed": config.seed},
     }
@@ -58,14 +98,15 @@ def load_state(path: Path) -> State:
     try:
         config = TrialConfig.model_validate(metadata["config"])
         history = tuple(EpochRecord.model_validate(record) for record in metadata["history"])
-        numbers = dict(metadata["numbers"])
+        numbers, within = dict(metadata["numbers"]), metadata["within"]
+        within = None if within is None else TypeAdapter(Within).validate_python(within)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: written by another version ({error})") from error
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-    return State(config, history, under("model/"), under("update/"), numbers)
+    return State(config, history, under("model/"), under("update/"), numbers, within)
 
 
 def restore(state: State, model: RobustCLIP, updater: Updater) -> None:

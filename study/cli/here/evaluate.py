@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from infra.cluster.cluster import capacity
 from infra.services import Services
@@ -22,11 +21,12 @@ from study.evaluation.executor import Executor
 from study.evaluation.ledger import Ledger
 from study.evaluation.models import Inputs, Order, read_inputs
 from study.evaluation.place import alone_in, place_at
-from study.evaluation.table import failed_checks, summary, summary_table
+from study.evaluation.table import remarks, summary, summary_table
 from study.evaluation.tracking import ship
 from study.evaluation.units import Device
 from study.evaluation.work import Progress, missing_looks, missing_work, record_of
 from study.session import cluster_here, services_here, storage_here
+from trainers.device import task_device
 from trainers.evaluation.record import EvaluationRecord
 
 Results = list[tuple[Ledger, list[EvaluationRecord]]]
@@ -36,19 +36,26 @@ def evaluate_here(order: Order, home: Path, *, as_json: bool) -> int:
     """Evaluate (or go on with it) and show the result; the exit code."""
     progress = Progress()
     try:
-        progress(f"reading {', '.join(order.models)} ...")
-        inputs = read_inputs(order, home, progress)
-        services = _services(order, home, progress)
-        with ExitStack() as stack:
-            results = _results(order, inputs, home, stack, progress)
-        _show(results, as_json=as_json)
-        if services is not None:
-            ship(results, services.mlflow_uri, progress)
+        measured(order, home, progress, lambda results: _show(results, as_json=as_json))
     except KeyboardInterrupt:
         progress("stopped; every finished unit is kept. Go on with the same command:")
         progress(f"  {shlex.join(['agft', *sys.argv[1:]])}")
         return 1
     return 0
+
+
+def measured(order: Order, home: Path, progress: Progress, show: Callable[[Results], None] | None = None) -> Results:
+    """Every record of an evaluation, told to MLflow; what is finished already is not computed again."""
+    progress(f"reading {', '.join(order.models)} ...")
+    inputs = read_inputs(order, home, progress)
+    services = _services(order, home, progress)
+    with ExitStack() as stack:
+        results = _results(order, inputs, home, stack, progress)
+    if show is not None:
+        show(results)
+    if services is not None:
+        ship(results, services.mlflow_uri, progress)
+    return results
 
 
 def _services(order: Order, home: Path, progress: Progress) -> Services | None:
@@ -85,7 +92,7 @@ def _device(order: Order, stack: ExitStack, progress: Progress) -> Device:
     if os.environ.get("RAY_ADDRESS"):
         stack.enter_context(cluster_here(progress))
         return "cuda" if capacity().get("GPU", 0.0) >= 1 else "cpu"
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if task_device().type == "cuda" else "cpu"
 
 
 def _compute(ledgers: Sequence[Ledger], order: Order, inputs: Inputs, stack: ExitStack, progress: Progress) -> None:
@@ -116,6 +123,6 @@ def _show(results: Results, *, as_json: bool) -> None:
     console = wide_console()
     for ledger, records in results:
         console.print(summary_table(ledger.evaluation, records))
-        for line in failed_checks(records):
+        for line in remarks(records):
             console.print(line, markup=False)
         click.echo(f"records: {ledger.place.at('records')}")

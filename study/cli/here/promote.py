@@ -13,6 +13,7 @@ from rich.table import Table
 
 from infra.cluster.cluster import Cluster
 from infra.services import Services
+from study.cli.here.events import tell
 from study.cli.here.registry import registry_lines, run_of
 from study.cli.tables import accuracy_table
 from study.console import Clock, percent, wide_console
@@ -20,19 +21,20 @@ from study.evaluation.calibration import version_facts
 from study.models.card import card_files
 from study.models.head import model_prefix
 from study.models.manifest import UNMODIFIED, Seeds, trial_label
+from study.models.signing import sign
 from study.promotion.promote import promote
 from study.promotion.records import Order, Promotion, Site
 from study.session import cluster_here, services_here
 from study.store.store import StudyStore
 
 
-def promote_here(store: StudyStore, home: Path, order: Order, *, as_json: bool) -> int:
-    """`agft promote`: decide about the champion; the exit code."""
+def promote_here(store: StudyStore, home: Path, order: Order, *, key: Path | None = None, as_json: bool) -> int:
+    """`agft promote`: decide about the champion; the exit code. `key`: a private key to sign it with."""
     clock = Clock(aside=as_json)
     services = services_here(home, clock)
     try:
         with cluster_here(clock) as cluster:
-            promotion = promote_on(store, services, cluster, clock, order)
+            promotion = promote_on(store, services, cluster, clock, order, key=key)
     except KeyboardInterrupt:
         clock("stopped; nothing was moved, what is measured is kept. Go on with the same command")
         return 1
@@ -44,12 +46,24 @@ def promote_here(store: StudyStore, home: Path, order: Order, *, as_json: bool) 
 
 
 def promote_on(
-    store: StudyStore, services: Services, cluster: Cluster, clock: Clock, order: Order | None = None
-) -> Promotion:
+    store: StudyStore, services: Services, cluster: Cluster, clock: Clock, order: Order | None = None, *,
+    key: Path | None = None,
+) -> Promotion:  # fmt: skip
     """Promote on a cluster that is connected."""
     facts = partial(version_facts, say=clock)
-    site = Site(services.bucket, services.mlflow_uri, cluster, clock, run_of(store, services), card_files, facts)
-    return promote(store, order or Order(), site)
+    signing = None if key is None else partial(sign, key=key)
+    site = Site(
+        services.bucket, services.mlflow_uri, cluster, clock, run_of(store, services), card_files, facts, signing
+    )
+    promotion = promote(store, order or Order(), site)
+    if promotion.state in ("promoted", "refused"):
+        told = {
+            "study": promotion.study, "trial": promotion.trial, "version": promotion.version, "uri": promotion.uri,
+            "sha256": promotion.sha256, "forced": promotion.forced, "reason": promotion.reason,
+            "failed_gates": [gate.name for gate in promotion.gates if gate.verdict == "failed"],
+        }  # fmt: skip
+        tell(services, promotion.state, promotion.model, told, clock)
+    return promotion
 
 
 # --- what a person sees: the gates, the final sets, and what became of it ---------------------------------------------
@@ -104,6 +118,11 @@ def _ending(promotion: Promotion, services: Services) -> list[str]:
         ]
         if not promotion.registry:
             lines.append(f"MLflow:   {services.mlflow_uri}/#/models/{promotion.model}")
+    elif promotion.state == "held":
+        lines += [
+            f"shipped, and not the champion yet: {promotion.uri}/",
+            f"another person: agft approve {promotion.model} {promotion.version} --reason TEXT",
+        ]
     elif promotion.champion is not None:
         lines.append(f"champion stays: {model_prefix(services.bucket, promotion.model, promotion.champion)}/")
     if promotion.state == "refused":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from infra.errors import ServiceError
 from infra.services import Services
 from infra.tracking.runs import Tracker
+from study.cli.here.events import tell
 from study.console import Clock
+from study.models.approval import approve
 from study.models.head import read_head
 from study.models.manifest import Manifest
 from study.models.registry import RunOf, follow_head
@@ -55,9 +58,12 @@ def repair_here(store: StudyStore, home: Path) -> int:
 
 def rollback_here(home: Path, name: str | None, *, to: int | None, reason: str, as_json: bool) -> int:
     """`agft rollback`: the exit code."""
-    services = services_here(home, Clock(aside=as_json))
+    clock = Clock(aside=as_json)
+    services = services_here(home, clock)
     name = chosen_name(services.bucket, name)
     done = roll_back(services.bucket, name, to=to, reason=reason, tracking_uri=services.mlflow_uri)
+    if done.moved:
+        tell(services, "rolled_back", name, {"from": done.before, "uri": done.uri, "reason": reason}, clock)
     if as_json:
         print(json.dumps({**vars(done), "moved": done.moved}, indent=2))
         return done.exit_code
@@ -70,6 +76,21 @@ def rollback_here(home: Path, name: str | None, *, to: int | None, reason: str, 
     if done.registry:
         print("\n".join(registry_lines(done.registry, f"agft rollback {name} --to {done.champion}")))
     return done.exit_code
+
+
+def approve_here(home: Path, name: str, version: int, *, reason: str, as_json: bool) -> int:
+    """`agft approve`: the exit code."""
+    clock = Clock(aside=as_json)
+    services = services_here(home, clock)
+    head, problem = approve(services.bucket, name, version, reason=reason, tracking_uri=services.mlflow_uri)
+    tell(services, "promoted", name, {"version": version, "approval": reason}, clock)
+    if as_json:
+        print(json.dumps({"model": name, **asdict(head), "registry": problem}, indent=2))
+    else:
+        print(f"approved: {name} version {version} is the champion, generation {head.generation}")
+        if problem:
+            print("\n".join(registry_lines(problem, f"agft models {name} --repair")))
+    return int(bool(problem))
 
 
 def registry_lines(problem: str, command: str) -> list[str]:

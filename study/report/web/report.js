@@ -4,34 +4,29 @@ const report = JSON.parse(document.getElementById("report-data").textContent);
 // --- figures: drawn when they come into sight, so that a long page opens at once
 function draw(box) {
   const plot = report.figures[box.id];
-  Plotly.newPlot(box, plot.data, plot.layout, { responsive: true, displaylogo: false });
+  Plotly.react(box, plot.data, plot.layout, { responsive: true, displaylogo: false });
 }
-const boxes = document.querySelectorAll(".plot");
-if ("IntersectionObserver" in window) {
-  const seen = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (entry.isIntersecting) { seen.unobserve(entry.target); draw(entry.target); }
-    }
-  }, { rootMargin: "1200px" });
-  boxes.forEach((box) => seen.observe(box));
-} else {
-  boxes.forEach(draw);
-}
+const waiting = "IntersectionObserver" in window ? new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    if (entry.isIntersecting) { waiting.unobserve(entry.target); draw(entry.target); }
+  }
+}, { rootMargin: "1200px" }) : null;
+const drawLater = (box) => waiting ? waiting.observe(box) : draw(box);
+document.querySelectorAll(".plot").forEach(drawLater);
 
 // --- the table: a click on a heading sorts, missing values stay last; the filter looks at every cell's text
 const table = document.getElementById("trials"), body = table.tBodies[0];
-const rows = Array.from(body.rows);
+let rows = Array.from(body.rows);
+let sorted = null; // [column, downwards]
 const valueOf = (row, column) => {
   const raw = row.cells[column].dataset.value;
   if (raw === undefined || raw === "") return null;
   const number = Number(raw);
   return Number.isNaN(number) ? raw : number;
 };
-function sortBy(column, heading) {
-  const down = heading.getAttribute("aria-sort") !== "descending";
-  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-  heading.setAttribute("aria-sort", down ? "descending" : "ascending");
-  const sign = down ? -1 : 1;
+function sort() {
+  if (!sorted) return;
+  const [column, down] = sorted, sign = down ? -1 : 1;
   rows.sort((a, b) => {
     const x = valueOf(a, column), y = valueOf(b, column);
     if (x === null || y === null) return (x === null) - (y === null);
@@ -39,6 +34,13 @@ function sortBy(column, heading) {
     return typeof x === "number" ? -1 : 1;
   });
   body.append(...rows);
+}
+function sortBy(column, heading) {
+  const down = heading.getAttribute("aria-sort") !== "descending";
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+  sorted = [column, down];
+  sort();
 }
 Array.from(table.tHead.rows[0].cells).forEach((heading, column) => {
   heading.tabIndex = 0;

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,9 +170,7 @@ def test_a_killed_driver_takes_its_cluster_along(driver: Driver) -> None:
     assert len(driver.members()) >= 4
     os.kill(driver.process.pid, signal.SIGKILL)
     driver.process.wait()
-    start = time.monotonic()
     assert processes.wait_gone(driver.said["mark"], 15), driver.members()
-    assert time.monotonic() - start < 15
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_an_image_installs_what_is_pinned_and_nothing_else(name):
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if "==" in line
     }
-    installs = re.findall(r"pip install (.+)", (DOCKER / name).read_text())
+    installs = re.findall(r"pip install (.+?)(?: \\)?$", (DOCKER / name).read_text(), flags=re.M)
     assert installs
     for line in installs:
         assert "--constraint /build/constraints.txt" in line or line.startswith("--no-deps"), line
@@ -129,6 +129,72 @@ def test_compose_files_are_what_the_compose_specification_accepts(name, env_file
     assert [error.message for error in validator.iter_errors(found)] == []
     found["services"]["ray-worker"]["healthchek"] = {}
     assert len(list(validator.iter_errors(found))) == 1
+
+
+def merged(base: Any, over: Any) -> Any:
+    """As podman-compose merges two files: maps by key, lists one after the other, and only texts with texts."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {key: merged(base.get(key), over.get(key)) for key in base | over}
+    if base is None or over is None:
+        return base if over is None else over
+    if isinstance(base, list) and isinstance(over, list):
+        return base + over
+    assert type(base) is type(over), (base, over)
+    return over
+
+
+def test_the_gpu_file_merges_with_the_plain_one_and_gives_a_worker_all_cores_and_room(env_file):
+    over = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())["services"]["ray-worker"]
+    plain = SERVICES["ray-worker"]
+    lacking = [word for word in plain["command"] if word not in over["command"]]
+    assert [word.split("=")[0] for word in lacking] == ["--num-cpus", "--object-store-memory"]
+    worker = filled(merged({**plain, "command": None}, over), pairs(env_file))
+    assert int(worker["deploy"]["replicas"]) == 1
+    shared = int(worker["shm_size"].removesuffix("gb")) * 10**9
+    [store] = [int(word.split("=")[1]) for word in worker["command"] if word.startswith("--object-store-memory")]
+    assert shared >= 8 * 10**9 >= 2 * store
+    assert worker["ulimits"]["memlock"] == -1
+    assert worker["environment"]["RAY_AUTH_MODE"] == "token"
+    assert worker["environment"]["RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR"] == "1"
+
+
+KERNEL = """
+import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.build import compile_module_from_src
+
+@triton.jit
+def step(images, gradients, eps, count, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    moved = tl.load(images + place, inside) + eps * tl.load(gradients + place, inside)
+    tl.store(images + place, moved, inside)
+
+signature = {"images": "*fp32", "gradients": "*fp32", "eps": "fp32", "count": "i32", "BLOCK": "constexpr"}
+found = triton.compile(ASTSource(step, signature, {"BLOCK": 256}), target=GPUTarget("cuda", 90, 32))
+assert len(found.asm["cubin"]) > 1000
+source = (
+    '#include <Python.h>\\nstatic struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "starter", NULL, -1, NULL};\\n'
+    'PyMODINIT_FUNC PyInit_starter(void) { return PyModule_Create(&module); }'
+)
+print(compile_module_from_src(source, "starter").__name__)
+"""
+
+
+def test_a_triton_kernel_is_built_with_what_the_image_installs(tmp_path):
+    kernel = tmp_path / "kernel.py"
+    kernel.write_text(KERNEL)
+    environment = {"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    built = subprocess.run([sys.executable, kernel], env=environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-2000:]
+    assert built.stdout.split() == ["starter"]
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    environment |= {"PATH": str(bare), "HOME": str(bare), "TRITON_CACHE_DIR": str(bare / "cache")}
+    without = subprocess.run([sys.executable, kernel], env=environment, capture_output=True, text=True, check=False)
+    assert "Failed to find C compiler" in without.stderr
+    assert re.search(r"apt-get install .*\bg\+\+", (DOCKER / "Dockerfile").read_text())
 
 
 def test_compose_publishes_on_loopback_alone():

@@ -21,7 +21,7 @@ from study.spec.files import load_study
 
 ROOT = Path(__file__).parents[3]
 MANIFESTS = ROOT / "infra" / "deploy" / "kubernetes"
-OVERLAYS = ("cpu", "gpu", "cpu-job", "gpu-job")
+OVERLAYS = ("cpu", "gpu", "gpu-node", "cpu-job", "gpu-job", "gpu-kueue")
 REDUCED = json.loads((Path(__file__).parent / "kuberay_schemas.json").read_text())
 PODS = {"Deployment": "spec", "StatefulSet": "spec"}
 GPU = "nvidia.com/gpu"
@@ -114,7 +114,7 @@ def mistakes(found: Iterator[jsonschema.ValidationError]) -> list[str]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_ray_objects_are_what_kuberays_own_schema_accepts(built, overlay):
     kinds = [item for item in built[overlay] if item["apiVersion"] == "ray.io/v1"]
-    assert [item["kind"] for item in kinds] == (["RayJob"] if overlay.endswith("job") else ["RayCluster"])
+    assert [item["kind"] for item in kinds] == (["RayJob"] if overlay.endswith(("job", "kueue")) else ["RayCluster"])
     for item in kinds:
         assert mistakes(kuberay(item["kind"]).iter_errors(item)) == []
 
@@ -263,6 +263,34 @@ def test_only_the_gpu_overlay_asks_for_gpus_and_only_for_workers(built):
             if any(GPU in c["resources"]["limits"] for c in spec["containers"])
         }
         assert asking == ({"ray-workers"} if overlay.startswith("gpu") else set())
+
+
+@pytest.mark.parametrize(("overlay", "gpus"), [("gpu", "1"), ("gpu-node", "8")])
+def test_gpu_workers_have_room_in_shared_memory_a_disk_for_the_cache_and_nccls_watch(built, overlay, gpus):
+    spec = pod_specs(built[overlay])["ray-workers"]
+    [container] = spec["containers"]
+    assert container["resources"]["limits"][GPU] == gpus
+    places = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert int(volumes[places["/dev/shm"]]["emptyDir"]["sizeLimit"].removesuffix("Gi")) >= 8
+    assert volumes[places["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+    assert "ephemeral" in volumes[places["/home/agft/.cache"]]
+    assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsUser"], "else the disk is root's"
+    assert {"name": "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "value": "1"} in container["env"]
+
+
+def test_the_runtime_class_is_a_component_that_an_overlay_names(folder):
+    overlay = folder / "overlays" / "gpu-node" / "kustomization.yaml"
+    plain = overlay.read_text()
+    overlay.write_text(plain + "components:\n  - ../../runtime-class\n")
+    try:
+        done = subprocess.run([kubectl(), "kustomize", overlay.parent], capture_output=True, text=True, check=True)
+    finally:
+        overlay.write_text(plain)
+    objects = [item for item in yaml.safe_load_all(done.stdout) if item]
+    assert pod_specs(objects)["ray-workers"]["runtimeClassName"] == "nvidia"
+    assert "runtimeClassName" not in pod_specs(objects)["ray-head"]
+    assert mistakes(kuberay("RayCluster").iter_errors(one(objects, "RayCluster"))) == []
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])

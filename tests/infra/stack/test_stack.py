@@ -133,9 +133,7 @@ def own_home(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_second_up_finds_the_running_services(stack: Services) -> None:
     before = {line.name: line.pid for line in embedded.status(stack.home)}
-    start = time.monotonic()
     assert embedded.up(stack.home) == stack
-    assert time.monotonic() - start < 15
     assert {line.name: line.pid for line in embedded.status(stack.home)} == before
     assert [line.state for line in embedded.status(stack.home)] == ["running", "running"]
 

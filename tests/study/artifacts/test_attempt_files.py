@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from study.artifacts.checkpoints import (
     scratch_prefix,
     trial_prefix,
 )
+from trainers.schema.records import At, Weights
 from trainers.wiring import Restored
 
 
@@ -31,21 +34,27 @@ class Place:
     bucket: str
     slug: str
     folder: Path
+    said: list[str] = field(default_factory=list)
+    best: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def trial(self) -> str:
         return trial_prefix(self.bucket, self.slug, 0)
 
-    def claim(self, token: int, known: dict[str, str] | None = None) -> int:
-        return claim_group(self.bucket, self.slug, 0, token, known)
+    def claim(self, token: int, known: dict[str, Weights] | None = None) -> int:
+        return claim_group(self.bucket, self.slug, 0, token, known, self.said.append)
 
-    def keep(self, token: int, group: int, **contents: str) -> dict[str, str]:
-        """Write `role=content` as that group; role -> URI."""
-        path, uris = self.folder / secrets.token_hex(8), {}
+    def keep(self, token: int, group: int, *, stored: int = 0, **contents: str) -> dict[str, Weights]:
+        """Write `role=content` as that group, each of the epoch that its first number says; role -> file."""
+        path, kept = self.folder / secrets.token_hex(8), {}
+        attempt, epochs = attempt_prefix(self.bucket, self.slug, 0, token), {}
         for role, content in contents.items():
             path.write_text(content)
-            uris[role] = keep_file(attempt_prefix(self.bucket, self.slug, 0, token), group, path, role).uri
-        return uris
+            epochs[role] = int(re.findall(r"\d+", content)[0])
+            self.best[token, group] = epochs.get("best", self.best.get((token, group), 1))
+            best = self.best[token, group]
+            kept[role] = keep_file(attempt, group, path, role, At(epochs[role], best), stored)
+        return kept
 
     def fetch(self, token: int, group: int) -> Restored | None:
         return fetch_state(attempt_prefix(self.bucket, self.slug, 0, token), group, self.folder)
@@ -77,20 +86,19 @@ def test_groups_that_start_together_have_different_places(place: Place) -> None:
 
 def test_what_a_group_writes_that_ray_gave_up_changes_nothing_of_its_successor(place: Place) -> None:
     place.claim(7)
-    place.keep(7, 1, best="best of epoch 1", latest="epoch 1")
+    place.keep(7, 1, best="best of 1", latest="epoch 1")
     assert place.claim(7) == 2
-    place.keep(7, 1, best="best of epoch 2", latest="epoch 2")  # the first group only lost its network to Ray
+    place.keep(7, 1, best="best of 2", latest="epoch 2")  # the first group only lost its network to Ray
     restored = place.fetch(7, 2)
     assert restored is not None
-    assert restored.best is not None
     assert restored.state.read_text() == "epoch 1"
     assert content(restored.latest.uri) == "epoch 1"
-    assert content(restored.best.uri) == "best of epoch 1"
+    assert content(restored.best.uri) == "best of 1"
     stored = storage.head(restored.best.uri)
     assert stored is not None
     assert restored.best.sha256 == stored.sha256, "what goes on record is what is there"
 
-    place.keep(7, 2, best="best of epoch 2, again", latest="epoch 2, again")
+    place.keep(7, 2, best="best of 2, again", latest="epoch 2, again")
     assert place.claim(8) == 1
     successor = place.fetch(8, 1)
     assert successor is not None
@@ -99,28 +107,28 @@ def test_what_a_group_writes_that_ray_gave_up_changes_nothing_of_its_successor(p
 
 def test_a_group_that_wrote_nothing_leaves_the_earlier_one_s_state(place: Place) -> None:
     place.claim(7)
-    place.keep(7, 1, latest="epoch 1")
+    place.keep(7, 1, best="best of 1", latest="epoch 1")
     assert [place.claim(7), place.claim(9)] == [2, 1]
     restored = place.fetch(9, 1)
     assert restored is not None
-    assert (restored.state.read_text(), restored.best) == ("epoch 1", None)
+    assert (restored.state.read_text(), content(restored.best.uri)) == ("epoch 1", "best of 1")
 
 
 def test_an_imported_trial_goes_on_from_what_is_on_record_elsewhere(place: Place) -> None:
     elsewhere = Place(place.bucket, f"{place.slug}-exported", place.folder)
-    known = elsewhere.keep(3, 1, latest="epoch 4", best="best")
+    known = elsewhere.keep(3, 1, best="best of 4", latest="epoch 4")
     place.claim(1, known)
     restored = place.fetch(1, 1)
     assert restored is not None
     assert restored.state.read_text() == "epoch 4"
-    assert elsewhere.objects() == set(known.values()), "the other study keeps what it has"
+    assert elsewhere.objects() == {each.uri for each in known.values()}, "the other study keeps what it has"
 
 
 def test_where_a_claim_is_not_kept_the_state_of_the_group_before_is_not_replaced_by_an_older_one(place: Place) -> None:
     place.claim(5)
-    place.keep(5, 1, latest="epoch 1")
+    place.keep(5, 1, best="best of 1", latest="epoch 1")
     place.claim(7)
-    place.keep(7, 1, latest="epoch 2")
+    place.keep(7, 1, best="best of 1", latest="epoch 2")
     storage.delete_prefix(scratch_prefix(place.bucket, place.slug))  # as if the store had ignored the condition
     assert place.claim(7) == 1
     restored = place.fetch(7, 1)
@@ -128,22 +136,96 @@ def test_where_a_claim_is_not_kept_the_state_of_the_group_before_is_not_replaced
     assert restored.state.read_text() == "epoch 2"
 
 
+def test_a_state_from_inside_an_epoch_is_gone_on_from_also_before_there_are_best_weights(place: Place) -> None:
+    def halfway(token: int, at: At) -> None:
+        path = place.folder / "halfway"
+        path.write_text(f"{at.steps} updates after epoch {at.epoch}")
+        keep_file(attempt_prefix(place.bucket, place.slug, 0, token), 1, path, "latest", at, 0)
+
+    place.claim(5)
+    for updates in (100, 200, 1000):
+        halfway(5, At(0, 0, updates))
+    assert len(place.objects()) == 2, "the last two are kept"
+    place.claim(6)
+    first = place.fetch(6, 1)
+    assert first is not None
+    assert (first.state.read_text(), first.best) == ("1000 updates after epoch 0", None)
+    place.keep(6, 1, best="best of 1", latest="epoch 1")
+    halfway(6, At(1, 1, 40))
+    place.claim(7)
+    then = place.fetch(7, 1)
+    assert then is not None
+    assert then.best is not None
+    assert (then.state.read_text(), content(then.best.uri)) == ("40 updates after epoch 1", "best of 1")
+
+
 @pytest.mark.parametrize("group", [1, 2], ids=["killed-before-its-first-report", "reported"])
 def test_of_a_trial_that_has_ended_what_is_on_record_is_kept(place: Place, group: int) -> None:
     place.claim(7)
-    first = place.keep(7, 1, best="best", latest="epoch 1")
+    first = place.keep(7, 1, best="best of 1", latest="epoch 1")
     place.claim(7)
-    second = place.keep(7, 2, best="best", latest="epoch 2")
+    second = place.keep(7, 2, best="best of 1", latest="epoch 2")
     record = first if group == 1 else second
-    delete_superseded(place.trial, record)
-    assert place.objects() == set(record.values())
+    delete_superseded(place.trial, {role: each.uri for role, each in record.items()})
+    assert place.objects() == {each.uri for each in record.values()}
 
 
 def test_without_a_record_the_newest_is_kept(place: Place) -> None:
     place.claim(7)
-    place.keep(7, 1, latest="epoch 1", best="best")
+    place.keep(7, 1, best="best of 1", latest="epoch 1")
     place.claim(7)
     delete_superseded(place.trial, {})
-    kept = {"latest": "epoch 1", "best": "best"}
-    assert {Path(uri).stem: content(uri) for uri in place.objects()} == kept
+    kept = {"latest": "epoch 1", "best": "best of 1"}
+    assert {Path(uri).stem.partition("-")[0]: content(uri) for uri in place.objects()} == kept
     assert all("/a000007.002/" in uri for uri in place.objects())
+
+
+def test_the_last_two_states_stay_and_the_one_on_record(place: Place) -> None:
+    place.claim(7)
+    for epoch in range(1, 6):
+        best = {"best": f"best of {epoch}"} if epoch in (1, 2, 5) else {}
+        place.keep(7, 1, **best, latest=f"epoch {epoch}", stored=1)
+    kept = {"best of 1", "epoch 1", "best of 2", "epoch 4", "best of 5", "epoch 5"}
+    assert {content(uri) for uri in place.objects()} == kept
+
+
+def put(uri: str, body: bytes, **more: object) -> None:
+    """As another program does."""
+    bucket, key = storage.split_uri(uri)
+    storage.client().put_object(Bucket=bucket, Key=key, Body=body, **more)  # type: ignore[arg-type]
+
+
+DAMAGES: dict[str, Callable[[Weights], None]] = {
+    "cut short": lambda found: put(found.uri, b"epo", Metadata={"sha256": found.sha256}),
+    "altered": lambda found: put(found.uri, b"epoch 9", Metadata={"sha256": found.sha256}),
+    "replaced": lambda found: put(found.uri, b"a state of another program"),
+    "deleted": lambda found: storage.delete(found.uri),
+}
+
+
+@pytest.mark.parametrize("role", ["latest", "best"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_it_is_said(place: Place, damage: str, role: str) -> None:
+    place.claim(7)
+    place.keep(7, 1, best="best of 1", latest="epoch 1")
+    newest = place.keep(7, 1, best="best of 2", latest="epoch 2")
+    DAMAGES[damage](newest[role])
+    for group in (2, 3):  # who comes after that does not take it either
+        assert place.claim(7) == group
+        restored = place.fetch(7, group)
+        assert restored is not None
+        assert restored.state.read_text() == "epoch 1"
+        assert content(restored.best.uri) == "best of 1"
+    assert len(place.said) == (0 if (damage, role) == ("deleted", "latest") else 1), (
+        "of a deleted one nothing is left to see"
+    )
+    assert all("passed over" in line for line in place.said)
+
+
+def test_a_trial_whose_every_checkpoint_is_damaged_starts_anew_and_it_is_said(place: Place) -> None:
+    place.claim(7)
+    only = place.keep(7, 1, best="best of 1", latest="epoch 1")
+    DAMAGES["altered"](only["latest"])
+    assert place.claim(8, only) == 1
+    assert place.fetch(8, 1) is None
+    assert "starts anew" in place.said[-1]

@@ -18,7 +18,7 @@ from study.control.lifecycle import drop_trial, extend_study, rerun_trial
 from study.errors import UserError
 from study.promotion.claims import audited
 from study.spec.config import SAMPLERS, STOPPING, StudyConfig
-from study.spec.starts import Start
+from study.spec.starts import Observation, Start
 from study.store import tables as t
 from study.store.archive import export_study, import_study, stored_in, stored_of
 from study.store.store import StudyStore
@@ -49,8 +49,21 @@ def audit_of(content: dict[str, Any], folder: Path) -> Audit:
     return audited(stored_in(write_archive(content, folder / "a.json")))
 
 
-@pytest.mark.parametrize("rule", list(STOPPING))
-@pytest.mark.parametrize("sampler", list(SAMPLERS))
+MODELS = ("gp", "auto")  # a proposal takes half a second: the slow tier has a smaller study of them
+
+
+QUICK = {("tpe", "asha"), ("cmaes", "median"), ("nsga2", "none"), ("qmc", "asha"), ("grid", "asha"), ("random", "none")}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "rule"),
+    [
+        pytest.param(sampler, rule, marks=[] if (sampler, rule) in QUICK else [pytest.mark.slow])
+        for sampler in SAMPLERS
+        if sampler not in MODELS
+        for rule in STOPPING
+    ],
+)
 def test_a_hundred_light_trials_follow_with_every_sampler_and_stopping_rule(sampler, rule, tmp_path):
     found = audit_of(Simulation(spec_of(sampler, rule), seed=3, faults={5: 2, 17: 1, 60: 4}).run().content(), tmp_path)
     assert found.follows, found.line
@@ -66,7 +79,7 @@ USERS = {
 }
 
 
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "grid"])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in ("grid", *MODELS)])
 @pytest.mark.parametrize("speeds", [1, 2])
 def test_dropped_repeated_extended_failed_and_finished_trials_have_their_place(sampler, speeds, tmp_path):
     how = {"name": "median", "min_trials": 3, "finish": 2}
@@ -124,6 +137,39 @@ def test_starts_of_earlier_studies_are_taken_as_stored_and_their_trials_have_to_
     assert found.counted["proposals"] == 6 - 3
     content["study"]["starts"][1]["values"]["attack.eps"] = 0.011
     assert audit_of(content, tmp_path).line.startswith("does not follow: trial 1: params.attack.eps")
+
+
+OBSERVED = [
+    Observation(f"earlier trial {n}", {"method.scale_ratio": 0.2 + 0.1 * n, "train.optimizer.lr": 10 ** -(2 + n / 2)},
+                {"clean_accuracy": 0.6, "robust_accuracy": 0.1 + 0.02 * n})
+    for n in range(6)
+]  # fmt: skip
+
+
+def observing(sampler: str, rule: str, trials: int) -> dict[str, Any]:
+    search = {"method.scale_ratio": {"low": 0.1, "high": 0.9},
+              "train.optimizer.lr": {"low": 1e-6, "high": 1e-1, "log": True}}  # fmt: skip
+    spec = spec_of(sampler, rule, budget={"trials": trials}, search=search, warm_starts=[],
+                   prior={"studies": ["earlier"], "observe": True})  # fmt: skip
+    starts = [Start(each.origin, each.values) for each in OBSERVED[:2]]
+    return Simulation(spec, prior=starts, observed=OBSERVED, faults={4: 2}).run().content()
+
+
+def test_earlier_results_are_taken_as_stored_and_what_is_proposed_has_to_follow_from_them(tmp_path):
+    content = observing("tpe", "asha", 12)
+    found = audit_of(content, tmp_path)
+    assert found.follows, found.line
+    assert found.counted["proposals"] == 12 - 2
+    content["study"]["starts"][2]["measured"]["robust_accuracy"] = 0.9
+    assert audit_of(content, tmp_path).line.startswith("does not follow: trial ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sampler", "rule"), [("gp", "asha"), ("gp", "none"), ("auto", "median")])
+def test_proposals_of_a_gaussian_process_follow_from_what_is_stored(sampler, rule, tmp_path):
+    found = audit_of(observing(sampler, rule, 16), tmp_path)
+    assert found.follows, found.line
+    assert found.counted["proposals"] == 16 - 2
 
 
 def test_a_proposal_that_does_not_follow_is_named_with_the_versions_that_made_it(tmp_path):

@@ -21,10 +21,11 @@ from study.cli.main import main
 from study.cli.weights import show_measured
 from tests.support.official import agft_file, base_weights, openai_vit, tecoa_file, toy_architectures, toy_clip
 from tests.support.small import small_clip, small_sets
+from trainers.arithmetic import exact_math
 from trainers.errors import MissingWeights, UserError
 from trainers.model.interpolation import interpolate
 from trainers.model.pretrained import load_clip
-from trainers.model.robust import RobustCLIP, exact_math
+from trainers.model.robust import RobustCLIP
 from trainers.model.weights import export_open_clip, hash_weights, load_weights, read_metadata, save_weights
 from trainers.schema.training import ModelConfig
 

@@ -147,7 +147,7 @@ def test_services_on_other_machines_can_be_shared():
     [
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"}, POSTGRES, "AWS_ENDPOINT_URL: 127.0.0.1"),
         ({"MLFLOW_TRACKING_URI": "http://localhost:5000"}, POSTGRES, "MLFLOW_TRACKING_URI: localhost"),
-        ({"MLFLOW_TRACKING_URI": "/shared/mlruns"}, POSTGRES, "MLFLOW_TRACKING_URI: a file"),
+        ({"MLFLOW_TRACKING_URI": "/shared/mlruns"}, POSTGRES, "expected a server's address"),
         ({}, "sqlite:////shared/studies.db", "AGFT_STUDY_DB: SQLite"),
         ({}, "postgresql+psycopg://agft:hush@127.0.0.1/agft", "AGFT_STUDY_DB: a database on loopback"),
         ({}, "postgresql+psycopg:///agft", "AGFT_STUDY_DB: a database on loopback"),

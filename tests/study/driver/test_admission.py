@@ -263,3 +263,32 @@ def test_a_wait_for_the_cluster_says_what_is_missing():
     assert waiting_line(7, need, total, {"CPU": 3.0}) == (
         "trial   7  waits for room on the cluster: it needs 4 CPU (3 of 16 are free), 1 GPU (0 of 2 are free)"
     )
+
+
+def test_a_slot_is_kept_for_the_next_trial_while_nobody_goes_first():
+    ledger = Ledger()
+    assert ledger.ask("a", "a/1", ONE, TWO, 0)
+    assert ledger.ask("a", "a/2", ONE, TWO, 0)
+    assert ledger.keep("a", "a/1", ONE, TWO, 1)
+    assert not ledger.others_wait("a", 1)
+    assert not ledger.ask("b", "b/1", ONE, TWO, 2)
+    assert ledger.others_wait("a", 2)
+    assert not ledger.others_wait("b", 2)
+    assert not ledger.keep("a", "a/1", ONE, TWO, 3), "b has nothing"
+    assert not ledger.ask("b", "b/1", ONE, TWO, 3), "it is not free before it is given back"
+    ledger.give_back("a", "a/1")
+    assert ledger.ask("b", "b/1", ONE, TWO, 4)
+    assert ledger.keep("a", "a/2", ONE, TWO, 5), "each has one"
+
+
+def test_a_lower_priority_does_not_make_one_give_its_slot_back():
+    ledger = Ledger()
+    assert ledger.ask("urgent", "urgent/1", BOTH, TWO, 0, priority=1)
+    assert not ledger.ask("b", "b/1", ONE, TWO, 1)
+    assert ledger.keep("urgent", "urgent/1", BOTH, TWO, 2, priority=1)
+
+
+def test_a_ledger_that_still_learns_lets_one_keep_what_it_holds():
+    ledger = Ledger(opens=15)
+    assert ledger.keep("a", "a/1", BOTH, TWO, 1)
+    assert not ledger.ask("b", "b/1", ONE, TWO, 16), "it has learned of it"

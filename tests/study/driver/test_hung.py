@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from study.driver.board import FIRST_LIMIT_SECONDS, FLOOR_SECONDS, Silence
+from study.driver.silence import FIRST_LIMIT_SECONDS, FLOOR_SECONDS, Silence
 
 
 def test_nothing_is_overdue_before_the_pace_is_known_but_for_an_hour():
@@ -18,15 +18,32 @@ def test_the_longest_wait_of_the_study_sets_the_limit():
     silence = Silence()
     for number in (0, 1):
         silence.start(number, 0.0)
-    silence.report(0, 70.0)
-    assert silence.overdue(209.0) == []
-    assert silence.overdue(211.0) == [1], "it has said nothing for three times 70 s; trial 0 only for 141 s"
+    silence.hear(0, 170.0)
+    assert silence.overdue(509.0) == []
+    assert silence.overdue(511.0) == [1], "it has said nothing for three times 170 s; trial 0 only for 341 s"
+
+
+def test_signs_of_life_from_inside_an_epoch_keep_a_trial_alive_for_hours_and_then_limit_its_silence():
+    silence = Silence()
+    silence.start(0, 0.0)
+    for second in range(40, 3 * 3600, 10):
+        silence.hear(0, float(second))
+        assert silence.overdue(second + 1.0) == []
+    last = 3 * 3600 - 10
+    assert silence.overdue(last + FLOOR_SECONDS - 1) == []
+    assert silence.overdue(last + FLOOR_SECONDS + 1) == [0], "a hung rank is found in minutes, however long epochs are"
+
+
+def test_a_word_of_a_trial_that_has_left_is_not_heard():
+    silence = Silence()
+    silence.hear(3, 50.0)
+    assert silence.overdue(10_000.0) == []
 
 
 def test_short_epochs_do_not_make_it_nervous():
     silence = Silence()
     silence.start(0, 0.0)
-    silence.report(0, 1.0)
+    silence.hear(0, 1.0)
     assert silence.limit(0) == FLOOR_SECONDS
 
 

@@ -7,54 +7,15 @@ import hmac
 import json
 import pickle
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from infra.stack.processes import free_ports
 from study.driver.messages import WAITING, Notifier
 from study.errors import UserError
+from tests.support.services.receiver import receiver
 
 FACTS = {"study": "demo", "state": "finished", "trials": 3, "best": {"trial": 1, "robust_accuracy": 0.5}}
-
-
-@dataclass
-class Receiver:
-    url: str
-    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-
-
-@contextmanager
-def receiver(answers: list[int], delay: float = 0.0) -> Iterator[Receiver]:
-    """Answers with these codes in turn, the last for ever."""
-    found = Receiver("")
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            found.got.append((dict(self.headers), body))
-            time.sleep(delay)
-            self.send_response(answers[min(len(found.got), len(answers)) - 1])
-            self.send_header("Location", found.url + "/elsewhere")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.url = f"http://127.0.0.1:{server.server_port}/hook?key=topsecret"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_a_message_has_the_event_the_facts_and_the_time():
@@ -107,32 +68,32 @@ def test_a_refusal_or_a_redirect_is_not_tried_again(code):
 
 
 def test_a_slow_receiver_delays_neither_sending_nor_closing():
-    with receiver([200], delay=1.0) as there:
+    with receiver([200], until=(answers := threading.Event())) as there:
         notifier = Notifier(there.url)
-        started = time.monotonic()
         for _ in range(20):
             notifier.send("new_best", FACTS)
-        assert time.monotonic() - started < 0.3
-        assert notifier.close(0.2) >= 19
-        assert time.monotonic() - started < 0.9
+        left = notifier.close(0.2)
+        answers.set()
+    assert left == 20, "the first has no answer yet, and nobody waited for it"
 
 
 def test_a_receiver_that_never_answers_is_given_up_after_the_timeout():
-    with receiver([200], delay=30) as there:
+    with receiver([200], until=(answers := threading.Event())) as there:
         notifier = Notifier(there.url, timeout=0.2, pauses=())
         notifier.send("new_best", FACTS)
-        started = time.monotonic()
-        assert notifier.close() == 0
-        assert time.monotonic() - started < 2
+        left = notifier.close(60)
+        answers.set()
+    assert left == 0
 
 
 def test_when_the_queue_is_full_the_oldest_message_goes():
-    with receiver([200], delay=0.3) as there:
+    with receiver([200], until=(answers := threading.Event())) as there:
         notifier = Notifier(there.url)
         for number in range(WAITING + 20):
             notifier.send("new_best", {**FACTS, "trials": number})
         kept = [json.loads(body)["trials"] for body in notifier._waiting.queue]
         notifier.close(0)
+        answers.set()
     assert len(kept) == WAITING
     assert kept[-1] == WAITING + 19
     assert kept[0] > 10

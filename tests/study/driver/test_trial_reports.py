@@ -1,6 +1,6 @@
 """What a real worker reports and what a real store keeps: every epoch's record once, whoever dies in between.
 
-Ray is not there: its `report` hands the driver's half of the work what the worker's half says, or loses it.
+Ray is not there: `report` hands the driver's half of the work what the worker's half says, or loses it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray.train
 import ray.train.torch
 
 from study.driver.board import Board
@@ -21,7 +20,8 @@ from study.driver.trials import Trials
 from study.store.store import StudyStore
 from tests.support.hand import Hand
 from tests.support.light import create_measured, light_study
-from trainers.schema.records import Answer, Report, Weights
+from trainers.errors import Interrupted
+from trainers.schema.records import Answer, At, Ending, Report, Weights
 from trainers.wiring import Restored, Wiring
 from trainers.worker import train_on_worker
 
@@ -41,6 +41,8 @@ class Line:
     folder: Path
     board: Board = field(default_factory=Board)
     sent: list[Report] = field(default_factory=list)
+    away_at: int = 0
+    disk_full_at: int = 0
 
     def deliver(self, report: Report) -> None:
         """The driver's side of a report."""
@@ -48,7 +50,9 @@ class Line:
         assert row.last is not None
         asyncio.run(self.board.have(0, row.last.epoch))
 
-    def keep(self, _group: int, path: Path, role: str) -> Weights:
+    def keep(self, _group: int, path: Path, role: str, at: At, _stored: int) -> Weights:
+        if at.epoch == self.away_at:
+            raise Interrupted("S3 is full")
         shutil.copy(path, self.folder / f"{role}.safetensors")
         return Weights(uri=str(self.folder / f"{role}.safetensors"), sha256="0" * 64)
 
@@ -57,26 +61,28 @@ class Line:
         known = row.latest or Weights(uri=str(path), sha256="0" * 64)
         return Restored(path, known, row.best) if path.is_file() else None
 
-    def answer(self, epoch: int) -> Answer:
-        return asyncio.run(self.board.answer(0, epoch, 0.0))
+    def patiently(self, step: Callable[[], Any]) -> Any:
+        if self.disk_full_at and len(self.sent) + 1 == self.disk_full_at:
+            raise Interrupted("no space left on device")
+        return step()
 
-    def work(self, monkeypatch: pytest.MonkeyPatch, post: Callable[[Report], None]) -> str:
+    def work(self, monkeypatch: pytest.MonkeyPatch, post: Callable[[Report], None], **changed: Any) -> Ending:
         """A worker's life: `post` is what happens to a report on its way. How the trial ended."""
 
-        def report(metrics: dict[str, Any]) -> None:
-            self.sent.append(Report.model_validate_json(metrics["report"]))
+        def report(told: Report) -> Answer:
+            self.sent.append(Report.model_validate_json(told.model_dump_json()))
             post(self.sent[-1])
+            return asyncio.run(self.board.answer(0, told.epoch, 0.0))
 
-        context = type("Context", (), {"get_world_rank": lambda self: 0})()
-        monkeypatch.setattr(ray.train, "report", report)
-        monkeypatch.setattr(ray.train, "get_context", lambda: context)
         monkeypatch.setattr(ray.train.torch, "get_device", lambda: "cpu")
         row = self.trials.rows[0]
         wiring = Wiring(
-            arrive=lambda: None, claim=lambda: 1, fetch=self.fetch, keep=self.keep, answer=self.answer,
+            arrive=lambda: None, claim=lambda: 1, fetch=self.fetch, keep=self.keep, report=report,
             provenance=lambda: {"hostname": "here"}, stored=row.last.epoch if row.last else 0,
+            patiently=self.patiently,
         )  # fmt: skip
-        return train_on_worker({"config": row.config, "wiring": wiring, "threads": 1}).outcome
+        settings = {"config": {**row.config, **changed}, "wiring": wiring, "threads": 1, "gpus": 0}
+        return train_on_worker(settings)
 
 
 @pytest.fixture
@@ -100,7 +106,7 @@ def stored_once(line: Line) -> bool:
 
 
 def test_a_driver_that_keeps_up_gets_every_record_once(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert line.work(monkeypatch, line.deliver) == "finished"
+    assert line.work(monkeypatch, line.deliver).outcome == "finished"
     assert [[record.epoch for record in report.records] for report in line.sent] == [[e] for e in range(1, EPOCHS + 1)]
     assert stored_once(line)
     assert line.trials.rows[0].attempts[-1].provenance["hostname"] == "here"  # type: ignore[index]
@@ -143,7 +149,28 @@ def test_a_worker_killed_between_checkpoint_and_answer_loses_and_doubles_nothing
         line.work(monkeypatch, die)
     assert len(line.trials.store.trial(0).epochs) == (3 if heard else 2)
     line.sent.clear()
-    assert line.work(monkeypatch, line.deliver) == "finished"
+    assert line.work(monkeypatch, line.deliver).outcome == "finished"
     first = [] if heard else [3]
     assert [[record.epoch for record in report.records] for report in line.sent] == [first, [4], [5]]
     assert stored_once(line)
+
+
+@pytest.mark.parametrize("what", ["away_at", "disk_full_at"])
+@pytest.mark.parametrize("epoch", [3, EPOCHS], ids=["in the middle", "at its last epoch"])
+def test_a_worker_whose_files_can_be_kept_nowhere_is_interrupted_and_loses_that_epoch_alone(
+    line: Line, monkeypatch: pytest.MonkeyPatch, what: str, epoch: int
+) -> None:
+    setattr(line, what, epoch)
+    ending = line.work(monkeypatch, line.deliver)
+    assert (ending.outcome, ending.lost) == ("interrupted", False)
+    assert ending.message in ("S3 is full", "no space left on device")
+    assert [record.epoch for record in line.trials.rows[0].epochs] == list(range(1, epoch)), "it is not on record"
+    setattr(line, what, 0)
+    assert line.work(monkeypatch, line.deliver).outcome == "finished"
+    assert stored_once(line)
+
+
+def test_what_no_parameter_decides_is_told_apart(line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ending = line.work(monkeypatch, line.deliver, model={"arch": "tiny-clip", "pretrained": str(tmp_path / "none.pt")})
+    assert (ending.outcome, ending.failure_kind, ending.of_every_trial) == ("failed", "invalid", True)
+    assert "none.pt" in (ending.message or "")

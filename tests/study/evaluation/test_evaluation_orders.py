@@ -35,7 +35,7 @@ SAID = (
     "line 6: attacks.1.attack.step = 3: no such field; did you mean 'steps'?",
     "line 7: attacks.2.sampels = 5: no such field; did you mean 'samples'?",
     "line 8: attacks.3.attack.name: 'cw' is defined in linf, not in l2",
-    "line 9: attacks.4 = ",
+    "line 9: attacks.4.eps = ['300/255']: 1.17647 is no length in the L-inf norm",
     "line 10: protocol = 'strct'",
 )
 

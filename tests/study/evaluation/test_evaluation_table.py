@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from study.evaluation.ledger import COLUMNS, attack_parts, image_rows
-from study.evaluation.table import failed_checks, markdown_table, summary, summary_table
+from study.evaluation.table import failed_checks, markdown_table, remarks, summary, summary_table
 from study.evaluation.tracking import metric_points
 from study.evaluation.units import Evaluation
 from tests.support.records import record
@@ -50,6 +50,24 @@ def test_every_set_has_a_line_with_wilson_intervals_and_the_size_of_a_smaller_sa
     ]  # fmt: skip
     assert lines["dtd"][0] == "100"
     assert lines["folder:/data/my pets"][0] == "50"
+
+
+def test_what_an_attack_doubts_and_which_classes_look_alike_is_marked_and_said_below_the_table() -> None:
+    doubted = record("dtd", 50, 100, 10, attack="autoattack", doubts=("randomised: chance",))
+    alike = record("cars", 50, 100, 10)
+    alike = alike.model_copy(
+        update={"dataset": alike.dataset.model_copy(update={"duplicate_prompts": ((0, 3), (4, 5, 6))})}
+    )
+    records = [doubted, alike]
+    lines = [
+        "! dtd: autoattack doubts its result: randomised: chance",
+        "cars: 5 of 10 classes have equal prompts; of such a group all but one are hardly ever predicted",
+    ]
+    assert remarks(records) == lines
+    assert remarks(RECORDS) == []
+    assert {line[0] for line in shown(records) if line} >= {"dtd !", "cars"}
+    assert summary(evaluation(records), records, "out")["datasets"][0]["doubts"] == ["randomised: chance"]
+    assert doubted.identity() != record("dtd", 50, 100, 10, attack="autoattack").identity()
 
 
 def test_means_are_given_with_and_without_the_source_sets() -> None:

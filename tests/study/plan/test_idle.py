@@ -70,7 +70,7 @@ def test_it_is_about_what_replays_of_measured_settings_find(scene, method, sched
         trials = round(measured["complete"] + measured["pruned"]) + record["workers"]
         found = idle_share(
             SchedulerConfig(name=scheduler), trials=trials, slots=record["workers"], lag=lag, epochs=6,
-            full_seconds=full,
+            full_seconds=full, start_up=replayed["start_up_seconds"],
         )  # fmt: skip
         assert found == pytest.approx(measured["idle"], abs=0.05 if lag < 4 else 0.02)
 

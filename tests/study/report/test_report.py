@@ -267,7 +267,7 @@ def test_the_report_of_a_study_without_any_trial_says_so_in_sentences(tmp_path):
     empty = synthetic_study(tmp_path, name="empty", trials=0)
     path = write_report(empty.load(), empty.trials(), tmp_path / "report")
     assert "0 of" in path.read_text()
-    assert {file.name for file in path.parent.iterdir()} == {"report.md", "report.html", "report.json"}
+    assert {file.name for file in path.parent.iterdir()} == {"report.md", "report.html", "report.json", "trials.tex"}
     page = path.with_name("report.html").read_text()
     for sentence in ("No trial has measured anything yet.", "No trial has finished yet.", NO_TRIALS,
                      "too few trials: 0 of at least 10 at full length", "No trial has begun yet."):  # fmt: skip
@@ -339,7 +339,7 @@ def test_figures_are_drawn_outside_the_main_thread_too(content):
 
 def test_the_folder_has_markdown_page_json_and_every_figure_as_png_and_pdf(folder):
     files = {f"{name}.{kind}" for name in NAMES for kind in ("png", "pdf")}
-    assert {path.name for path in folder.iterdir()} == {"report.md", "report.html", "report.json", *files}
+    assert {path.name for path in folder.iterdir()} == {"report.md", "report.html", "report.json", "trials.tex", *files}
     text = (folder / "report.md").read_text()
     for name in NAMES:
         assert f"]({name}.png)" in text
@@ -426,7 +426,7 @@ def test_whatever_a_machine_or_a_user_wrote_cannot_become_markup(store, content,
     text = html_of(wicked)
     page, clean = Page(text), Page(html_of(content))
     assert page.tags.count("img") == clean.tags.count("img") == 0
-    assert page.tags.count("script") == clean.tags.count("script") == 3
+    assert page.tags.count("script") == clean.tags.count("script") == 4
     assert evil in next(row[-1] for row in page.rows if row[0] == "5")  # shown as it was written
     assert not any("javascript:" in address for address in page.addresses)
     data = re.search(r'id="report-data">(.*?)</script>', text, flags=re.S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from rich.console import Console
 
-from study.cli.tables import advice, attempts_table, studies_table
+from study.cli.tables import advice, attempts_table, studies_table, trials_table
 from study.console import wide_console
 from study.results.status import ALL_DONE, eta_seconds, live_state, study_status
 from study.spec.config import StudyConfig
@@ -197,3 +199,20 @@ def test_status_of_a_study_nobody_has_driven(tmp_path):
     found = study_status(row, [], now=0)
     assert (found["state"], found["best"], found["trials"], found["driver"]) == ("queued", None, [], None)
     assert found["counts"]["queued"] == 10
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_tables_in_a_terminal_of_any_width_keep_names_states_and_results(tmp_path, width):
+    store = synthetic_study(tmp_path, name="a-study-of-mine", trials=3)
+    study, rows = store.load(), store.trials()
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    console.print(studies_table([study_status(study, rows, time.time())], width=width))
+    console.print(trials_table(study.spec, rows, study.goal, width=width))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    [of_study] = [line for line in lines if "a-study-of-mine" in line and "│" in line]
+    best = max(row.last.best_robust_accuracy for row in rows if row.state == "complete")
+    assert [word in of_study for word in ("running", f"{best:.1%}".replace("%", " %"), "node-a")] == [True] * 3
+    assert sum("complete" in line or "pruned" in line for line in lines) == 3
+    assert ("left out, for the terminal's width" in out.getvalue()) is (width < 200)

@@ -9,9 +9,10 @@ import pytest
 
 from study.errors import UserError
 from study.search.prior import check_prior, earlier_studies, resolve
-from study.search.proposals import first_proposals, given
+from study.search.proposals import Proposer, first_proposals, given, pending
 from study.spec.config import StudyConfig
 from study.spec.dimension import apply_params
+from study.spec.starts import Observation
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
 from tests.support.epochs import epoch_record
@@ -171,3 +172,54 @@ def test_prior_studies_come_from_the_database_and_an_unknown_one_is_named_with_t
     StudyStore(url, "new").create(wrong)
     check_prior(url, wrong)  # it exists: its given trials were looked up when it began
     assert earlier_studies(url, spec_of("plain")) == []
+
+
+# --- what is observed ---------------------------------------------------------------------------------------------
+
+
+def observing(search: dict[str, Any] = SEARCH, **more: Any) -> tuple[StudyConfig, Any]:
+    prior = {"studies": ["old"], "top": 1, "observe": True}
+    spec = spec_of("new", search, **{"sampler": {"name": "tpe"}, "prior": prior, **more})
+    return spec, resolve(spec, [(row_of(OLD), TRIALS)])
+
+
+def test_all_full_length_trials_of_the_same_measurement_are_observed_as_they_are():
+    _, found = observing()
+    assert [each.origin for each in found.observed] == [f"old trial {number}" for number in (0, 1, 3, 4, 5, 6)]
+    assert found.observed[0] == Observation("old trial 0", values(0.3), {"clean_accuracy": 0.7, "robust_accuracy": 0.2})
+    assert found.notes == ("old: 6 of 6 full-length trials are observed: they lie in this space",)
+    _, narrow = observing(SEARCH | {"method.scale_ratio": {"low": 0.4, "high": 0.75}})
+    assert [each.origin for each in narrow.observed] == ["old trial 1", "old trial 3"]
+    assert observing(sampler={"name": "qmc"})[1].observed == ()
+
+
+def test_results_of_another_measurement_are_not_observed_and_that_is_said():
+    other = {**minimal_study().data.model_dump(mode="json"), "dev": ["tiny-digits"]}
+    _, found = observing(data=other)
+    assert found.observed == ()
+    assert found.notes == ("old: not observed, its trials were measured on other dev sets or in another way",)
+
+
+def ended_row(proposer: Proposer, rows: dict[int, TrialRow], number: int, robust: float) -> TrialRow:
+    proposal = proposer.propose(rows, number, 0)
+    return replace(pending(proposal), state="complete", epochs=(epoch_record(4, robust, 0.7),))
+
+
+def test_observed_results_move_by_what_the_trials_that_were_run_again_differ_by():
+    spec, found = observing()
+    proposer = Proposer(spec, spec.goal.at({"clean_accuracy": 0.5}), found.starts, found.observed)
+    assert [each.values for each in proposer._earlier([])] == [[0.2], [0.3], [0.8], [0.4], [0.39], [0.1]]
+    row = ended_row(proposer, {}, 0, 0.3)  # of trial 4, which had 0.4
+    moved = proposer._earlier([row])
+    assert [each.values for each in moved] == [[pytest.approx(each)] for each in (0.1, 0.2, 0.7, 0.3, 0.29, 0.0)]
+    assert dict(moved[0].constraints) == {"clean_accuracy": pytest.approx(-0.2)}
+
+
+def test_a_sampler_that_observes_models_from_the_first_trial_that_nobody_gave():
+    spec, found = observing(sampler={"name": "tpe", "startup_trials": 5})
+    draws = first_proposals(spec, 2, found.starts)
+    for observed, equal in ((found.observed, False), ((), True)):
+        proposer = Proposer(spec, spec.goal.at({}), found.starts, observed)
+        rows = {0: ended_row(proposer, {}, 0, 0.3)}
+        assert rows[0].params == draws[0]
+        assert (proposer.propose(rows, 1, 0).params == draws[1]) == equal

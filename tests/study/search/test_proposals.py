@@ -18,7 +18,11 @@ from trainers.schema.training import Goal
 
 GOAL = Goal(metric="robust_accuracy", at_least={"clean_accuracy": 0.5})
 TABLE = Table.read(Path(__file__).parents[2] / "bench" / "results" / "search-space.jsonl")
-LEARNING = [name for name, row in SAMPLERS.items() if not row.exhaustive]
+LEARNING = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("gp", "auto")))
+    for name, row in SAMPLERS.items()
+    if not row.exhaustive
+]
 
 
 def searched(name: str) -> tuple:

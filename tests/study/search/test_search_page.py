@@ -11,8 +11,8 @@ import yaml
 
 from study.plan.study import remarks
 from study.spec.config import SAMPLERS, STOPPING, BudgetConfig, PriorConfig, SamplerConfig, SchedulerConfig
+from study.spec.document import Loader
 from study.spec.files import check_study
-from study.spec.reader import Loader
 
 PAGE = (Path(__file__).parents[3] / "docs" / "search.md").read_text()
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)

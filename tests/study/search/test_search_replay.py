@@ -15,6 +15,8 @@ from tests.support.space_table import SPACE, Table
 from trainers.schema.training import Goal
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
+QUICK = [name for name in METHODS if not name.startswith("GP")]
+REPEATED = [*QUICK, pytest.param("GP", marks=pytest.mark.slow), pytest.param("GP + ASHA", marks=pytest.mark.slow)]
 GOAL = Goal(metric="robust_accuracy", at_least={"clean_accuracy": 0.5})
 
 
@@ -125,7 +127,7 @@ def timed(table, method, clock, lag, workers):
     return run(method, landscape, horizon=math.inf, lag=lag, workers=workers, budget={"trials": 40}).trials
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", QUICK)
 def test_what_is_proposed_and_stopped_depends_on_the_lag_and_not_on_the_clock(table, method):
     """However long trials take, and however many run side by side."""
     plain = timed(table, method, 0, 3, 2)
@@ -137,7 +139,7 @@ def test_what_is_proposed_and_stopped_depends_on_the_lag_and_not_on_the_clock(ta
 
 def test_asynchronous_searches_know_all_that_has_ended(table):
     """On one slot that is everything before, which is what lag 0 says, too; on two the clock decides."""
-    for method in METHODS:
+    for method in QUICK:
         alone = [run(method, table.between, horizon=300, workers=1, lag=lag) for lag in (None, 0)]
         assert alone[0] == alone[1]
     assert timed(table, "TPE + ASHA", 0, None, 2) != timed(table, "TPE + ASHA", 1, None, 2)
@@ -165,7 +167,7 @@ def test_only_full_length_feasible_trials_become_the_incumbent():
     assert set(found.values) == {0.1, 0.2}, "what misses the floor is never the best"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REPEATED)
 def test_every_search_is_repeatable_and_no_two_seeds_are_alike(table, method):
     again = [run(method, table.nearest, horizon=250, seed=seed) for seed in (3, 3, 4)]
     assert again[0] == again[1]

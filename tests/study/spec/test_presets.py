@@ -104,7 +104,14 @@ def test_init_writes_a_file_that_is_valid_and_complete(tmp_path: Any) -> None:
     assert found.name == "mine"
     assert found.method.name == "pmg-aft"
     # The published warm-up is longer than all of the tiny set's training.
-    assert found.train == study("pmg-aft-paper", train={"warmup": 0.02, "official_schedule": None}).train
+    fitting = {
+        "warmup": 0.02,
+        "official_schedule": None,
+        "precision": "auto",
+        "batch_size": 32,
+        "samples_per_epoch": 32,
+    }
+    assert found.train == study("pmg-aft-paper", train={**fitting, "epochs": 1}).train
     assert "  # published: {steps: 1000}, official_schedule: open_clip\n" in path.read_text()
     again = CliRunner().invoke(main, ["init", str(path), "--preset", "pmg-aft-paper"])
     assert again.exit_code == 2

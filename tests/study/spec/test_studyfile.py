@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,8 @@ from tests.support.study_files import minimal
 from trainers.objectives import METHODS
 
 FOLDER = Path(__file__).parents[3] / "study" / "recipes"
-RECIPES = [path for path in sorted(FOLDER.glob("*.yaml")) if path.stem not in ("compare", "suite")]  # no studies
+NO_STUDIES = ("compare", "suite")
+RECIPES = [path for path in sorted(FOLDER.glob("*.yaml")) if not path.stem.startswith(NO_STUDIES)]
 GOOD = minimal(search="\n  method.scale_ratio: {low: 0.2, high: 1.0}", budget="{trials: 3}")
 
 
@@ -82,9 +82,9 @@ def test_a_part_that_the_encoder_does_not_have_is_refused_also_among_searched_ch
 
 
 def test_values_that_are_allowed_alone_are_refused_together():
-    assert "a linf radius is at most 1" in searching("attack.eps: {choices: [4/255, 4]}")["6:search.attack.eps"]
+    assert "is no length in the L-inf norm" in searching("attack.eps: {choices: [4/255, 4]}")["6:search.attack.eps"]
     found = searching("attack.norm: {choices: [l2, linf]}", "attack: {norm: l2, eps: 2}\n")
-    assert "a linf radius is at most 1" in found["6:search.attack.norm"]
+    assert "is no length in the L-inf norm" in found["8:attack.eps"]
     found = searching("model.arch: {choices: [tiny-clip, nonsense]}")
     assert found == {"6:search.model.arch": "no such architecture"}
 
@@ -100,8 +100,8 @@ def test_a_mapping_is_no_choice_and_a_place_is_no_fraction():
     text = with_model("ViT-B-32-quickgelu").replace(
         "seed: {low: 0, high: 9}", "model.pretrained: {choices: [a/b.pt, c/d.pt]}"
     )
-    (dimension,) = parse_study(text, source="x").dimensions()
-    assert dimension.distribution.choices == ("a/b.pt", "c/d.pt")
+    (dimension,) = parse_study(text, source="x", base=Path("/w")).dimensions()
+    assert dimension.distribution.choices == ("/w/a/b.pt", "/w/c/d.pt")
 
 
 def test_an_unknown_architecture_is_named_with_the_nearest():
@@ -113,6 +113,32 @@ def test_an_unknown_architecture_is_named_with_the_nearest():
 def test_openais_weights_without_quickgelu_are_refused_with_the_right_name():
     assert "write ViT-B-32-quickgelu" in problems_of(with_model("ViT-B-32"))["3:model.arch"]
     assert "exists for tiny-clip only" in problems_of(with_model("ViT-B-32", "bundled"))["3:model.pretrained"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "rule"),
+    [(2, 0.5, "2 workers need a GPU each"), (1, 2, "a worker uses one GPU"), (4, 1.5, "a worker uses one GPU")],
+)
+def test_workers_that_share_a_gpu_and_gpus_that_would_idle_are_refused(workers, gpus, rule):
+    text = GOOD + f"resources: {{workers: {workers}, gpus_per_worker: {gpus}}}\n"
+    [(place, said)] = problems_of(text).items()
+    assert place.endswith(":resources.gpus_per_worker")
+    assert rule in said
+
+
+@pytest.mark.parametrize(("workers", "gpus"), [(1, 0), (2, 0), (1, 0.25), (1, 1), (8, 1)])
+def test_a_part_of_a_gpu_is_for_one_worker_and_a_whole_one_for_each_of_several(workers, gpus):
+    text = GOOD + f"resources: {{workers: {workers}, gpus_per_worker: {gpus}}}\n"
+    assert parse_study(text, source="x").resources.gpus_per_worker == gpus
+
+
+def test_estimates_are_for_the_search_alone():
+    fast = "evaluate: {PART: {protocol: fast, attack: {name: pgd}}}"
+    text = GOOD if "evaluate:" not in GOOD else "\n".join(x for x in GOOD.splitlines() if not x.startswith("evaluate:"))
+    assert parse_study(f"{text}\n{fast.replace('PART', 'select')}\n", source="x").evaluate.select.protocol == "fast"
+    [(place, said)] = problems_of(f"{text}\n{fast.replace('PART', 'final')}\n").items()
+    assert "evaluate.final" in place
+    assert "fast is for evaluate.select" in said
 
 
 def test_what_may_be_searched_belongs_to_the_method():
@@ -165,19 +191,15 @@ def test_five_mistakes_are_five_messages_with_line_path_value_and_rule():
     assert "never be reached" in found["8:goal.subject_to.clean_accuracy"]
 
 
-def test_the_command_line_answers_five_mistakes_with_exit_2_in_under_3_seconds(tmp_path):
+def test_the_command_line_answers_five_mistakes_with_exit_2(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(FIVE_MISTAKES)
     command = [sys.executable, "-c", "from study.cli.main import main; main()", "validate", str(path)]
-    before = os.times()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    after = os.times()
-    seconds = after.children_user + after.children_system - before.children_user - before.children_system
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 5
     assert "Traceback" not in done.stderr
     assert "'4/0'" in done.stderr
-    assert 0 < seconds < 3, "of a processor: what else this machine does is not counted"
 
 
 def test_the_schema_is_known_without_torch_or_ray():
@@ -296,7 +318,7 @@ def test_several_metrics_stop_no_trial_early_and_say_so_when_asked_to():
     found = problems_of(FRONT + "scheduler: {name: median, patience: 2}\nsampler: {name: cmaes}\n")
     assert "never enters the front of clean_accuracy, robust_accuracy; write none" in found["9:scheduler.name"]
     assert "full-length ones; leave it out" in found["9:scheduler.patience"]
-    assert "write nsga2 or tpe" in found["10:sampler.name"]
+    assert "write nsga2, gp or tpe" in found["10:sampler.name"]
 
 
 @pytest.mark.parametrize(
@@ -335,6 +357,19 @@ def test_a_prior_study_is_another_one():
 def test_what_has_no_effect_is_remarked(more, remark):
     text = GOOD.replace("{low: 0.2, high: 1.0}", "{choices: [0.4, 0.6, 0.8]}") if "grid" in more else GOOD
     assert any(line.startswith(remark) for line in remarks(parse_study(text + more + "\n", source="x")))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "precision", "said"),
+    [(1, "fp32", "leaves a GPU's tensor cores idle"), (0, "bf16", "on a CPU saves no time")],
+)
+def test_arithmetic_that_costs_time_for_nothing_is_remarked(gpus, precision, said):
+    def of(name):
+        text = GOOD + f"resources: {{gpus_per_worker: {gpus}}}\ntrain: {{precision: {name}}}\n"
+        return remarks(parse_study(text, source="x"))
+
+    assert any(line.startswith("train.precision: ") and said in line for line in of(precision))
+    assert not any(line.startswith("train.precision") for line in of("auto"))
 
 
 def test_a_plain_study_with_trials_enough_has_no_remarks():

@@ -25,7 +25,7 @@ from infra.cluster.cluster import SETTINGS
 from infra.services import Services
 from infra.stack import processes, stack
 from tests.support.services.databases import postgres
-from tests.support.services.real_run import AGFT
+from tests.support.services.real_run import AGFT, FAIR
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 OURS = ("AWS_", "MLFLOW_", "AGFT_", "RAY_")
@@ -84,7 +84,7 @@ class TwoNodes:
         if name == "head":
             command += ["--ray-client-server-port", str(client)]
         environment = self.environment(**SETTINGS, **{processes.MARKER: mark})
-        environment |= {"OMP_WAIT_POLICY": "PASSIVE", "RAY_worker_maximum_startup_concurrency": "8"}  # few cores
+        environment |= FAIR | {"OMP_WAIT_POLICY": "PASSIVE", "RAY_worker_maximum_startup_concurrency": "8"}  # few cores
         environment = {key: value for key, value in environment.items() if key not in without}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

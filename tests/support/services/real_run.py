@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import psutil
 
 AGFT = [sys.executable, "-c", "from study.cli.main import main; main()"]
+FAIR = {"RAY_worker_niceness": "0"}  # by default Ray's workers wait (nice 15) for whatever else this machine tests
 IN_BACKGROUND = ["sh", "-c", "trap '' INT; exec \"$@\"", "-"]  # how a script's `&` starts a command: deaf to Ctrl-C
 
 
@@ -29,7 +31,7 @@ class Run:
     def environment(self) -> dict[str, str]:
         """Nothing of the caller's services; everything of this home."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "MLFLOW_", "AGFT_", "RAY_"))}
-        return {**clean, "AGFT_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
+        return {**clean, **FAIR, "AGFT_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
 
     def agft(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
@@ -69,8 +71,33 @@ class Run:
                 continue
         return found
 
+    def listening(self) -> list[str]:
+        """`address:port process` of every socket that a process of this home listens on now.
 
-def read_until(process: subprocess.Popen[str], wanted: Callable[[str], bool], *, seconds: float = 300) -> str:
+        An IPv4 address that an IPv6 socket is bound to (`::ffff:127.0.0.1`, as gRPC does) is written as what it is.
+        """
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())[:400]
+                for socket in process.net_connections(kind="inet"):
+                    if socket.status == psutil.CONN_LISTEN:
+                        found.append(f"{socket.laddr.ip.removeprefix('::ffff:')}:{socket.laddr.port} {line}")
+        return found
+
+
+@contextlib.contextmanager
+def cleared(run: Run) -> Iterator[Run]:
+    """The run, of which nothing is left running afterwards."""
+    try:
+        yield run
+    finally:
+        run.agft("stack", "down", check=False)
+        for process in run.processes():
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], wanted: Callable[[str], bool], *, seconds: float = 900) -> str:
     """Lines of a running command up to the first that is `wanted`."""
     assert process.stdout is not None
     lines: list[str] = []

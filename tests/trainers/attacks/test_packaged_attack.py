@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.support.attacked import case, network
-from trainers.attacks import Outcome, run_attack
+from tests.support.attacked import CLASSES, case, network
+from trainers.attacks import Case, Outcome, run_attack
 from trainers.attacks.packaged import input_gradients_only
-from trainers.schema.attacks import AutoAttack
+from trainers.schema.attacks import AutoAttack, Transfer
 
 
 class Counted:
@@ -61,6 +61,65 @@ def test_images_that_are_done_are_not_attacked_and_the_others_as_if_alone() -> N
     assert torch.equal(found.worst.images[done], given.images[done])
     everyone = replace(given, done=torch.ones(12, dtype=torch.bool), logits=refusing)
     assert isinstance(run_attack(everyone, AutoAttack()), Outcome)
+
+
+# What the package's own checks find in a model, in a case that is quick: few images, which APGD fools at once.
+
+
+def doubts(given: Case) -> list[str]:
+    """The first words of each."""
+    found = run_attack(given, AutoAttack()).doubts
+    assert len(set(found)) == len(found)
+    return sorted(doubt.partition(":")[0].partition(",")[0] for doubt in found)
+
+
+def chance(images: Tensor) -> Tensor:
+    logits: Tensor = network()(images)
+    return logits + torch.rand(len(images), CLASSES)
+
+
+def learning(images: Tensor) -> Tensor:
+    """Improves its images by a gradient before it looks at them."""
+    with torch.enable_grad():
+        x = images.detach().clone().requires_grad_(True)
+        network()(x).sum().backward()
+    assert x.grad is not None
+    logits: Tensor = network()(images + 1e-3 * x.grad)
+    return logits
+
+
+def flat(images: Tensor) -> Tensor:
+    """In steps: a gradient of nought everywhere."""
+    logits: Tensor = network()((images * 8).round() / 8)
+    return logits + 0 * images.sum()
+
+
+def probabilities(images: Tensor) -> Tensor:
+    logits: Tensor = network()(images)
+    return logits.softmax(1)
+
+
+def test_what_autoattack_doubts_is_in_the_outcome_and_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    given = case(number=2, strength=0.5)
+    assert doubts(given) == []
+    assert "randomised" in doubts(replace(given, logits=chance))
+    assert "dynamic" in doubts(replace(given, logits=learning))
+    assert "its output looks like probabilities and not like logits" in doubts(replace(given, logits=probabilities))
+    assert doubts(given) == [], "a model that was attacked before says nothing about this one"
+    assert not caplog.records
+
+
+@pytest.mark.slow
+def test_a_search_that_finds_what_gradients_do_not_is_a_doubt() -> None:
+    given = case(number=8, strength=0.15)
+    given = replace(given, logits=flat, labels=flat(given.images).argmax(1))
+    assert doubts(given) == ["Square", "no gradient"]
+
+
+def test_an_attack_that_is_made_of_autoattack_hands_its_doubts_on() -> None:
+    given = replace(case(number=2, strength=0.5), surrogate=probabilities)
+    (doubt,) = run_attack(given, Transfer(attack="autoattack")).doubts
+    assert doubt.startswith("its output looks like probabilities")
 
 
 def refusing(_: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def test_an_image_that_is_damaged_is_named_by_its_file(name, tmp_path):
     files = images if isinstance(images, list) else []
     del images  # an HDF5 file that is open already would be read as it was
     if files:
-        damaged, reason = files[1], "not a readable image (cannot identify image file"
+        damaged, reason = files[1], "not a readable image (no picture, or of no format"
         damaged.write_bytes(b"no picture")
     else:
         damaged, reason = {

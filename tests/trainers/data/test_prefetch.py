@@ -47,7 +47,7 @@ def test_batches_are_the_rows_of_the_order(size):
         found = list(prefetched(source, order.split(size), CPU))
         assert [len(batch) for batch in found] == [len(index) for index in order.split(size)]
         assert torch.equal(torch.cat(found), images[order])
-    assert threads() == before
+    assert threads() <= before
 
 
 def test_no_batches_are_no_batches():
@@ -60,7 +60,7 @@ def test_an_error_comes_where_its_batch_would_and_the_thread_ends():
     assert [len(next(batches)) for _ in range(3)] == [4, 4, 4]
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
-    assert threads() == before
+    assert threads() <= before
 
 
 def test_an_error_in_the_order_is_raised_as_well():
@@ -84,7 +84,7 @@ def test_it_reads_ahead_but_not_far_and_stops_when_nobody_wants_more():
     time.sleep(0.1)
     assert stored.read == AHEAD + 2  # one taken, those that wait, and one in hand
     batches.close()
-    assert threads() == before
+    assert threads() <= before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.support.small import FlatCLIP, image_set, pgd_suite, small_clip
+from trainers.arithmetic import exact_math
 from trainers.attacks import pgd
 from trainers.data.base import ImageSet
 from trainers.draws import noise
@@ -14,7 +15,7 @@ from trainers.evaluation import scorer
 from trainers.evaluation.measure import evaluate, random_noise
 from trainers.evaluation.readings import READINGS
 from trainers.evaluation.verdicts import Verdicts, count, gather, join_verdicts, stratified_sample
-from trainers.model.robust import RobustCLIP, exact_math
+from trainers.model.robust import RobustCLIP
 from trainers.schema.suite import Suite
 
 
@@ -84,7 +85,7 @@ def test_a_verdict_does_not_depend_on_the_neighbours(protocol: str, monkeypatch:
     assert 0 < int(whole.fooled[1].sum()) < 75
     parts = [evaluate(model, images, classes, settings, rank=rank, world_size=3) for rank in range(3)]
     assert equal(join_verdicts(parts), whole)
-    monkeypatch.setattr(scorer, "micro_batch", lambda _: 16)
+    monkeypatch.setattr(scorer, "micro_batch", lambda *_: 16)
     other = evaluate(model, images, classes, settings)
     assert torch.equal(other.fooled, whole.fooled)
 

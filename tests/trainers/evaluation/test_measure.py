@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.support.small import image_set, small_clip
+from trainers.arithmetic import exact_math
 from trainers.attacks import Case, pgd, run_attack
 from trainers.data.base import ImageSet
 from trainers.draws import noise
@@ -15,7 +18,7 @@ from trainers.evaluation.readings import READINGS, overlap, top_classes
 from trainers.evaluation.scorer import Scorer
 from trainers.evaluation.summary import at_radii, clean_result
 from trainers.evaluation.verdicts import Verdicts, join_verdicts, pack_verdicts, unpack_verdicts
-from trainers.model.robust import RobustCLIP, exact_math
+from trainers.model.robust import RobustCLIP
 from trainers.schema.attacks import EVAL_ATTACKS, EvalAttackParameters
 from trainers.schema.suite import AttackAt
 
@@ -24,7 +27,8 @@ QUICK = {
     "ti-fgsm": {"steps": 4, "kernel_size": 5}, "apgd-ce": {"steps": 8}, "apgd-dlr": {"steps": 8},
     "apgd-t": {"steps": 5, "targets": 2}, "square": {"queries": 20}, "apgd": {"steps": 5, "targets": 2},
     "ensemble": {"steps": 5, "targets": 2, "queries": 10}, "aa-agft": {"steps": 4},
-    "transfer": {"attack": "pgd", "settings": {"steps": 4}},
+    "transfer": {"attack": "pgd", "settings": {"steps": 4}}, "eot-pgd": {"steps": 3, "draws": 2},
+    "spsa": {"steps": 3, "probes": 4}, "adaptive": {"steps": 2, "draws": 2, "probes": 2},
 }  # fmt: skip
 KEYED = [name for name, row in EVAL_ATTACKS.items() if row.keyed]
 EPS = (2 / 255, 6 / 255)
@@ -160,10 +164,13 @@ def test_no_image_at_all_is_an_empty_result() -> None:
 
 
 def test_verdicts_survive_being_bytes_and_damage_is_refused() -> None:
-    whole = measured("pgd")
+    whole = replace(measured("pgd"), doubts=("randomised",))
     data = pack_verdicts(whole, {"seconds": 1.5})
     again, facts = unpack_verdicts(data, "unit")
     assert same(again, whole)
+    assert again.doubts == ("randomised",)
+    half = replace(whole, index=whole.index + 100, doubts=("dynamic",))
+    assert join_verdicts([again, half]).doubts == ("dynamic", "randomised")
     assert (again.name, again.eps, facts) == (whole.name, whole.eps, {"seconds": 1.5})
     flipped = bytearray(data)
     flipped[-3] ^= 1

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from tests.support.small import image_set, small_clip, small_resnet_clip
 from trainers.evaluation import scorer as module
-from trainers.evaluation.scorer import Scorer, embed_images, exact, fitting_batch, padded
+from trainers.evaluation.scorer import (
+    Scorer,
+    embed_images,
+    exact,
+    fitting,
+    fitting_batch,
+    graph_bytes,
+    padded,
+    usual_batch,
+)  # fmt: skip
 from trainers.model.robust import RobustCLIP
 
 
@@ -122,3 +131,42 @@ def test_finding_the_batch_keeps_no_graph_alive() -> None:
     for _ in range(3):
         fitting_batch(scorer, (3, 16, 16))
     assert tensors() <= before
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.9])
+def test_the_micro_batch_is_halved_until_its_graph_takes_half_of_the_memory(factor: float, monkeypatch) -> None:
+    clip = small_clip()
+    model = RobustCLIP(clip)
+    one = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    with exact(model):
+        each = graph_bytes(model, lambda: model.embed(one))
+    seen: list[int] = []
+    clip.visual.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    assert Scorer(model, torch.eye(4, 16)).size == 32  # nobody asks how much memory a CPU has
+    for size in (1, 4, 8, 32):
+        monkeypatch.setattr(module, "memory_of", lambda _, size=size: int(2 * size * each * factor))
+        expected = size if factor == 1 else max(1, size // 2)
+        scorer = Scorer(model, torch.eye(4, 16))
+        seen.clear()  # of the image that was counted
+        assert scorer.size == expected
+        with torch.no_grad():
+            scorer(torch.rand(5, 3, 16, 16))
+        assert set(seen) == {expected}
+    assert usual_batch(torch.device("cuda")) == 128
+
+
+def test_what_a_library_could_not_allocate_is_tried_with_half_as_many_images() -> None:
+    asked: list[int] = []
+
+    def compute(batch: int) -> str:
+        asked.append(batch)
+        if batch > 40:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return "done"
+
+    assert fitting(128, 32, compute) == "done"
+    assert asked == [128, 64, 32]
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        fitting(128, 64, compute)
+    with pytest.raises(RuntimeError, match="another"):
+        fitting(128, 1, lambda _: (_ for _ in ()).throw(RuntimeError("another")))

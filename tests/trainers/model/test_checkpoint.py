@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.small import CLASSES, Flat, small_clip, trial
 from trainers import files
+from trainers.arithmetic import exact_math
 from trainers.errors import UserError
 from trainers.model.build import describe
-from trainers.model.robust import RobustCLIP, exact_math, fingerprint
+from trainers.model.robust import RobustCLIP, fingerprint
 from trainers.model.weights import (
     CheckpointError,
     export_open_clip,

@@ -15,7 +15,7 @@ from trainers.errors import MissingWeights, UnknownName, UserError
 from trainers.model import bundled as tiny
 from trainers.model.build import Description, build_clip, describe, tokenizer_for
 from trainers.model.pretrained import load_clip
-from trainers.model.robust import RobustCLIP, class_embeddings, exact_math, fingerprint
+from trainers.model.robust import RobustCLIP, class_embeddings, fingerprint, resizing_matrix
 from trainers.model.weights import save_weights
 from trainers.schema.training import ModelConfig
 
@@ -36,6 +36,18 @@ def test_another_resolution_is_resized_inside_and_the_gradient_is_at_the_images_
     torch.testing.assert_close(model.embed(large), model.embed(resized))
     (gradient,) = torch.autograd.grad(model.embed(large).sum(), large)
     assert gradient.shape == large.shape
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(32, 224), (512, 224), (300, 336), (250, 32)])
+def test_resizing_is_bicubic_antialiased_interpolation_as_two_products(size: int, wanted: int) -> None:
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    usual = torch.nn.functional.interpolate(images, (wanted, wanted), mode="bicubic", antialias=True)
+    matrix = resizing_matrix(size, wanted, images.device)
+    ours = matrix @ (images @ matrix.T)
+    assert (ours - usual).abs().max() < 1e-5  # of pixels in [0, 1]
+    weights = torch.rand(ours.shape, generator=torch.Generator().manual_seed(2))
+    slopes = [torch.autograd.grad((each * weights).sum(), images)[0] for each in (usual, ours)]
+    assert (slopes[0] - slopes[1]).norm() < 1e-5 * slopes[0].norm()
 
 
 @pytest.mark.parametrize(
@@ -82,14 +94,6 @@ def test_a_class_embedding_is_the_normalised_mean_of_its_prompts_unit_embeddings
     expected = torch.stack([texts[:3].mean(0), texts[3]])
     torch.testing.assert_close(classes, expected / expected.norm(dim=1, keepdim=True))
     assert not classes.requires_grad
-
-
-def test_exact_math_is_undone_afterwards() -> None:
-    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.matmul.fp32_precision
-    with exact_math():
-        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-        assert not torch.backends.mha.get_fastpath_enabled()
-    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.matmul.fp32_precision) == before
 
 
 def test_a_fingerprint_is_the_models_and_no_other() -> None:

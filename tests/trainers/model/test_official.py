@@ -194,7 +194,7 @@ def test_a_file_that_needs_code_is_refused_and_the_code_does_not_run(tmp_path: P
     assert (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"abc", lambda b: b[100:]])
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"abc", lambda b: b[100:]])
 @pytest.mark.parametrize("name", ["c.pth", "c.safetensors"])
 def test_a_damaged_file_is_refused(damage: Any, name: str, tmp_path: Path) -> None:
     whole = agft_file(tmp_path / "whole.pth", openai_vit()).read_bytes()

@@ -25,8 +25,8 @@ def test_the_method_table_is_what_a_configuration_can_name() -> None:
         assert type(parsed) is method
 
 
-def test_the_methods_are_these_five() -> None:
-    assert list(METHODS) == ["agft", "tecoa", "pmg-aft", "tga-zsr", "fare"]
+def test_the_methods_are_these_six() -> None:
+    assert list(METHODS) == ["agft", "tecoa", "pmg-aft", "tga-zsr", "fare", "ucat"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
 
 from trainers.schema.attacks import (
     APGD,
@@ -65,9 +68,16 @@ def test_attacks_made_of_others_hand_their_settings_on() -> None:
 
 
 def test_any_setting_but_the_default_shows_in_the_label() -> None:
-    other = {int: 7, float: 0.3, bool: False, str: "random", OfEps: OfEps(of_eps=2.0)}
+    numbers = {int: 7, float: 0.3, bool: False, OfEps: OfEps(of_eps=2.0)}
+
+    def other(field: FieldInfo) -> Any:
+        """Not the default: of words another one that is allowed."""
+        if isinstance(field.default, str):
+            return next(word for word in get_args(field.annotation) if word != field.default)
+        return numbers[type(field.default)]
+
     for name, row in EVAL_ATTACKS.items():
         if name != "transfer":
-            settings = {key: field.default for key, field in row.model_fields.items() if key != "name"}
-            variants = [row(), *(row(**{key: other[type(value)]}) for key, value in settings.items())]
+            settings = {key: field for key, field in row.model_fields.items() if key != "name"}
+            variants = [row(), *(row(**{key: other(field)}) for key, field in settings.items())]
             assert len({variant.label for variant in variants}) == len(variants), name

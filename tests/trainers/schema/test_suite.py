@@ -79,7 +79,7 @@ def test_an_image_folder_has_as_many_classes_as_there_are_folders(tmp_path: Path
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"attack": {"name": "pgd"}, "eps": ["300/255"]}, "at most 1"),
+        ({"attack": {"name": "pgd"}, "eps": ["300/255"]}, "no length in the L-inf norm"),
         ({"attack": {"name": "pgd"}, "eps": ["4/255", 4 / 255]}, "4/255, 4/255 has a radius twice"),
         ({"attack": {"name": "pdg"}}, "'pgd'"),
         ({"attack": {"name": "pgd", "step": 3}}, "step"),

@@ -153,7 +153,7 @@ def test_a_model_that_gives_no_numbers_agrees_with_itself() -> None:
 
 
 def write(path: Path, rows: Tensor, parts: dict[str, Any] = PARTS) -> None:
-    writer = Writer(path, (rows.shape[0], rows.shape[1]), parts)
+    writer = Writer(path, (rows.shape[0], rows.shape[1]), parts, batch=2)
     for block in rows.split(2):
         writer.add(block)
     assert not path.exists()
@@ -248,19 +248,52 @@ def test_a_writer_that_is_discarded_leaves_nothing_and_one_that_was_killed_shows
     tmp_path: Path, rows: Tensor
 ) -> None:
     path = tmp_path / "embeddings.safetensors"
-    writer = Writer(path, (5, 3), PARTS)
+    writer = Writer(path, (5, 3), PARTS, batch=2)
     writer.add(rows[:2])
-    assert [item.suffix for item in tmp_path.iterdir()] == [".tmp"]
+    assert [item.suffix for item in tmp_path.iterdir()] == [".part"]
     assert read_embeddings(path, PARTS) is None
     writer.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_goes_on_behind_the_rows_that_one_before_has_noted(
+    file: Path, tmp_path: Path, rows: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.teacher.rows.NOTE_SECONDS", -1.0)
+    path = tmp_path / "again.safetensors"
+
+    def noted(*, batch: int = 2, parts: dict[str, Any] = PARTS) -> int:
+        """Rows that a writer finds, after another left behind four."""
+        first = Writer(path, (5, 3), PARTS, batch=2)
+        first.start(0)
+        first.add(rows[:2])
+        first.add(rows[2:4])
+        first.leave()
+        return Writer(path, (5, 3), parts, batch=batch).done
+
+    assert noted() == 4
+    assert noted(batch=4) == 0
+    assert noted(parts={**PARTS, "weights": "abd"}) == 0
+    assert noted() == 4
+    part = tmp_path / "again.safetensors.part"
+    content = bytearray(part.read_bytes())
+    content[-20] ^= 1  # in the fourth row
+    part.write_bytes(content)
+    assert Writer(path, (5, 3), PARTS, batch=2).done == 0
+    assert noted() == 4
+    last = Writer(path, (5, 3), PARTS, batch=2)
+    last.start(2)  # another disk had fewer
+    last.add(rows[2:])
+    last.finish()
+    assert path.read_bytes() == file.read_bytes()
+    assert {item.name for item in tmp_path.iterdir()} == {"embeddings.safetensors", "again.safetensors"}
 
 
 def test_room_that_is_not_there_is_known_before_the_first_row(tmp_path: Path) -> None:
     free = os.statvfs(tmp_path)
     rows = 2 * free.f_blocks * free.f_frsize // 4096
     with pytest.raises(OSError, match=r"No space|too large"):
-        Writer(tmp_path / "embeddings.safetensors", (rows, 1024), PARTS)
+        Writer(tmp_path / "embeddings.safetensors", (rows, 1024), PARTS, batch=2)
     assert list(tmp_path.iterdir()) == []
 
 

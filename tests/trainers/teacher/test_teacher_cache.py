@@ -132,7 +132,7 @@ def forged(path: Path) -> None:
     """Whole in every respect, but not what this model computes: only computing rows again can tell."""
     model, pictures = Counted().model, image_set("pictures", IMAGES)
     rows = embed_images(model, pictures.images, torch.arange(IMAGES), CPU)
-    writer = Writer(path, (IMAGES, rows.shape[1]), key_parts(model, pictures))
+    writer = Writer(path, (IMAGES, rows.shape[1]), key_parts(model, pictures), batch=32)
     writer.add(rows * 1.01)
     writer.finish()
 
@@ -166,8 +166,9 @@ def test_a_bad_cache_is_found_named_once_and_made_again(
     assert callable(damage)
     damage(file_in(tmp_path))
     assert torch.equal(counted.embeddings(images, tmp_path), truth)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert reason in caplog.text
+    own = [record for record in caplog.records if record.name.startswith("trainers.")]
+    assert [record.levelname for record in own] == ["WARNING"]
+    assert reason in own[0].getMessage()
     counted.embeddings(images, tmp_path)
     assert counted.forwards == OPENED
     assert not leftovers(tmp_path)
@@ -211,6 +212,25 @@ def test_after_a_process_was_killed_while_computing_the_next_one_succeeds(
     assert torch.equal(counted.embeddings(images, tmp_path), truth)
     assert counted.forwards == COMPUTED
     assert not leftovers(tmp_path)
+
+
+def test_a_pass_that_was_interrupted_goes_on_where_it_was_and_makes_the_same_file(
+    counted: Counted, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.teacher.rows.NOTE_SECONDS", -1.0)
+    counted.embeddings(images, tmp_path / "whole")
+
+    def stop(*_: object) -> None:
+        if counted.forwards == 20:  # one for the width, two blocks of eight, and some of the third
+            raise KeyboardInterrupt
+
+    with counted.model.visual.register_forward_hook(stop), pytest.raises(KeyboardInterrupt):
+        counted.embeddings(images, tmp_path / "cut")
+    assert leftovers(tmp_path / "cut") == {"embeddings.safetensors.part", "embeddings.safetensors.part.json"}
+    counted.embeddings(images, tmp_path / "cut")
+    assert counted.forwards == COMPUTED - 16
+    assert not leftovers(tmp_path / "cut")
+    assert file_in(tmp_path / "cut").read_bytes() == file_in(tmp_path / "whole").read_bytes()
 
 
 def wait_until(ready: object, seconds: float = 120.0) -> None:

@@ -17,13 +17,14 @@ from torch import Tensor, multiprocessing
 
 from tests.support.small import pgd_suite, small_clip, small_resnet_clip, small_sets, trial
 from trainers.errors import UserError
-from trainers.evaluation.measure import evaluate_sets
+from trainers.evaluation.measure import evaluate, evaluate_sets
 from trainers.model.pretrained import load_clip
 from trainers.model.robust import RobustCLIP
 from trainers.model.weights import load_weights, read_metadata, save_weights
 from trainers.objectives import METHODS, Losses
 from trainers.schema.records import Decision, Progress
 from trainers.schema.training import Trainable
+from trainers.training import run as run_module
 from trainers.training.compiled import compile_encoder
 from trainers.training.loop import train
 from trainers.training.trainable import select_trainable
@@ -31,17 +32,6 @@ from trainers.training.update import NonFinite, Updater
 from trainers.trial_config import TrialConfig
 
 Steps = dict[int, dict[str, float]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _sets() -> Iterator[None]:
-    with small_sets():
-        yield
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_weights(tmp_path_factory.mktemp("start") / "start.safetensors", small_clip())
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +106,7 @@ def test_one_worker_with_batch_64_and_two_with_32_each_agree_over_20_updates(wei
     assert first == second
     one = losses(twenty_steps(weights), tmp_path / "one")
     assert len(one) == 20
-    assert_close(one, first, rel=5e-3)  # the attack takes signs: a last bit can turn a pixel's step around
+    assert_close(one, first, rel=2e-2)  # the attack takes signs: a last bit can turn a pixel's step around
 
 
 def test_a_batch_in_parts_gives_the_update_of_the_whole_batch(weights: Path, tmp_path: Path) -> None:
@@ -255,6 +245,26 @@ def test_recomputed_activations_change_no_bit(weights: Path, resnet: Path, tmp_p
         assert usual == less_memory
 
 
+def test_activations_are_not_recomputed_while_the_model_is_measured(
+    weights: Path, resnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def watched(model: RobustCLIP, *more: Any, **how: Any) -> Any:
+        resnet = hasattr(model.visual, "layer1")
+        seen.append(model.checkpointing if resnet else model.visual.transformer.grad_checkpointing)  # type: ignore[union-attr, arg-type]
+        return evaluate(model, *more, **how)
+
+    monkeypatch.setattr(run_module, "evaluate", watched)
+    for start in (weights, resnet):
+        config = with_train(start, epochs=1, activation_checkpointing=True)
+        run = run_module.Run(config, tmp_path, torch.device("cpu"), None)
+        run.epoch()
+        assert seen == [False] * len(config.evaluate.datasets)
+        assert run.model.checkpointing
+        seen.clear()
+
+
 def test_activation_checkpointing_keeps_fewer_tensors() -> None:
     def kept(checkpointing: bool, clip: Any) -> int:
         model, numbers = RobustCLIP(clip), []
@@ -358,7 +368,7 @@ def test_a_compiler_that_fails_is_named_and_the_encoder_stays_eager(caplog: pyte
     model = RobustCLIP(small_clip())
     before = model.embed(IMAGES[0])
     with caplog.at_level(logging.WARNING):
-        compile_encoder(model, IMAGES, backend="no-such-backend")
+        compile_encoder(model, IMAGES[0], backend="no-such-backend")
     assert model.compile_note is not None
     assert "no-such-backend" in model.compile_note
     assert "eager" in model.compile_note
@@ -369,7 +379,7 @@ def test_a_compiler_that_fails_is_named_and_the_encoder_stays_eager(caplog: pyte
 @pytest.mark.usefixtures("compiler")
 def test_a_backend_that_is_right_is_used() -> None:
     model = RobustCLIP(small_clip())
-    compile_encoder(model, IMAGES, backend=lambda graph, _: graph)  # type: ignore[arg-type]
+    compile_encoder(model, IMAGES[0], backend=lambda graph, _: graph)  # type: ignore[arg-type]
     assert model.compile_note is None
     assert "compiled" in model.__dict__
 
@@ -380,7 +390,7 @@ def test_a_compiled_encoder_that_computes_something_else_is_not_trusted() -> Non
         return lambda *inputs: tuple(1.01 * out for out in graph(*inputs))
 
     model = RobustCLIP(small_clip())
-    compile_encoder(model, IMAGES, backend=wrong)  # type: ignore[arg-type]
+    compile_encoder(model, IMAGES[0], backend=wrong)  # type: ignore[arg-type]
     assert "embeddings differ from eager" in str(model.compile_note)
 
 
@@ -404,24 +414,65 @@ def test_compiled_weight_gradients_are_compared_too() -> None:
         return call
 
     model = RobustCLIP(small_clip())
-    compile_encoder(model, IMAGES, backend=wrong)  # type: ignore[arg-type]
+    compile_encoder(model, IMAGES[0], backend=wrong)  # type: ignore[arg-type]
     assert "weight gradients differ from eager" in str(model.compile_note)
 
 
 @pytest.mark.usefixtures("compiler")
-def test_a_shape_that_fails_to_compile_later_makes_the_model_eager(caplog: pytest.LogCaptureFixture) -> None:
-    def one_shape(graph: Any, examples: Any) -> Any:
-        if any(isinstance(each, torch.SymInt) for each in examples):
-            raise RuntimeError("no dynamic shapes here")
+def test_what_fails_to_compile_later_makes_the_model_eager(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[Any] = []
+
+    def at_first(graph: Any, _: Any) -> Any:
+        seen.append(graph)
+        if len(seen) > 3:  # without gradients, to the images, to the weights
+            raise RuntimeError("no more graphs here")
         return graph
 
     model = RobustCLIP(small_clip())
-    compile_encoder(model, IMAGES[:1], backend=one_shape)  # type: ignore[arg-type]
+    compile_encoder(model, IMAGES[0], backend=at_first)  # type: ignore[arg-type]
     assert model.compile_note is None
-    expected = RobustCLIP(small_clip()).embed(IMAGES[1])
-    assert torch.equal(model.embed(IMAGES[1]), expected)
-    assert "no dynamic shapes here" in str(model.compile_note)
-    assert "no dynamic shapes here" in caplog.text
+    model.visual.double()  # what is new is compiled anew
+    expected = RobustCLIP(small_clip())
+    expected.visual.double()
+    assert torch.equal(model._encoder(IMAGES[0].double()), expected._encoder(IMAGES[0].double()))
+    assert "no more graphs here" in str(model.compile_note)
+    assert "no more graphs here" in caplog.text
+
+
+@pytest.mark.usefixtures("compiler")
+def test_code_that_is_compiled_too_often_is_named_and_never_runs_eagerly_without_a_word() -> None:
+    model = RobustCLIP(small_clip())
+    with torch._dynamo.config.patch(recompile_limit=1):
+        compile_encoder(model, IMAGES[0], backend=lambda graph, _: graph)  # type: ignore[arg-type]
+    assert "recompile" in str(model.compile_note)
+    assert "compiled" not in model.__dict__
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_two_sizes_leave_the_usual_one_a_graph_of_its_own_and_the_other_eager() -> None:
+    from torch._inductor.compile_fx import compile_fx
+
+    sizes: list[Any] = []
+
+    def watched(graph: Any, examples: Any) -> Any:
+        sizes.extend(each.shape[0] for each in examples if isinstance(each, Tensor) and each.shape[1:] == (3, 16, 16))
+        assert not any(isinstance(each, torch.SymInt) for each in examples)
+        return compile_fx(graph, examples)
+
+    model, eager = RobustCLIP(small_clip()), RobustCLIP(small_clip())
+    compile_encoder(model, IMAGES[0], backend=watched)  # type: ignore[arg-type]
+    assert model.compile_note is None
+    usual = len(IMAGES[0])
+    for images in (IMAGES[0], IMAGES[1], IMAGES[1][:1], IMAGES[0]):
+        candidates = images.clone().requires_grad_(True)
+        (found,) = torch.autograd.grad(model.embed(candidates).square().sum(), candidates)
+        (expected,) = torch.autograd.grad(eager.embed(candidates).square().sum(), candidates)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        assert len(images) == usual or torch.equal(found, expected)
+    assert sizes
+    assert all(type(size) is int and size == usual for size in sizes)
+    assert model.compile_note is None
 
 
 @pytest.mark.slow

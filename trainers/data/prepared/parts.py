@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -17,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainers.data.pictures import listed
 from trainers.data.prepared.decode import decode
-from trainers.data.prepared.shards import Shard
+from trainers.data.prepared.shards import Shard, npy_header
+from trainers.errors import UserError
 from trainers.files import TEMPORARY, sync_folder, take_space, write_whole
 
 if TYPE_CHECKING:
@@ -63,6 +64,20 @@ class Stopped(Exception):
     """Another part failed."""
 
 
+class Unreadable(UserError):
+    """Images that cannot be read, a sentence each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(tuple(problems))  # what it is pickled by, on its way to the parent
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(self.args[0])
+
+    def __str__(self) -> str:
+        return listed(self.problems, "images cannot be read")
+
+
 class Counter:
     """How many images of every part are ready, and whether to stop; seen by all processes that decode.
 
@@ -92,20 +107,25 @@ class Counter:
 def made_parts(
     parts: Sequence[Part], images: Sequence[Path] | Pixels, workers: int, progress: Callable[[int, int], None]
 ) -> list[Made]:
-    """All parts, made or found made, in order. Raises what the first failing part raised; the others are stopped."""
+    """All parts, made or found made, in order. Raises what the first failing part raised; the others are stopped.
+
+    Images that cannot be read stop no other part: `Unreadable` names all of them at the end.
+    """
     workers = min(workers, len(parts))
+    made: dict[int, Made] = {}
+    unreadable: list[str] = []
     if workers <= 1 or len(images) <= FEW:
         counter = Counter(len(parts))
 
-        def one(part: Part) -> Made:
-            made = make_part(part, images[part.first : part.first + part.images], counter, progress)
+        for part in parts:
+            try:
+                made[part.number] = make_part(part, images[part.first : part.first + part.images], counter, progress)
+            except Unreadable as error:
+                unreadable += error.problems
             progress(*counter.totals())
-            return made
-
-        return [one(part) for part in parts]
+        return _in_order(made, unreadable)
     context = multiprocessing.get_context("spawn")  # the parent may hold torch's threads
     counter = Counter(len(parts), context)
-    made: dict[int, Made] = {}
     pending: dict[Future[Made], int] = {}
     with _interrupts_noted() as interrupts:
         with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(counter.values,)) as pool:
@@ -117,7 +137,11 @@ def made_parts(
                     while len(pending) > 2 * workers or (number == len(parts) - 1 and pending):
                         done, _ = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
                         for future in done:
-                            made[pending.pop(future)] = future.result()
+                            finished = pending.pop(future)
+                            try:
+                                made[finished] = future.result()
+                            except Unreadable as error:
+                                unreadable += error.problems
                         progress(*counter.totals())
                         if interrupts:
                             raise KeyboardInterrupt
@@ -129,7 +153,13 @@ def made_parts(
                     future.cancel()
         if interrupts:  # after the last look
             raise KeyboardInterrupt
-    return [made[number] for number in range(len(parts))]
+    return _in_order(made, unreadable)
+
+
+def _in_order(made: dict[int, Made], unreadable: Sequence[str]) -> list[Made]:
+    if unreadable:
+        raise Unreadable(sorted(unreadable))
+    return [made[number] for number in sorted(made)]
 
 
 @contextmanager
@@ -187,27 +217,37 @@ def make_part(
     counter: Counter,
     progress: Callable[[int, int], None] = lambda done, kept: None,
 ) -> Made:
-    """Decode the part into its file, unless the file is there for this plan and has its SHA-256."""
+    """Decode the part into its file, unless the file is there for this plan and has its SHA-256.
+
+    Raises `Unreadable` with all images of the part that are none.
+    """
     if (found := _found(part)) is not None:
         counter.ready(part, part.images, kept=True)
         return found
     temporary = part.path.with_name(f"{part.path.name}.{secrets.token_hex(4)}{TEMPORARY}")
-    whole, digests = hashlib.sha256(), []
+    whole, digests, unreadable = hashlib.sha256(), [], []
     try:
         with temporary.open("xb") as file:
-            header = _header(part)
+            header = npy_header((part.images, 3, part.size, part.size))
             take_space(file.fileno(), len(header) + part.images * 3 * part.size**2)
             file.write(header)
             whole.update(header)
             for item in items:
                 if counter.stopped:
                     raise Stopped
-                data = decode(item, part.resolution, part.size).data
+                try:
+                    data = decode(item, part.resolution, part.size).data
+                except UserError as error:
+                    unreadable.append(str(error))
+                if unreadable:  # the others are looked at all the same: all are named in one message
+                    continue
                 digests.append(hashlib.sha256(data).digest())
                 whole.update(data)
                 file.write(data)
                 counter.ready(part, len(digests), kept=False)
                 progress(*counter.totals())
+            if unreadable:
+                raise Unreadable(unreadable)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(part.path)
@@ -219,16 +259,6 @@ def make_part(
     note = {"plan": part.plan, "sha256": made.shard.sha256, "digests": made.digests.hex()}
     write_whole(part.note, json.dumps(note).encode())
     return made
-
-
-def _header(part: Part) -> bytes:
-    """Of an .npy file."""
-    from numpy.lib.format import write_array_header_1_0
-
-    content = io.BytesIO()
-    shape = (part.images, 3, part.size, part.size)
-    write_array_header_1_0(content, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return content.getvalue()
 
 
 def _found(part: Part) -> Made | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainers.data.base import DatasetEntry, RawSet, alike
+from trainers.data.folder import same_prompts
 from trainers.data.prepared.decode import TRANSFORMS
 from trainers.data.prepared.parts import Part, made_parts
 from trainers.data.prepared.shards import (
@@ -63,6 +64,8 @@ def prepare(
             return manifest
         say(f"{entry.name}: reading {root / entry.files.marker} ...")
         raw = read_raw(entry, root)
+        for remark in entry.remarks or same_prompts(raw.classes, alike(raw.classes, entry.templates)):
+            say(f"{entry.name}: {remark}")
         source = _source(entry, raw, root)
         folder.mkdir(exist_ok=True)
         manifest = _write(entry, raw, source, folder, workers or _cores(), say)

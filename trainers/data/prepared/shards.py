@@ -10,13 +10,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
+import os
 import shlex
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trainers.data.base import DatasetEntry
 from trainers.data.prepared.decode import TRANSFORMS
@@ -141,17 +145,30 @@ def faults(folder: Path, entry: DatasetEntry, *, progress: Callable[[int], None]
     return found
 
 
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """How a .npy file of uint8 values in C order begins."""
+    from numpy.lib.format import write_array_header_1_0
+
+    content = io.BytesIO()
+    write_array_header_1_0(content, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return content.getvalue()
+
+
+READERS = 8  # threads that read one batch: a disk serves requests side by side, and page faults come one by one
+
+
 class ShardedImages:
     """The images of a prepared set as `ImageSet` wants them; what is not asked for is not read.
 
-    `bring(file)` gives the path of one of the set's files on this machine. Rows are copied out of memory maps, so that
-    the page cache is all the memory that it takes.
+    `bring(file)` gives the path of one of the set's files on this machine. Rows are read into new memory, or into what
+    the caller has for them (`read_into`), so that the page cache is all the memory that it takes.
     """
 
     def __init__(self, manifest: Manifest, bring: Callable[[str], Path]) -> None:
         self.shape: tuple[int, ...] = manifest.shape
         self._manifest, self._bring = manifest, bring
-        self._mapped = lru_cache(maxsize=None)(self._map)  # 180 files for ImageNet's 193 GB
+        self._file = lru_cache(maxsize=None)(self._open)  # 180 files for ImageNet's 193 GB
+        self._readers: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -170,26 +187,58 @@ class ShardedImages:
             raise IndexError(f"{self._manifest.name} has {len(self)} images; asked for {rows.min()} to {rows.max()}")
         flat = rows.reshape(-1) % max(1, len(self))
         found = np.empty((len(flat), *self.shape[1:]), np.uint8)
-        for row, image in enumerate(flat.tolist()):
-            shard, offset = divmod(image, self._manifest.images_per_shard)
-            found[row] = self._mapped(shard)[offset]
+        self.read_into(flat, found)
         return torch.from_numpy(found.reshape(*rows.shape, *self.shape[1:]))
 
-    def _map(self, number: int) -> NDArray[np.uint8]:
+    def read_into(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """The images `rows` [n], each in [0, N), into `out` [n, 3, H, W], by several threads side by side.
+
+        Files that are read for the first time are brought here side by side, too.
+        """
         import numpy as np
 
+        if len(rows) == 1:
+            self._read(rows, out, [0])
+            return
+        if self._readers is None:
+            self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="images")
+        numbers = np.unique(rows // self._manifest.images_per_shard).tolist()
+        parts = np.array_split(np.argsort(rows, kind="stable"), READERS)
+        for work, items in ((self._file, numbers), (partial(self._read, rows, out), [p.tolist() for p in parts])):
+            for _ in self._readers.map(work, items):
+                pass
+
+    def _read(self, rows: NDArray[np.int64], out: NDArray[np.uint8], places: list[int]) -> None:
+        for place in places:
+            number, offset = divmod(int(rows[place]), self._manifest.images_per_shard)
+            file, start = self._file(number)
+            image = memoryview(out[place]).cast("B")
+            if os.preadv(file.fileno(), [image], start + offset * image.nbytes) != image.nbytes:
+                raise UserError(f"{file.name}: it was cut off; see {self._verify()}")
+
+    def _verify(self) -> str:
+        return f"`agft data verify {shlex.quote(self._manifest.name)}`"
+
+    def _open(self, number: int) -> tuple[BinaryIO, int]:
+        """A shard's open file, and where its first image begins.
+
+        Several threads come here at once, so the header is compared and not parsed: NumPy parses it with `ast`, whose
+        depth counter threads share before Python 3.11.8 (python/cpython#106905), and they get a `SystemError`.
+        """
         shard = self._manifest.shards[number]
         path = self._bring(shard.file)
+        wanted = (shard.images, *self.shape[1:])
+        header = npy_header(wanted)
         try:
-            mapped: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: cannot be read ({error}); see `agft data verify {shlex.quote(self._manifest.name)}`"
-            ) from error
-        if mapped.shape != (shard.images, *self.shape[1:]) or mapped.dtype != np.uint8:
-            raise UserError(f"{path}: {mapped.dtype} {mapped.shape}, not uint8 {(shard.images, *self.shape[1:])}; "
-                            f"see `agft data verify {shlex.quote(self._manifest.name)}`")  # fmt: skip
-        return mapped
+            file = path.open("rb")
+            start, size = file.read(len(header)), os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error}); see {self._verify()}") from error
+        if start != header or size != len(header) + math.prod(wanted):
+            file.close()
+            rule = f"cannot be read as the uint8 {wanted} of its manifest ({size:,} bytes)"
+            raise UserError(f"{path}: {rule}; see {self._verify()}")
+        return file, len(header)
 
     def __reduce__(self) -> Any:
         return ShardedImages, (self._manifest, self._bring)

@@ -100,6 +100,7 @@ def upgrade() -> None:
         needed("reason", sa.Text),
         of_trial(),
     )
+    op.create_table("agft_sign", key("study", NAME), key("number"), needed("sign", sa.JSON), of_trial())
     op.create_table(
         "agft_promotion",
         key("id"),

@@ -189,7 +189,7 @@ def test_a_corrupt_image_is_named_and_nothing_is_taken_for_complete(tmp_path):
     entry = textures(tmp_path, 4)
     broken = tmp_path / "dtd/dtd/images/banded/0002.png"
     good = broken.read_bytes()
-    for content, reason in ((good[:70], "truncated"), (b"no picture", "cannot identify image file"), (b"", "cannot")):
+    for content, reason in ((good[:70], "truncated"), (b"no picture", "no picture"), (b"", "it is empty")):
         broken.write_bytes(content)
         with pytest.raises(UserError, match=rf"0002\.png: not a readable image \(.*{reason}"):
             prepare(entry, tmp_path, tmp_path / "out", workers=1)

@@ -1,4 +1,4 @@
-"""Write a first study file: a preset's values spelled out, ready to be changed."""
+"""The text of a first study file: a preset's values spelled out, ready to be changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from study.errors import UserError
 from study.spec.config import StudyConfig
-from study.spec.reader import Loader
+from study.spec.document import Loader
 from trainers.objectives import METHODS
 from trainers.objectives.presets import PRESETS
 from trainers.schema.training import TrainConfig
@@ -44,8 +44,8 @@ class Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
 
 
-def write_study_file(path: Path, *, preset: str, model: dict[str, str]) -> None:
-    """A valid study file at `path`. Raises `UserError` if there is a file already, or `path` makes no name."""
+def study_name(path: Path) -> str:
+    """The name that a study gets from its file. `UserError` if there is a file already, or `path` makes no name."""
     if path.exists():
         raise UserError(f"{path}: exists; give the name of a new file")
     name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")
@@ -54,6 +54,11 @@ def write_study_file(path: Path, *, preset: str, model: dict[str, str]) -> None:
     if not re.fullmatch(NAME, name):
         rule = f"which must match {NAME} (at most 63 characters)"
         raise UserError(f"{path}: a study is named after its file, {rule}; got {name!r}, {len(name)} characters")
+    return name
+
+
+def study_text(name: str, *, preset: str, model: Mapping[str, str]) -> str:
+    """A valid study file: a preset spelled out, on the drawn data."""
     recipe = PRESETS[preset]
     searched = METHODS[recipe["method"]["name"]].search_space
     rate = recipe["train"]["optimizer"]["lr"]
@@ -71,8 +76,7 @@ def write_study_file(path: Path, *, preset: str, model: dict[str, str]) -> None:
         *(f"  {_line(field, entry)}" for field, entry in {**searched, **learning_rate}.items()),
         GOAL,
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(parts))
+    return "".join(parts)
 
 
 def _block(name: str, values: Any) -> str:

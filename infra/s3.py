@@ -1,0 +1,170 @@
+"""The connection to S3: who is asked, with whose keys, and what boto3 raises as our own errors.
+
+Addresses come from the environment (`AWS_ENDPOINT_URL`, `AWS_REGION`), keys from boto3's own chain: variables, a
+profile, a role, a file. Keys that expire are fetched again by boto3; refused ones are looked for anew with the next
+request, so a file that was written again is read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.session
+from boto3.exceptions import Boto3Error, S3UploadFailedError
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError, ProfileNotFound
+
+from infra.errors import Away, ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, UserError
+from infra.services import CHAIN, LOOPBACK, s3_address
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+ATTEMPTS = 5
+_attempts: ContextVar[int] = ContextVar("attempts", default=ATTEMPTS)
+
+MISSING_CODES = ("404", "NoSuchKey", "NotFound")
+CONFLICT_CODES = ("412", "PreconditionFailed", "ConditionalRequestConflict")
+# Keys that are wrong, have expired, or may not do this.
+REFUSED_CODES = (
+    "400", "401", "403", "AccessDenied", "AccountProblem", "AllAccessDisabled", "ExpiredToken", "Forbidden",
+    "InvalidAccessKeyId", "InvalidToken", "NotSignedUp", "RequestExpired", "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch", "TokenRefreshRequired", "Unauthorized",
+)  # fmt: skip
+# Whatever their status: some stores answer 400 or 403 to these.
+AWAY_CODES = (
+    "InsufficientStorage", "InternalError", "OperationAborted", "QuotaExceeded", "RequestTimeout", "ServiceUnavailable",
+    "SlowDown", "Throttling", "ThrottlingException", "XMinioStorageFull", "XMinioServerNotInitialized",
+)  # fmt: skip
+REMEDIES = {
+    "AuthorizationHeaderMalformed": "; set AWS_REGION to the bucket's region",
+    "PermanentRedirect": "; set AWS_REGION and AWS_ENDPOINT_URL to the bucket's",
+}
+KEYS_REMEDY = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def client() -> S3Client:
+    """A shared, thread-safe client for the services in the environment; 5 attempts with backoff for each request."""
+    names = ("AWS_SESSION_TOKEN", *CHAIN)
+    return _client(os.getpid(), _attempts.get(), *s3_address(os.environ), *(os.environ.get(name) for name in names))
+
+
+@functools.lru_cache(maxsize=8)
+def _client(_pid: int, attempts: int, endpoint: str | None, region: str, *_keys: str | None) -> S3Client:
+    retries: Any = {"mode": "standard", "total_max_attempts": attempts}
+    return _connect(endpoint, region, retries=retries, connect_timeout=5, read_timeout=60)
+
+
+def impatient_client() -> S3Client:
+    """A client of its own that asks once, for who wants to hear soon that storage does not answer."""
+    endpoint, region = s3_address(os.environ)
+    return _connect(endpoint, region, retries={"total_max_attempts": 1}, connect_timeout=4, read_timeout=10)
+
+
+def _connect(endpoint: str | None, region: str, **settings: Any) -> S3Client:
+    if urlsplit(endpoint or "").hostname in LOOPBACK:
+        settings["proxies"] = {}  # what runs here is never reached by a proxy
+    # Checksums of boto3's own choice go by headers that some stores refuse; we send ours.
+    asked: Any = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+    return _session().client("s3", endpoint_url=endpoint, region_name=region, config=Config(**asked, **settings))
+
+
+def _session() -> boto3.session.Session:
+    try:
+        return boto3.session.Session()
+    except ProfileNotFound as error:
+        known = ", ".join(sorted(botocore.session.Session().full_config["profiles"])) or "none"
+        raise UserError(f"AWS_PROFILE = {os.environ.get('AWS_PROFILE')!r}: no such profile; known: {known}") from error
+
+
+def lacking_keys() -> list[str]:
+    """Why this machine has no keys for S3, or nothing; S3 itself is not asked."""
+    try:
+        return [] if _session().get_credentials() else [f"no S3 credentials; {KEYS_REMEDY}"]
+    except (UserError, BotoCoreError) as error:
+        return [str(error)]
+
+
+@contextlib.contextmanager
+def one_attempt() -> Iterator[None]:
+    """In this block every request is made once, by who does the repeating himself."""
+    before = _attempts.set(1)
+    try:
+        yield
+    finally:
+        _attempts.reset(before)
+
+
+def probe(bucket: str) -> None:
+    """Ask for one name of the bucket; `ServiceError`, mostly `Away`, within some 15 s where S3 does not answer."""
+    with s3_errors(f"s3://{bucket}"):
+        impatient_client().list_objects_v2(Bucket=bucket, MaxKeys=1)
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """`s3://bucket/key` as (bucket, key); the key may be empty. Anything else is a `UserError`."""
+    scheme, separator, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not separator or not bucket:
+        raise UserError(f"{uri!r}: expected s3://bucket/key")
+    return bucket, key
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether S3, or the disk here, cannot do now what it could do later: no fault of who asked."""
+    return isinstance(error, Away) or (isinstance(error, OSError) and error.errno in FULL)
+
+
+@contextlib.contextmanager
+def s3_errors(uri: str) -> Iterator[None]:
+    """Turn what boto3 raises about `uri` into our errors."""
+    try:
+        yield
+    except (ClientError, BotoCoreError, Boto3Error, RecursionError) as error:
+        raise _ours(uri, error) from error
+
+
+def _ours(uri: str, error: BaseException) -> ServiceError:
+    endpoint = s3_address(os.environ)[0] or "AWS"
+    if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, ClientError | BotoCoreError):
+        return _ours(uri, error.__context__)  # boto3 keeps the cause as text
+    if isinstance(error, ClientError):
+        return _answered(uri, endpoint, error)
+    if isinstance(error, RecursionError):  # botocore (1.40) follows a redirection to the same place for ever
+        reason = "it redirects to another place; set AWS_ENDPOINT_URL and AWS_REGION to the bucket's"
+        return Away(f"{uri}: S3 at {endpoint} cannot be used: {reason}")
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return Away(f"{uri}: no S3 credentials; {KEYS_REMEDY}")
+    return Away(f"{uri}: S3 at {endpoint} cannot be used: {getattr(error, 'last_exception', error)}")
+
+
+def _answered(uri: str, endpoint: str, error: ClientError) -> ServiceError:
+    """Of what S3 itself has said."""
+    details: Any = error.response.get("Error", {})
+    code, message = details.get("Code", ""), details.get("Message") or str(error)
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code in CONFLICT_CODES:
+        return Conflict(f"{uri}: another writer was first")
+    if code in MISSING_CODES:
+        return Missing(f"{uri}: no such object")
+    if code == "NoSuchBucket":
+        return Missing(f"{uri}: no such bucket {split_uri(uri)[0]!r}")
+    if code == "BadDigest":
+        return ChecksumMismatch(f"{uri}: the bytes sent do not have the SHA-256 that was given")
+    if status in (400, 501) and "checksum" in message.lower():
+        return NoChecksum(f"{uri}: S3 at {endpoint} takes no checksum ({code}: {message})")
+    if code in REFUSED_CODES:
+        _client.cache_clear()  # the next request looks for keys again
+        return Away(f"{uri}: S3 at {endpoint} refuses the credentials or the access ({code}: {message})")
+    reason = f"{uri}: S3 at {endpoint} failed ({code}: {message}){REMEDIES.get(code, '')}"
+    away = code in AWAY_CODES or status == 429 or (status >= 500 and status != 501) or 300 <= status < 400
+    return Away(reason) if away else ServiceError(reason)

@@ -1,0 +1,1 @@
+"""The report's page with live data, served on loopback: `agft ui`."""

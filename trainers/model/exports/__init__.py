@@ -1,0 +1,1 @@
+"""Models as other libraries load them: transformers, timm, ONNX."""
