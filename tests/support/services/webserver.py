@@ -24,6 +24,8 @@ class Server(ThreadingHTTPServer):
         self.ranges = True  # continues where it is asked to
         self.cut = 0  # closes the connection after so many bytes
         self.pause = 0.0  # seconds after every 1000 bytes
+        self.until = threading.Event()  # after 1000 bytes an answer waits for it, a minute at most
+        self.until.set()
         self.statuses: list[int] = []  # of the next answers
 
     @property
@@ -61,6 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         for start in range(0, len(wanted), 1000):
             self.wfile.write(wanted[start : start + 1000])
             time.sleep(self.server.pause)
+            self.server.until.wait(60)
 
 
 @contextmanager

@@ -195,10 +195,16 @@ def test_of_two_one_downloads_and_the_other_waits(server, tmp_path):
     assert train.files is not None
     assert validation.files is not None
     entries = [validation, replace(train, files=replace(train.files, archives=validation.files.archives))]
-    server.pause = 0.02  # after every 1000 bytes: longer than the other thread takes to come to the lock
+    server.until.clear()
     said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("another process gets tiny-imagenet"):
+            server.until.set()
+
     with ThreadPoolExecutor(2) as both:
-        for done in [both.submit(download, entry, tmp_path / "new", say=said.append) for entry in entries]:
+        for done in [both.submit(download, entry, tmp_path / "new", say=say) for entry in entries]:
             done.result()
     assert [name for name, _ in server.asked] == ["tiny-imagenet-200.zip"]
     assert sum(": downloading " in line for line in said) == 1
