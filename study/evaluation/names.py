@@ -68,7 +68,7 @@ def default_label(named: str) -> str:
     if named.startswith(REGISTERED):
         return _plain(named.removeprefix(REGISTERED))
     parts = [part for part in named.removeprefix(S3).rstrip("/").split("/") if part]
-    words = [ENDINGS.sub("", parts[-1])]
+    words = [ENDINGS.sub("", parts[-1] if parts else "")]
     while SILENT.match(words[0]) and len(words) < min(len(parts), 4):
         words.insert(0, parts[-1 - len(words)])
     return _plain("-".join(words).removesuffix(":bundled"))

@@ -183,7 +183,8 @@ def command_lines() -> tuple[st.SearchStrategy[list[str]], Callable[[list[str]],
         names = st.sampled_from([name for each in options for name in each.opts] or ["-x"])
         likely = st.tuples(*map(words, given), *([st.lists(st.one_of(*map(words, options)), max_size=3).map(
             lambda found: [word for each in found for word in each])] if options else []))  # fmt: skip
-        wild = st.lists(st.one_of(WORDS, names, st.text(max_size=6)), max_size=6)
+        no_zero = st.text(st.characters(exclude_characters="\0"), max_size=6)  # no system hands one over in an argument
+        wild = st.lists(st.one_of(WORDS, names, no_zero), max_size=6)
         whole = st.one_of(likely.map(lambda found: [word for each in found for word in each]), wild)
         lines.append(whole.map(lambda rest, path=path: [*path, *rest]))  # type: ignore[misc]
     lines.append(st.lists(WORDS, max_size=4))

@@ -120,6 +120,7 @@ def test_all_wrong_names_of_models_are_said_at_once() -> None:
         ("s3://agft/studies/demo/trials/3/a000001/best.safetensors", "a000001-best"),
         ("models:/robust-clip/2", "robust-clip-2"),
         ("models:/robust-clip@previous", "robust-clip-previous"),
+        ("/", "model"),
     ],
 )
 def test_a_model_is_called_by_the_part_of_its_name_that_says_something(named: str, label: str) -> None:
