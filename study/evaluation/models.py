@@ -114,7 +114,7 @@ def _from_place(path: Path, named: str) -> tuple[nn.Module, str | None]:
     if path.is_dir():
         header = path / "open_clip_model.safetensors"
         metadata = read_metadata(header) if header.is_file() else {}
-        arch = metadata.get("arch") or path.name
+        arch = metadata.get("arch") or path.resolve().name or "model"  # the root has no name
         return load_clip(ModelConfig(arch=arch, pretrained=f"local-dir:{path}")), _origin(header) if metadata else None
     if not is_weights_file(path):
         raise UserError(f"no weights file of agft: say its architecture, as in ViT-B-32-quickgelu:{named}")

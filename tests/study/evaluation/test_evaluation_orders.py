@@ -127,6 +127,15 @@ def test_a_model_is_called_by_the_part_of_its_name_that_says_something(named: st
     assert default_label(named) == label
 
 
+@pytest.mark.parametrize("named", [".", "./", "/"])
+def test_a_folder_whose_path_ends_without_a_name_is_a_folder_like_others(named, tmp_path, monkeypatch) -> None:
+    from study.evaluation.models import Gallery
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^MODEL: {named}: .* is no open_clip export: open_clip_config.json is miss"):
+        Gallery(tmp_path / "home", lambda _: None).subject(named)
+
+
 def test_torch_is_not_needed_to_plan() -> None:
     code = "import sys; from study.cli.main import main\n"
     code += "sys.argv = ['agft', 'evaluate', 'tiny-clip', '--plan', '--json']\n"
