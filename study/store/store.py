@@ -170,8 +170,9 @@ class StudyStore:
 
     @patient
     def release(self, token: int, state: str, message: str | None = None) -> None:
-        """Stop driving and say in which state the study is now, and why."""
+        """Stop driving and say in which state the study is now, and why; no trial is under way any more."""
         with self.fenced(token) as connection:
+            connection.execute(sa.delete(t.signs).where(t.signs.c.study == self.name))
             connection.execute(
                 sa.update(t.studies)
                 .where(self.own)

@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 COUNTS = {"study": 20_000, "commands": 5_000, "checkpoints": 2_000, "pictures": 2_000}
-SLOW_SECONDS, HANG_SECONDS, MEMORY_BYTES = 2.0, 20, 500e6
+SLOW_SECONDS, HANG_SECONDS, MEMORY_BYTES = 2.0, 60, 500e6
 SHOWN = 5  # failures
 WARM = 20  # inputs until everything is imported that answers need
 

@@ -26,7 +26,7 @@ from study.store.store import DELETING, StudyStore, study_names
 from tests.support.epochs import commit, epoch_record, weights
 from tests.support.hand import BASELINE, Hand, in_optuna
 from tests.support.study_files import minimal
-from trainers.schema.records import Ending, Measurement, Report
+from trainers.schema.records import Ending, Measurement, Report, Sign
 
 FILE = minimal(
     search="""
@@ -206,6 +206,16 @@ def test_attempts_and_their_cost_add_up_over_drivers(store):
     assert [attempt.token for attempt in trial.attempts] == [1, 2]
     assert trial.device_seconds == pytest.approx(2.0)
     assert not trial.finished
+
+
+def test_a_released_study_has_no_trial_inside_an_epoch(store):
+    token = store.acquire(owner_identity())
+    store.start_trial(token, Proposal(0, {}), {})
+    sign = Sign(stage="training", done=780, total=800, images_per_second=10)
+    store.show(token, {0: sign})
+    assert store.signs() == {0: sign}
+    store.release(token, "paused")
+    assert store.signs() == {}
 
 
 def test_promotions_are_counted(store):
