@@ -43,6 +43,13 @@ def training(stage: Stage) -> bool:
     return bool(stage.running())
 
 
+def moved(stage: Stage) -> bool:
+    """Whether every running trial has a new epoch since its workers were killed. One that is killed again and again
+    without any cannot be told from one that kills its own process, and is a bug after three times."""
+    running = stage.running()
+    return bool(running) and all(len(row.epochs) > stage.killed.get(row.number, -1) for row in running)
+
+
 def ending(stage: Stage) -> bool:
     """Whether the last trial is about to end."""
     rows = stage.read()
@@ -86,8 +93,13 @@ def _kill(find: Callable[[Stage], psutil.Process | None], stage: Stage) -> Itera
     process = find(stage)
     if process is None:
         raise NothingThere
+    _remember(stage)
     process.kill()
     yield
+
+
+def _remember(stage: Stage) -> None:
+    stage.killed = {row.number: len(row.epochs) for row in stage.running()}
 
 
 @contextmanager
@@ -290,6 +302,7 @@ def _use_memory(stage: Stage) -> Iterator[None]:
     before = {process.pid for process in _workers(stage)}
     if not before:
         raise NothingThere
+    _remember(stage)
     memory = psutil.virtual_memory()
     wanted = float(stage.variables["RAY_memory_usage_threshold"]) * memory.total
     more = int(wanted - (memory.total - memory.available)) + (300 << 20)
@@ -377,6 +390,7 @@ def _damage(how: str, stage: Stage) -> Iterator[None]:
             client.put_object(Bucket=bucket, Key=key, Body=changed, Metadata=metadata)
         else:
             client.put_object(Bucket=bucket, Key=key, Body=b"something else", Metadata={})
+    _remember(stage)
     for process in workers:
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -416,11 +430,11 @@ _SHORT, _LONG = (2.0, 10.0), (3.0, 30.0)
 FAULTS: dict[str, Fault] = {
     "nothing": Fault("nothing: the same study, undisturbed", nullcontext),
     "worker": Fault("SIGKILL of a training worker", partial(_kill, lambda s: s.one("RayTrainWorker")),
-                    kinds=("nested",)),
+                    kinds=("nested",), ready=moved),
     "trial": Fault("SIGKILL of a trial's process (a light trial trains in it)",
-                   partial(_kill, lambda s: s.one("ImplicitFunc"))),
+                   partial(_kill, lambda s: s.one("ImplicitFunc")), ready=moved),
     "controller": Fault("SIGKILL of Ray Train's controller", partial(_kill, lambda s: s.one("TrainController")),
-                        kinds=("nested",)),
+                        kinds=("nested",), ready=moved),
     "driver": Fault("SIGKILL of the driver", partial(_kill, _driver)),
     "raylet": Fault("SIGKILL of the raylet", partial(_kill, lambda s: s.named("raylet"))),
     "head": Fault("SIGKILL of Ray's head (GCS)", partial(_kill, lambda s: s.named("gcs_server"))),
@@ -449,13 +463,13 @@ FAULTS: dict[str, Fault] = {
     "disk-home": Fault("disk full: the home, with the study database", partial(_fill, _home_disk), _SHORT,
                        setting=_on_a_small_disk),
     "disk-services": Fault("disk full: of S3 and MLflow", partial(_fill, _service_disk), _SHORT),
-    "memory": Fault("Ray's memory monitor kills a worker", _use_memory, setting=_watched_memory),
+    "memory": Fault("Ray's memory monitor kills a worker", _use_memory, setting=_watched_memory, ready=moved),
     "clock": Fault("the clock of the driver's machine jumps and comes back", _jump, _SHORT, setting=_wrong_clock,
                    timed=False),
     "network": Fault("the network between driver and services cut", _cut, _LONG, setting=_on_a_host),
     **{
         f"checkpoint-{how}": Fault(f"newest state of the running trials {how}, and their workers killed",
-                                   partial(_damage, how))
+                                   partial(_damage, how), ready=moved)
         for how in ("truncated", "altered", "replaced", "deleted")
     },
     "soak-light": Fault("a soak: any of these, every minute", _any, _LONG, kinds=("light",), gap=(60.0, 60.0),

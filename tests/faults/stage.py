@@ -88,6 +88,7 @@ class Stage:
     rows: list[TrialRow] = field(default_factory=list)  # as last read
     violations: list[str] = field(default_factory=list)
     struck: list[str] = field(default_factory=list)  # by what, in a soak
+    killed: dict[int, int] = field(default_factory=dict)  # trial whose workers were killed last -> its epochs then
     network: Hosts | None = None
     clock: Clock | None = None
 
@@ -97,7 +98,7 @@ class Stage:
         """A new study whose unmodified model counts as measured."""
         self.home.mkdir(parents=True, exist_ok=True)
         self.database = self.database or f"sqlite:///{self.home}/studies.db"
-        self.spec, self.rows = self.kind.spec(name, trials), []
+        self.spec, self.rows, self.killed = self.kind.spec(name, trials), [], {}
         create_measured(self.store, self.spec)
 
     @property
