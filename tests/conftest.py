@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "one at a time" if alone else str(path)
 
     return ByFile(config, log)
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """What a test draws from a global generator does not depend on the tests before it."""
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):  # not every test needs it
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

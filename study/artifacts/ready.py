@@ -63,9 +63,12 @@ def unprepared(spec: StudyConfig) -> list[str]:
 
 
 def wrong_file(model: ModelConfig) -> str:
-    """What is wrong with the file or folder that `model` names, or ''."""
-    elsewhere = model.pretrained.startswith((S3, "hf-hub:")) or os.environ.get("RAY_ADDRESS")
-    if not model.names_a_place() or elsewhere:
+    """What is wrong with the file or folder that `model` names, or that it is no tag of its architecture; or ''."""
+    if model.pretrained.startswith((S3, "hf-hub:")):
+        return ""
+    if not model.names_a_place():
+        return "" if model.pretrained == "bundled" else _wrong_tag(model.arch, model.pretrained)
+    if os.environ.get("RAY_ADDRESS"):  # whose nodes have other files
         return ""
     found = weights_finding(model)
     return f"{found.detail}{f'; {found.remedy}' if found.remedy else ''}" if found.state == "failed" else ""
@@ -137,14 +140,22 @@ def _in_s3(uri: str) -> Diagnosis:
     return failed(WEIGHTS, f"model.pretrained: nothing at {uri}", "correct the address, or upload the weights")
 
 
+def _wrong_tag(arch: str, tag: str) -> str:
+    from trainers.model.pretrained import check_tag
+
+    try:
+        check_tag(arch, tag)
+    except TrainersUserError as error:
+        return str(error)
+    return ""
+
+
 def _tag(arch: str, tag: str) -> Diagnosis:
-    import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
+    if wrong := _wrong_tag(arch, tag):
+        return failed(WEIGHTS, wrong)
     found = get_pretrained_cfg(arch, tag)
-    if not found:
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(arch)[:6]) or "none"
-        return failed(WEIGHTS, f"model.pretrained: {arch} has no weights {tag!r}", f"known: {known}")
     repository, _, name = str(found.get("hf_hub", "")).rpartition("/")
     if repository:
         return _on_hub(repository, name, f"{arch} {tag}")

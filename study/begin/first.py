@@ -66,6 +66,8 @@ def write_first(path: Path, wanted: Wanted, home: Path) -> Written:
     name = study_name(path)
     if wanted.recipe and wanted.preset:
         raise UserError("--recipe, --preset: a recipe says its preset; give one of them")
+    if wanted.smoke and wanted.pretrained:
+        raise UserError("--smoke, --weights: a smoke form has random weights; give one of them")
     if wanted.recipe is None and wanted.data is not None:
         chosen: str | None = "agft-folder" if wanted.preset is None else None
     elif wanted == Wanted(smoke=wanted.smoke):

@@ -33,7 +33,12 @@ ELSEWHERE = ("s3://", "hf-hub:", "http://", "https://")
 
 
 def check_name(text: str, where: str) -> None:
-    """`UserError` for a name, or a part of a path, that is empty or too long and not that of something here."""
+    """`UserError` for a name, or a part of a path, that is empty or too long and not that of something here, and for
+    bytes that are no text: no file or database of ours could hold them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: {text!r} is not UTF-8") from None
     parts = text.removeprefix("folder:").split("/")
     longest = max(parts, key=len)
     if text and (

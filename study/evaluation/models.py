@@ -22,7 +22,7 @@ from trainers.evaluation.record import ModelFacts
 from trainers.evaluation.summary import model_facts
 from trainers.model import bundled as tiny
 from trainers.model.importing import import_checkpoint
-from trainers.model.pretrained import load_clip
+from trainers.model.pretrained import load_clip, load_folder
 from trainers.model.robust import RobustCLIP
 from trainers.model.weights import is_weights_file, load_weights, read_metadata, save_weights
 from trainers.schema.suite import Suite
@@ -113,9 +113,7 @@ def _from_place(path: Path, named: str) -> tuple[nn.Module, str | None]:
     """From a file or folder that says its architecture itself."""
     if path.is_dir():
         header = path / "open_clip_model.safetensors"
-        metadata = read_metadata(header) if header.is_file() else {}
-        arch = metadata.get("arch") or path.resolve().name or "model"  # the root has no name
-        return load_clip(ModelConfig(arch=arch, pretrained=f"local-dir:{path}")), _origin(header) if metadata else None
+        return load_folder(path), _origin(header) if header.is_file() and read_metadata(header) else None
     if not is_weights_file(path):
         raise UserError(f"no weights file of agft: say its architecture, as in ViT-B-32-quickgelu:{named}")
     return load_weights(path), _origin(path)

@@ -30,7 +30,7 @@ from trainers.model.exports.timm_folder import export_timm
 from trainers.model.exports.transformers_folder import VISION, export_transformers
 from trainers.model.importing import UNRELATED, default_base, export_agft, import_checkpoint
 from trainers.model.interpolation import check_pair, interpolate
-from trainers.model.pretrained import load_clip
+from trainers.model.pretrained import load_clip, load_folder
 from trainers.model.weights import (
     export_open_clip,
     hash_weights,
@@ -103,10 +103,7 @@ def _weights_file(place: str, scratch: Path) -> Path:
     """One of our weights files, for whatever WEIGHTS or ROBUST names."""
     path = fetch_weights(place, say) if place.startswith("s3:") else Path(place).expanduser()
     if path.is_dir():
-        header = path / "open_clip_model.safetensors"
-        arch = read_metadata(header).get("arch") if header.is_file() else None
-        clip = load_clip(ModelConfig(arch=arch or path.name, pretrained=f"local-dir:{path}"))
-        return save_weights(scratch / "weights.safetensors", clip)
+        return save_weights(scratch / "weights.safetensors", load_folder(path))
     if not path.exists():
         raise UserError(f"{place}: no such file")
     if not is_weights_file(path):

@@ -178,8 +178,9 @@ def command_lines() -> tuple[st.SearchStrategy[list[str]], Callable[[list[str]],
     lines = []
     for path, command in leaves(main, ()):
         given = [each for each in command.params if isinstance(each, click.Argument)]
-        # `logs -f` waits for a study's end, and that is right
-        options = [each for each in command.params if isinstance(each, click.Option) and "-f" not in each.opts]
+        # `logs -f` waits for a study's end, `status --watch` for Ctrl-C, and that is right
+        options = [each for each in command.params if isinstance(each, click.Option)
+                   and not {"-f", "--watch"} & {*each.opts}]  # fmt: skip
         names = st.sampled_from([name for each in options for name in each.opts] or ["-x"])
         likely = st.tuples(*map(words, given), *([st.lists(st.one_of(*map(words, options)), max_size=3).map(
             lambda found: [word for each in found for word in each])] if options else []))  # fmt: skip

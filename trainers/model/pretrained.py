@@ -50,11 +50,7 @@ def load_clip(config: ModelConfig) -> nn.Module:
         return _load_path(arch, tiny.weights_path())
     if config.names_a_place():
         return _load_place(arch, pretrained)
-    _check_arch(arch)
-    tags = list_pretrained_tags_by_model(arch)
-    if pretrained not in tags:
-        raise _unknown("model.pretrained", pretrained, [*tags, *(["bundled"] if arch == tiny.ARCH else [])])
-    _check_activation(arch, pretrained)
+    check_tag(arch, pretrained)
     page = get_pretrained_cfg(arch, pretrained).get("hf_hub", "").strip("/")
     download = f"the open_clip weights of https://huggingface.co/{page}" if page else "the file"
     with _impatient_hub():
@@ -65,6 +61,23 @@ def load_clip(config: ModelConfig) -> nn.Module:
             hint=f"Without access to the hub, download {download} elsewhere and give its path, or try arch: tiny-clip, "
             "pretrained: bundled",
         )
+
+
+def load_folder(path: Path) -> nn.Module:
+    """From an open_clip export, called as its weights say, or else as the folder."""
+    header = path / "open_clip_model.safetensors"
+    arch = read_metadata(header).get("arch") if header.is_file() else None
+    arch = arch or path.resolve().name or "model"  # the root has no name
+    return load_clip(ModelConfig(arch=arch, pretrained=f"local-dir:{path}"))
+
+
+def check_tag(arch: str, tag: str) -> None:
+    """Raise `UnknownName` or `UserError` where open_clip lists no such weights of `arch`, or they do not fit it."""
+    _check_arch(arch)
+    tags = list_pretrained_tags_by_model(arch)
+    if tag not in tags:
+        raise _unknown("model.pretrained", tag, [*tags, *(["bundled"] if arch == tiny.ARCH else [])])
+    _check_activation(arch, tag)
 
 
 def _load_place(arch: str, place: str) -> nn.Module:

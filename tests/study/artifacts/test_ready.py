@@ -54,6 +54,28 @@ def test_wrong_weights_are_known_to_validate_plan_and_run(tmp_path: Path) -> Non
     assert told("validate", file)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("ViT-B-32, pretrained: laion2b", "model.pretrained: open_clip does not know 'laion2b'; nearest: laion2b_"),
+        ("ViT-B-32-quickgelu, pretrained: laion2b_s34b_b79k", "model.pretrained: open_clip does not know 'laion2b_s34b"),
+        ("ViT-H-14-quickgelu, pretrained: openai", "model.pretrained: open_clip does not know 'openai'; known: dfn5b"),
+        ("ViT-B-32, pretrained: metaclip_400m", "use arch: ViT-B-32-quickgelu"),
+        ("tiny-clip, pretrained: bundle", "nearest: bundled"),
+    ],
+)
+def test_a_tag_that_the_architecture_has_not_is_known_to_validate_plan_and_run(
+    model: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(minimal(model=f"{{arch: {model}}}"))
+    for command in ("validate", "plan", "run"):
+        code, text = told(command, file)
+        assert (code, words in text) == (2, True), (command, text)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # whatever the nodes of another cluster have
+    assert told("validate", file)[0] == 2
+
+
 def test_a_study_for_four_gpus_is_planned_but_not_run_where_there_are_none(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(minimal(resources="{workers: 4, gpus_per_worker: 1}"))

@@ -110,6 +110,8 @@ def test_too_few_pictures_are_refused_and_nothing_is_written(tmp_path: Path) -> 
         ("w.pt", ["--weights", "{}/w.pt", "--arch", "tiny-clip"], "w.pt: a git-lfs pointer instead of the file"),
         ("in/class-01/x.jpg", [], "--data: folder:{}/in: {}/in/class-01/x.jpg: not a readable image ("),
         ("", ["--arch", "ViT-B-33"], "'ViT-B-33': no such architecture"),
+        ("", ["--weights", "laion2b"], "model.pretrained: open_clip does not know 'laion2b'; nearest: laion400m_e32"),
+        ("", ["--weights", "openai", "--smoke"], "--smoke, --weights: a smoke form has random weights; give one"),
     ],
 )
 def test_data_and_weights_are_looked_at_and_of_what_is_refused_nothing_is_written(
