@@ -58,7 +58,7 @@ def test_wrong_weights_are_known_to_validate_plan_and_run(tmp_path: Path) -> Non
     ("model", "words"),
     [
         ("ViT-B-32, pretrained: laion2b", "model.pretrained: open_clip does not know 'laion2b'; nearest: laion2b_"),
-        ("ViT-B-32-quickgelu, pretrained: laion2b_s34b_b79k", "model.pretrained: open_clip does not know 'laion2b_s34b"),
+        ("ViT-B-32-quickgelu, pretrained: laion2b_s34b_b79k", "model.pretrained: open_clip does not know 'laion2b_s34"),
         ("ViT-H-14-quickgelu, pretrained: openai", "model.pretrained: open_clip does not know 'openai'; known: dfn5b"),
         ("ViT-B-32, pretrained: metaclip_400m", "use arch: ViT-B-32-quickgelu"),
         ("tiny-clip, pretrained: bundle", "nearest: bundled"),

@@ -33,7 +33,7 @@ def test_another_resolution_is_resized_inside_and_the_gradient_is_at_the_images_
     model = RobustCLIP(small_clip())
     large = torch.rand(2, 3, 24, 24, requires_grad=True)
     resized = tv.resize(large, [16, 16], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
-    torch.testing.assert_close(model.embed(large), model.embed(resized), atol=1e-4, rtol=1e-3)  # summed in another order
+    torch.testing.assert_close(model.embed(large), model.embed(resized), atol=1e-4, rtol=1e-3)  # another order
     (gradient,) = torch.autograd.grad(model.embed(large).sum(), large)
     assert gradient.shape == large.shape
 
