@@ -23,6 +23,15 @@ def counted(number: int, kind: str) -> str:
     return f"{number} {kind if number != 1 else kind.removesuffix('s')}"
 
 
+def duration(seconds: float) -> str:
+    """`6 s`, `14 min`, `3.2 h` or `12.5 days`."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"
+
+
 class Clock:
     """Prints lines that begin with the time since it was made. `clock("...")`.
 

@@ -88,6 +88,8 @@ def write_first(path: Path, wanted: Wanted, home: Path) -> Written:
     arch = (shipped.block(text, "model") or {}).get("arch")
     if arch != tiny.ARCH:
         text = shipped.for_devices(text, gpus)
+    elif not gpus and (shipped.block(text, "resources") or {}).get("gpus_per_worker"):
+        text = shipped.with_block(text, "resources", {"workers": 1, "cpus_per_worker": 1})  # it trains on one core
     if wanted.smoke:
         text = shipped.smoke(text, None if arch == tiny.ARCH else str(random_weights(str(arch), home)))
         gpus = 0

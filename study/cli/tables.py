@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from study.console import percent
+from study.console import duration, percent
 from study.driver.messages import progress
 from study.results.ranking import Measurement, trial_table
 from study.results.status import ALL_DONE
@@ -111,7 +111,7 @@ def advice(status: dict[str, Any]) -> str:
     silent = status["silent_seconds"] or 0
     how = "is gone"
     if silent:
-        how = f"has been silent for {_duration(silent)}: the process, its node or its cluster is gone"
+        how = f"has been silent for {duration(silent)}: the process, its node or its cluster is gone"
     texts = {
         "queued": "no driver has come yet: `agft submit FILE` starts one on a cluster, `agft run FILE` here",
         "deleting": f"`agft delete {name}` goes on with deleting it",
@@ -145,7 +145,7 @@ def studies_table(statuses: Sequence[dict[str, Any]], *, width: int | None = Non
             status["study"], status["state"], f"{count['done']}/{status['wanted']}",
             *(str(count[name]) for name in ("running", "queued", "stopped_early", "failed")),
             percent(best.get("clean_accuracy")), percent(best.get("robust_accuracy")),
-            "-" if eta is None else _duration(eta), f"{status['device_hours']:.2f}",
+            "-" if eta is None else duration(eta), f"{status['device_hours']:.2f}",
             status["driver"]["host"] if status["driver"] else "-",
         )  # fmt: skip
     return fitted(table, width, SPARE)
@@ -170,9 +170,3 @@ def attempts_table(trials: Sequence[TrialRow], token: int, now: float, *, live: 
                 attempt.outcome or ("running" if runs else "lost with its driver"),
             )  # fmt: skip
     return table
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from infra import s3
 from infra.errors import ServiceError, UserError
-from study.driver.messages import duration
+from study.console import duration
 from trainers.errors import Interrupted
 
 PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)  # the last one again and again

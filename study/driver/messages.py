@@ -18,18 +18,12 @@ from textwrap import shorten
 from typing import Any
 from urllib.parse import urlsplit
 
+from study.console import duration
 from study.errors import UserError
 from study.results.ranking import best_trial
 from study.store.rows import StudyRow, TrialRow
 from trainers.schema.records import Ending, EpochRecord, Sign
 from trainers.schema.training import Metric
-
-
-def duration(seconds: float) -> str:
-    """`3.2 h`, `14 min` or `6 s`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{round(seconds / 60)} min"
 
 
 def epoch_line(number: int, record: EpochRecord, epochs: int, also: Sequence[Metric] = ()) -> str:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from infra.provenance import provenance
-from study.console import Clock
+from study.console import Clock, duration
 from study.evaluation.ledger import Ledger, image_rows, make_record
 from study.evaluation.pool import Job
 from study.evaluation.units import Looked, Unit, cost, size
@@ -55,7 +55,7 @@ class Progress(Clock):
         began, before = self._since
         if self._finished == 1 and now - began < START_SECONDS:
             return ""
-        return f", {_duration((now - began) / (self._done - before) * (self._share - self._done))} left"
+        return f", about {duration((now - began) / (self._done - before) * (self._share - self._done))} left"
 
     def step(self, left: str, text: str) -> None:
         """What is told of one step."""
@@ -78,12 +78,6 @@ class Said(Progress):
     def step(self, left: str, text: str) -> None:
         if self._finished < self._number and self._shown - self._begun > PAUSE_SECONDS:
             self.say(f"{self.what}: {self._finished} of {self._number} {self.of}{left}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 FIRST = 1e18  # cost of what is handed out before everything else: a failed check is worth knowing early

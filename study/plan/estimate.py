@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from study.console import duration
 from study.errors import UserError
 from study.plan.rate import NO_TEXT, encoder_flops
 from study.spec.config import StudyConfig
@@ -217,15 +218,15 @@ def estimate_lines(found: Mapping[str, Any]) -> list[str]:
         f"  cost          an estimate, nothing was measured: passes x {found['gflop_forward']:.3g} GFLOP at",
         f"                {shares} of the peak, reading not counted",
         "                (the first measured epoch replaces it)",
-        f"                {'device':<12} {'each in':<7} {'h a trial':>9} {'h in all':>9}  memory",
+        f"                {'device':<12} {'each in':<7} {'a trial':>9} {'in all':>9}  memory",
     ]
     for row in found["rows"]:
         if row["lack"].startswith("has no"):
             lines.append(f"                {row['device']:<12} {row['precision']:<7} {row['lack']}")
             continue
-        hours = f"{row['hours_per_trial']:>9.3g} {row['hours']:>9.3g}"
+        took = f"{duration(3600 * row['hours_per_trial']):>9} {duration(3600 * row['hours']):>9}"
         memory = f"{row['memory'] / 1e9:.3g} GB" + (", too much" if row["lack"] else "")
-        lines.append(f"                {row['device']:<12} {row['precision']:<7} {hours}  {memory}")
+        lines.append(f"                {row['device']:<12} {row['precision']:<7} {took}  {memory}")
         if ": " in row["lack"]:
             lines.append(f"                  {row['lack']}")
     each = _bytes(found["bytes_per_trial"])

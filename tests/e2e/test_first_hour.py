@@ -52,7 +52,7 @@ def test_from_a_folder_of_pictures_and_a_file_of_weights_to_a_champion_in_plain_
 
         told = timed("init", str(run.file), "--data", str(pictures), "--weights", str(weights), "--gpus", "0")
         assert f"train       {CLASSES * 16} pictures of {CLASSES} classes" in told
-        assert re.search(r"this CPU +fp32 +0\.\d+ +0\.\d+", told), "what it will cost, as an estimate"
+        assert re.search(r"this CPU +fp32 +\d+ (s|min) +\d+ (s|min)", told), "what it will cost, as an estimate"
         study = run.file.read_text()
         study = re.sub(r"^goal: .*$", "goal: {}", study, flags=re.M)
         run.file.write_text(re.sub(r"^budget: .*$", "budget: {trials: 1}", study, flags=re.M))

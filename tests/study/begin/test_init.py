@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from study.artifacts.ready import trials_here
 from study.begin.folder import BY_CLASS, propose
 from study.begin.recipes import for_devices, recipe, recipes, smoke, with_fields
 from study.cli.main import main
@@ -177,3 +179,14 @@ def _on_a100(study: StudyConfig) -> tuple[float, float]:
 @pytest.mark.parametrize("name", COSTED)
 def test_what_a_recipe_says_of_its_cost_is_what_the_cost_model_says(name: str) -> None:
     assert cost_line(name) in recipe(name), f"its head has to say\n{cost_line(name)}"
+
+
+def test_the_tiny_clip_on_ones_own_pictures_fits_a_machine_without_a_gpu(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    done = init(tmp_path, str(file), "--data", str(pictures(tmp_path / "in", 6, 8)), "--arch", "tiny-clip",
+                "--weights", "bundled", "--gpus", "0")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    study = load_study(file)
+    assert study.resources.of_trial() == {"CPU": 1.0}
+    assert trials_here(study)[1] == ""
+    assert re.search(r"this CPU +fp32 +\S+ s +\S+ (s|min)", done.output), "costs are in words"

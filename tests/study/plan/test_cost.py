@@ -153,13 +153,13 @@ def test_full_autoattack_on_all_images_costs_more_than_the_training() -> None:
 
 
 def test_a_studys_passes_by_hand() -> None:
-    """The demo: 4 epochs of 1,536 images at 2 x 2 + 3 passes; 120 images of two dev sets at 1 + 11 + 1 + 10 an epoch.
+    """The demo: 4 epochs of 1,024 images at 2 x 2 + 3 passes; 120 images of two dev sets at 1 + 11 + 1 + 10 an epoch.
 
     Promotion: 400 images of two confirm sets for two candidates, the unmodified CLIP and a champion, and of three final
     sets for two models.
     """
     assert study_passes(load_study(RECIPE)) == {
-        "training": 4 * 1536 * 7,
+        "training": 4 * 1024 * 7,
         "evaluations": 4 * 2 * 120 * 23,
         "promotion": 400 * 23 * (2 * 4 + 3 * 2),
     }
