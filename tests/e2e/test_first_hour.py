@@ -22,7 +22,7 @@ POLICY = {
     "better_than_clip": False,
     "final": False,
     "floors": {},
-    "sanity": {"samples": 4, "checks": ["deterministic"]},
+    "sanity": {"samples": 20, "checks": ["deterministic"]},
 }
 PLAIN = """
 import sys, open_clip, torch
