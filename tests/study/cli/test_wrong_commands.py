@@ -75,6 +75,12 @@ def test_a_name_that_is_empty_or_too_long_is_one_message_wherever_it_is_given(
         assert told.casefold() == f"{where}: a name has 1 to 100 characters; {shown}".casefold()
 
 
+def test_an_argument_that_is_no_text_is_refused(tmp_path, monkeypatch):
+    for command in (["promote", "\udcff"], ["validate", "caf\udce9.yaml"], ["run", "\udcff.yaml"]):
+        told = refused(tmp_path / "home", monkeypatch, *command)
+        assert told.endswith(f"{command[1]!r} is not UTF-8"), told
+
+
 def test_a_long_name_of_something_that_is_here_and_an_address_are_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     long = tmp_path / ("a" * 200 + ".yaml")
