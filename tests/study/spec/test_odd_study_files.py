@@ -9,11 +9,13 @@ import warnings
 from pathlib import Path
 
 import pytest
+import yaml
 
+from study.comparison.file import load_comparison, parse_comparison
 from study.errors import StudyFileError, UserError
 from study.plan.study import remarks
 from study.spec.document import MOST_BYTES, read_text
-from study.spec.files import load_study, parse_study
+from study.spec.files import load_policy, load_study, parse_study
 from study.spec.suite import load_suite
 from tests.support.study_files import minimal
 
@@ -150,6 +152,8 @@ LENGTH = "is no length in the L-inf norm: pixels are in [0, 1], so write 4/255"
         ({"attack": "{step_size: 2}"}, "attack.step_size = 2: 2"),
         ({"search": "{attack.eps: {low: 1, high: 8}}"}, "search.attack.eps = 8.0: 8"),
         ({"search": "{attack.eps: {choices: [4, 8]}}"}, "search.attack.eps = 4: 4"),
+        ({"search": "{attack.eps: {low: 1/255, high: 300/255}}"}, "search.attack.eps = 1.1764705882352942: 1.17647"),
+        ({"evaluate": "{final: {attack: {eps: [1/255, 2.5]}}}"}, "evaluate.final.attack.eps.1 = 2.5: 2.5"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -157,10 +161,31 @@ def test_a_length_in_grey_levels_is_answered_with_how_it_is_written(block, path)
     assert [f"{path} {LENGTH}" in line for line in problems_of(minimal(**block))][:1] == [True]
 
 
+def test_a_length_in_grey_levels_is_refused_in_suites_and_compare_files_as_well(tmp_path: Path):
+    suite = "name: s\ndatasets: [tiny-shapes]\nattacks: {{attack: {{name: pgd{}}}, eps: [{}]}}\n"
+    places = {
+        ("", "4"): "eps",
+        ("", "1/255, 255"): "eps",
+        (", step_size: 2", "1/255"): "step_size",
+        ("", "true"): "eps.0",
+    }
+    for written, place in places.items():
+        (tmp_path / "s.yaml").write_text(suite.format(*written))
+        with pytest.raises(StudyFileError, match=rf"line 3: attacks\..*{place} = .*(L-inf norm|nor a fraction)"):
+            load_suite(str(tmp_path / "s.yaml"))
+    recipe = yaml.safe_load(Path("study/recipes/compare.yaml").read_text())
+    for eps in (4, "-1/255", "300/255", True):
+        with pytest.raises(StudyFileError, match=r"attack\.eps = .*: .*(L-inf norm|equal to 0|nor a fraction)"):
+            parse_comparison(yaml.safe_dump({**recipe, "attack": {"eps": eps}}), source="compare.yaml")
+
+
 def test_infinite_and_senseless_fractions_are_no_numbers():
-    for text in ("nan", "inf", "1e300/1e-300", "4/0", "4/nan", "vier/255"):
+    for text in ("nan", "inf", "1e300/1e-300", "4/0", "4/nan", "vier/255", "4/255/2", ""):
         (found,) = problems_of(minimal(attack=f"{{eps: '{text}'}}"))
         assert f"{text!r} is neither a number nor a fraction such as 4/255" in found
+    for text in ("true", "false"):  # which Python counts as 1 and 0
+        (found,) = problems_of(minimal(attack=f"{{eps: {text}}}"))
+        assert f"{text} is neither a number nor a fraction such as 4/255" in found
 
 
 def test_a_single_item_needs_no_brackets():
@@ -197,8 +222,20 @@ def test_an_unknown_name_does_not_hide_what_else_is_wrong_with_its_block():
         ({"train": "{lr: 1e-3}"}, "did you mean 'train.optimizer.lr'?"),
         ({"epochs": "3"}, "did you mean 'train.epochs'?"),
         ({"resources": "{trials: 3}"}, "did you mean 'budget.trials'?"),
+        ({"search": "{warmup: {low: 0, high: 0.1}}"}, "did you mean 'train.warmup'?"),
+        ({"search": "{attack.epsilon: {low: 1/255, high: 2/255}}"}, "did you mean 'attack.eps'?"),
+        ({"search": "{train.optimizer.LR: {low: 1e-4, high: 1e-3}}"}, "did you mean 'train.optimizer.lr'?"),
+        ({"search": "{scale_ratio: {low: 0.1, high: 1}}"}, "did you mean 'method.scale_ratio'?"),
         ({"data": "{train: pics/train, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}"},
          "a folder of your own is written folder:pics/train"),
+        ({"data": "{train: tiny-color-shapes, dev: [./pics/dev], confirm: [tiny-colors], final: [tiny-letters]}"},
+         "a folder of your own is written folder:./pics/dev"),
+        ({"data": "{train: tiny-color-shapes, dev: tiny-shapes, confirm: [tiny-colors], final: /data/final}"},
+         "a folder of your own is written folder:/data/final"),
+        ({"data": "{train: ../pics/train, dev: tiny-shapes, confirm: tiny-colors, final: tiny-letters}"},
+         "a folder of your own is written folder:../pics/train"),
+        ({"data": "{train: 'pics/my train', dev: tiny-shapes, confirm: tiny-colors, final: tiny-letters}"},
+         "a folder of your own is written folder:pics/my train"),
         ({"data": "{train: ~/pics, dev: [tiny-shapes], confirm: [tiny-colors], final: [tiny-letters]}"},
          "a folder of your own is written folder:~/pics"),
     ],
@@ -212,7 +249,8 @@ def test_what_was_meant_is_looked_for_in_the_whole_file(block, meant):
 @pytest.mark.parametrize(
     ("entry", "last"),
     [("{low: 1, high: 4, step: 2}", "3, not at 4"), ("{low: 2, high: 100, step: 33}", "68, not at 100"),
-     ("{low: 1, high: 10, step: 3}", None)],
+     ("{low: 1, high: 10, step: 3}", None), ("{low: 5, high: 9, step: 3}", "8, not at 9"),
+     ("{low: 1, high: 100, step: 7}", "99, not at 100")],
 )  # fmt: skip
 def test_steps_that_miss_the_end_are_our_own_remark(entry, last):
     with warnings.catch_warnings():
@@ -243,21 +281,33 @@ def test_a_key_written_twice_or_taken_over_by_an_anchor_keeps_its_line():
 
 
 def test_what_is_no_regular_small_text_file_is_refused_at_once(tmp_path: Path):
-    pipe, large, utf16, latin = (tmp_path / name for name in ("pipe", "large.yaml", "utf16.yaml", "latin.yaml"))
+    pipe, large, utf16, latin, linked = (tmp_path / f"{n}.yaml" for n in ("pipe", "large", "utf16", "latin", "linked"))
     os.mkfifo(pipe)
+    linked.symlink_to(pipe)
     with large.open("wb") as file:
         file.truncate(100_000_000)
+    (tmp_path / "over.yaml").write_bytes(b"#" * (MOST_BYTES + 1))
     utf16.write_bytes(minimal().encode("utf-16"))
     latin.write_bytes(minimal().encode() + b"# caf\xe9\n")
     words = {
-        pipe: "not a regular file", Path("/dev/zero"): "not a regular file", tmp_path: "Is a directory",
-        large: "larger than 1 MB", utf16: "line 1 is not UTF-8 text; it looks like UTF-16: save it as UTF-8",
-        latin: "line 7 is not UTF-8 text", tmp_path / ("a" * 300): "File name too long",
+        pipe: "not a regular file", linked: "not a regular file", Path("/dev/zero"): "not a regular file",
+        Path("/dev/null"): "not a regular file", tmp_path: "Is a directory", tmp_path / "none.yaml": "No such file",
+        large: "larger than 1 MB", tmp_path / "over.yaml": "larger than 1 MB", latin: "line 7 is not UTF-8 text",
+        utf16: "line 1 is not UTF-8 text; it looks like UTF-16: save it as UTF-8",
+        latin / "below.yaml": "Not a directory", tmp_path / ("a" * 300): "File name too long",
     }  # fmt: skip
+    begun = time.process_time()
     for path, rule in words.items():
-        for load in (load_study, lambda path: load_suite(f"{path}")) if path.suffix else (load_study,):
+        readers = (
+            load_study,
+            load_comparison,
+            load_policy,
+            *([lambda path: load_suite(f"{path}")] * bool(path.suffix)),
+        )
+        for load in readers:
             with pytest.raises(UserError, match=re.escape(f"{path}: ") + ".*" + re.escape(rule)):
                 load(path)
+    assert time.process_time() - begun < 1
     mark = tmp_path / "mark.yaml"
     mark.write_bytes(b"\xef\xbb\xbf" + minimal().encode())
     assert load_study(mark).name == "small"
