@@ -105,7 +105,7 @@ def _weights_file(place: str, scratch: Path) -> Path:
     if path.is_dir():
         header = path / "open_clip_model.safetensors"
         arch = read_metadata(header).get("arch") if header.is_file() else None
-        clip = load_clip(ModelConfig(arch=arch or path.name, pretrained=f"local-dir:{path}"))
+        clip = load_clip(ModelConfig(arch=arch or path.resolve().name or str(path), pretrained=f"local-dir:{path}"))
         return save_weights(scratch / "weights.safetensors", clip)
     if not path.exists():
         raise UserError(f"{place}: no such file")

@@ -123,6 +123,19 @@ def test_a_radius_that_is_none_is_refused_wherever_one_is_given(command: list[st
     assert rule in found
 
 
+@pytest.mark.parametrize("folder", ["/", ".", "..", "./empty", "empty/"])
+@pytest.mark.parametrize(
+    "command", [["interpolate", "{}", "--out", "mix"], ["export", "{}", "out"]], ids=lambda c: c[0]
+)
+def test_a_folder_without_weights_is_one_message_whatever_it_is_called(
+    command: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here/empty").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    told = refused(*(each.format(folder) for each in command))
+    assert told.endswith(" is no open_clip export: open_clip_config.json is missing"), told
+
+
 def test_a_remark_and_a_warning_go_to_standard_error(tmp_path: Path) -> None:
     path, base = tecoa_file(tmp_path / "t.pth.tar", openai_vit()), base_weights(tmp_path, VIT)
     result = done("import", path, "--arch", VIT, "--base", base, "--out", tmp_path / "o.safetensors")
