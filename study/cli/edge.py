@@ -27,26 +27,31 @@ if TYPE_CHECKING:
 
 # A name that a user gives, be it of a file, a study, a model or a label, is one rule wherever it is given.
 
-LONGEST_NAME = 100
+LONGEST_NAME, NAME_BYTES = 100, 200  # file systems have 255 bytes, and what is being written has a longer name
+LONGEST_PATH = 1000
 FREE_TEXT = ("address", "alphas", "eps", "on", "preference", "reason")  # parameters that are no names
 ELSEWHERE = ("s3://", "hf-hub:", "http://", "https://")
 
 
 def check_name(text: str, where: str) -> None:
-    """`UserError` for a name, or a part of a path, that is empty or too long and not that of something here, and for
-    bytes that are no text: no file or database of ours could hold them."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: {text!r} is not UTF-8") from None
-    parts = text.removeprefix("folder:").split("/")
-    longest = max(parts, key=len)
-    if text and (
-        len(longest) <= LONGEST_NAME or text.startswith(ELSEWHERE) or os.path.lexists(text.removeprefix("folder:"))
-    ):
+    """`UserError` for a name, or a part of a path, that is empty or too long and not that of something here."""
+    bare = text.removeprefix("folder:")
+    if text and (text.startswith(ELSEWHERE) or os.path.lexists(bare)):
         return
-    shown = f"{longest[:20]}... has {len(longest)}" if longest else "this one is empty"
-    raise UserError(f"{where}: a name has 1 to {LONGEST_NAME} characters; {shown}")
+    longest = max(bare.split("/"), key=_num_bytes)
+    if not text or len(longest) > LONGEST_NAME:
+        shown = f"{longest[:20]}... has {len(longest)}" if longest else "this one is empty"
+        raise UserError(f"{where}: a name has 1 to {LONGEST_NAME} characters; {shown}")
+    if not text.isprintable():
+        raise UserError(f"{where}: a name is text that can be printed, not {text[:LONGEST_NAME]!a}")
+    if _num_bytes(longest) > NAME_BYTES:
+        raise UserError(f"{where}: a name has at most {NAME_BYTES} bytes; {longest[:20]}... has {_num_bytes(longest)}")
+    if len(text) > LONGEST_PATH:
+        raise UserError(f"{where}: a path has at most {LONGEST_PATH:,} characters; {text[:20]}... has {len(text):,}")
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
 
 
 def checked_names(command: click.Command) -> click.Command:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from infra.checks.diagnosis import Diagnosis
 from infra.cluster.cluster import SETTINGS, max_concurrent
 from infra.cluster.jobs import Job, Jobs, is_loopback
 from infra.errors import Conflict
@@ -129,7 +130,11 @@ def submit(
 def check_places(address: str, spec: StudyConfig, named: Sequence[str], say: Callable[[str], None]) -> None:
     """`UserError` with the files and folders of this terminal's machine that a node of the cluster does not have."""
     say(f"asking the cluster's nodes for {', '.join(named)} ...")
-    rows = list(check_by_job(address, needs_of_study(spec)))
+    refuse_lacking(list(check_by_job(address, needs_of_study(spec))), named)
+
+
+def refuse_lacking(rows: Sequence[Diagnosis], named: Sequence[str]) -> None:
+    """`UserError` if the nodes' own checks do not say that they have what is `named`."""
     asked = [row for row in rows if row.check in (DATASETS, WEIGHTS)]
     if not asked:
         failed = "\n".join(f"{row.detail}; {row.remedy}" for row in rows if row.state == "failed")

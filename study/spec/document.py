@@ -22,14 +22,16 @@ Keys = tuple[str | int, ...]
 MOST_BYTES = 1_000_000
 MOST_VALUES = 10_000  # an alias counts as often as it is used; the largest study file known has 300
 MOST_DEPTH = 30
-MOST_TEXT = 10_000  # characters of a value
+MOST_TEXT, MOST_KEY = 10_000, 200  # characters of a value and of a key
 LARGEST = 2**63  # among whole numbers
 PLAIN = "tag:yaml.org,2002:"
 KINDS = ("null", "bool", "int", "float", "str", "seq", "map")  # what a value may be
 
+NOT_AS_IN_1_1 = ("timestamp", "float", "int", "value")
+
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (4e-4 is a float, which YAML 1.1 reads as text) and no dates; stops at the limits."""
+    """YAML 1.2's numbers (to YAML 1.1 4e-4 is text, 1:30 is 90 and 017 is 15) and no dates; stops at the limits."""
 
     values = depth = 0
 
@@ -45,7 +47,7 @@ class Loader(yaml.SafeLoader):
 
 
 Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float", ":value"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in NOT_AS_IN_1_1]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 Loader.add_implicit_resolver(
@@ -54,6 +56,9 @@ Loader.add_implicit_resolver(
                r"|^\.(?:nan|NaN|NAN)$"),
     list("-+0123456789."),
 )  # fmt: skip
+Loader.add_implicit_resolver(
+    f"{PLAIN}int", re.compile(r"^[-+]?(?:0|[1-9][\d_]*|0x[\da-fA-F_]+|0b[01_]+)$"), list("-+0123456789")
+)
 
 
 def read_text(path: Path) -> str:
@@ -80,7 +85,7 @@ def read_text(path: Path) -> str:
 
 def dotted(path: Keys) -> str:
     """A path as messages show it."""
-    return ".".join(str(key) for key in path) or "file"
+    return ".".join(str(key) or "''" for key in path) or "file"
 
 
 def read_mapping(text: str, *, source: str, keys: str) -> tuple[dict[str, Any], dict[Keys, int], list[Problem]]:
@@ -138,7 +143,7 @@ class _Reading:
         kind = node.tag.removeprefix(PLAIN)
         if kind not in KINDS:
             found = None
-            self._wrong(node, path, f"{kind!r} is no kind of value here; leave the tag out")
+            self._wrong(node, path, f"{_short(kind)!r} is no kind of value here; leave the tag out")
         elif isinstance(node, yaml.MappingNode):
             found = self._mapping(node, path)
         elif isinstance(node, yaml.SequenceNode):
@@ -162,6 +167,8 @@ class _Reading:
                         self._wrong(each, (*path, "<<"), "must name a mapping, whose keys are taken over")
             elif not isinstance(key, yaml.ScalarNode):
                 self._wrong(key, path, "a key is text, not a list or a mapping")
+            elif len(key.value) > MOST_KEY:
+                self._wrong(key, path, f"the key {_short(key.value)} is longer than {MOST_KEY} characters")
             else:
                 keys = (*path, key.value)
                 if key.value in own:

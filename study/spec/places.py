@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trainers.data import FOLDER_PREFIX
-from trainers.schema.training import PLACES, WEIGHT_FILES
+from trainers.data.corrupted.entries import MADE
+from trainers.schema.training import PLACES, is_weight_file
 
 LOCAL = "local-dir:"
 WEIGHTS = "model.pretrained"
@@ -56,14 +57,20 @@ def weights_at(text: str, base: Path) -> str:
         return f"{LOCAL}{_at(text.removeprefix(LOCAL), base)}"
     if "://" in text or text.startswith(PLACES):
         return text
-    named = "/" in text or text.startswith("~") or text.endswith(WEIGHT_FILES)
+    named = "/" in text or text.startswith("~") or is_weight_file(text)
     return _at(text, base) if named or _is_folder(base, text) else text
 
 
 def data_at(text: str, base: Path) -> str:
-    """A dataset's name, the folder of `folder:DIRECTORY` found from `base`."""
-    given = text.removeprefix(FOLDER_PREFIX)
-    return f"{FOLDER_PREFIX}{_at(given, base)}" if text.startswith(FOLDER_PREFIX) and given else text
+    """A dataset's name, the folder of `folder:DIRECTORY` found from `base`, also where it is corrupted."""
+    folder = _folder(text)
+    return text.removesuffix(folder) + _at(folder, base) if folder else text
+
+
+def _folder(name: str) -> str:
+    """DIRECTORY of `folder:DIRECTORY` and of `corrupted:CORRUPTION/SEVERITY:folder:DIRECTORY`, or ''."""
+    head, _, folder = name.partition(FOLDER_PREFIX)
+    return folder if not head or head.startswith(MADE) else ""
 
 
 def _at(text: str, base: Path) -> str:
@@ -86,6 +93,6 @@ def local_places(canonical: Mapping[str, Any]) -> list[str]:
     names = [data["train"], *data["dev"], *data["confirm"], *data["final"]]
     entry = canonical["search"].get(WEIGHTS)
     weights = [canonical["model"]["pretrained"], *(entry.get("choices", ()) if isinstance(entry, Mapping) else ())]
-    places = [name.removeprefix(FOLDER_PREFIX) for name in names if name.startswith(FOLDER_PREFIX)]
+    places = [folder for name in names if (folder := _folder(name))]
     places += [text.removeprefix(LOCAL) for text in weights if isinstance(text, str)]
     return [place for place in dict.fromkeys(places) if place.startswith("/")]

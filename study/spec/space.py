@@ -19,6 +19,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from study.spec.dimension import METHOD, Dimension, with_conditions
+from study.spec.reader import shown_value
 from trainers.errors import nearest, nearest_path
 from trainers.objectives import METHODS
 from trainers.schema.training import Steps
@@ -89,7 +90,7 @@ def _range(method: str, path: str, wrapper: str, entry: Mapping[str, Any]) -> tu
         except ValueError:
             number = None
         if isinstance(number, bool) or not isinstance(number, int | float):
-            problems.append(f"{key}: a number or a fraction is needed, not {value!r}")
+            problems.append(f"{key}: a number or a fraction is needed, not {shown_value(value)}")
         else:
             ends[key] = number
     log = entry.get("log", False)
@@ -225,7 +226,7 @@ def _no_such_field(path: str, known: Mapping[str, Any], methods: Collection[str]
         return f"`{head}` is the same for every trial and cannot be searched; searchable: {', '.join(SEARCHABLE)}"
     close = nearest_path(str(path), known)
     owner = str(path).rpartition(".")[0]
-    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == owner]
+    siblings = [name.rpartition(".")[2] for name in known if owner and name.rpartition(".")[0] == owner]
     hint = f"did you mean {close[0]!r}? " if close else ""
     of = " or ".join(methods) if owner == "method" else owner
     listing = f"{of} has {', '.join(siblings)}" if siblings else f"known: {', '.join(known)}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import ftfy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,15 +72,25 @@ def duplicate_prompts(image_set: ImageSet) -> list[tuple[int, ...]]:
     return alike(image_set.classes, image_set.templates)
 
 
+# What CLIP's tokenizer takes apart. It lower-cases, mends Unicode (of two ways to write `é` it makes one), reads HTML's
+# `&amp;` as `&`, and spaces between these are nothing to it.
+WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
+
+
 def alike(classes: Sequence[str], templates: Sequence[str]) -> list[tuple[int, ...]]:
-    """Groups of labels whose prompts are all the same to CLIP, whose tokenizer lower-cases.
+    """Groups of labels whose prompts are all the same to CLIP, see `WORDS`.
 
     Their logits are equal, so all but one class of a group are (almost) never predicted.
     """
-    groups: dict[tuple[str, ...], list[int]] = {}
+    groups: dict[tuple[tuple[str, ...], ...], list[int]] = {}
     for label, name in enumerate(classes):
-        groups.setdefault(tuple(" ".join(each.format(name).lower().split()) for each in templates), []).append(label)
+        groups.setdefault(tuple(_as_read(each.format(name)) for each in templates), []).append(label)
     return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _as_read(prompt: str) -> tuple[str, ...]:
+    """By open_clip's SimpleTokenizer, whose import alone takes seconds."""
+    return tuple(WORDS.findall(html.unescape(html.unescape(ftfy.fix_text(prompt))).lower()))
 
 
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,79}")

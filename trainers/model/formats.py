@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -23,12 +24,16 @@ OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"BZh", "an archive (bzip2): unpack it first"),
     (b"\xfd7zXZ", "an archive (xz): unpack it first"),
     (b"7z\xbc\xaf", "an archive (7z): unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "an archive (zstd): unpack it first"),
+    (b"Rar!", "an archive (rar): unpack it first"),
+    (b"%PDF", "a PDF, not tensors"),
     (b"\x93NUMPY", "an array of numpy, not the tensors of a model"),
     (b"\x89HDF", "an HDF5 file, of Keras or TensorFlow: save the tensors with torch first"),
     (b"GGUF", "a GGUF file: save the tensors with torch first"),
     (b"<", "a web page or XML, so the download was refused or had another address: look at it in an editor"),
     (b'{"', "JSON, not tensors: a configuration, or a server's answer"),
 )
+NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")  # which both formats of weights begin with
 BEGINNING = 512  # bytes; a tar archive says so at 257
 PACKED_BYTES = 20_000_000
 HEADER_BYTES = 100_000_000  # of a safetensors file, at most, as the library has it
@@ -62,8 +67,14 @@ def what_else(path: Path) -> str:
         return "nothing but zeros at its beginning: a download or copy that came to nothing"
     if beginning[257:262] == b"ustar":
         return "an archive (tar): unpack it first"
-    start = beginning.lstrip() if beginning.lstrip()[:1] in b"<{" else beginning
-    return next((what for mark, what in OTHERS if start.startswith(mark)), "")
+    text = None if NO_TEXT.search(beginning) else beginning.removeprefix(b"\xef\xbb\xbf").strip()
+    start = beginning if text is None else text
+    if found := next((what for mark, what in OTHERS if start.startswith(mark)), ""):
+        return found
+    if text is None:
+        return ""
+    line = text.decode(errors="replace").partition("\n")[0][:60]
+    return f"text, not tensors; it begins with {line!r}" if line else "empty: nothing but white space"
 
 
 def is_safetensors(path: Path) -> bool:
@@ -132,7 +143,8 @@ def _refusal(text: str) -> str:
         if mark in text:
             name = text.split(mark, 1)[1].split(" ")[0].strip("`'\".")
             return f"refused: reading it would run code ({name}); only tensors and plain values are read"
-    return _unreadable(text.splitlines()[-1][:120] if text else "no reason given")
+    reason = text.partition("WeightsUnpickler error:")[2].strip() or text
+    return _unreadable(reason.splitlines()[0][:120] if reason else "no reason given")
 
 
 def _first_line(error: Exception) -> str:

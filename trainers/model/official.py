@@ -99,7 +99,7 @@ def find_model(raw: Mapping[str, Any], source: str) -> Found:
     kept = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     kept = {name: value for name, value in kept.items() if not any(_ends(name, end) for end in UNUSED)}
     left = [
-        *(str(key) for key in raw if path and key != path[0]),
+        *(str(key) for key in raw if path and str(key) != path[0]),
         *(name for name in tensors if not name.startswith(prefix)),
     ]
     return Found(hugging_face.convert(kept) if hugging_face.MARK in kept else kept, tuple(left))
@@ -148,9 +148,7 @@ def unpack(raw: Mapping[str, Any], layout: str, source: str) -> Unpacked:
     _refuse_prompts(raw, source)
     shape = _shape(raw, source)
     if shape is None:
-        keys = ", ".join(repr(key) for key in list(raw)[:6])
-        raise UserError(f"{source}: its keys ({keys}{', ...' if len(raw) > 6 else ''}) are of no known layout: "
-                        + "; ".join(f"{name}: {each.keys}" for name, each in LAYOUTS.items()))  # fmt: skip
+        raise UserError(f"{source}: {_unknown(raw)}")
     likely = next(name for name, each in LAYOUTS.items() if each.shape == shape)
     name = likely if layout == "auto" else layout
     wanted = lookup(LAYOUTS, name, path="--layout")
@@ -169,6 +167,27 @@ def unpack(raw: Mapping[str, Any], layout: str, source: str) -> Unpacked:
         more = f" and {len(found.left) - SHOWN} more" if len(found.left) > SHOWN else ""
         notes.append(f"left over, and not used: {', '.join(found.left[:SHOWN])}{more}")
     return Unpacked(name, shape == "model", tensors, wanted.openai or bool(numbers), "; ".join(notes))
+
+
+def _unknown(raw: Mapping[str, Any]) -> str:
+    """What is in a checkpoint without a model that is known."""
+    keys = f"{', '.join(repr(key) for key in list(raw)[:SHOWN])}{', ...' if len(raw) > SHOWN else ''}"
+    tensors = list(_tensors(raw))
+    if not tensors:
+        return f"empty: no tensor under its keys ({keys})"
+    if any(name.startswith(tuple(hugging_face.TOWERS)) for name in tensors):
+        return (f"of Hugging Face's layout, but not of its CLIPModel or CLIPVisionModel ({keys}): name open_clip's own "
+                "weights of this model, hf-hub:ORG/NAME")  # fmt: skip
+    return f"its keys ({keys}) are of no known layout: " + "; ".join(f"{n}: {each.keys}" for n, each in LAYOUTS.items())
+
+
+def _tensors(raw: Mapping[Any, Any], depth: int = 0) -> Iterator[str]:
+    """Names of all tensors in mappings of mappings."""
+    for key, value in raw.items():
+        if isinstance(value, Tensor):
+            yield str(key)
+        elif isinstance(value, Mapping) and depth < 3 * DEPTH:
+            yield from _tensors(value, depth + 1)
 
 
 def _refuse_prompts(raw: Mapping[str, Any], source: str) -> None:

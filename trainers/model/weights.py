@@ -89,7 +89,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             loaded = json.loads((file.metadata() or {}).get(KEY, "{}"))
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file, perhaps truncated ({error})") from error
+        reason = str(error) if is_safetensors(path) else "it does not begin with the length of a header and the header"
+        raise CheckpointError(f"{path}: not a readable safetensors file, perhaps truncated ({reason})") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path}: its header's {KEY!r} is no mapping, so this program did not write it")
     return loaded

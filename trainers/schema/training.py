@@ -13,7 +13,12 @@ from trainers.schema.units import Fraction, Frozen, OfEps, Several, linf_length
 from trainers.table import Table
 
 PLACES = ("s3:", "hf-hub:", "local-dir:")
-WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".tar")
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
+
+
+def is_weight_file(text: str) -> bool:
+    """Is it called like a file of weights?"""
+    return text.lower().endswith(WEIGHT_FILES)
 
 
 class ModelConfig(Frozen):
@@ -30,7 +35,7 @@ class ModelConfig(Frozen):
     def names_a_place(self) -> bool:
         """Does `pretrained` say where the weights are, instead of naming a tag of open_clip's?"""
         text = self.pretrained
-        return text.startswith(PLACES) or "/" in text or text.endswith(WEIGHT_FILES) or Path(text).is_dir()
+        return text.startswith(PLACES) or "/" in text or is_weight_file(text) or Path(text).is_dir()
 
 
 ATTACKS: Table[Any] = Table("training attack", "agft.training_attacks", {"pgd": "trainers.attacks.projected:pgd"})

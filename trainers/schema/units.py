@@ -11,7 +11,9 @@ Item = TypeVar("Item")
 
 
 def parse_fraction(value: Any) -> Any:
-    """`"4/255"` as a float; numbers pass; other text is refused with the rule."""
+    """`"4/255"` as a float; numbers pass; other text is refused with the rule, and so is `true`, Python's 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is neither a number nor a fraction such as 4/255")
     if not isinstance(value, str):
         return value
     numerator, slash, denominator = value.partition("/")

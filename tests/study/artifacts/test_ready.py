@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
+from infra.checks.diagnosis import Diagnosis, failed, ok
 from study.artifacts.ready import silent_services, trials_here
 from study.cli.main import main
-from study.control.submit import check_places
+from study.control.submit import check_places, refuse_lacking
 from study.errors import UserError
 from study.spec.files import load_study
 from tests.support.small import small_clip
@@ -119,3 +121,32 @@ def test_a_cluster_is_asked_for_files_of_this_machine_before_anything_is_stored(
     with pytest.raises(UserError, match=r"cannot be asked for /x/weights\.safetensors: .*127\.0\.0\.1"):
         check_places("http://127.0.0.1:1", spec, ["/x/weights.safetensors"], said.append)
     assert said == ["asking the cluster's nodes for /x/weights.safetensors ..."]
+
+
+LACKS = failed("weights", "model.pretrained: /x/w.pt: no such file", "put it there")
+PICTURES = failed("datasets", "data.train: 'folder:/x/pics': no such folder", "put it there")
+HAS = ok("weights", "/x/w.pt: fits tiny-clip")
+
+
+@pytest.mark.parametrize(
+    ("rows", "lines"),
+    [([replace(HAS, where="a"), replace(LACKS, where="b")], ["b: model.pretrained: /x/w.pt: no such file"]),
+     ([replace(LACKS, where="a"), replace(LACKS, where="a"), replace(PICTURES, where="b")],
+      ["a: model.pretrained: /x/w.pt: no such file", "b: data.train: 'folder:/x/pics': no such folder"]),
+     ([LACKS], ["a node: model.pretrained: /x/w.pt: no such file"])],
+    ids=["one of two nodes", "each something", "a node without a name"],
+)  # fmt: skip
+def test_nodes_without_a_file_are_named_with_what_they_lack_and_the_way_out(
+    rows: list[Diagnosis], lines: list[str]
+) -> None:
+    with pytest.raises(UserError) as told:
+        refuse_lacking(rows, ["/x/w.pt"])
+    assert str(told.value).splitlines()[:-1] == lines
+    assert "put them on a file system that all nodes share under this path, or into S3" in str(told.value)
+
+
+def test_nodes_that_have_all_are_taken_and_those_that_do_not_answer_are_not() -> None:
+    refuse_lacking([HAS, ok("datasets", "here")], ["/x/w.pt"])
+    for rows, said in (([], "they do not answer"), ([failed("ray", "no agft", "install it")], "no agft; install it")):
+        with pytest.raises(UserError, match=f"^the nodes cannot be asked for /x/w.pt: {said}$"):
+            refuse_lacking(rows, ["/x/w.pt"])

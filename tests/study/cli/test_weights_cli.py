@@ -103,6 +103,39 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path: Path) -> None:
         assert refused("interpolate", base, "--out", tmp_path / "mix", option, value).startswith(option)
 
 
+LENGTH = "is no length in the L-inf norm: pixels are in [0, 1]"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["interpolate", "x.safetensors", "--out", "mix", "--on", "tiny-shapes"], ["retrieve", "x", "--on", "flickr30k"]],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize(
+    ("eps", "rule"),
+    [("4", f"4 {LENGTH}, so write 4/255 or so; 4 of 255 grey levels is 4/255"), ("300/255", f"1.17647 {LENGTH}"),
+     ("1/255,8", f"8 {LENGTH}"), ("-1/255", "greater than or equal to 0"), ("4/0", "neither a number nor a fraction"),
+     ("nan", "neither a number nor a fraction"), ("true", "neither a number nor"), ("1/255,1/255", "a radius twice")],
+)  # fmt: skip
+def test_a_radius_that_is_none_is_refused_wherever_one_is_given(command: list[str], eps: str, rule: str) -> None:
+    found = refused(*command, "--eps", eps)
+    assert found.startswith(f"--eps: {eps!r}: ")
+    assert rule in found
+
+
+@pytest.mark.parametrize("folder", ["/", ".", "..", "./empty", "empty/"])
+@pytest.mark.parametrize(
+    "command", [["interpolate", "{}", "--out", "mix"], ["export", "{}", "out"]], ids=lambda c: c[0]
+)
+def test_a_folder_without_weights_is_one_message_whatever_it_is_called(
+    command: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here/empty").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    told = refused(*(each.format(folder) for each in command))
+    assert told.endswith(" is no open_clip export: open_clip_config.json is missing"), told
+
+
 def test_a_remark_and_a_warning_go_to_standard_error(tmp_path: Path) -> None:
     path, base = tecoa_file(tmp_path / "t.pth.tar", openai_vit()), base_weights(tmp_path, VIT)
     result = done("import", path, "--arch", VIT, "--base", base, "--out", tmp_path / "o.safetensors")

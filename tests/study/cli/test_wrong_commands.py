@@ -48,23 +48,25 @@ def test_a_name_that_is_none(tmp_path, monkeypatch, command, name):
     assert told == f"name: {name!r}: a study's name is {rule}"
 
 
+PLACES = [
+    ("FILE", ["init", "{}"]), ("FILE", ["validate", "{}"]), ("FILE", ["run", "{}"]), ("FILE", ["plan", "{}"]),
+    ("--name", ["run", "study.yaml", "--name", "{}"]), ("STUDY", ["status", "{}"]), ("STUDY", ["promote", "{}"]),
+    ("--out", ["import", "x.pt", "--arch", "ViT-B-32", "--out", "{}"]), ("FILE", ["import", "{}"]),
+    ("--base", ["import", "x.pt", "--arch", "ViT-B-32", "--base", "{}", "--out", "y.safetensors"]),
+    ("--out", ["interpolate", "x.safetensors", "--out", "{}"]), ("ROBUST", ["interpolate", "{}", "--out", "y"]),
+    ("MODELS", ["evaluate", "{}"]), ("--label", ["evaluate", "tiny-clip", "--label", "{}"]),
+    ("--out", ["evaluate", "tiny-clip", "--out", "{}"]), ("--suite", ["evaluate", "tiny-clip", "--suite", "{}"]),
+    ("PLACE", ["backup", "{}"]), ("--objects", ["backup", "x", "--objects", "{}"]), ("OUT", ["export", "x", "{}"]),
+    ("NAMES", ["data", "prepare", "{}"]), ("--to", ["data", "prepare", "cifar10", "--to", "{}"]),
+    ("FILE", ["archive", "small", "{}"]), ("NAME", ["models", "{}"]), ("TARGET", ["report", "{}"]),
+]  # fmt: skip
+everywhere = pytest.mark.parametrize(
+    ("where", "command"), PLACES, ids=lambda value: value if isinstance(value, str) else " ".join(value[:1])
+)
+
+
 @pytest.mark.parametrize("name", ["", "a" * 101, "a" * 300, "a" * 5000], ids=len)
-@pytest.mark.parametrize(
-    ("where", "command"),
-    [
-        ("FILE", ["init", "{}"]), ("FILE", ["validate", "{}"]), ("FILE", ["run", "{}"]), ("FILE", ["plan", "{}"]),
-        ("--name", ["run", "study.yaml", "--name", "{}"]), ("STUDY", ["status", "{}"]), ("STUDY", ["promote", "{}"]),
-        ("--out", ["import", "x.pt", "--arch", "ViT-B-32", "--out", "{}"]), ("FILE", ["import", "{}"]),
-        ("--base", ["import", "x.pt", "--arch", "ViT-B-32", "--base", "{}", "--out", "y.safetensors"]),
-        ("--out", ["interpolate", "x.safetensors", "--out", "{}"]), ("ROBUST", ["interpolate", "{}", "--out", "y"]),
-        ("MODELS", ["evaluate", "{}"]), ("--label", ["evaluate", "tiny-clip", "--label", "{}"]),
-        ("--out", ["evaluate", "tiny-clip", "--out", "{}"]), ("--suite", ["evaluate", "tiny-clip", "--suite", "{}"]),
-        ("PLACE", ["backup", "{}"]), ("--objects", ["backup", "x", "--objects", "{}"]), ("OUT", ["export", "x", "{}"]),
-        ("NAMES", ["data", "prepare", "{}"]), ("--to", ["data", "prepare", "cifar10", "--to", "{}"]),
-        ("FILE", ["archive", "small", "{}"]), ("NAME", ["models", "{}"]), ("TARGET", ["report", "{}"]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else " ".join(value[:1]),
-)  # fmt: skip
+@everywhere
 def test_a_name_that_is_empty_or_too_long_is_one_message_wherever_it_is_given(
     tmp_path, monkeypatch, where, command, name
 ):
@@ -75,10 +77,20 @@ def test_a_name_that_is_empty_or_too_long_is_one_message_wherever_it_is_given(
         assert told.casefold() == f"{where}: a name has 1 to 100 characters; {shown}".casefold()
 
 
-def test_an_argument_that_is_no_text_is_refused(tmp_path, monkeypatch):
-    for command in (["promote", "\udcff"], ["validate", "caf\udce9.yaml"], ["run", "\udcff.yaml"]):
-        told = refused(tmp_path / "home", monkeypatch, *command)
-        assert told.endswith(f"{command[1]!r} is not UTF-8"), told
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("\N{GRINNING FACE}" * 100, "a name has at most 200 bytes; \N{GRINNING FACE}"), ("\u754c" * 90, "... has 270"),
+     ("/".join(["a" * 90] * 60), "a path has at most 1,000 characters; aaaaaaaaaaaaaaaaaaaa... has 5,459"),
+     ("a\0b", "a name is text that can be printed, not 'a\\x00b'"), ("a\nb", "not 'a\\nb'"),
+     ("\udcff", "not '\\udcff'")],
+    ids=["4 bytes each", "3 bytes each", "60 parts", "null", "two lines", "no text"],
+)  # fmt: skip
+@everywhere
+def test_a_name_that_no_file_system_or_terminal_takes_is_one_message(tmp_path, monkeypatch, where, command, name, rule):
+    monkeypatch.chdir(tmp_path)
+    told = refused(tmp_path / "home", monkeypatch, *(each.format(name) for each in command))
+    assert told.casefold().startswith(f"{where}: ".casefold())
+    assert rule in told
 
 
 def test_a_long_name_of_something_that_is_here_and_an_address_are_taken(tmp_path, monkeypatch):

@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from study.cli.main import main
 from study.comparison.file import load_comparison
 from study.spec.files import load_study
-from study.spec.places import absolute, local_places, weights_at
+from study.spec.places import absolute, data_at, local_places, weights_at
 from study.spec.suite import load_suite
 from tests.support.study_files import minimal
 from trainers.model.bundled import weights_path
+from trainers.schema.training import ModelConfig
 
 DATA = "{train: folder:pics/train, dev: [tiny-shapes], confirm: [folder:../more], final: [tiny-letters]}"
 
@@ -38,6 +39,40 @@ def test_relative_paths_are_found_from_the_files_folder(tmp_path: Path, monkeypa
     assert spec.canonical() == load_study(here / "study.yaml").canonical()
     assert local_places(spec.model_dump(mode="json")) == [
         f"{here}/pics/train", f"{here}/../more", f"{here}/weights.safetensors", f"{here}/a/b.pt", f"{here}/exported",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("w.safetensors", "/b/w.safetensors"), ("./w.pt", "/b/w.pt"), ("../w.pth", "/b/../w.pth"), ("W.PT", "/b/W.PT"),
+     ("last.ckpt", "/b/last.ckpt"), ("w.pth.tar", "/b/w.pth.tar"), ("my weights.bin", "/b/my weights.bin"),
+     ("runs/best", "/b/runs/best"), ("/abs/w.pt", "/abs/w.pt"), ("local-dir:export", "local-dir:/b/export"),
+     ("local-dir:/abs", "local-dir:/abs")],
+)  # fmt: skip
+def test_weights_however_they_are_written_are_found_from_the_files_folder(text: str, found: str) -> None:
+    assert weights_at(text, Path("/b")) == found
+    assert ModelConfig(pretrained=text).names_a_place()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("folder:pics", "folder:/b/pics"), ("folder:./pics/", "folder:/b/pics"), ("folder:../pics", "folder:/b/../pics"),
+     ("folder:my pics", "folder:/b/my pics"), ("folder:/abs", "folder:/abs"),
+     ("folder:a/folder:b", "folder:/b/a/folder:b"),
+     ("corrupted:fog/3:folder:pics", "corrupted:fog/3:folder:/b/pics"), ("corrupted:fog/3:dtd", "corrupted:fog/3:dtd"),
+     ("folder:", "folder:"), ("tiny-shapes", "tiny-shapes"), ("folder", "folder")],
+)  # fmt: skip
+def test_datasets_however_they_are_written_are_found_from_the_files_folder(text: str, found: str) -> None:
+    assert data_at(text, Path("/b")) == found
+
+
+def test_a_corrupted_folder_is_a_place_of_this_machine_as_well(tmp_path: Path) -> None:
+    sets = (
+        "{train: folder:pics, dev: ['corrupted:contrast/3:folder:pics/dev'], confirm: [tiny-colors], final: folder:~}"
+    )
+    (tmp_path / "study.yaml").write_text(minimal(data=sets, model="{arch: tiny-clip, pretrained: last.ckpt}"))
+    assert local_places(load_study(tmp_path / "study.yaml").model_dump(mode="json")) == [
+        f"{tmp_path}/pics", f"{tmp_path}/pics/dev", str(Path.home()), f"{tmp_path}/last.ckpt",
     ]  # fmt: skip
 
 

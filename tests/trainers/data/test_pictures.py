@@ -1,13 +1,10 @@
-"""Picture files as people have them: what is read, what is left out, what is refused, and what each is told."""
+"""Picture files as people have them: what is read, what is refused, and what each is told."""
 
 from __future__ import annotations
 
 import io
-import os
-import socket
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +17,11 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILTo
 
 from tests.support.damage import damaged_pictures
 from tests.support.pictures import ALL, drawn, folder_of, picture
-from trainers.data import load_dataset, not_ready, remarks
+from trainers.data import load_dataset, not_ready
 from trainers.data.folder import folder_entry
 from trainers.data.pictures import FORMATS, SUFFIXES
 from trainers.data.prepared.decode import decode, fault
 from trainers.data.prepared.prepare import prepare
-from trainers.data.stored import read_raw
 from trainers.errors import UserError
 
 CROP = Compose([Resize(224, InterpolationMode.BILINEAR), CenterCrop(224), PILToTensor()])
@@ -84,6 +80,25 @@ def test_grey_of_more_than_8_bits_is_scaled(kind, tmp_path):
     assert np.unique(decode(tmp_path / f"x.{suffix}", "224", 224)).tolist() == [expected]
 
 
+@pytest.mark.parametrize("kind", ["png", "tif", "big-endian tif", "pgm", "jp2"])
+def test_a_ramp_of_16_bits_is_the_same_ramp_of_8(kind, tmp_path):
+    ramp = np.tile(np.linspace(0, 65535, 224).astype(">u2" if "big" in kind else np.uint16), (224, 1))
+    Image.fromarray(ramp).save(path := tmp_path / f"x.{kind.split()[-1]}")
+    np.testing.assert_array_equal(decode(path, "224", 224)[1], np.rint(ramp / 257))
+
+
+@pytest.mark.parametrize(("value", "options", "expected"), [
+    (np.uint16(700), {}, 252), (np.uint16(65535), {"compression": "tiff_lzw"}, 0), (np.float32(0.25), {}, 191),
+    (np.uint8(80), {}, 175),
+])  # fmt: skip
+def test_grey_whose_zero_is_white_is_turned_over(value, options, expected, tmp_path):
+    """As X-rays are kept: Pillow does it up to 8 bits alone."""
+    Image.fromarray(np.full((9, 9), value)).save(tmp_path / "x.tif", **options)
+    says = [struct.pack("<HHIH", 262, 3, 1, white_is_largest) for white_is_largest in (1, 0)]
+    (tmp_path / "y.tif").write_bytes((tmp_path / "x.tif").read_bytes().replace(*says))
+    assert np.unique(decode(tmp_path / "y.tif", "224", 224)).tolist() == [expected]
+
+
 @pytest.mark.parametrize(("values", "rule"), [
     (np.full((9, 9), 70000, np.int32), "grey of 32 bits, from 70000 to 70000; expected 0 to 65535"),
     (np.full((9, 9), -1, np.int32), "from -1 to -1; expected 0 to 65535"),
@@ -113,121 +128,6 @@ def test_orientation_transparency_and_further_frames_are_left_out_of_account(tmp
     np.testing.assert_array_equal(
         decode(tmp_path / "clear.png", "224", 224), decode(tmp_path / "alone.png", "224", 224)
     )
-
-
-# Folders. Each row makes one beside two good classes, and says what is left out of it, or why it is refused.
-
-
-def two_classes(root: Path) -> Path:
-    for name in ("a", "b"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-        drawn("RGB", (9, 9), 0).save(root / name / "0.png")
-    return root
-
-
-def copied(*names: str) -> Callable[[Path], None]:
-    def make(root: Path) -> None:
-        for name in names:
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_bytes((root / "a/0.png").read_bytes())
-
-    return make
-
-
-def linked(**links: str) -> Callable[[Path], None]:
-    def make(root: Path) -> None:
-        for name, target in links.items():
-            (root / "a" / name).symlink_to(target)
-
-    return make
-
-
-LEFT_OUT: dict[str, tuple[Callable[[Path], None], str, int]] = {
-    "a notebook's copies": (copied("a/.ipynb_checkpoints/0-checkpoint.png"), "1 .ipynb_checkpoints", 2),
-    "a notebook's copies as a class": (copied(".ipynb_checkpoints/0.png"), "1 .ipynb_checkpoints", 2),
-    "macOS": (copied("__MACOSX/a/._0.png", "a/._0.png", "a/.DS_Store"), "1 .DS_Store, 1 ._* of macOS, 1 __MACOSX", 2),
-    "Windows": (copied("a/Thumbs.db", "b/desktop.ini", "$RECYCLE.BIN/x.png"), "1 $RECYCLE.BIN, 1 Thumbs.db", 2),
-    "a storage box, deep": (copied("a/deep/er/@eaDir/x.png", "a/deep/er/x.PNG"), "1 @eaDir", 3),
-    "what is no picture": (copied("a/x.txt", "a/y.TXT", "b/README"), "2 *.txt, 1 without a suffix", 2),
-    "pictures that are not read": (copied("a/x.heic", "a/y.svg", "a/z.pdf"), "1 *.heic, 1 *.pdf, 1 *.svg", 2),
-    "beside the classes": (copied("x.png", "labels.csv"), "2 beside the class folders", 2),
-    "a link that leads back": (linked(up="..", here="."), "2 links that lead back", 2),
-    "a link to itself": (linked(itself="itself"), "1 without a suffix", 2),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", LEFT_OUT)
-def test_what_is_no_picture_of_a_class_is_left_out_anywhere_and_counted(kind, tmp_path):
-    make, left_out, taken = LEFT_OUT[kind]
-    make(two_classes(tmp_path))
-    entry = folder_entry(f"folder:{tmp_path}", "data.train")
-    assert entry.num_images == taken
-    assert left_out in entry.remarks[0]
-    assert not_ready({"data.train": entry.name}) == []
-
-
-def test_links_are_followed_as_by_torchvision(tmp_path):
-    """To a picture, to a folder of pictures, to a class."""
-    folder_of(tmp_path / "elsewhere", 12)
-    root = two_classes(tmp_path / "pictures")
-    (root / "a/one.png").symlink_to("0.png")
-    (root / "b/more").symlink_to(tmp_path / "elsewhere/red fox")
-    (root / "c").symlink_to("a")
-    theirs = DatasetFolder(str(root), default_loader, extensions=tuple(SUFFIXES))
-    ours = read_raw(folder_entry(f"folder:{root}", "x"), tmp_path)
-    assert [(str(path), label) for path, label in zip(ours.images, ours.labels, strict=True)] == theirs.samples
-    assert len(theirs.samples) > 6
-
-
-def splits(*names: str) -> Callable[[Path], None]:
-    def make(root: Path) -> None:
-        for each in "ab":
-            (root / each / "0.png").unlink()
-            (root / each).rmdir()
-        for name in names:
-            two_classes(root / name)
-
-    return make
-
-
-def sockets(root: Path) -> None:
-    here = Path.cwd()
-    os.chdir(root / "a")  # a socket's address is short
-    try:
-        with socket.socket(socket.AF_UNIX) as opened:
-            opened.bind("s.png")
-    finally:
-        os.chdir(here)
-
-
-REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "an empty class": (lambda root: (root / "nothing").mkdir(), "1 of 3 sub-folders hold no picture: 'nothing'"),
-    "two empty classes": (copied("c/x.txt", "d/e/.x.png"), "2 of 4 sub-folders hold no picture: 'c', 'd'; fill or "
-                          "remove them; left out: 1 *.txt, 1 .x.png"),
-    "a class of what is not read": (copied("c/x.heic"), "'c'; fill or remove them; left out: 1 *.heic"),
-    "train and val": (splits("train", "val"), "train, val are splits of a dataset, not classes; name one: "),
-    "Training, Validation and test": (splits("Training", "Validation", "test"), "are splits of a dataset"),
-    "a pipe": (lambda root: os.mkfifo(root / "a/pipe.png"), "a/pipe.png: a named pipe, no file"),
-    "a socket": (sockets, "a/s.png: a device or socket, no file"),
-    "a link to nothing": (linked(**{"x.png": "y.png"}), "a/x.png: a link to y.png, which is not there"),
-    "a link to a device": (linked(**{"x.png": "/dev/zero"}), "a/x.png: a device or socket, no file"),
-    "a name that says nothing": (copied("_-_/x.png"), "the sub-folder '_-_' is no name of a class"),
-    "a name that is no text": (copied("\udcff/x.png"), r"the sub-folder '\udcff' is no name of a class"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_folders_that_are_not_what_they_seem_are_refused_before_anything_is_opened(kind, tmp_path):
-    make, rule = REFUSED[kind]
-    make(two_classes(tmp_path))
-    (message,) = not_ready({"data.train": f"folder:{tmp_path}"})
-    assert message.startswith(f"data.train: 'folder:{tmp_path}': ")
-    assert rule in message
-
-
-def test_train_and_test_are_classes_where_pictures_lie_in_them(tmp_path):
-    copied("train/x.png", "test/x.png")(two_classes(tmp_path))
-    assert folder_entry(f"folder:{tmp_path}", "x").num_classes == 4
 
 
 # Files that are no pictures, or would take a machine to read.
@@ -278,6 +178,28 @@ def test_a_file_that_is_no_picture_is_named_for_what_it_is(kind, tmp_path):
     assert message is not None
     assert message.startswith(f"{tmp_path / name}: not a readable image (")
     assert rule in message
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp", "jp2"])
+def test_a_picture_is_at_most_100_times_as_long_as_it_is_wide_in_every_format(suffix, tmp_path):
+    for size, read in {(8000, 1): False, (1, 8000): False, (301, 3): False, (300, 3): True, (1, 100): True}.items():
+        Image.new("RGB", size).save(tmp_path / f"x.{suffix}")
+        message = fault(tmp_path / f"x.{suffix}", whole=True)
+        assert message is None if read else f"({size[0]:,} x {size[1]:,} pixels: one side at most" in str(message)
+
+
+LONG_TEXTS: dict[str, dict[str, object]] = {
+    "gif": {"comment": b"A" * 3_000_000}, "tif": {"description": "A" * 3_000_000}, "png": {"exif": bytes(3_000_000)},
+    "jpg": {"icc_profile": bytes(3_000_000), "comment": b"A" * 65_000}, "webp": {"xmp": b"A" * 3_000_000},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", LONG_TEXTS)
+def test_long_texts_of_every_format_are_passed_over(suffix, tmp_path):
+    for number, options in enumerate(({}, LONG_TEXTS[suffix])):
+        drawn("RGB", (30, 20), 1).save(tmp_path / f"{number}.{suffix}", **options)
+    assert (tmp_path / f"1.{suffix}").stat().st_size > 3_000_000
+    np.testing.assert_array_equal(*(decode(tmp_path / f"{number}.{suffix}", "224", 224) for number in range(2)))
 
 
 def test_long_texts_in_a_picture_are_no_reason_to_refuse_it(tmp_path):
@@ -346,19 +268,3 @@ def test_of_very_many_bad_files_the_first_are_named_and_all_are_counted(tmp_path
     assert "60 images cannot be read:" in message
     assert message.endswith("\n  and 40 more")
     assert message.count("\n") == 21
-
-
-def test_preparing_and_planning_say_what_was_taken_which_prompts_are_equal_and_which_classes_are_small(tmp_path):
-    copied("Red cube/x.png", "red-cube/x.png", "red_cube/x.png", "red_cube/x.txt")(two_classes(tmp_path / "pictures"))
-    expected = [
-        "5 pictures of 5 classes taken; left out: 1 *.txt",
-        "3 classes cannot be told apart, their prompts are equal: 'Red cube' = 'red-cube' = 'red_cube'",
-        "5 of 5 classes have fewer than 10 pictures (the smallest 1): 'Red cube', 'a', 'b', 'red-cube', 'red_cube'",
-    ]
-    name = f"folder:{tmp_path / 'pictures'}"
-    assert remarks({"data.train": name, "data.dev.0": f"folder:{tmp_path / 'none'}", "x": "tiny-shapes"}) == [
-        f"data.train: {line}" for line in expected
-    ]
-    said: list[str] = []
-    prepare(folder_entry(name, "x"), tmp_path, tmp_path / "out", say=said.append)
-    assert [line for line in said if line.removeprefix(f"{name}: ") in expected] == [f"{name}: {x}" for x in expected]

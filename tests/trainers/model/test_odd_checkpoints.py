@@ -87,12 +87,19 @@ WRAPPED: dict[str, Callable[[State], Any]] = {
     "model": lambda state: {"model": prefixed(state, "module."), "args": {"lr": 0.1}},
     "two deep": lambda state: {"checkpoint": {"state_dict": state}, "epoch": 3},
     "its average beside it": lambda state: {"state_dict": state, "state_dict_ema": state},
+    "its average alone": lambda state: {"ema_state_dict": state, "decay": 0.999},
+    "DeepSpeed": lambda state: {"module": state, "ds_config": {"stage": 1}},
+    "parameters": lambda state: {n: nn.Parameter(v) if v.is_floating_point() else v for n, v in state.items()},
     "with position_ids": lambda state: {**state, "text.position_ids": torch.arange(5)},
     "Lightning, with a criterion": lambda state: {
         "state_dict": {**prefixed(state, "model."), "criterion.weight": torch.ones(3)}, "epoch": 3,
     },
     "Hugging Face": hugging_face,
     "Hugging Face, wrapped": lambda state: {"state_dict": prefixed(hugging_face(state), "module.")},
+    "Hugging Face, a prefix": lambda state: prefixed(hugging_face(state), "clip."),
+    "Hugging Face, Lightning": lambda state: {
+        "state_dict": {**prefixed(hugging_face(state), "model."), "loss.weight": torch.ones(2)}, "epoch": 1,
+    },
 }  # fmt: skip
 
 
@@ -117,11 +124,26 @@ def test_the_same_bytes_are_read_under_any_name(state: State, tmp_path: Path) ->
         assert torch.equal(clip.state_dict()["visual.proj"], state["visual.proj"])
 
 
+LEFT_OVER: dict[str, tuple[Callable[[State], Any], str]] = {
+    "Lightning": (lambda state: {
+        "state_dict": {**prefixed(state, "model."), "head.weight": torch.ones(3)}, "epoch": 3, "optimizer": {},
+    }, "epoch, optimizer, head.weight"),
+    "a head": (lambda state: {
+        **prefixed(state, "backbone."), "fc.weight": torch.ones(2), "fc.bias": torch.ones(2),
+    }, "fc.weight, fc.bias"),
+    "Hugging Face": (lambda state: {"model": hugging_face(state), "args": {"lr": 0.1}}, "args"),
+    "numbers as keys": (lambda state: {0: state, 1: 3}, "1"),
+    "many": (lambda state: {"model": state, **{f"meter_{n}": n for n in range(8)}},
+             "meter_0, meter_1, meter_2, meter_3, meter_4, meter_5 and 2 more"),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("old", [True, False], ids=["of old", "zip"])
-def test_what_is_left_over_is_listed(old: bool, state: State, tmp_path: Path) -> None:
-    content = {"state_dict": {**prefixed(state, "model."), "head.weight": torch.ones(3)}, "epoch": 3, "optimizer": {}}
-    torch.save(content, tmp_path / "w.ckpt", _use_new_zipfile_serialization=not old)
-    note = "left over, and not used: epoch, optimizer, head.weight"
+@pytest.mark.parametrize("kind", LEFT_OVER)
+def test_what_is_left_over_is_listed(kind: str, old: bool, state: State, tmp_path: Path) -> None:
+    wrap, left = LEFT_OVER[kind]
+    torch.save(wrap(state), tmp_path / "w.ckpt", _use_new_zipfile_serialization=not old)
+    note = f"left over, and not used: {left}"
     assert check_file(ModelConfig(arch=VIT, pretrained=str(tmp_path / "w.ckpt"))) == note
     assert import_checkpoint(tmp_path / "w.ckpt", VIT).note == note
 
@@ -180,19 +202,53 @@ def test_a_plain_state_dict_of_an_architecture_with_a_quickgelu_twin_must_say_wh
         check_file(ModelConfig(arch=VIT, pretrained=str(ours)))
 
 
+def uses(path: Path, arch: str) -> list[Callable[[], object]]:
+    """All that reads a file of weights."""
+    config = ModelConfig(arch=arch, pretrained=str(path))
+    return [lambda: check_file(config), lambda: load_clip(config), lambda: import_checkpoint(path, arch)]
+
+
+@pytest.mark.parametrize("wrap", [*WRAPPED.values(), None], ids=[*WRAPPED, "safetensors"])
+def test_nothing_around_a_state_dict_hides_that_it_does_not_say_which(
+    wrap: Callable[[State], Any] | None, tmp_path: Path
+) -> None:
+    plain, path = toy_clip("toy-vit").state_dict(), tmp_path / "w.pt"
+    if wrap is None:
+        save_file({name: value.contiguous() for name, value in plain.items()}, path)
+    else:
+        torch.save(wrap(plain), path)
+    for use in uses(path, "toy-vit"):
+        with pytest.raises(UserError, match=r"does not say whether it was trained with QuickGELU.*toy-vit-quickgelu"):
+            use()
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 605157884\n"
 NO_WEIGHTS = {
     "pointer.safetensors": (POINTER, "a git-lfs pointer instead of the file"),
     "pointer.pt": (POINTER, "a git-lfs pointer instead of the file"),
+    "windows.pt": (POINTER.replace(b"\n", b"\r\n"), "a git-lfs pointer instead of the file"),
+    "edited.bin": (b"\xef\xbb\xbf\n" + POINTER, "a git-lfs pointer instead of the file"),
+    "xet.safetensors": (
+        b"# xet version 0\nfilesize = 605157884\n",
+        "text, not tensors; it begins with '# xet version 0'",
+    ),
     "page.bin": (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page or XML"),
     "denied.pt": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "a web page or XML"),
     "config.pt": (b'{"error": "Repository not found"}', "JSON, not tensors"),
     "nothing.safetensors": (b"", "empty: 0 bytes"),
+    "blank.pt": (b" \n\n", "empty: nothing but white space"),
+    "none.safetensors": ((2).to_bytes(8, "little") + b"{}", "empty: a dictionary that holds nothing"),
     "zeros.pt": (bytes(4096), "nothing but zeros"),
     "w.pt.gz": (b"\x1f\x8b\x08" + bytes(50), "an archive (gzip): unpack it first"),
+    "w.pt.zst": (b"\x28\xb5\x2f\xfd" + bytes(50), "an archive (zstd): unpack it first"),
+    "w.rar": (b"Rar!\x1a\x07" + bytes(50), "an archive (rar): unpack it first"),
+    "paper.pt": (b"%PDF-1.7\n%\xe2\xe3\x01", "a PDF, not tensors"),
     "array.npy": (b"\x93NUMPY\x01\x00" + bytes(50), "an array of numpy"),
     "short.safetensors": ((500).to_bytes(8, "little") + b'{"a": {"dtype":', "perhaps truncated"),
-    "text.pt": (b"epoch,loss\n1,0.5\n", "not a readable checkpoint"),
+    "large.safetensors": ((1 << 40).to_bytes(8, "little") + b"{}", "perhaps truncated ("),
+    "text.pt": (b"epoch,loss\n1,0.5\n", "text, not tensors; it begins with 'epoch,loss'"),
+    "denied.safetensors": (b"Access denied", "text, not tensors; it begins with 'Access denied'"),
+    "noise.pt": (b"\x01\x02\x03\x04", "not a readable checkpoint, perhaps truncated (Unsupported operand 1)"),
 }
 
 
@@ -206,10 +262,56 @@ def test_a_file_that_is_none_of_weights_is_called_what_it_is(
     path.write_bytes(content)
     config = ModelConfig(arch=VIT, pretrained=str(path))
     for use in (check_file, load_clip):
-        with pytest.raises(UserError, match=rf"^model\.pretrained: {re.escape(str(path))}: .*{re.escape(what)}"):
+        with pytest.raises(
+            UserError, match=rf"^model\.pretrained: {re.escape(str(path))}: .*{re.escape(what)}"
+        ) as told:
             use(config)
+        assert not re.search("header too|documentation|StopIteration", str(told.value))
     with pytest.raises(UserError, match=re.escape(what)):
         import_checkpoint(path, VIT)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [({}, "empty: a dictionary that holds nothing"),
+     ({"state_dict": {}}, "empty: no tensor under its keys ('state_dict')"),
+     ({"epoch": 3, "args": {"lr": 0.1}}, "empty: no tensor under its keys ('epoch', 'args')"),
+     ({"model": {"state_dict": {}}}, "empty: no tensor under its keys ('model')"),
+     ([], "holds a list, not a dictionary of tensors"), (None, "holds a NoneType"), (torch.ones(3), "holds a Tensor")],
+    ids=lambda value: "" if isinstance(value, str) else str(value),
+)  # fmt: skip
+def test_a_checkpoint_without_tensors_is_called_empty(content: object, what: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    for use in uses(tmp_path / "w.pt", VIT):
+        with pytest.raises(UserError, match=re.escape(f"w.pt: {what}")):
+            use()
+
+
+HALF = {
+    "vision_model.embeddings.class_embedding": torch.zeros(768),
+    "text_model.embeddings.token_embedding.weight": torch.zeros(4, 4),
+    "logit_scale": torch.ones(()),
+}
+SIGLIP = {"vision_model.embeddings.patch_embedding.weight": torch.ones(3, 3), "logit_bias": torch.ones(1)}
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(lambda state: HALF, "does not fit the whole toy-vit-quickgelu: 47 missing ("),
+     (lambda state: {**hugging_face(state), "classifier.weight": torch.ones(3)}, "1 unexpected (classifier.weight)"),
+     (lambda state: {n: v for n, v in hugging_face(state).items() if not n.endswith("0.self_attn.v_proj.bias")},
+      "2 missing ("),
+     (lambda state: SIGLIP, "of Hugging Face's layout, but not of its CLIPModel or CLIPVisionModel"),
+     (lambda state: {"state_dict": prefixed(SIGLIP, "vision_model.")}, "name open_clip's own weights of this model")],
+    ids=["a part", "one more", "one less", "another model", "another model, wrapped"],
+)  # fmt: skip
+def test_hugging_faces_layout_is_known_where_it_cannot_be_read(
+    change: Callable[[State], Any], what: str, state: State, tmp_path: Path
+) -> None:
+    torch.save(change(state), tmp_path / "w.pt")
+    for use in uses(tmp_path / "w.pt", VIT):
+        with pytest.raises(UserError, match=re.escape(what)):
+            use()
 
 
 def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
@@ -224,7 +326,6 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 def test_what_cannot_be_one_model_is_refused_with_what_is_there(state: State, tmp_path: Path) -> None:
     nan = {**state, "visual.proj": state["visual.proj"] * float("nan")}
     wrong: dict[str, tuple[Any, str]] = {
-        "empty.pt": ({}, r"empty\.pt: empty: a dictionary that holds nothing"),
         "two.pt": ({**prefixed(state, "student."), **prefixed(state, "teacher.")}, r"\(student\.\*, teacher\.\*\)"),
         "groups.pt": ({"a": state, "b": state}, r"several models \(a, b\)"),
         "nan.pt": (nan, r"1 not finite \(visual\.proj\)"),

@@ -24,6 +24,7 @@ LARGEST_BYTES = 360_000_000  # that decoding a picture may take: 90 million pixe
 LONGEST = 100  # times the short side
 # Bytes a pixel while a file is decoded; what is not RGB needs as many again for its RGB.
 RGB_BYTES, CODEC_BYTES, PROGRESSIVE_BYTES = 4, {"AVIF": 8, "JPEG2000": 12, "WEBP": 12}, 6
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF
 BLOCK = 1 << 20  # values of 16 or 32 bits that are scaled together
 
 
@@ -56,6 +57,7 @@ def eight_bits(image: Image) -> Image:
 
     Whole numbers: all from 0 to 255, as they are; to 65535, as 16 bits (always, where the file is PPM or PNG, which
     have no other). Floats: all from 0 to 1, times 255; to 255, as they are, rounded. Anything else is a `UserError`.
+    A TIFF may say that its zero is white, as X-rays do: Pillow turns such a picture over up to 8 bits alone.
     """
     import numpy as np
     from PIL.Image import fromarray
@@ -73,9 +75,11 @@ def eight_bits(image: Image) -> Image:
     if not (low >= 0 and high <= top):
         wanted = "0 to 1 or 0 to 255" if image.mode == "F" else "0 to 65535"
         raise UserError(f"grey of 32 bits, from {low:g} to {high:g}; expected {wanted}")
+    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
     scaled = np.empty(flat.size, np.uint8)
     for start in range(0, flat.size, BLOCK):
-        scaled[start : start + BLOCK] = np.rint(flat[start : start + BLOCK].astype(np.float64) * (255.0 / top))
+        block = flat[start : start + BLOCK].astype(np.float64)
+        scaled[start : start + BLOCK] = np.rint((top - block if white_is_zero else block) * (255.0 / top))
     return fromarray(scaled.reshape(values.shape))
 
 
