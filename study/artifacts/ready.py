@@ -154,7 +154,7 @@ def _tag(arch: str, tag: str) -> Diagnosis:
     from open_clip.pretrained import get_pretrained_cfg
 
     if wrong := _wrong_tag(arch, tag):
-        return failed(WEIGHTS, wrong)
+        return failed(WEIGHTS, wrong, "")
     found = get_pretrained_cfg(arch, tag)
     repository, _, name = str(found.get("hf_hub", "")).rpartition("/")
     if repository:
