@@ -149,13 +149,17 @@ def wait_for(found: Callable[[], Any], job: subprocess.Popen[bytes], log: Path, 
         time.sleep(1)
 
 
+EPOCHS = 120
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_slurms_script_runs_a_study_on_its_allocation_leaves_before_the_time_is_up_and_goes_on_when_queued_again(
     allocation: Hosted,
 ) -> None:
     file, log = allocation.folder / "queued.yaml", allocation.folder / "slurm.log"
-    file.write_text(trained(name="queued", train="{epochs: 40, batch_size: 64, samples_per_epoch: 256}",
+    # epochs for minutes: the pause has to come before their end
+    file.write_text(trained(name="queued", train=f"{{epochs: {EPOCHS}, batch_size: 64, samples_per_epoch: 256}}",
                             budget="{trials: 2}"))  # fmt: skip
     address = allocation.hosts.addresses["postgres"]
     password = allocation.environment("agft", "agft")["AGFT_STUDY_DB"].split(":")[2].split("@")[0]
@@ -174,12 +178,12 @@ def test_slurms_script_runs_a_study_on_its_allocation_leaves_before_the_time_is_
     kept = epochs()
     assert (allocation.folder / "requeued").read_text() == "requeue 7\n", log.read_text()[-5000:]
     assert StudyStore(url, "queued").load().state == "paused", log.read_text()[-5000:]
-    assert kept < 24
+    assert kept < 2 * EPOCHS
 
     job = script(allocation, file)
     assert job.wait(900) == 0, log.read_text()[-5000:]
     study = StudyStore(url, "queued")
     assert [trial.state for trial in study.trials()] == ["complete", "complete"]
-    assert epochs() == 24
+    assert epochs() == 2 * EPOCHS
     assert "study 'queued' is finished" in log.read_text()
     assert (allocation.folder / "requeued").read_text() == "requeue 7\n", "it is queued again once"
