@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,15 +24,16 @@ class LeaseHeld(UserError):
 
 
 def owner_identity() -> str:
-    """This process, so that another can tell whether it still lives: host, pid, start time."""
-    return f"{socket.gethostname()}|{os.getpid()}|{psutil.Process().create_time():.2f}"
+    """This process, so that another can tell whether it still lives: host, pid, start time, and whose pid that is."""
+    return f"{socket.gethostname()}|{os.getpid()}|{psutil.Process().create_time():.2f}|{_numbering()}"
 
 
 def owner_is_gone(owner: str) -> bool:
-    """Whether `owner` was a process of this host that has ended."""
-    host, pid, started = owner.split("|")
-    if host != socket.gethostname():
-        return False
+    """Whether `owner` was a process of this host that has ended; false where that cannot be told from here."""
+    host, pid, started, numbering = owner.split("|")
+    ours = _numbering()
+    if numbering != ours:
+        return host == socket.gethostname() and _of_an_earlier_start(numbering, ours)
     try:
         process = psutil.Process(int(pid))
         return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - float(started)) > 1
@@ -38,8 +42,26 @@ def owner_is_gone(owner: str) -> bool:
 
 
 def is_local(owner: str) -> bool:
-    """Whether `owner` is, or was, a process of this machine."""
-    return owner.split("|")[0] == socket.gethostname()
+    """Whether `owner` is, or was, a process of this machine that has a number here."""
+    return owner.rpartition("|")[2] == _numbering()
+
+
+@functools.cache
+def _numbering() -> str:
+    """Machine, its start, and process namespace: where a pid means the same. A host's name does not say it: machines
+    are called alike, and a container may be called like its host."""
+    place = Path("/proc/sys/kernel/random/boot_id")
+    start = place.read_text().strip()[:13] if place.exists() else f"{psutil.boot_time():.0f}"
+    namespace = Path("/proc/self/ns/pid")
+    pids = re.sub(r"\D", "", os.readlink(namespace)) if namespace.exists() else ""
+    machine = Path("/etc/machine-id")
+    return f"{machine.read_text().strip()[:12] if machine.exists() else ''}.{start}.{pids}"
+
+
+def _of_an_earlier_start(theirs: str, ours: str) -> bool:
+    """Whether a pid was one of this machine before it was started again."""
+    machine, start, _ = theirs.split(".")
+    return bool(machine) and machine == ours.split(".")[0] and start != ours.split(".")[1]
 
 
 def is_driven(row: Any, clock: float) -> bool:

@@ -242,7 +242,7 @@ def study() -> list[Record]:
     with tempfile.TemporaryDirectory() as folder:
         store = StudyStore(f"sqlite:///{folder}/studies.db", spec.name)
         store.create(spec)
-        token = store.acquire("golden|1|1.00", seconds=3600)
+        token = store.acquire("golden|1|1.00|m.b.1", seconds=3600)
         store.set_study(token, baseline=BASELINE)
         goal = spec.goal.resolve(BASELINE)
         proposer = Proposer(spec, goal, given(spec, spec.dimensions()))

@@ -63,7 +63,7 @@ def synthetic_study(folder: Path, *, name: str = "synthetic", trials: int = 24, 
     text = SPEC.replace("NAME", name).replace("trials: 24", f"trials: {max(1, trials)}")
     spec = parse_study(text, source="synthetic")
     store.create(spec)
-    token = store.acquire("node-a|1|1.00", seconds=3600)
+    token = store.acquire("node-a|1|1.00|m.b.1", seconds=3600)
     store.set_study(token, baseline=BASELINE, provenance={"code": {"revision": "0" * 40, "dirty": False}})
     luck = random.Random(7)
     ends = [0, 0, 0]  # ms at which each of three slots is free again
@@ -147,7 +147,7 @@ def _live(store: StudyStore, token: int, number: int, params: dict[str, Any], le
 
 def _next_driver(store: StudyStore, token: int) -> int:
     store.release(token, "paused")
-    return store.acquire("node-b|1|1.00", seconds=3600)
+    return store.acquire("node-b|1|1.00|m.b.1", seconds=3600)
 
 
 def _record(store: StudyStore, token: int, number: int, history: list[EpochRecord]) -> None:

@@ -19,7 +19,7 @@ from tests.support.hand import Hand
 from tests.support.light import BASELINE, _record, create_measured, response
 from trainers.schema.records import Ending
 
-ELSEWHERE = "another-host|17|0.00"  # a driver that this machine cannot look at: its lease has run out
+ELSEWHERE = "another-host|17|0.00|m.b.1"  # a driver that this machine cannot look at: its lease has run out
 
 
 def run_world(url: str, spec: StudyConfig, seed: int, *, slots: int = 3, kills: float = 0.03) -> list[dict[str, Any]]:

@@ -37,8 +37,8 @@ def test_services_are_not_stopped_under_a_running_study_unless_forced(
 
     stores[1].release(token, "paused")
     assert says("stack", "down")[0] == 0
-    host, pid, _ = owner_identity().split("|")
-    stores[0].acquire(f"{host}|{pid}|1.00")
+    host, pid, _, numbering = owner_identity().split("|")
+    stores[0].acquire(f"{host}|{pid}|1.00|{numbering}")
     assert says("stack", "down")[0] == 0, "its driver is dead: that process number is another process now"
 
 

@@ -68,7 +68,7 @@ def test_an_error_that_ends_the_driver_is_in_its_log(store, service_environment,
 
 def test_a_process_that_does_not_drive_copies_nothing(store, service_environment, tmp_path):
     store.release(store.load().token, "paused")
-    store.acquire("elsewhere|1|1.00")
+    store.acquire("elsewhere|1|1.00|m.b.1")
     with copied_output(tmp_path / "logs", bucket=service_environment.bucket, store=store):
         print("hello")
     assert written(store, service_environment.bucket) == ""

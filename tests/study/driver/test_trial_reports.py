@@ -94,7 +94,7 @@ def line(tmp_path: Path) -> Line:
     )  # fmt: skip
     store = StudyStore(f"sqlite:///{tmp_path}/studies.db", spec.name)
     create_measured(store, spec)
-    trials = Hand(store, owner="here|1|1.00").trials
+    trials = Hand(store, owner="here|1|1.00|m.b.1").trials
     trials.begin(0)
     return Line(trials, tmp_path)
 

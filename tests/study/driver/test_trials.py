@@ -34,7 +34,7 @@ def trials(tmp_path: Path) -> Trials:
 
 def driver_of(store: StudyStore) -> Trials:
     """The next driver of the study, once the last one is gone."""
-    return Hand(store, slots=1, owner="elsewhere|1|1.00", seconds=0.0).trials
+    return Hand(store, slots=1, owner="elsewhere|1|1.00|m.b.1", seconds=0.0).trials
 
 
 def run(trials: Trials, number: int, *robust: float) -> TrialRow:

@@ -36,7 +36,7 @@ def study(*, budget: int = 10, state: str = "running", lease: float = 20.0, toke
     )  # fmt: skip
     return StudyRow(
         name="s", spec=spec, spec_hash="", desired="run", state=state, created_ms=0, driven_seconds=7200.0,
-        token=token, lease_owner="node-7|123|1.00" if lease else None, lease_seconds=lease, baseline=BASELINE,
+        token=token, lease_owner="node-7|123|1.00|m.b.1" if lease else None, lease_seconds=lease, baseline=BASELINE,
         provenance=None,
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from study.store import requests as promotion_rows
 from study.store import store as store_module
 from study.store import tables as t
 from study.store.database import engine_for
-from study.store.lease import LeaseHeld, owner_identity
+from study.store.lease import LeaseHeld, owner_identity, owner_is_gone
 from study.store.rows import Proposal
 from study.store.store import DELETING, StudyStore, study_names
 from tests.support.epochs import commit, epoch_record, weights
@@ -36,7 +36,7 @@ FILE = minimal(
     budget="{trials: 6}", goal='{subject_to: {clean_accuracy: ">= 0.5"}}', seed="3",
 )  # fmt: skip
 SPEC = parse_study(FILE, source="study.yaml")
-ELSEWHERE = "another-host|17|0.00"  # a driver that this machine cannot look at
+ELSEWHERE = "another-host|17|0.00|m.b.1"  # a driver that this machine cannot look at
 
 
 @pytest.fixture
@@ -99,6 +99,25 @@ def test_the_lease_of_another_machine_is_waited_out(store):
         store.acquire(owner_identity())
     time.sleep(1.2)
     assert store.acquire(owner_identity()) == 2
+
+
+@pytest.mark.parametrize(
+    ("numbering", "gone"),
+    [
+        ("{machine}.{start}.4026500000", False),  # a container that is called like its host
+        ("0123456789ab.{start}.{pids}", False),  # a machine that is called like this one
+        (".another-start.{pids}", False),  # the same, of a machine that has no number
+        ("{machine}.another-start.{pids}", True),  # this machine, before it was started again
+    ],
+)
+def test_a_process_number_counts_only_where_it_was_given(store, numbering, gone):
+    host, _, started, ours = owner_identity().split("|")
+    machine, start, pids = ours.split(".")
+    theirs = numbering.format(machine=machine or "none", start=start, pids=pids)
+    owner = f"{host}|{2**22 + 1}|{started}|{theirs}"
+    assert owner_is_gone(owner) == (gone and bool(machine))
+    store.acquire(owner)
+    assert (store.load().lease_seconds > 0) == (not owner_is_gone(owner)), "a terminal there does not take it for dead"
 
 
 def test_every_write_of_a_replaced_driver_is_refused(store):
@@ -231,7 +250,7 @@ def test_promotions_are_counted(store):
 def test_a_promotion_whose_process_is_gone_is_settled_by_what_the_champions_history_says(store):
     died, moved = promotion_rows.start(store), promotion_rows.start(store)
     alive = promotion_rows.start(store)
-    gone = f"{socket.gethostname()}|{2**22 + 1}|1.00"
+    gone = "|".join([socket.gethostname(), str(2**22 + 1), "1.00", owner_identity().rpartition("|")[2]])
     with store.engine.begin() as connection:
         for name in (died, moved):
             connection.execute(sa.update(t.promotions).where(t.promotions.c.name == name).values(owner=gone))
