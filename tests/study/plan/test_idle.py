@@ -120,7 +120,7 @@ def test_the_plan_of_a_study_that_began_elsewhere_has_its_lag(tmp_path, monkeypa
     store = StudyStore(f"sqlite:///{tmp_path}/studies.db", DEMO.name)
     store.create(DEMO)
     assert plan_of(DEMO, tmp_path)["knowledge"]["lag_from"] == "auto", "it has not begun"
-    store.set_study(store.acquire("a|1|0"), lag=1)
+    store.set_study(store.acquire("a|1|0|m.b.1"), lag=1)
     plan = plan_of(DEMO, tmp_path)
     assert plan["knowledge"] | {"idle_share": 0} == {
         "lag": 1, "lag_from": "store", "slots": 4, "at_once": 2, "idle_share": 0,
