@@ -244,7 +244,7 @@ def _record(order: TrialOrder, history: list[EpochRecord], point: tuple[float, f
 def create_measured(store: StudyStore, spec: StudyConfig, baseline: Measurement = BASELINE) -> None:
     """A new study whose unmodified model counts as measured: its driver imports no torch and reads no dataset."""
     if store.create(spec):
-        token = store.acquire("light:0:boot", seconds=5)
+        token = store.acquire("light|1|0|m.b.1", seconds=5)
         store.set_study(token, baseline=baseline, provenance={"code": {"revision": "0" * 40, "dirty": False}})
         store.release(token, "new")
 

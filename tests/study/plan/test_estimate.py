@@ -68,7 +68,7 @@ def test_the_first_measured_epoch_replaces_the_estimate_and_a_full_trial_the_epo
     assert measured_cost(spec, tmp_path) is None
     store = StudyStore(f"sqlite:///{tmp_path}/studies.db", "earlier")
     store.create(StudyConfig.model_validate({**spec.model_dump(mode="json"), "name": "earlier"}))
-    token = store.acquire("a|1|0")
+    token = store.acquire("a|1|0|m.b.1")
     store.start_trial(token, Proposal(0, {}), {})
     record = epoch_record(1, train_seconds=50.0, eval_seconds=10.0)
     commit(

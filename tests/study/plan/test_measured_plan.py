@@ -27,7 +27,7 @@ def test_hours_and_bytes_come_from_full_length_trials_alone(home):
     assert plan_of(spec, home)["measured"] is None
     store = StudyStore(f"sqlite:///{home}/studies.db", "earlier")
     store.create(type(spec).model_validate({**spec.model_dump(mode="json"), "name": "earlier"}))
-    token = store.acquire("a|1|0")
+    token = store.acquire("a|1|0|m.b.1")
     for number, (state, seconds, size) in enumerate([("complete", 3000, 40), ("complete", 4200, 60), ("pruned", 9, 7)]):
         store.start_trial(token, Proposal(number, {}), {})
         kept = weights("s3://b/x", size=size * 1_000_000)
