@@ -143,7 +143,7 @@ def definitions(
                 command=lambda: postgres.command(folder, sql, bind),
                 environment=postgres.environment,
                 configure=lambda: postgres.configure(folder, kept, bind),
-                probe=lambda create: postgres.probe(sql, kept, bind, create=create),
+                probe=lambda create: postgres.probe(folder, sql, kept, bind, create=create),
                 version=lambda: postgres.version(folder),
                 account=account(folder),
             )

@@ -153,10 +153,11 @@ def address(port: int, bind: str, database: str, *, password: str = "") -> str:
     return f"postgresql+psycopg://{USER}{f':{password}' if password else ''}@{bind}:{port}/{database}"
 
 
-def probe(port: int, secrets: Mapping[str, str], bind: str, *, create: bool) -> None:
+def probe(folder: Path, port: int, secrets: Mapping[str, str], bind: str, *, create: bool) -> None:
     """Connect to the study database with the kept password; with `create`, make the databases that are missing.
 
-    Raises `ServiceError` with the reason.
+    Raises `ServiceError` with the reason, and `UserError` for a password that the files in `folder` do not know: root's
+    lie outside of the home, and stay when somebody removes that.
     """
     import psycopg
     from psycopg import sql
@@ -177,4 +178,9 @@ def probe(port: int, secrets: Mapping[str, str], bind: str, *, create: bool) -> 
         with connect(DATABASES[0]) as connection:
             connection.execute("SELECT 1")
     except psycopg.Error as error:
+        if "password authentication failed" in str(error):
+            raise UserError(
+                f"{folder}: PostgreSQL's files are of an earlier home, and {USER}'s password there is not that of this "
+                "home's secrets.json; bring that file back, or remove the folder and its studies with it"
+            ) from error
         raise ServiceError(f"PostgreSQL at {bind}:{port}: {' '.join(str(error).split())}") from error

@@ -81,6 +81,10 @@ def up(home: Path, *, bind: str | None = None, postgres: bool | None = None, kep
                 if kept_up:
                     _keep_up(home)
                 return addresses(home, kept, services)
+            except UserError:
+                for service in dead:
+                    _stop(home, service.name)
+                raise
             except ServiceError:
                 for service in dead:
                     _stop(home, service.name)
@@ -106,7 +110,7 @@ def status(home: Path) -> list[ServiceStatus]:
         if group:
             try:
                 service.probe(False)
-            except ServiceError as error:
+            except (ServiceError, UserError) as error:
                 problem = str(error)
         found.append(
             ServiceStatus(

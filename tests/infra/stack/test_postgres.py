@@ -59,13 +59,13 @@ def test_it_runs_from_the_test_environment_as_no_root_and_below_a_closed_folder(
     deadline = time.monotonic() + 60
     while True:
         try:
-            postgres.probe(port, SECRETS, LOOPBACK, create=True)
+            postgres.probe(folder, port, SECRETS, LOOPBACK, create=True)
             break
         except ServiceError:
             assert time.monotonic() < deadline, processes.tail(tmp_path / "logs" / "postgres.log")
             time.sleep(0.2)
-    with pytest.raises(ServiceError, match="password authentication failed"):
-        postgres.probe(port, {"postgres_password": "another"}, LOOPBACK, create=False)
+    with pytest.raises(UserError, match=rf"^{folder}: PostgreSQL's files are of an earlier home, .*; bring that"):
+        postgres.probe(folder, port, {"postgres_password": "another"}, LOOPBACK, create=False)
     users, groups = psutil.Process(pid).uids(), psutil.Process(pid).gids()
     assert 0 not in (*users, *groups) or os.getgid() == 0 != os.getuid()
     assert os.getuid() in (0, users.real)
