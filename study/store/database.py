@@ -77,7 +77,7 @@ def engine_for(url: str) -> sa.Engine:
         _migrate(engine)
     except sa.exc.OperationalError as error:
         shown = parsed.render_as_string(hide_password=True)
-        raise StudyFailed(f"the study database {shown} cannot be used: {error.orig}") from None
+        raise StudyFailed(f"the study database {shown} cannot be used: {' '.join(str(error.orig).split())}") from None
     return engine
 
 
