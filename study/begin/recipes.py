@@ -102,7 +102,7 @@ def smoke(text: str, weights: str | None) -> str:
     if (block(text, "sampler") or {}).get("name") == "grid":  # a grid is as long as it is
         text = with_block(text, "sampler", {"name": "random"})
     if "methods" in (read := read_mapping(text, source="recipe", keys="")[0]):
-        text = with_block(text, "seeds", read["seeds"][:1])
+        text = with_block(text, "seeds", read["seeds"][:2])
     if weights is not None:
         text = with_block(text, "model", {**(block(text, "model") or {}), "pretrained": weights})
     return text

@@ -130,6 +130,13 @@ def test_data_and_weights_are_looked_at_and_of_what_is_refused_nothing_is_writte
     assert not (tmp_path / "mine-data").exists()
 
 
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind == "compare"])
+def test_the_smoke_form_of_a_comparison_is_one(name: str) -> None:
+    found = parse_comparison(smoke(recipe(name), None), source=name)
+    assert len(found.seeds) == 2, "fewer have no spread to report"
+    assert {search.train.epochs for search in found.searches.values()} == {1}
+
+
 def test_a_batch_is_cut_into_parts_where_a_gpu_is_too_small_for_it() -> None:
     whole, cut = (parse_study(for_devices(recipe("agft-b16"), 1, memory), source="x") for memory in (80e9, 8e9))
     assert whole.train.accumulation == 1
