@@ -43,7 +43,7 @@ def check_ready(spec: StudyConfig, *, room: bool = True) -> None:
 def missing(spec: StudyConfig, sets: Mapping[str, str]) -> list[str]:
     """Those datasets (path -> name) that cannot be loaded here, and a file of weights that is not here or does not fit:
     one line each."""
-    return [*not_ready(sets), *([wrong] if (wrong := wrong_file(spec.model)) else [])]
+    return [*not_ready(sets), *([wrong] if (wrong := wrong_weights(spec.model)) else [])]
 
 
 def uncounted(spec: StudyConfig) -> dict[str, str]:
@@ -62,7 +62,7 @@ def unprepared(spec: StudyConfig) -> list[str]:
     return [*missing_sets(spec), *([lack] if lack else [])]
 
 
-def wrong_file(model: ModelConfig) -> str:
+def wrong_weights(model: ModelConfig) -> str:
     """What is wrong with the file or folder that `model` names, or that it is no tag of its architecture; or ''."""
     if model.pretrained.startswith((S3, "hf-hub:")):
         return ""

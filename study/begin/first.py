@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.checks.machine import gpus_here
-from study.artifacts.ready import wrong_file
+from study.artifacts.ready import wrong_weights
 from study.begin import recipes as shipped
 from study.begin.folder import Proposal, link, propose
 from study.begin.schema import editor_line, kept_schema
@@ -109,7 +109,7 @@ def write_first(path: Path, wanted: Wanted, home: Path) -> Written:
             parse_comparison(text, source=str(path), base=path.parent)
             return _write(path, text, "compare", home, source)
         study = parse_study(text, source=str(path), base=path.parent)
-        if wrong := wrong_file(study.model):
+        if wrong := wrong_weights(study.model):
             raise UserError(wrong)
     except UserError:  # nothing is left of what is not written
         if proposal is not None:

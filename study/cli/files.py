@@ -90,12 +90,12 @@ def init(
 @click.option("--json", "as_json", is_flag=True, help="Print the resolved study as JSON.")
 def validate(file: Path, as_json: bool) -> None:
     """Check a study file; every mistake is reported at once, nothing is started."""
-    from study.artifacts.ready import unprepared, wrong_file
+    from study.artifacts.ready import unprepared, wrong_weights
     from study.plan.study import remarks
     from study.spec.files import load_study
 
     spec = load_study(file)
-    if wrong := wrong_file(spec.model):
+    if wrong := wrong_weights(spec.model):
         raise UserError(f"{file}: {wrong}")
     if as_json:
         print_json(spec.model_dump(mode="json"))
