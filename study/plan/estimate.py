@@ -174,6 +174,8 @@ def _row(name: str, device: Device, spec: StudyConfig, encoder: Encoder, passes:
     searched = "tf32" if spec.evaluate.select.protocol == "fast" and "tf32" in device.peak else "fp32"
     trial = hours(passes["training"], precision) + hours(passes["evaluations"], searched)
     need = memory_of(encoder, spec.train, _at_once(spec), precision)
+    if name == CPU:
+        need = max(need, memory_of(encoder, spec.train, 0, precision) + _measuring(encoder))
     found = {
         "device": name, "precision": precision, "share": SHARES[precision], "peak_tflops": device.peak[precision],
         "hours_per_trial": trial, "hours": trial * spec.budget.trials, "memory": need, "lack": "",
@@ -183,6 +185,13 @@ def _row(name: str, device: Device, spec: StudyConfig, encoder: Encoder, passes:
         most = int((device.memory * 1e9 * share - memory_of(encoder, spec.train, 0, precision)) // one)
         found["lack"] = f"does not fit: at most {most} images at once" if most > 0 else "does not fit"
     return found
+
+
+def _measuring(encoder: Encoder) -> float:
+    """Bytes of an evaluation's graph on a CPU; on a GPU it is made to fit."""
+    from trainers.evaluation.scorer import CPU_BYTES, USUAL
+
+    return min(CPU_BYTES, USUAL["cpu"] * encoder.kept)
 
 
 def _network(spec: StudyConfig, encoder: Encoder, passes: Mapping[str, float]) -> Iterator[str]:

@@ -99,6 +99,15 @@ def prepare(record: Record) -> Iterator[tuple[str, str, str]]:
     )  # fmt: skip
 
 
+def reading(record: Record) -> Iterator[tuple[str, str, str]]:
+    rates, ratios = record["images_per_second"], record["readers_faster_than"]
+    (plain, told), shown = (ratios[name]["median"] for name in ratios), f"{rates['readers']:,} images/s"
+    yield (
+        f"reading prepared pictures from a set larger than memory, {record['readers']} threads",
+        f"{shown}, {plain:.1f} times a memory map ({told:.1f} times one that is told of random reads)", "the disk",
+    )  # fmt: skip
+
+
 def pgd(record: Record) -> Iterator[tuple[str, str, str]]:
     row = record["rows"][0]
     flops = 43 * 8.82e9 / row["cpu_seconds_per_image"] / 1e9
@@ -116,6 +125,7 @@ FIGURES = (
     Figure("teacher-cache", f"{BENCH}teacher_cache.py --opening", teacher),
     Figure("skipping", f"{BENCH}skipping.py --samples 100", skipping),
     Figure("prepare-images", f"{BENCH}prepare_images.py --images 10000 --rounds 60", prepare),
+    Figure("read-images", f"{BENCH}read_images.py --images 4096", reading),
     Figure("pgd-cost", f"{BENCH}pgd_cost.py --images 32 --rounds 1 --threads 1 --batch-sizes", pgd),
 )
 

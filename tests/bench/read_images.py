@@ -1,15 +1,17 @@
-"""Images per second of a prepared set that is not in memory: one thread through a memory map, and our readers.
+"""Images per second of a prepared set larger than memory: one thread through a memory map, and our readers.
 
     python tests/bench/read_images.py [--images 8192] [--batch 256] [--rounds 5] [--folder DIR] [--out FILE]
 
-The set's files are dropped from the page cache before every run (`posix_fadvise`); both ways read the same random
-order, in turn, and are compared byte by byte. `--folder`: on the disk that is to be measured.
+No batch of such a set is in memory when it is asked for, so the set's files are dropped from the page cache before
+every batch (`posix_fadvise`; what is mapped stays, so maps are made anew), outside the time. All ways read the same
+random order, in turn, and are compared byte by byte. `--folder`: on the disk that is to be measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import platform
 import statistics
@@ -18,13 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from trainers.data.prepared.shards import READERS, Manifest, Shard, ShardedImages
 
@@ -45,28 +47,41 @@ def written(folder: Path, count: int, side: int) -> ShardedImages:
 
 
 def dropped(folder: Path) -> None:
-    """Nothing of the files is in memory any more."""
-    for file in sorted(folder.glob("*.npy")):
+    """Nothing of the files is in memory any more.
+
+    Raises:
+        RuntimeError: something is.
+    """
+    files = sorted(folder.glob("*.npy"))
+    for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+    resident = subprocess.run(["fincore", "-bno", "RES", *files], capture_output=True, text=True, check=True).stdout
+    if any(int(size) for size in resident.split()):
+        raise RuntimeError(f"{folder} stays in the page cache: {resident.split()}")
 
 
-def mapped(folder: Path) -> Callable[[Tensor], NDArray[np.uint8]]:
-    """One thread, row by row out of memory maps."""
+def mapped(folder: Path, advice: int, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """One thread, row by row out of new memory maps."""
     files = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))]
+    for file in files:
+        file._mmap.madvise(advice)
+    found = np.empty((len(rows), *files[0].shape[1:]), np.uint8)
+    for row, image in enumerate(rows.tolist()):
+        found[row] = files[image // PER_SHARD][image % PER_SHARD]
+    return found
 
-    def read(index: Tensor) -> NDArray[np.uint8]:
-        rows = index.numpy()
-        found = np.empty((len(rows), *files[0].shape[1:]), np.uint8)
-        for row, image in enumerate(rows.tolist()):
-            found[row] = files[image // PER_SHARD][image % PER_SHARD]
-        return found
 
-    return read
+def seconds(folder: Path, read: Callable[[NDArray[np.int64]], Any], rows: NDArray[np.int64]) -> float:
+    """For one batch that is not in memory."""
+    dropped(folder)
+    began = time.perf_counter()
+    read(rows)
+    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -78,29 +93,35 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    rates: dict[str, list[float]] = {"memory map": [], "readers": []}
+    rates: dict[str, list[float]] = {"memory map": [], "memory map, told that reads are random": [], "readers": []}
     with tempfile.TemporaryDirectory(dir=given.folder) as made:
         folder = Path(made)
         images = written(folder, given.images, given.side)
+        reads: list[Callable[[NDArray[np.int64]], NDArray[np.uint8]]] = [
+            partial(mapped, folder, mmap.MADV_NORMAL), partial(mapped, folder, mmap.MADV_RANDOM),
+            lambda rows: images[torch.from_numpy(rows)].numpy(),
+        ]  # fmt: skip
+        ways = dict(zip(rates, reads, strict=True))
         for turn in range(given.rounds):
-            order = torch.randperm(given.images, generator=torch.Generator().manual_seed(turn)).split(given.batch)
-            ways: dict[str, Callable[[Tensor], Any]] = {
-                "memory map": mapped(folder), "readers": lambda index: images[index].numpy()
-            }  # fmt: skip
-            for name in sorted(ways, reverse=bool(turn % 2)):
-                dropped(folder)
-                began = time.perf_counter()
-                for index in order:
-                    ways[name](index)
-                rates[name].append(given.images / (time.perf_counter() - began))
-            assert all(np.array_equal(ways["memory map"](index), ways["readers"](index)) for index in order[:4])
-    ratios = [new / old for new, old in zip(rates["readers"], rates["memory map"], strict=True)]
+            order = np.random.default_rng(turn).permutation(given.images)
+            batches = np.split(order, range(given.batch, given.images, given.batch))
+            for name in list(ways)[:: 1 - 2 * (turn % 2)]:
+                rates[name].append(given.images / sum(seconds(folder, ways[name], rows) for rows in batches))
+            found = [read(batches[0]) for read in ways.values()]
+            assert all(np.array_equal(each, found[0]) for each in found)
+    ratios = {
+        name: [new / old for new, old in zip(rates["readers"], rates[name], strict=True)] for name in rates
+    }  # fmt: skip
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     record = {
         "hardware": f"{platform.machine()}, {os.cpu_count()} CPUs", "commit": commit.stdout.strip(),
         "command": " ".join(["python", *sys.argv]), "images": given.images, "side": given.side, "batch": given.batch,
-        "readers": READERS, "images_per_second": {name: statistics.median(found) for name, found in rates.items()},
-        "faster_by": {"median": statistics.median(ratios), "each": [round(ratio, 2) for ratio in ratios]},
+        "readers": READERS,
+        "images_per_second": {name: round(statistics.median(found)) for name, found in rates.items()},
+        "readers_faster_than": {
+            name: {"median": round(statistics.median(found), 2), "each": [round(ratio, 2) for ratio in found]}
+            for name, found in ratios.items() if name != "readers"
+        },
     }  # fmt: skip
     print(json.dumps(record, indent=1))
     if given.out:

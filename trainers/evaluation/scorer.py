@@ -34,26 +34,21 @@ def usual_batch(device: torch.device) -> int:
     return USUAL["cpu" if device.type == "cpu" else "cuda"]
 
 
-def memory_of(device: torch.device) -> int | None:
-    """Bytes of a GPU that this process may have, however much of them is free; None for a CPU."""
+def graph_room(device: torch.device) -> int:
+    """Bytes that the graph of one micro-batch may take: the same on every CPU, and on all GPUs of a kind."""
     if device.type != "cuda":
-        return None
-    total = torch.cuda.get_device_properties(device).total_memory
-    return int(total * torch.cuda.get_per_process_memory_fraction(device))
+        return CPU_BYTES
+    total = torch.cuda.get_device_properties(device).total_memory  # however much of it is free
+    return int(GRAPH_SHARE * total * torch.cuda.get_per_process_memory_fraction(device))
 
 
 def micro_batch(model: RobustCLIP, device: torch.device) -> int:
-    """Images in every evaluation forward of this model here: the usual number, halved until its graph fits.
-
-    Of the model and the whole memory alone, so that one model is measured in one shape on all GPUs of a kind.
-    """
-    size, memory = usual_batch(device), memory_of(device)
-    if memory is None:
-        return size
+    """Images in every evaluation forward of this model here: the usual number, halved until its graph fits."""
+    size, room = usual_batch(device), graph_room(device)
     image = torch.zeros(1, 3, model.image_size, model.image_size, device=device, requires_grad=True)
     with exact(model):
         each = graph_bytes(model, lambda: model.embed(image))
-    while size > 1 and size * each > GRAPH_SHARE * memory:
+    while size > 1 and size * each > room:
         size //= 2
     return size
 

@@ -62,6 +62,14 @@ def test_a_study_without_gpus_is_estimated_for_this_cpu_and_an_unknown_model_is_
     assert estimate_lines({"unknown": "no such architecture"}) == ["  cost          not known: no such architecture"]
 
 
+def test_an_evaluation_on_a_cpu_has_a_graph_of_its_own_which_small_batches_do_not_make_smaller():
+    need = {}
+    for batch in (1, 8, 64, 128):
+        (row,) = estimated(train={"epochs": 1, "batch_size": batch})["rows"]
+        need[batch] = row["memory"]
+    assert need[1] == need[8] < need[64] < need[128]
+
+
 def test_the_first_measured_epoch_replaces_the_estimate_and_a_full_trial_the_epoch(tmp_path, monkeypatch):
     monkeypatch.delenv("AGFT_STUDY_DB", raising=False)
     spec = minimal_study(train={"epochs": 10})
