@@ -10,6 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 
 TEMPORARY = ".tmp"  # what every unfinished file is called at the end
 
@@ -41,12 +46,12 @@ def sync_folder(folder: Path) -> None:
         os.close(opened)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """`path` with this content, or as it was: never half."""
+def write_whole(path: Path, *content: Buffer) -> None:
+    """`path` with this content, one part after the other, or as it was: never half."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

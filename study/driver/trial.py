@@ -6,6 +6,7 @@ outcome, so that no ending (a crash, a non-finite loss, no report at all) can up
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -130,6 +131,8 @@ def serve(settings: dict[str, Any]) -> None:
         if not isinstance(ended, Ending):
             ended = Ending.failed("bug", "the workers returned nothing")
         tidy()
+        if not first:  # what has been imported stays: to look through it after every trial takes half a second
+            gc.freeze()
         now = psutil.Process().memory_info().rss
         first = first or now
         grown = now > first * GROWN and now - first > GROWN_BYTES

@@ -11,11 +11,10 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from trainers.errors import UserError
@@ -25,54 +24,70 @@ from trainers.model.formats import is_safetensors, what_else
 from trainers.model.robust import fingerprint
 from trainers.schema.records import EpochRecord
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 FORMATS = {"weights": 1, "state": 1}  # of what this version writes and reads
 KEY = "agft"  # our entry in the safetensors header
 TOLERANCE = 1e-4  # of a fingerprint's logits, relative to the logit scale: kernels differ between machines
+# safetensors' names of types, in the order in which its files have them, the last one first.
+DTYPES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.float16: "F16",
+    torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
+}  # fmt: skip
+ORDER = list(DTYPES)
 
 
 class CheckpointError(UserError):
     """A checkpoint file that cannot be used: missing, truncated, of another kind, or not what it says it is."""
 
 
-def write(path: Path, content: bytes) -> Path:
+def write(path: Path, *content: Buffer) -> Path:
     """Whoever reads `path` sees the old file or the whole new one, also after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+    write_whole(path, *content)
     return path
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
     """Write one of our files; `metadata` has its `kind` and `format`."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return write(path, _in_order(to_bytes(plain, metadata={KEY: json.dumps(metadata, sort_keys=True), "format": "pt"})))
+    return _write(path, tensors, {KEY: json.dumps(metadata, sort_keys=True), "format": "pt"})
 
 
 def save_plain(path: Path, tensors: Mapping[str, Tensor]) -> Path:
     """Write a safetensors file for other libraries, which ask for the format of the tensors and for nothing else."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return write(path, _in_order(to_bytes(plain, metadata={"format": "pt"})))
+    return _write(path, tensors, {"format": "pt"})
 
 
-def _in_order(data: bytes) -> bytes:
-    """A safetensors file with its metadata sorted: the library writes them in another order every time.
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
+    """A safetensors file, laid out as the library does it, which writes its metadata in another order every time, and
+    whose copies would take five times the tensors' memory.
 
     The format is the length of the header (8 bytes, little endian), the header as JSON, padded, and the tensors.
     """
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    names, start = sorted(tensors, key=lambda name: (-ORDER.index(tensors[name].dtype), name)), 0
+    for name in names:
+        tensor, kind = tensors[name], DTYPES[tensors[name].dtype]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, start + tensor.nbytes]}
+        start += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[end:]
+    return write(path, len(text).to_bytes(8, "little"), text, *(_bytes(tensors[name]) for name in names))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Of a tensor, on a CPU without a copy."""
+    data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over every tensor's name, shape, type and bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(repr((name, tuple(plain.shape), str(plain.dtype))).encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -174,9 +189,7 @@ def export_open_clip(weights_path: Path, directory: Path) -> Path:
     clip = load_weights(weights_path)
     description, metadata = describe(clip), read_metadata(weights_path)
     config = {"model_cfg": description.model_cfg, "preprocess_cfg": _open_clip_preprocess(description)}
-    tensors = {name: value.detach().contiguous().clone() for name, value in clip.state_dict().items()}
-    header = {KEY: json.dumps({**metadata, "kind": "export"}, sort_keys=True), "format": "pt"}
-    write(directory / "open_clip_model.safetensors", _in_order(to_bytes(tensors, metadata=header)))
+    save_tensors(directory / "open_clip_model.safetensors", clip.state_dict(), {**metadata, "kind": "export"})
     write(directory / "open_clip_config.json", json.dumps(config, indent=2).encode())
     return directory
 

@@ -10,7 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from tests.support.small import CLASSES, Flat, small_clip, trial
 from trainers import files
@@ -19,12 +19,14 @@ from trainers.errors import UserError
 from trainers.model.build import describe
 from trainers.model.robust import RobustCLIP, fingerprint
 from trainers.model.weights import (
+    DTYPES,
     CheckpointError,
     export_open_clip,
     hash_tensors,
     is_weights_file,
     load_weights,
     read_metadata,
+    save_plain,
     save_weights,
 )
 from trainers.objectives import Losses
@@ -55,6 +57,22 @@ def test_equal_weights_make_equal_files(tmp_path):
     assert len({path.read_bytes() for path in paths}) == 1
     exports = [export_open_clip(path, tmp_path / f"export-{n}") for n, path in enumerate(paths)]
     assert len({(folder / "open_clip_model.safetensors").read_bytes() for folder in exports}) == 1
+
+
+def test_a_file_is_laid_out_as_the_library_lays_it_out(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    tensors = {
+        f"{name}{place}é": (50 * torch.randn(3, place + 1, generator=draw)).to(dtype)
+        for place, dtype in enumerate(DTYPES) for name in ("z", "a.b", "a")
+    }  # fmt: skip
+    tensors |= {"scalar": torch.tensor(3.5), "empty": torch.zeros(0, 4), "turned": torch.randn(4, 6, generator=draw).T}
+    ours = save_plain(tmp_path / "ours.safetensors", tensors).read_bytes()
+    theirs = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    headers = []
+    for data in (ours, theirs):
+        end = 8 + int.from_bytes(data[:8], "little")
+        headers.append((end % 8, list(json.loads(data[8:end]).items()), data[end:]))
+    assert headers[0] == headers[1]
 
 
 TRAIN = {
