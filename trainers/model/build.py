@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import tempfile
@@ -87,11 +88,16 @@ def _quiet_open_clip() -> Iterator[None]:
 def tokenizer_for(clip: nn.Module) -> Callable[[list[str]], Tensor]:
     """The tokenizer that the model was trained with: texts -> int64 [N, context length]."""
     description = describe(clip)
+    return _tokenizer(description.arch, json.dumps(description.model_cfg.get("text_cfg", {})))
+
+
+@functools.lru_cache(maxsize=8)  # to read the vocabulary takes as long as an update of a tiny model
+def _tokenizer(arch: str, text_config: str) -> Callable[[list[str]], Tensor]:
     tiny.register()
-    text_cfg = description.model_cfg.get("text_cfg", {})
+    text_cfg = json.loads(text_config)
     tokenizer: Callable[[list[str]], Tensor]
-    if description.arch in open_clip.list_models():
-        tokenizer = open_clip.get_tokenizer(description.arch)
+    if arch in open_clip.list_models():
+        tokenizer = open_clip.get_tokenizer(arch)
     elif "hf_tokenizer_name" in text_cfg:
         tokenizer = open_clip.HFTokenizer(text_cfg["hf_tokenizer_name"], **text_cfg.get("tokenizer_kwargs", {}))
     else:
