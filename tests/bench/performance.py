@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,15 @@ class Figure:
     rows: Callable[[Record], Iterator[tuple[str, str, str]]]
 
 
-def trial(record: Record) -> Iterator[tuple[str, str, str]]:
+def trial(record: Record, when: str = "") -> Iterator[tuple[str, str, str]]:
     limits = {
         "start to first update": "0.3 s from the call of training to it, everything imported",
         "last report to end": "one upload and one row",
         "pause before the next": "none: the next one may start",
         "last report to the next first update": "the two above, and one proposal",
     }
-    who = f"{record['trials']} trials"
+    workers = record.get("workers", 1)
+    who = f"{record['trials']} trials of {workers} worker{'s' * (workers > 1)}{when}"
     for phase, found in record["seconds"].items():
         if phase in limits:
             value = f"{found['median']:.2f} s ({found['low']:.2f} to {found['high']:.2f})"
@@ -118,7 +120,9 @@ def pgd(record: Record) -> Iterator[tuple[str, str, str]]:
 
 
 FIGURES = (
-    Figure("trial-overhead", f"{BENCH}trial_overhead.py", trial),
+    Figure("trial-overhead-1-worker", f"{BENCH}trial_overhead.py", trial),
+    Figure("trial-overhead-2-workers", f"{BENCH}trial_overhead.py --workers 2", trial),
+    Figure("trial-overhead-before", f"{BENCH}trial_overhead.py --trials 8", partial(trial, when=", before seats")),
     Figure("study-length-500-sqlite", f"{BENCH}study_length.py --trials 500", length),
     Figure("study-length-500-postgresql", f"{BENCH}study_length.py --trials 500 --postgres", length),
     Figure("proposal-cost", f"{BENCH}proposal_cost.py", proposal),
@@ -131,9 +135,8 @@ FIGURES = (
 
 
 def newest(start: str) -> Path | None:
-    """The record with the last date in its name; one of the code before a change is none."""
-    records = [path for path in RESULTS.glob(f"{start}*.json") if "-before-" not in path.name]
-    found = sorted(records, key=lambda path: (path.stem[-10:], path.stem))
+    """The record with the last date in its name."""
+    found = sorted(RESULTS.glob(f"{start}*.json"), key=lambda path: (path.stem[-10:], path.stem))
     return found[-1] if found else None
 
 

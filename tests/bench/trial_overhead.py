@@ -105,7 +105,7 @@ def main() -> None:
     measured = {
         **phases(rows[1:]),
         "pause before the next": pauses(rows[1:], wanted.side_by_side),
-        "last report to the next first update": gaps(rows, wanted.side_by_side),
+        "last report to the next first update": gaps(rows[1:], wanted.side_by_side),
     }
     record: dict[str, Any] = {
         "commit": commit.stdout.strip(), "trials": len(rows), "side_by_side": wanted.side_by_side,
