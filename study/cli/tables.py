@@ -12,7 +12,7 @@ from study.driver.messages import progress
 from study.results.ranking import Measurement, trial_table
 from study.results.status import ALL_DONE
 from study.spec.config import StudyConfig
-from study.spec.dimension import shown
+from study.spec.dimension import short, shown
 from study.store.rows import TrialRow
 from trainers.schema.records import Sign
 from trainers.schema.training import Goal
@@ -59,7 +59,7 @@ def trials_table(
     for name in ("trial", "state", "epochs", "clean", "robust", *(name.replace("_", "\n") for name in also)):
         table.add_column(name, justify="right" if name != "state" else "left", no_wrap=True)
     paths = list(spec.search)
-    names = [path.removeprefix("method.").removeprefix("train.optimizer.") for path in paths]
+    names = [short(path) for path in paths]
     for name in names:
         table.add_column(name, justify="right")
     table.add_column("note")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from study.comparison.record import form_name
-from study.spec.dimension import shown
+from study.spec.dimension import short, shown
 from study.statistics import METRICS, set_accuracy
 
 MARK = "(!)"  # beside a method that misses a floor
@@ -112,19 +112,15 @@ def search_rows(record: Record) -> Rows:
         best = method["chosen"]
         accuracies = [f"{100 * best[name]:.1f}" for name in METRICS]
         complete = sum(trial["state"] == "complete" for trial in method["search"]["trials"])
-        values = ", ".join(f"{_short(path)} {shown(path, value)}" for path, value in best["params"].items())
+        values = ", ".join(f"{short(path)} {shown(path, value)}" for path, value in best["params"].items())
         rows.append([label, f"{complete}/{len(method['search']['trials'])}", str(best["trial"]), *accuracies, values])
     return ["method", "trials", "chosen", "clean", "robust", "its hyperparameters"], rows
-
-
-def _short(path: str) -> str:
-    return path.removeprefix("method.").removeprefix("train.optimizer.")
 
 
 def spaces(record: Record) -> list[str]:
     lines = []
     for label, method in record["methods"].items():
-        space = ", ".join(f"{_short(path)} {_range(entry)}" for path, entry in method["search"]["space"].items())
+        space = ", ".join(f"{short(path)} {_range(entry)}" for path, entry in method["search"]["space"].items())
         lines.append(f"- {label}: {space or 'nothing'}")
     return lines
 

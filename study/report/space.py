@@ -86,7 +86,7 @@ def parallel(content: Content) -> Figure:
         (Panel((Paths(tuple(columns), paths, shade),), empty=_empty(content, trials)),),
         max(7.0, 1.6 * len(columns) + 1.2), 5.2, "Parallel coordinates",
         "Full-length trials from their parameters to their accuracies; grey ones were stopped early. Drag along an "
-        "axis to select, drag a name to reorder; `not set`: a conditional parameter that the trial lacks.",
+        "axis to select, drag a name to reorder; 'not set': a conditional parameter that the trial lacks.",
     )  # fmt: skip
 
 

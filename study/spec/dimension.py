@@ -144,6 +144,11 @@ def shown(path: str, value: Any) -> str:
 Problems = list[tuple[str, str]]  # path, rule
 
 
+def short(path: str) -> str:
+    """A path in a table's heading: without where most lie; of what names something, what it names."""
+    return path.removesuffix(".name").removeprefix("method.").removeprefix("train.optimizer.").removeprefix("train.")
+
+
 def with_conditions(dimensions: Sequence[Dimension], whens: Mapping[str, Any]) -> tuple[list[Dimension], Problems]:
     """The dimensions with their `when` blocks worked in, each after those that it depends on; and what is wrong."""
     by_path = {dimension.path: dimension for dimension in dimensions}

@@ -1,4 +1,4 @@
-"""The same trial on one and on two Ray Train workers: equal counts from equal weights, equal losses to rounding."""
+"""The same trial in this process and on two Ray Train workers: equal counts from equal weights, losses to rounding."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import pytest
 import ray
 
 from tests.support.small import pgd_suite
+from trainers.model.weights import read_metadata
 from trainers.objectives import METHODS
 from trainers.schema.records import Answer, At, Decision, Report, Weights
 from trainers.schema.training import AttackConfig, DataConfig, ModelConfig, TrainConfig
+from trainers.training.loop import train
+from trainers.training.run import LATEST
 from trainers.trial_config import TrialConfig
 from trainers.wiring import Restored, Wiring
 
@@ -70,23 +73,34 @@ def both(settings: dict[str, Any]) -> list[str]:
     return outcomes
 
 
-def run(folder: Path, workers: int) -> dict[str, dict[str, Any]]:
+def configs(folder: Path) -> dict[str, Any]:
+    for name in ("still", "moving"):
+        (folder / name).mkdir(parents=True)
+    return {"still": config(1e-12), "moving": config(1e-4)}
+
+
+def last_records(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.name: read_metadata(path / LATEST)["history"][-1] for path in folder.iterdir()}
+
+
+def alone(folder: Path) -> dict[str, dict[str, Any]]:
+    for name, plain in configs(folder).items():
+        train(TrialConfig.model_validate(plain), report=lambda _: Decision.CONTINUE, workdir=folder / name)
+    return last_records(folder)
+
+
+def on_two_workers(folder: Path, ray_folder: Path) -> dict[str, dict[str, Any]]:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from trainers.model.weights import read_metadata
-
-    configs = {"still": config(1e-12), "moving": config(1e-4)}
-    for name in configs:
-        (folder / name).mkdir(parents=True)
     trainer = TorchTrainer(
         both,
-        train_loop_config={"configs": configs, "folder": str(folder)},
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(name=f"workers-{workers}", storage_path=str(folder / "ray")),
+        train_loop_config={"configs": configs(folder), "folder": str(folder)},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name="workers", storage_path=str(ray_folder)),
     )
     assert trainer.fit().return_value == ["finished", "finished"]
-    return {name: read_metadata(folder / name / "latest.safetensors")["history"][-1] for name in configs}
+    return last_records(folder)
 
 
 def test_two_workers_count_as_one_and_learn_as_one(tmp_path, monkeypatch):
@@ -95,9 +109,10 @@ def test_two_workers_count_as_one_and_learn_as_one(tmp_path, monkeypatch):
     monkeypatch.setenv("AGFT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["both"]))
+    one = alone(tmp_path / "one")
     cluster.connect(num_cpus=2)
     try:
-        one, two = run(tmp_path / "one", 1), run(tmp_path / "two", 2)
+        two = on_two_workers(tmp_path / "two", tmp_path / "ray")
     finally:
         cluster.disconnect()
     assert one["still"]["datasets"] == two["still"]["datasets"]  # integer counts, every set and radius
