@@ -131,22 +131,27 @@ def _delete_older(prefix: str, stored: int) -> None:
         storage.delete(old)
 
 
-def claim_group(
-    bucket: str, slug: str, number: int, token: int, known: Mapping[str, Weights] | None = None,
-    say: Callable[[str], None] = log.warning,
-) -> int:  # fmt: skip
-    """Take the next group's prefix, which nobody else writes to, and copy there what the trial goes on from.
-
-    Called by one process of a group, before all of them `fetch_state`. `known`: role -> what the study has on record,
-    used where the trial's prefix holds nothing: an imported study's files lie under the prefix of the study that it was
-    exported from. `say` is told of a state that is not whole any more; the one before it is taken.
-    """
+def claim_group(bucket: str, slug: str, number: int, token: int) -> int:
+    """Take the next group's prefix, which nobody else writes to. Called by one process of a group."""
     group = 1
     while not _is_first(f"{scratch_prefix(bucket, slug)}/claims/{number}/a{token:06d}.{group:03d}"):
         group += 1
+    return group
+
+
+def inherit(
+    bucket: str, slug: str, number: int, token: int, group: int, known: Mapping[str, Weights] | None = None,
+    say: Callable[[str], None] = log.warning,
+) -> None:  # fmt: skip
+    """Copy to the prefix of a group what the trial goes on from, before all of its processes `fetch_state`.
+
+    `known`: role -> what the study has on record, used where the trial's prefix holds nothing: an imported study's
+    files lie under the prefix of the study that it was exported from. `say` is told of a state that is not whole any
+    more; the one before it is taken.
+    """
     trial, own = trial_prefix(bucket, slug, number), group_prefix(attempt_prefix(bucket, slug, number, token), group)
     if _states(own):
-        return group  # the store ignores conditions: this is the place of the group before, and its state is the newest
+        return  # the store ignores conditions: this is the place of the group before, and its state is the newest
     copied: State = {}
     damaged: list[State] = []
     # Until nothing changes: a group that Ray gave up may be writing.
@@ -162,7 +167,6 @@ def claim_group(
             _copy({role: _File(w.uri, "", role, At(0, 0), w.sha256[:16]) for role, w in known.items()}, own)
         except (ChecksumMismatch, Missing) as error:
             say(f"no checkpoint is left to go on from, so the trial starts anew: {error}")
-    return group
 
 
 def _copy(state: State, own: str) -> None:
@@ -189,7 +193,7 @@ def _is_first(uri: str) -> bool:
 
 
 def fetch_state(attempt: str, group: int, workdir: Path) -> Restored | None:
-    """The state that `claim_group` found, checked against its SHA-256, with the best weights; None for a new trial."""
+    """The state that `inherit` found, checked against its SHA-256, with the best weights; None for a new trial."""
     path = workdir / "resume.safetensors"
     for state in _states(group_prefix(attempt, group)):
         try:

@@ -102,7 +102,8 @@ class Watch:
 
     def lost(self, strike: Strike) -> float:
         """Seconds of training that were done twice: of each trial that went on in other workers, the time from the end
-        of its last epoch that counts, or from its start, to the strike."""
+        of its last epoch that counts, or from its start, to the strike. One that was stopped early and is trained to
+        its end later loses nothing."""
         rows, total = {row.number: row for row in self.stage.read()}, 0.0
         for number, group in strike.trials:
             row = rows[number]
@@ -110,6 +111,8 @@ class Watch:
             later = [epoch for end, epoch in ends if end > strike.at_ms]
             started = [attempt.started_ms for attempt in row.attempts if attempt.started_ms <= strike.at_ms]
             before = [end for end, _ in ends if end <= strike.at_ms] + started
+            if later and row.verdicts.get(min(later) - 1) == "stop":
+                continue
             if later and self.groups.get((number, min(later)), group) != group:
                 total += (strike.at_ms - max(before)) / 1000
         return total

@@ -19,6 +19,7 @@ from study.artifacts.checkpoints import (
     claim_group,
     delete_superseded,
     fetch_state,
+    inherit,
     keep_file,
     scratch_prefix,
     trial_prefix,
@@ -42,7 +43,9 @@ class Place:
         return trial_prefix(self.bucket, self.slug, 0)
 
     def claim(self, token: int, known: dict[str, Weights] | None = None) -> int:
-        return claim_group(self.bucket, self.slug, 0, token, known, self.said.append)
+        group = claim_group(self.bucket, self.slug, 0, token)
+        inherit(self.bucket, self.slug, 0, token, group, known, self.said.append)
+        return group
 
     def keep(self, token: int, group: int, *, stored: int = 0, **contents: str) -> dict[str, Weights]:
         """Write `role=content` as that group, each of the epoch that its first number says; role -> file."""
