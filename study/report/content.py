@@ -15,7 +15,7 @@ from study.results.facts import Trial, plain, trials_of
 from study.results.importance import Importances, importances
 from study.results.ranking import best_so_far, best_trial, front_metrics, pareto_front
 from study.results.status import live_state
-from study.spec.dimension import Dimension, shown
+from study.spec.dimension import Dimension, short, shown
 from study.spec.space import known_paths
 from study.store.rows import StudyRow, TrialRow
 from trainers.schema.training import ACCURACIES, CALIBRATIONS
@@ -192,12 +192,7 @@ def content_of(
 def label_of(dimension: Dimension) -> str:
     """A parameter's short name, with what it is relative to."""
     relative = {"of_model": " (x model's)", "of_eps": " (x eps)"}.get(dimension.wrapper, "")
-    path = dimension.path
-    if path.endswith(".name"):  # what it names: the method, the optimizer
-        short = path.removesuffix(".name").rpartition(".")[2]
-    else:
-        short = path.removeprefix("method.").removeprefix("train.").removeprefix("optimizer.")
-    return f"{short.replace('_', ' ').replace('.', ' ')}{relative}"
+    return f"{short(dimension.path).replace('_', ' ').replace('.', ' ')}{relative}"
 
 
 def _axis(dimension: Dimension) -> Axis:

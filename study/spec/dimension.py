@@ -132,6 +132,11 @@ def _copy(value: Any) -> Any:
     return [_copy(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
+def short(path: str) -> str:
+    """A path in a table's heading: without where most lie; of what names something, what it names."""
+    return path.removesuffix(".name").removeprefix("method.").removeprefix("train.optimizer.").removeprefix("train.")
+
+
 def shown(path: str, value: Any) -> str:
     """A sampled value as a person writes it: radii as 4/255, other fractions with three digits."""
     if path.endswith(".eps") and isinstance(value, float):
@@ -142,11 +147,6 @@ def shown(path: str, value: Any) -> str:
 # `when:` of a search entry: the choices of other searched paths under which a path is searched.
 
 Problems = list[tuple[str, str]]  # path, rule
-
-
-def short(path: str) -> str:
-    """A path in a table's heading: without where most lie; of what names something, what it names."""
-    return path.removesuffix(".name").removeprefix("method.").removeprefix("train.optimizer.").removeprefix("train.")
 
 
 def with_conditions(dimensions: Sequence[Dimension], whens: Mapping[str, Any]) -> tuple[list[Dimension], Problems]:

@@ -36,7 +36,7 @@ def trial(record: Record, when: str = "") -> Iterator[tuple[str, str, str]]:
         "pause before the next": "none: the next one may start",
         "last report to the next first update": "the two above, and one proposal",
     }
-    workers = record.get("workers", 1)
+    workers = record["workers"]
     who = f"{record['trials']} trials of {workers} worker{'s' * (workers > 1)}{when}"
     for phase, found in record["seconds"].items():
         if phase in limits:

@@ -7,7 +7,7 @@ From its start to its first update, from its last report to its end, and from th
 Trials of one epoch of 64 images on the tiny CLIP, driven by `agft run` in a home of its own. Times are read from the
 study store: a trial's start and end are its driver's; the first update began when the first epoch's record was made,
 less its training and evaluation. The first trial also warms the disk's caches and is left out. Use a quiet machine; the
-load is on record. An earlier version of the service is measured with PYTHONPATH set to a checkout of it.
+load is on record. An earlier version of the service is measured by this file in a checkout of it, from there.
 """
 
 from __future__ import annotations

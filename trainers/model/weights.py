@@ -61,7 +61,7 @@ def save_plain(path: Path, tensors: Mapping[str, Tensor]) -> Path:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
     """A safetensors file, laid out as the library does it, which writes its metadata in another order every time, and
-    whose copies would take five times the tensors' memory.
+    whose way through memory would take four times that of the tensors.
 
     The format is the length of the header (8 bytes, little endian), the header as JSON, padded, and the tensors.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from trainers.evaluation.scorer import (
     fitting,
     fitting_batch,
     graph_bytes,
+    graph_room,
     padded,
     usual_batch,
 )  # fmt: skip
@@ -153,6 +155,13 @@ def test_the_micro_batch_is_halved_until_its_graph_fits(factor: float, monkeypat
             scorer(torch.rand(5, 3, 16, 16))
         assert set(seen) == {expected}
     assert usual_batch(torch.device("cuda")) == 128
+
+
+def test_on_a_gpu_the_graph_may_take_half_of_what_the_process_may_have(monkeypatch) -> None:
+    gpu = SimpleNamespace(total_memory=80_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.5)
+    assert graph_room(torch.device("cuda")) == 20_000_000_000
 
 
 def test_what_a_library_could_not_allocate_is_tried_with_half_as_many_images() -> None:
