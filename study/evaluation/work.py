@@ -137,12 +137,11 @@ def missing_work(
             forward, backward = passes(
                 num_classes=num_classes, norm=first.norm, original=evaluation.original is not None
             )
-            share = SANITY_IMAGES * (forward + 2.0 * backward)
-            name = f"{evaluation.model.label}: {safe_name(dataset)}/sanity"
-            job = Job(name, group, FIRST, "check", (dataset, _models(ledger, None), first, evaluation.suite.seed))
-            found.append(
-                Work(job, partial(_keep_findings, ledger, dataset), SANITY_IMAGES * (forward + 2.0 * backward))
-            )
+            images = min(SANITY_IMAGES, first.samples or SANITY_IMAGES)  # a quick look is one here too
+            arguments = (dataset, _models(ledger, None), first, evaluation.suite.seed, images)
+            job = Job(f"{evaluation.model.label}: {safe_name(dataset)}/sanity", group, FIRST, "check", arguments)
+            share = images * (forward + 2.0 * backward)
+            found.append(Work(job, partial(_keep_findings, ledger, dataset), share))
     return found
 
 
