@@ -96,6 +96,14 @@ def up(home: Path, *, bind: str | None = None, postgres: bool | None = None, kep
     raise AssertionError("unreachable")
 
 
+def renew(home: Path, name: str) -> None:
+    """End one service and start it at the same addresses. Raises `ServiceError` when it does not become ready."""
+    with processes.exclusive(home / "stack.lock"):
+        settings = settings_of(home)
+        services = definitions(home, credentials(home), _ports(home, settings), settings)
+        _start(home, [service for service in services if service.name == name])
+
+
 def status(home: Path) -> list[ServiceStatus]:
     """What runs now, without changing anything; empty when nothing was ever started here."""
     home = home.expanduser().resolve()

@@ -138,8 +138,8 @@ def missing_work(
                 num_classes=num_classes, norm=first.norm, original=evaluation.original is not None
             )
             images = min(SANITY_IMAGES, first.samples or SANITY_IMAGES)  # a quick look is one here too
-            arguments = (dataset, _models(ledger, None), first, evaluation.suite.seed, images)
-            job = Job(f"{evaluation.model.label}: {safe_name(dataset)}/sanity", group, FIRST, "check", arguments)
+            checked_on = (dataset, _models(ledger, None), first, evaluation.suite.seed, images)
+            job = Job(f"{evaluation.model.label}: {safe_name(dataset)}/sanity", group, FIRST, "check", checked_on)
             share = images * (forward + 2.0 * backward)
             found.append(Work(job, partial(_keep_findings, ledger, dataset), share))
     return found

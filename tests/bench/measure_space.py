@@ -1,15 +1,19 @@
 """Measure a grid of AGFT settings on the tiny CLIP once: accuracy after every epoch, and what it cost.
 
-`python tests/bench/measure_space.py tests/bench/results/search-space.jsonl` writes one line a setting and goes on where
-it was when started again. `search_quality.py` replays searches over these lines instead of training for every one.
+    PYTHONPATH=. python tests/bench/measure_space.py tiny-wide [--part 1/2]
+
+writes one line a setting into the landscape's file (`tests/support/landscapes.py`), and the unmodified CLIP's
+accuracies beside it; it goes on where it was when started again. `--part`: every second setting, for two processes side
+by side.
+`search_quality.py` replays searches over these lines instead of training for every one.
 """
 
 from __future__ import annotations
 
-import itertools
+import argparse
 import json
 import random
-import sys
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -17,52 +21,23 @@ from typing import Any
 
 import torch
 
+from tests.support.landscapes import LANDSCAPES, Landscape
+from trainers.evaluation.measure import evaluate_sets
+from trainers.model.pretrained import load_clip
 from trainers.schema.records import Decision, Progress
 from trainers.training.loop import train
 from trainers.training.update import NonFinite
 from trainers.trial_config import TrialConfig
 
-LEVELS: dict[str, list[float]] = {
-    "train.optimizer.lr": [2e-4, 5e-4, 1.2e-3, 3e-3, 7e-3],
-    "method.scale_ratio": [0.4, 0.7, 1.0, 1.3],
-    "method.logit_scale": [0.5, 1.0, 1.8, 3.0],
-    "attack.eps": [2 / 255, 5 / 255, 8 / 255],
-}
-EPOCHS = 6
 
-
-def points() -> list[dict[str, float]]:
+def points(landscape: Landscape) -> list[dict[str, float]]:
     """Every combination of the levels, shuffled, so that the first lines are a fair sample of the grid."""
-    grid = [dict(zip(LEVELS, values, strict=True)) for values in itertools.product(*LEVELS.values())]
+    grid = list(landscape.points())
     random.Random(0).shuffle(grid)
     return grid
 
 
-def config(point: dict[str, float]) -> TrialConfig:
-    """A fine-tuning run of 6 short epochs, measured at 6/255 whatever it trains with."""
-    eps = point["attack.eps"]
-    return TrialConfig.model_validate(
-        {
-            "model": {"arch": "tiny-clip", "pretrained": "bundled"},
-            "method": {
-                "name": "agft", "logit_scale": {"of_model": point["method.logit_scale"]},
-                "scale_ratio": point["method.scale_ratio"], "feature_weight": 20, "attack_on": "total",
-            },
-            "attack": {"eps": eps, "step_size": {"of_eps": 0.75}, "steps": 2},
-            "data": {"train": "tiny-color-shapes"},
-            "train": {
-                "epochs": EPOCHS, "batch_size": 64, "samples_per_epoch": 512, "warmup": 0.05,
-                "optimizer": {"name": "adamw", "lr": point["train.optimizer.lr"]},
-            },
-            "evaluate": {
-                "name": "dev", "datasets": ["tiny-shapes", "tiny-digits"],
-                "attacks": [{"attack": {"name": "pgd", "steps": 5}, "eps": [6 / 255], "samples": 120}],
-            },
-        }
-    )  # fmt: skip
-
-
-def measure(point: dict[str, float]) -> dict[str, Any]:
+def measure(landscape: Landscape, point: dict[str, float]) -> dict[str, Any]:
     """Accuracies after each epoch and the CPU seconds (one thread) up to then, start-up of the model included."""
     epochs: list[dict[str, float]] = []
     began = time.process_time()
@@ -76,18 +51,36 @@ def measure(point: dict[str, float]) -> dict[str, Any]:
     failure = None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            train(config(point), report=report, workdir=Path(folder))
+            train(TrialConfig.model_validate(landscape.trial(point)), report=report, workdir=Path(folder))
         except NonFinite as error:
             failure = str(error)
     return {"point": point, "epochs": epochs, "failure": failure, "cpu_seconds": time.process_time() - began}
 
 
+def unmodified(landscape: Landscape) -> dict[str, float]:
+    """Accuracies of the CLIP that every trial starts from, as a trial's are measured: means over the sets."""
+    config = TrialConfig.model_validate(landscape.trial(points(landscape)[0]))
+    found = evaluate_sets(load_clip(config.model), config.evaluate).values()
+    return {
+        "clean_accuracy": statistics.fmean(each.clean_accuracy for each in found),
+        "robust_accuracy": statistics.fmean(each.robust_accuracy for each in found),
+    }
+
+
 def main() -> None:
-    path = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("landscape", choices=LANDSCAPES)
+    parser.add_argument("--part", default="1/1", help="of so many, e.g. 1/2")
+    wanted = parser.parse_args()
+    landscape = LANDSCAPES[wanted.landscape]
+    part, parts = map(int, wanted.part.split("/"))
     torch.set_num_threads(1)
+    if not landscape.unmodified.exists():
+        landscape.unmodified.write_text(json.dumps(unmodified(landscape)) + "\n")
+    path = landscape.settings
     done = [json.loads(line)["point"] for line in path.read_text().splitlines()] if path.exists() else []
-    for point in [point for point in points() if point not in done]:
-        line = json.dumps(measure(point))
+    for point in [point for point in points(landscape)[part - 1 :: parts] if point not in done]:
+        line = json.dumps(measure(landscape, point))
         with path.open("a") as file:
             file.write(line + "\n")
 

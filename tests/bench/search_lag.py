@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench.search_quality import DOCS, RESULTS, SCENES, WORKERS, full_trial, one, unmodified
+from tests.bench.search_quality import DOCS, SCENES, WORKERS, full_trial, one
 from tests.bench.search_replay import METHODS, Replay, specification
 from tests.bench.search_statistics import interval
-from tests.support.space_table import Table
+from tests.support.landscapes import COLOR_SHAPES, RESULTS, Table
 
 LAGS = (3, 4, 5, 6, 8, 12)  # slots - 1 to 3 x slots
 AT = (16, 32)  # full-length trials' worth of compute at which searches are compared; they end at the last
@@ -52,10 +52,8 @@ def compared(runs: Sequence[Replay], others: Sequence[Replay] | None, unit_secon
 
 def searches(scene: str, method: str, seeds: int, table: Table) -> dict[str, Any]:
     """One method in one scene: asynchronous, and with every lag."""
-    unit, call = (
-        full_trial(table, SCENES[scene].start_up) / WORKERS,
-        partial(one, table=table, clip=unmodified(), budget=AT[-1]),
-    )
+    unit = full_trial(table, SCENES[scene].start_up) / WORKERS
+    call = partial(one, table=table, budget=AT[-1])
     free = [call(scene, method, seed, None) for seed in range(seeds)]
     found = {"asynchronous": compared(free, None, unit), "lags": {}}
     if METHODS[method]["scheduler"]["name"] == "asha":
@@ -106,7 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "search-lag.json")
     parser.add_argument("--docs", type=Path, default=DOCS)
     wanted = parser.parse_args()
-    table = Table.read(RESULTS / "search-space.jsonl")
+    table = COLOR_SHAPES.table()
     record = json.loads(wanted.out.read_text()) if wanted.out.exists() else {"scenes": {}}
     record |= {
         "seeds": wanted.seeds, "settings": len(table.curves), "workers": WORKERS, "lags": LAGS, "budgets": AT,

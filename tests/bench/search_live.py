@@ -30,23 +30,13 @@ from study.driver.run import Outcome, run_study
 from study.results.ranking import best_trial
 from study.spec.config import StudyConfig
 from study.store.store import StudyStore
-from tests.bench.search_quality import START_UP_SECONDS, unmodified
+from tests.bench.search_quality import START_UP_SECONDS
 from tests.bench.search_replay import METHODS, replay, specification
+from tests.support.landscapes import COLOR_SHAPES, Table
 from tests.support.light import Plan, drive, light_cluster
-from tests.support.space_table import Table
 from trainers.schema.records import Measurement
 
-RESULTS = Path(__file__).parent / "results"
 REPLAYS = 200
-# As `measure_space.py` trains and measures.
-MEASURED: dict[str, Any] = {
-    "method": {"name": "agft", "logit_scale": {"of_model": 1.0}, "feature_weight": 20, "attack_on": "total"},
-    "attack": {"eps": 4 / 255, "step_size": {"of_eps": 0.75}, "steps": 2},
-    "train": {"epochs": 6, "batch_size": 64, "samples_per_epoch": 512, "warmup": 0.05,
-              "optimizer": {"name": "adamw", "lr": 1e-3}},
-    "evaluate": {"select": {"attack": {"eps": [6 / 255], "steps": 5}, "samples": 120}},
-    "resources": {"workers": 1, "cpus_per_worker": 1},
-}  # fmt: skip
 
 
 def run(
@@ -69,8 +59,8 @@ def live(
     """One study, and where its result lies among its replays."""
     name = "live-" + method.lower().replace(" + ", "-")
     changed: dict[str, Any] = {
-        "name": name, "budget": {"trials": trials}, **(MEASURED if trained else {}),
-        "resources": {**(MEASURED["resources"] if trained else {}), "max_concurrent": slots},
+        "name": name, "budget": {"trials": trials},
+        "resources": {**({"workers": 1, "cpus_per_worker": 1} if trained else {}), "max_concurrent": slots},
     }  # fmt: skip
     database = f"sqlite:///{folder}/studies.db"
     began = time.perf_counter()
@@ -117,8 +107,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     wanted = parser.parse_args()
     slots = wanted.slots or (2 if wanted.trained else 4)
-    table = Table.read(RESULTS / "search-space.jsonl")
-    clip = unmodified()
+    table = COLOR_SHAPES.table()
+    clip = COLOR_SHAPES.clip()
     record: dict[str, Any] = {
         "trained": wanted.trained, "trials": wanted.trials, "scale": None if wanted.trained else wanted.scale,
         "slots": slots, "cpus": os.cpu_count(), "studies": {},

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from study.search.samplers import uniform, value_at
-from tests.bench.search_quality import LAG, RESULTS, unmodified
+from tests.bench.search_quality import LAG
 from tests.bench.search_replay import specification
-from tests.support.space_table import Table
+from tests.support.landscapes import COLOR_SHAPES, RESULTS, Table
 
 Point = tuple[float, float]  # clean, robust
 Runs = list[list[Point]]  # the point that a trial stands with after every epoch
@@ -107,13 +107,13 @@ def searches(seeds: int, trials: int, table: Table) -> Iterator[Runs]:
 
 def measured(seeds: int, trials: int) -> dict[str, Any]:
     """Of every rule: hypervolume lost (mean and worst of seeds), in how many seeds none was, and epochs saved."""
-    clip = unmodified()
+    clip = COLOR_SHAPES.clip()
     origin = (0.6 * clip.clean_accuracy, clip.robust_accuracy)
 
     def area(runs: Runs) -> float:
         return hypervolume([each[-1] for each in runs if len(each) == EPOCHS], origin)
 
-    many = list(searches(seeds, trials, Table.read(RESULTS / "search-space.jsonl")))
+    many = list(searches(seeds, trials, COLOR_SHAPES.table()))
     whole = [area(runs) for runs in many]
     found: dict[str, Any] = {"seeds": seeds, "trials": trials, "lag": LAG, "hypervolume": float(np.mean(whole))}
     found["rules"] = {}

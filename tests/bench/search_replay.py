@@ -21,7 +21,7 @@ from study.search.proposals import Proposer, given, pending
 from study.search.stopping import rungs, verdict
 from study.spec.config import StudyConfig
 from study.store.rows import TrialRow
-from tests.support.space_table import SPACE, Curve
+from tests.support.landscapes import COLOR_SHAPES, Curve, Landscape
 from trainers.schema.records import EpochRecord, is_better, violation
 from trainers.schema.training import Goal
 
@@ -62,20 +62,10 @@ class Replay:
         return self.values[int(np.searchsorted(self.times, clock, side="right")) - 1]
 
 
-def specification(method: str, seed: int, /, **more: Any) -> StudyConfig:
-    """The study of the measured grid."""
-    plain = {
-        "name": "replay", "model": {"arch": "tiny-clip", "pretrained": "bundled"},
-        "method": {"name": "agft", "logit_scale": {"of_model": 1.0}}, "attack": {"eps": 4 / 255},
-        "data": {"train": "tiny-color-shapes", "dev": ["tiny-shapes", "tiny-digits"], "confirm": ["tiny-colors"],
-                 "final": ["tiny-letters"]},
-        "train": {"epochs": 6, "batch_size": 64, "samples_per_epoch": 512,
-                  "optimizer": {"name": "adamw", "lr": 1e-3}},
-        "search": SPACE, "warm_starts": [], "budget": {"trials": 1000}, "seed": seed,
-        "goal": {"metric": "robust_accuracy", "subject_to": {"clean_accuracy": ">= clip * 0.8"}},
-        **METHODS[method], **more,
-    }  # fmt: skip
-    return StudyConfig.model_validate(plain)
+def specification(method: str, seed: int, landscape: Landscape = COLOR_SHAPES, /, **more: Any) -> StudyConfig:
+    """The study that a measured grid is of."""
+    plain = {"name": "replay", **landscape.study(), "budget": {"trials": 1000}, "seed": seed, **METHODS[method]}
+    return StudyConfig.model_validate({**plain, **more})
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def service_home() -> Iterator[tuple[Path, Services]]:
     try:
         with small_disk(folder / "disk") as disk:
             try:
-                yield folder, stack.up(disk / "home")
+                yield folder, stack.up(disk / "home", kept_up=True)
             finally:
                 stack.down(disk / "home")
     finally:

@@ -16,6 +16,7 @@ ANYWHERE = ("needs a GPU",)
 SLOW = (  # how the reasons begin
     "network namespaces need ",
     "no bridge can be made here",
+    "a disk of its own needs root",
     "no podman here",
     "no image ",
     "no C compiler",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 
 import optuna
 import pytest
@@ -13,11 +12,11 @@ from study.search import proposals
 from study.search.proposals import Proposer, pending
 from study.spec.config import SAMPLERS
 from tests.bench.search_replay import replay, seen, specification
-from tests.support.space_table import Table
+from tests.support.landscapes import COLOR_SHAPES
 from trainers.schema.training import Goal
 
 GOAL = Goal(metric="robust_accuracy", at_least={"clean_accuracy": 0.5})
-TABLE = Table.read(Path(__file__).parents[2] / "bench" / "results" / "search-space.jsonl")
+TABLE = COLOR_SHAPES.table()
 LEARNING = [
     pytest.param(name, marks=[pytest.mark.slow] * (name in ("gp", "auto")))
     for name, row in SAMPLERS.items()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.bench.search_quality import filled
+from tests.bench.search_quality import filled, kept, markdown
 from tests.bench.search_replay import METHODS, Replay, replay, seen, specification
 from tests.bench.search_statistics import interval, mean_ranks, reach, summarise, time_to, wins
-from tests.support.space_table import SPACE, Table
+from tests.support.landscapes import COLOR_SHAPES, LANDSCAPES, Table
 from trainers.schema.training import Goal
 
-RESULTS = Path(__file__).parents[2] / "bench" / "results"
 QUICK = [name for name in METHODS if not name.startswith("GP")]
 REPEATED = [*QUICK, pytest.param("GP", marks=pytest.mark.slow), pytest.param("GP + ASHA", marks=pytest.mark.slow)]
 GOAL = Goal(metric="robust_accuracy", at_least={"clean_accuracy": 0.5})
@@ -22,26 +20,28 @@ GOAL = Goal(metric="robust_accuracy", at_least={"clean_accuracy": 0.5})
 
 @pytest.fixture(scope="module")
 def table() -> Table:
-    return Table.read(RESULTS / "search-space.jsonl")
+    return COLOR_SHAPES.table()
 
 
 def params(*point: float) -> dict[str, float]:
-    return dict(zip(SPACE, point, strict=True))
+    return dict(zip(COLOR_SHAPES.search, point, strict=True))
 
 
 def flat(clean: float, robust: float, seconds: float = 1.0, epochs: int = 6):
     return ((clean, robust, seconds),) * epochs
 
 
-def test_the_whole_grid_is_measured_and_every_level_has_its_share_of_the_range(table):
-    assert len(table.curves) == 5 * 4 * 4 * 3
+@pytest.mark.parametrize("landscape", [pytest.param(each, id=name) for name, each in LANDSCAPES.items()])
+def test_the_whole_grid_is_measured_and_every_level_has_its_share_of_the_range(landscape):
+    table = landscape.table()
+    assert sorted(table.curves) == sorted(tuple(point.values()) for point in landscape.points())
     for path, levels in table.levels.items():
-        entry = SPACE[path].get("of_model", SPACE[path])
+        entry = landscape.entry(path)
         place = math.log if entry.get("log") else float
         low, high = place(entry["low"]), place(entry["high"])
         drawn = [low + (high - low) * (i + 0.5) / 4000 for i in range(4000)]
         rest = {name: values[0] for name, values in table.levels.items()}
-        column = list(SPACE).index(path)
+        column = table.paths.index(path)
         values = [math.exp(x) if entry.get("log") else x for x in drawn]
         snapped = [table.snap({**rest, path: value})[column] for value in values]
         shares = [snapped.count(level) / 4000 for level in levels]
@@ -205,6 +205,14 @@ def test_a_target_that_most_searches_miss_has_no_median_time():
     assert reach(np.array([3.0, 4.0, 5.0, 6.0, math.inf]), 10.0)["median"] == 5.0
 
 
+def test_what_is_kept_of_a_search_says_the_same_at_every_moment():
+    found = Replay((0.0, 2.0, 5.0, 9.0), (0.1, 0.2, 0.2, 0.3), 0.3, 2, 1, 0)
+    again = Replay(**kept(found))
+    assert again.times == [0.0, 2.0, 9.0]
+    assert [again.at(clock) for clock in (0, 1.9, 2, 7, 9, 50)] == [found.at(clock) for clock in (0, 1.9, 2, 7, 9, 50)]
+    assert (again.claimed, again.complete, again.pruned) == (0.3, 2, 1)
+
+
 def test_wins_are_counted_seed_by_seed_and_ranks_share_ties():
     ours, theirs = np.array([1.0, 2.0, 3.0]), np.array([1.0, 1.0, 4.0])
     assert wins(ours, theirs) == {"better": 1, "same": 1, "worse": 1}
@@ -227,10 +235,10 @@ def test_the_page_takes_its_tables_again_and_again_and_keeps_its_words():
         "random": [Replay((0.0, 5.0), (0.1, 0.2), 0.3, 2, 0, 0)] * 3,
         "TPE": [Replay((0.0,), (0.3,), 0.4, 2, 1, 0)] * 3,
     }
-    record = {"scenes": {"one": summarise(runs, budgets=(4, 8), unit_seconds=1.0, reference="random")}}
+    lines = list(markdown(summarise(runs, budgets=(4, 8), unit_seconds=1.0, reference="random")))
     page = "before\n<!-- table: one -->\n<!-- end -->\nafter\n<!-- table: two -->\nkept\n<!-- end -->\n"
-    once = filled(page, record)
-    assert filled(once, record) == once
+    once = filled(page, "one", lines)
+    assert filled(once, "one", lines) == once
     assert "| TPE | 30.0 ± 0.0 | 30.0 ± 0.0 | 40.0 | 3 / 0 / 0 | 1.0 | 0 | 100 % | 2 / 1 |" in once
     assert "| random | 10.0 ± 0.0 | 20.0 ± 0.0 | 30.0 |  | 2.0 | 5 | 100 % | 2 / 0 |" in once
     assert once.startswith("before\n<!-- table: one -->\n| search |")
