@@ -155,15 +155,15 @@ def grid_facts(table: Table) -> dict[str, float]:
 def markdown(scene: Mapping[str, Any]) -> Iterator[str]:
     """The table of a scene."""
     budgets = scene["budgets"]
-    heads = ["search", *(f"after {b}" for b in budgets), "claims", "better / same / worse than random", "mean rank",
-             "compute to random's end", "reach it", "complete / stopped"]  # fmt: skip
+    heads = ["search", "seeds", *(f"after {b}" for b in budgets), "claims",
+             "better / same / worse than random", "mean rank", "compute to random's end", "reach it", "complete / stopped"]  # fmt: skip
     yield f"| {' | '.join(heads)} |"
     yield "| --- |" + " ---: |" * (len(heads) - 1)
     for name, found in scene["methods"].items():
         values = [f"{100 * each['mean']:.1f} ± {50 * (each['high'] - each['low']):.1f}" for each in found["budgets"]]
         wins, there = found["wins"], found["reach"]
         cells = [
-            name, *values, f"{100 * found['claimed']:.1f}",
+            name, str(found["seeds"]), *values, f"{100 * found['claimed']:.1f}",
             "" if wins is None else f"{wins['better']} / {wins['same']} / {wins['worse']}",
             f"{found['rank']:.1f}", reach(there, budgets[-1]), f"{100 * there['reached']:.0f} %",
             f"{found['complete']:.0f} / {found['pruned']:.0f}",

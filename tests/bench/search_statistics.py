@@ -21,22 +21,26 @@ def summarise(
     """Per method: value at every budget, comparison with `reference` seed by seed, compute to its final best.
 
     Compute is time in units of `unit_seconds`. The target is the median of the reference's values at the last budget;
-    a search that does not reach it by then is censored there: its time is greater than the last budget.
+    a search that does not reach it by then is censored there: its time is greater than the last budget. Methods may
+    have been run with fewer seeds, the first ones: those are compared that both have, and ranked that all have.
     """
     at = {
         name: np.array([[run.at(b * unit_seconds) for b in budgets] for run in found]) for name, found in runs.items()
     }
     target = float(np.median(at[reference][:, -1]))
-    ranks = mean_ranks({name: values[:, -1] for name, values in at.items()})
+    common = min(map(len, at.values()))
+    ranks = mean_ranks({name: values[:common, -1] for name, values in at.items()})
     grid = np.linspace(0, budgets[-1], CURVE_POINTS)
     methods = {}
     for name, found in runs.items():
         curves = np.array([[run.at(x * unit_seconds) for x in grid] for run in found])
         low, high = interval(curves)
+        ours, theirs = (values[: min(len(found), len(at[reference])), -1] for values in (at[name], at[reference]))
         methods[name] = {
+            "seeds": len(found),
             "budgets": [_mean(at[name][:, place]) for place in range(len(budgets))],
-            "wins": None if name == reference else wins(at[name][:, -1], at[reference][:, -1]),
-            "difference": None if name == reference else _mean(at[name][:, -1] - at[reference][:, -1]),
+            "wins": None if name == reference else wins(ours, theirs),
+            "difference": None if name == reference else _mean(ours - theirs),
             "rank": ranks[name],
             "reach": reach(np.array([time_to(run, target) / unit_seconds for run in found]), budgets[-1]),
             "claimed": float(np.mean([run.claimed for run in found])),

@@ -233,13 +233,13 @@ def test_a_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
 def test_the_page_takes_its_tables_again_and_again_and_keeps_its_words():
     runs = {
         "random": [Replay((0.0, 5.0), (0.1, 0.2), 0.3, 2, 0, 0)] * 3,
-        "TPE": [Replay((0.0,), (0.3,), 0.4, 2, 1, 0)] * 3,
+        "TPE": [Replay((0.0,), (0.3,), 0.4, 2, 1, 0)] * 2,
     }
     lines = list(markdown(summarise(runs, budgets=(4, 8), unit_seconds=1.0, reference="random")))
     page = "before\n<!-- table: one -->\n<!-- end -->\nafter\n<!-- table: two -->\nkept\n<!-- end -->\n"
     once = filled(page, "one", lines)
     assert filled(once, "one", lines) == once
-    assert "| TPE | 30.0 ± 0.0 | 30.0 ± 0.0 | 40.0 | 3 / 0 / 0 | 1.0 | 0 | 100 % | 2 / 1 |" in once
-    assert "| random | 10.0 ± 0.0 | 20.0 ± 0.0 | 30.0 |  | 2.0 | 5 | 100 % | 2 / 0 |" in once
+    assert "| TPE | 2 | 30.0 ± 0.0 | 30.0 ± 0.0 | 40.0 | 2 / 0 / 0 | 1.0 | 0 | 100 % | 2 / 1 |" in once
+    assert "| random | 3 | 10.0 ± 0.0 | 20.0 ± 0.0 | 30.0 |  | 2.0 | 5 | 100 % | 2 / 0 |" in once
     assert once.startswith("before\n<!-- table: one -->\n| search |")
     assert once.endswith("|\n\n<!-- end -->\nafter\n<!-- table: two -->\nkept\n<!-- end -->\n")
