@@ -102,7 +102,7 @@ def validate(file: Path, as_json: bool) -> None:
         return
     methods, goal = " or ".join(spec.blocks()), " and ".join(spec.goal.at({}).names)
     click.echo(f"{file}: valid. Study {spec.name!r}: {counted(spec.budget.trials, 'trials')} of {methods}, "
-               f"{len(spec.dimensions())} searched parameters, goal: max {goal}")  # fmt: skip
+               f"{counted(len(spec.dimensions()), 'searched parameters')}, goal: max {goal}")  # fmt: skip
     for remark in [*remarks(spec), *(f"on this machine: {lack}" for lack in unprepared(spec))]:
         click.echo(f"  {remark}")
 

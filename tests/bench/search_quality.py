@@ -155,8 +155,10 @@ def grid_facts(table: Table) -> dict[str, float]:
 def markdown(scene: Mapping[str, Any]) -> Iterator[str]:
     """The table of a scene."""
     budgets = scene["budgets"]
-    heads = ["search", "seeds", *(f"after {b}" for b in budgets), "claims",
-             "better / same / worse than random", "mean rank", "compute to random's end", "reach it", "complete / stopped"]  # fmt: skip
+    heads = [
+        "search", "seeds", *(f"after {b}" for b in budgets), "claims", "better / same / worse than random", "mean rank",
+        "compute to random's end", "reach it", "complete / stopped",
+    ]  # fmt: skip
     yield f"| {' | '.join(heads)} |"
     yield "| --- |" + " ---: |" * (len(heads) - 1)
     for name, found in scene["methods"].items():
