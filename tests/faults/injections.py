@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from infra import storage
 from infra.stack import postgres_programs, processes, stack
 from study.artifacts.checkpoints import trial_prefix
-from tests.faults.stage import Stage, small_disk
+from tests.faults.stage import Stage, fill, small_disk
 from tests.support.services import hosts
 from tests.support.services.clock import Clock
 from tests.support.services.databases import postgres
@@ -261,9 +261,7 @@ def _fill(place: Callable[[Stage], Path], stage: Stage) -> Iterator[None]:
     if not os.path.ismount(place(stage)):
         raise RuntimeError(f"{place(stage)} is no disk of its own: run the suite as root")
     file = place(stage) / "full"
-    with open(file, "wb", buffering=0) as output, suppress(OSError):
-        while True:
-            output.write(bytes(1 << 16))
+    fill(file)
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ from tests.support.study_files import trained
 
 ROOT = Path(__file__).parents[2]
 OURS = ("AWS_", "MLFLOW_", "AGFT_", "RAY_")
-DISK_MB = 300
+DISK_MB = 6000  # for the checkpoints of many nested studies, deleted ones included, until SeaweedFS tidies up
 LIGHT = {
     "lag": 3, "resources": {"max_concurrent": 2}, "sampler": {"name": "tpe", "startup_trials": 3},
     "scheduler": {"name": "asha", "grace_fraction": 0.3, "reduction_factor": 2, "min_trials": 2, "finish": 1},
@@ -205,16 +205,30 @@ def service_home() -> Iterator[tuple[Path, Services]]:
 
 @contextmanager
 def small_disk(place: Path, megabytes: int = DISK_MB) -> Iterator[Path]:
-    """A folder with a file system of its own, in memory, where we are root; any folder elsewhere."""
+    """A folder with a file system of its own, in a sparse file, where we are root; any folder elsewhere."""
     place.mkdir(parents=True)
-    mounted = os.geteuid() == 0
-    if mounted:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", place], check=True)
+    if os.geteuid() != 0:
+        yield place
+        return
+    image = place.with_suffix(".img")
+    with open(image, "wb") as file:
+        file.truncate(megabytes << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, place], check=True)
     try:
         yield place
     finally:
-        if mounted:
-            subprocess.run(["umount", "-l", place], check=True)
+        subprocess.run(["umount", "-l", place], check=True)
+        image.unlink()
+
+
+def fill(file: Path) -> None:
+    """To the last byte of its disk."""
+    with open(file, "wb", buffering=0) as output, suppress(OSError):
+        os.posix_fallocate(output.fileno(), 0, shutil.disk_usage(file.parent).free)
+    with open(file, "ab", buffering=0) as output, suppress(OSError):
+        while True:
+            output.write(bytes(1 << 12))
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.services import Services
 from infra.stack import stack as embedded
-from tests.faults.stage import small_disk
+from tests.faults.stage import fill, small_disk
 
 FOLDERS = [f"place-{number}" for number in range(24)]  # spread over all parts of SeaweedFS's index
 
@@ -52,13 +51,6 @@ def client(services: Services) -> Client:
         ),
         services.bucket,
     )  # fmt: skip
-
-
-def fill(file: Path) -> None:
-    """To the last byte of its disk."""
-    with open(file, "wb", buffering=0) as output, suppress(OSError):
-        while True:
-            output.write(bytes(1 << 16))
 
 
 @pytest.mark.slow
