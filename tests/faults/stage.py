@@ -95,11 +95,14 @@ class Stage:
     # --- the study -----------------------------------------------------------------------------------------------
 
     def create(self, name: str, trials: int | None = None) -> None:
-        """A new study whose unmodified model counts as measured."""
+        """A new study; of light trials the unmodified model counts as measured."""
         self.home.mkdir(parents=True, exist_ok=True)
         self.database = self.database or f"sqlite:///{self.home}/studies.db"
         self.spec, self.rows, self.killed = self.kind.spec(name, trials), [], {}
-        create_measured(self.store, self.spec)
+        if self.kind.seconds:
+            create_measured(self.store, self.spec)
+        else:
+            self.store.create(self.spec)
 
     @property
     def store(self) -> StudyStore:
