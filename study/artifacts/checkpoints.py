@@ -25,6 +25,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from infra import storage
 from infra.errors import ChecksumMismatch, Conflict, Missing, ServiceError
@@ -131,8 +132,23 @@ def _delete_older(prefix: str, stored: int) -> None:
         storage.delete(old)
 
 
+def begin_group(
+    place: tuple[str, str, int, int], known: Mapping[str, Weights], say: Callable[[str], None],
+    repeat: Callable[..., Any] = lambda step, *given: step(*given),
+) -> int:  # fmt: skip
+    """Claim a prefix for this group of workers, and copy to it what the trial goes on from; the group's number.
+
+    Called by one process of a group. `place`: bucket, study, trial, token. `known`: role -> what the study has on
+    record. `repeat` calls a step again while S3 is away: two steps, so that who waits in the second takes no other
+    number.
+    """
+    group: int = repeat(claim_group, *place)
+    repeat(inherit, *place, group, known, say)
+    return group
+
+
 def claim_group(bucket: str, slug: str, number: int, token: int) -> int:
-    """Take the next group's prefix, which nobody else writes to. Called by one process of a group."""
+    """Take the next group's prefix, which nobody else writes to."""
     group = 1
     while not _is_first(f"{scratch_prefix(bucket, slug)}/claims/{number}/a{token:06d}.{group:03d}"):
         group += 1
@@ -140,8 +156,8 @@ def claim_group(bucket: str, slug: str, number: int, token: int) -> int:
 
 
 def inherit(
-    bucket: str, slug: str, number: int, token: int, group: int, known: Mapping[str, Weights] | None = None,
-    say: Callable[[str], None] = log.warning,
+    bucket: str, slug: str, number: int, token: int, group: int, known: Mapping[str, Weights],
+    say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Copy to the prefix of a group what the trial goes on from, before all of its processes `fetch_state`.
 
@@ -162,7 +178,7 @@ def inherit(
         except (ChecksumMismatch, Missing) as error:
             damaged.append(found)
             say(f"a damaged checkpoint is passed over, and the one before it is taken: {error}")
-    if not copied and known and "latest" in known:
+    if not copied and "latest" in known:
         try:
             _copy({role: _File(w.uri, "", role, At(0, 0), w.sha256[:16]) for role, w in known.items()}, own)
         except (ChecksumMismatch, Missing) as error:

@@ -27,7 +27,7 @@ from ray.train.v2.api.exceptions import PreemptionError
 
 from infra.provenance import provenance
 from infra.s3 import is_away
-from study.artifacts.checkpoints import SharedPrefix, attempt_prefix, claim_group, fetch_state, inherit, keep_file
+from study.artifacts.checkpoints import SharedPrefix, attempt_prefix, begin_group, fetch_state, keep_file
 from study.artifacts.sources import use_s3_data, use_s3_weights
 from study.driver.away import Patience
 from study.driver.board import (
@@ -163,14 +163,9 @@ def train_order(order: TrialOrder) -> Ending:
             inside.advance()
         return kept
 
-    def claim() -> int:  # in two steps: one that waits for S3 in the second takes no other number
-        group: int = patiently(claim_group, *place)
-        patiently(inherit, *place, group, order.known, partial(remark, board, order.number))
-        return group
-
     wiring = Wiring(
         arrive=partial(announce, board, order.number, "worker"),
-        claim=claim,
+        claim=partial(begin_group, place, order.known, partial(remark, board, order.number), patiently),
         fetch=partial(patiently, fetch_state, attempt),
         keep=keep,
         report=partial(_report, board, order),

@@ -23,7 +23,7 @@ from math import log2, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.artifacts.checkpoints import attempt_prefix, claim_group, fetch_state, inherit, keep_file
+from study.artifacts.checkpoints import attempt_prefix, begin_group, fetch_state, keep_file
 from study.driver.away import Patience
 from study.driver.board import Inside, announce, ask_board, board_name, remark, tell_wait
 from study.driver.trial import TrialOrder
@@ -153,8 +153,7 @@ def _train(plan: Plan, order: TrialOrder, fault: str, board: str, folder: Path, 
     place = (order.bucket, order.study, order.number, order.token)
     patiently = Patience(partial(tell_wait, board, order.number), order.patience)
     attempt, say = attempt_prefix(*place), partial(remark, board, order.number)
-    group = patiently(claim_group, *place)
-    patiently(inherit, *place, group, order.known, say)
+    group = begin_group(place, order.known, say, patiently)
     restored = patiently(fetch_state, attempt, group, folder)
     kept: dict[str, Weights | None] = {"latest": restored.latest, "best": restored.best} if restored else {}
     state = json.loads(restored.state.read_text())["history"] if restored else []

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from infra import storage
 from infra.services import Services
 from study.artifacts.checkpoints import (
     attempt_prefix,
-    claim_group,
+    begin_group,
     delete_superseded,
     fetch_state,
     inherit,
@@ -24,6 +25,8 @@ from study.artifacts.checkpoints import (
     scratch_prefix,
     trial_prefix,
 )
+from study.driver.away import Patience
+from tests.support.services.gate import gate
 from trainers.schema.records import At, Weights
 from trainers.wiring import Restored
 
@@ -43,9 +46,7 @@ class Place:
         return trial_prefix(self.bucket, self.slug, 0)
 
     def claim(self, token: int, known: dict[str, Weights] | None = None) -> int:
-        group = claim_group(self.bucket, self.slug, 0, token)
-        inherit(self.bucket, self.slug, 0, token, group, known, self.said.append)
-        return group
+        return begin_group((self.bucket, self.slug, 0, token), known or {}, self.said.append)
 
     def keep(self, token: int, group: int, *, stored: int = 0, **contents: str) -> dict[str, Weights]:
         """Write `role=content` as that group, each of the epoch that its first number says; role -> file."""
@@ -232,3 +233,31 @@ def test_a_trial_whose_every_checkpoint_is_damaged_starts_anew_and_it_is_said(pl
     assert place.claim(8, only) == 1
     assert place.fetch(8, 1) is None
     assert "starts anew" in place.said[-1]
+
+
+def test_who_waits_for_s3_between_claiming_and_copying_takes_one_number(
+    place: Place, service_environment: Services
+) -> None:
+    """Also through two outages in the middle of copying."""
+    place.claim(7)
+    place.keep(7, 1, best="best of 1", latest="epoch 1")
+    with gate(service_environment.s3_endpoint) as endpoint, pytest.MonkeyPatch.context() as through:
+        through.setenv("AWS_ENDPOINT_URL", endpoint.address)
+        waits: list[str] = []
+
+        def tell(reason: str) -> str:
+            waits.append(reason)
+            endpoint.habit = "busy" if len(waits) < 2 else ""
+            return "continue"
+
+        def repeat(step: Callable[..., Any], *given: Any) -> Any:
+            endpoint.habit = "busy" if step is inherit else ""
+            return Patience(tell, 60.0)(step, *given)
+
+        assert begin_group((place.bucket, place.slug, 0, 7), {}, place.said.append, repeat) == 2
+    assert len([reason for reason in waits if reason]) == 2
+    restored = place.fetch(7, 2)
+    assert restored is not None
+    assert restored.state.read_text() == "epoch 1"
+    claims = storage.list_objects(f"{scratch_prefix(place.bucket, place.slug)}/claims/")
+    assert [each.uri.rpartition("/")[2] for each in claims] == ["a000007.001", "a000007.002"]
