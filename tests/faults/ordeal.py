@@ -20,14 +20,23 @@ from tests.faults.driven import LEFT_OVER
 from tests.faults.injections import Fault, NothingThere
 from tests.faults.invariants import broken, in_mlflow
 from tests.faults.stage import Kind, Stage, stage
+from tests.support.light import BASELINE
 from tests.support.services.real_run import wait_until_gone
 from tests.support.worlds import found, run_world
+from trainers.schema.records import Measurement
 
-Reference = Callable[[int], list[dict[str, Any]]]
 LOOK_SECONDS = 0.3
 STALL_SECONDS = 400.0  # nothing new in the store for so long, though nothing is broken any more
 GONE_SECONDS = 40.0
 MOST_DRIVERS, MOST_MISSED = 40, 3  # drivers of one study, studies in a row that no fault has struck
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What so many trials find without any fault, from `baseline`, the unmodified model's accuracies."""
+
+    found: Callable[[int], list[dict[str, Any]]]
+    baseline: Measurement
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,7 @@ def endure(
 ) -> Result:
     """Studies under `fault` until it has struck so many times, or for so long (the last one is driven to its end).
 
-    `reference`: what so many trials find undisturbed; `trials`: of a study, where it is not to be as usual.
+    `trials`: of a study, where it is not to be as usual.
     """
     result, began = Result(name, stage.kind.name), time.monotonic()
     missed = 0
@@ -188,7 +197,7 @@ def _one_study(
     if ended:
         if list(in_mlflow(stage, stage.study(), stage.store.trials())):
             stage.start().wait(600)  # what MLflow lacks is sent again by the next driver
-        violations = broken(stage, reference(stage.trials))
+        violations = broken(stage, reference.found(stage.trials))
         result.violations += [f"{stage.name}: {violation}" for violation in violations]
         result.completed += not violations
     result.drivers += stage.drivers - first
@@ -226,18 +235,18 @@ def _last_words(stage: Stage) -> str:
 
 
 def undisturbed(folder: Path, services: Services, kind: Kind) -> Reference:
-    """What so many trials of this kind find without any fault: light ones are simulated, others run once, and of a
-    longer study of theirs only the first trials can be compared."""
+    """Of this kind: light trials are simulated, others run once, and of a longer study of theirs only the first trials
+    can be compared."""
 
     @cache
     def simulated(trials: int) -> list[dict[str, Any]]:
         return run_world(f"sqlite:///{folder}/world-{trials}.db", kind.spec("world", trials), seed=1, kills=0.0)
 
-    @cache
-    def driven() -> list[dict[str, Any]]:
-        with stage(folder, services, kind, random.Random(1)) as alone:
-            alone.create("undisturbed")
-            assert alone.start().wait(1200) == 0, _last_words(alone)
-            return found(alone.store)
-
-    return simulated if kind.seconds else lambda trials: driven()
+    if kind.seconds:
+        return Reference(simulated, BASELINE)
+    with stage(folder, services, kind, random.Random(1), None) as alone:
+        alone.create("undisturbed")
+        assert alone.start().wait(1200) == 0, _last_words(alone)
+        driven, measured = found(alone.store), alone.study().baseline
+    assert measured is not None
+    return Reference(lambda trials: driven, measured)

@@ -28,6 +28,7 @@ from tests.support.services.clock import Clock
 from tests.support.services.gate import Gate, gate
 from tests.support.services.hosts import Hosts
 from tests.support.study_files import trained
+from trainers.schema.records import Measurement
 
 ROOT = Path(__file__).parents[2]
 OURS = ("AWS_", "MLFLOW_", "AGFT_", "RAY_")
@@ -56,7 +57,7 @@ class Kind:
                      "optimizer": {"name": "adamw", "lr": 5e-4}}  # fmt: skip
             return light_study(name, **LIGHT, budget=budget, train=train)
         blocks = {
-            "train": f"{{epochs: {self.epochs}, batch_size: 64, samples_per_epoch: 1024}}", "lag": "2",
+            "train": f"{{epochs: {self.epochs}, batch_size: 64, samples_per_epoch: 512}}", "lag": "2",
             "data": "{train: tiny-color-shapes, dev: [tiny-shapes, tiny-digits], confirm: [tiny-colors], "
             "final: [tiny-letters]}",
             "resources": "{workers: 1, cpus_per_worker: 1, max_concurrent: 2}",
@@ -79,6 +80,7 @@ class Stage:
     mlflow: Gate
     kind: Kind
     moments: random.Random
+    baseline: Measurement | None  # of the unmodified model, for studies that do not measure it
     spec: StudyConfig | None = None
     database: str = ""
     before: tuple[str, ...] = ()  # what drivers are started by
@@ -95,14 +97,14 @@ class Stage:
     # --- the study -----------------------------------------------------------------------------------------------
 
     def create(self, name: str, trials: int | None = None) -> None:
-        """A new study; of light trials the unmodified model counts as measured."""
+        """A new study."""
         self.home.mkdir(parents=True, exist_ok=True)
         self.database = self.database or f"sqlite:///{self.home}/studies.db"
         self.spec, self.rows, self.killed = self.kind.spec(name, trials), [], {}
-        if self.kind.seconds:
-            create_measured(self.store, self.spec)
-        else:
+        if self.baseline is None:
             self.store.create(self.spec)
+        else:
+            create_measured(self.store, self.spec, self.baseline)
 
     @property
     def store(self) -> StudyStore:
@@ -235,11 +237,13 @@ def fill(file: Path) -> None:
 
 
 @contextmanager
-def stage(folder: Path, services: Services, kind: Kind, moments: random.Random) -> Iterator[Stage]:
+def stage(
+    folder: Path, services: Services, kind: Kind, moments: random.Random, baseline: Measurement | None
+) -> Iterator[Stage]:
     """Gates before the services, and a home for drivers; every process of it is ended."""
     home = Path(tempfile.mkdtemp(prefix="home-", dir=folder))
     with gate(services.s3_endpoint) as s3, gate(services.mlflow_uri, own_host=True) as mlflow:
-        made = Stage(folder, home, services, s3, mlflow, kind, moments)
+        made = Stage(folder, home, services, s3, mlflow, kind, moments, baseline)
         try:
             yield made
         finally:

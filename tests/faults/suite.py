@@ -34,7 +34,7 @@ def suffer(
     """One fault on one kind of trials, at moments that the seed decides, as far as machines allow."""
     fault, moments = FAULTS[name], random.Random(f"{wanted.seed}/{name}/{kind.name}")
     try:
-        with stage(folder, services, kind, moments) as made, fault.setting(made):
+        with stage(folder, services, kind, moments, known.baseline) as made, fault.setting(made):
             return endure(made, name, fault, getattr(wanted, kind.name), known, seconds=wanted.seconds,
                           trials=wanted.trials)  # fmt: skip
     except Exception as error:  # the other faults have their turn all the same
@@ -71,18 +71,20 @@ def main() -> int:
         use(services)
         logging.getLogger("agft.tracking").setLevel(logging.ERROR)  # simulated studies have no MLflow
         for kind in KINDS.values():
+            chosen = [name for name in names if kind.name in FAULTS[name].kinds]
+            if not chosen or not getattr(wanted, kind.name):
+                continue
             known = undisturbed(folder, services, kind)
-            for name in names:
-                if getattr(wanted, kind.name) and kind.name in FAULTS[name].kinds:
-                    result = suffer(folder, services, name, kind, known, wanted)
-                    print(line(result), flush=True)
-                    bad += len(result.violations)
-                    if wanted.write and result.studies:
-                        page.keep({**result.record(), "seed": wanted.seed, "commit": commit, "day": _today()})
-                    if wanted.keep:
-                        wanted.keep.mkdir(parents=True, exist_ok=True)
-                        for log in folder.glob("*.log"):
-                            shutil.copy(log, wanted.keep)
+            for name in chosen:
+                result = suffer(folder, services, name, kind, known, wanted)
+                print(line(result), flush=True)
+                bad += len(result.violations)
+                if wanted.write and result.studies:
+                    page.keep({**result.record(), "seed": wanted.seed, "commit": commit, "day": _today()})
+                if wanted.keep:
+                    wanted.keep.mkdir(parents=True, exist_ok=True)
+                    for log in folder.glob("*.log"):
+                        shutil.copy(log, wanted.keep)
     if wanted.write:
         page.write()
     return min(bad, 1)

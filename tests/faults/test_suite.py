@@ -35,12 +35,13 @@ LIGHT = KINDS["light"]
 
 
 def test_what_is_lost_or_changed_in_a_study_is_seen(tmp_path: Path) -> None:
-    with stage(tmp_path, NOWHERE, LIGHT, random.Random(7)) as made:
+    known = undisturbed(tmp_path, NOWHERE, LIGHT)
+    with stage(tmp_path, NOWHERE, LIGHT, random.Random(7), known.baseline) as made:
         made.create("seen", 3)
         assert made.spec is not None
         run_world(made.database, made.spec, seed=2)
         made.store.release(made.store.acquire(owner_identity()), "finished")
-        reference = undisturbed(tmp_path, NOWHERE, LIGHT)(3)
+        reference = known.found(3)
 
         def seen() -> str:
             given = made, made.study(), made.store.trials()
@@ -63,7 +64,8 @@ SLOW = ("trial", "driver", "mlflow-middle", "sqlite", "postgres", "twice", "chec
 @pytest.mark.parametrize("name", SLOW)
 def test_a_study_goes_through_a_fault(service_environment: Services, tmp_path: Path, name: str) -> None:
     known = undisturbed(tmp_path, service_environment, LIGHT)
-    with stage(tmp_path, service_environment, LIGHT, random.Random(7)) as made, FAULTS[name].setting(made):
+    given = service_environment, LIGHT, random.Random(7), known.baseline
+    with stage(tmp_path, *given) as made, FAULTS[name].setting(made):
         result = endure(made, name, FAULTS[name], 2, known)
     assert (result.times, result.violations) == (2, [])
 
