@@ -13,6 +13,10 @@ RuntimeError
 
 from __future__ import annotations
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: the disk here is full, or our share of it
+
 
 class UserError(ValueError):
     """The input or the environment is wrong. The message names the variable, the value and the rule."""

@@ -8,7 +8,6 @@ request, so a file that was written again is read again.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from boto3.exceptions import Boto3Error, S3UploadFailedError
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError, ProfileNotFound
 
-from infra.errors import Away, ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, UserError
+from infra.errors import FULL, Away, ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, UserError
 from infra.services import CHAIN, LOOPBACK, s3_address
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ REMEDIES = {
     "PermanentRedirect": "; set AWS_REGION and AWS_ENDPOINT_URL to the bucket's",
 }
 KEYS_REMEDY = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def client() -> S3Client:

@@ -7,7 +7,10 @@ over a few functions (`Wiring`), picklable by reference.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
+import os
+import shutil
 import sys
 import tempfile
 import time
@@ -34,6 +37,7 @@ from trainers.wiring import Wiring
 Done = TypeVar("Done")
 
 SIGN_SECONDS = 10.0
+FOLDER = "agft-trial-"
 
 
 def train_on_worker(settings: dict[str, Any]) -> Ending:
@@ -106,13 +110,42 @@ def _noted(interrupted: list[Interrupted]) -> Iterator[None]:
         interrupted.append(error)
 
 
+@contextlib.contextmanager
+def own_folder() -> Iterator[Path]:
+    """A folder of this process's, for as long as it lives.
+
+    A process that is killed leaves its own, with a state of gigabytes. Nobody else knows them, so who comes next on the
+    machine removes those that nobody holds.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with contextlib.suppress(OSError), _held(left):  # another one's, or another user's, or gone meanwhile
+            shutil.rmtree(left)
+    new = Path(tempfile.mkdtemp(prefix=".agft-trial-"))
+    with _held(new):  # before it has the name that others look for
+        folder = new.rename(new.with_name(f"{FOLDER}{new.name.rpartition('-')[2]}"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Inside, it is this process's; `OSError` where it is another one's."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
+
+
 def _run(config: TrialConfig, wiring: Wiring, *, threads: int, gpus: float) -> Outcome:
     torch.set_num_threads(max(1, threads))
     chief = distributed.rank() == 0
     wiring.arrive()
     provenance = {**wiring.provenance(), "entries": outside_entries(config)}
-    with tempfile.TemporaryDirectory(prefix="agft-trial-") as folder:
-        workdir = Path(folder)
+    with own_folder() as workdir:
         group = distributed.broadcast_int(_together(lambda: wiring.claim() if chief else 0))
         restored = _together(partial(wiring.fetch, group, workdir))
         kept: dict[str, Weights | None] = {"latest": restored.latest, "best": restored.best} if restored else {}

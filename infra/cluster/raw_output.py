@@ -9,8 +9,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ def raw_log() -> Path:
 
 
 def note(text: str) -> Path:
-    """Add to the file (mode 0600); its path, to be named in a message."""
+    """Add to the file (mode 0600) if its disk has room; its path, to be named in a message."""
     path = raw_log()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}\n{text}\n")
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}\n{text}\n")
     return path
 
 
@@ -62,9 +64,21 @@ def apart() -> Iterator[None]:
         os.dup2(terminal, 2)
         os.close(terminal)
         shown.close()
-        file.close()
+        with suppress(OSError):
+            file.close()
         if path.stat().st_size == empty:
             path.unlink()
+
+
+class _Quiet(logging.StreamHandler[Any]):
+    """What a full disk does not take is no error."""
+
+    def handleError(self, record: logging.LogRecord) -> None: ...
+
+
+def _print(file: Any, data: Mapping[str, Any], ignore_prefix: object) -> None:
+    with suppress(OSError):
+        file.write("\n".join(data["lines"]) + "\n")
 
 
 def _loggers(file: Any) -> Any:
@@ -72,9 +86,9 @@ def _loggers(file: Any) -> Any:
     import ray._private.worker as worker
 
     logger, before, prints = logging.getLogger("ray"), logging.getLogger("ray").handlers[:], worker.print_to_stdstream
-    logger.handlers = [logging.StreamHandler(file)]
+    logger.handlers = [_Quiet(file)]
     logger.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(filename)s:%(lineno)s %(message)s"))
-    worker.print_to_stdstream = lambda data, ignore_prefix: file.write("\n".join(data["lines"]) + "\n")
+    worker.print_to_stdstream = partial(_print, file)
 
     def undo() -> None:
         logger.handlers, worker.print_to_stdstream = before, prints

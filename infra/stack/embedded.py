@@ -203,7 +203,7 @@ def database_address(home: Path) -> str | None:
         return None
     state = json.loads((home / "state.json").read_text()) if (home / "state.json").exists() else {}
     entry = state.get("postgres", {})
-    started = (int(entry["pid"]), float(entry["started"])) if "pid" in entry else None
+    started = (int(entry["pid"]), str(entry["started"])) if "pid" in entry else None
     if not processes.alive(started):
         raise ServiceError("studies are in the embedded PostgreSQL, which does not run: agft stack up")
     password = credentials(home)["postgres_password"]

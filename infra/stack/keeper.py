@@ -17,7 +17,7 @@ from infra.errors import ServiceError, UserError
 from infra.stack.processes import alive, bound_logs
 
 LOOK_SECONDS = 2.0
-FULL = "no space left on device"
+REFUSED = "no space left on device"
 ROOM_BYTES = 32 << 20
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0
 
@@ -45,7 +45,7 @@ class FullDisk:
         if size > self.read:
             with open(self.log, "rb") as log:
                 log.seek(self.read)
-                self.met = FULL.encode() in log.read(size - self.read) or self.met
+                self.met = REFUSED.encode() in log.read(size - self.read) or self.met
             self.read = size
         return self.met and shutil.disk_usage(self.folder).free > ROOM_BYTES
 

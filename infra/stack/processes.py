@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from infra.errors import ServiceError
+from infra.process import began, lives
 
 # Every process of a service inherits this variable, so they are found even when the state file is lost.
 MARKER = "AGFT_STACK_SERVICE"
@@ -24,7 +25,7 @@ PORTS = range(20000, 32000)  # below the kernel's range for outgoing connections
 LOG_LIMIT_BYTES = 16_000_000
 TAIL_BYTES = 20_000
 
-Started = tuple[int, float]  # process id, and start time in seconds since the epoch: together they are never reused
+Started = tuple[int, str]  # process id, and when it `began`: together they are never reused
 
 
 def write_private(path: Path, data: bytes | str) -> None:
@@ -135,7 +136,7 @@ def spawn(
         )
     finally:
         os.close(descriptor)
-    return process.pid, psutil.Process(process.pid).create_time()
+    return process.pid, began(process.pid)
 
 
 def own_environment(*dropped: str) -> dict[str, str]:
@@ -151,13 +152,7 @@ def own_environment(*dropped: str) -> dict[str, str]:
 
 def alive(started: Started | None) -> bool:
     """Whether that very process still runs (a zombie does not)."""
-    if started is None:
-        return False
-    try:
-        process = psutil.Process(started[0])
-        return abs(process.create_time() - started[1]) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return started is not None and lives(*started)
 
 
 def members(mark: str) -> list[psutil.Process]:

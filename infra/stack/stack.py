@@ -244,7 +244,7 @@ def _ports(home: Path, settings: Settings, *, choose: bool = True) -> dict[str, 
 def _healthy(home: Path, service: Service) -> bool:
     """Whether the recorded process lives, was started for today's addresses, and answers an authorised request."""
     entry = _state(home).get(service.name, {})
-    started = (int(entry["pid"]), float(entry["started"])) if "pid" in entry else None
+    started = (int(entry["pid"]), str(entry["started"])) if "pid" in entry else None
     deadline = time.monotonic() + PATIENCE_SECONDS
     while processes.alive(started) and entry["needs"] == service.needs and entry["ports"] == service.ports:
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from infra.errors import FULL
 from infra.services import go_direct
 from study.cli.edge import ANSWERED, answer, checked_names, hear_interrupts
 
@@ -109,6 +110,10 @@ class Agft(click.Group):
         try:
             return super().invoke(ctx)
         except ANSWERED as error:
+            sys.exit(answer(error))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
             sys.exit(answer(error))
 
 

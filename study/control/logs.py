@@ -12,14 +12,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from infra import storage
-from infra.errors import ServiceError
+from infra.errors import FULL, ServiceError
 from study.artifacts.checkpoints import study_prefix
 from study.errors import SERVICE_ERRORS, USER_ERRORS, StudyFailed
 from study.results.status import live_state
@@ -44,19 +44,48 @@ def logs(bucket: str, study: StudyRow) -> list[storage.StoredObject]:
     return sorted(storage.list_objects(f"{log_prefix(bucket, study)}/"), key=lambda stored: stored.uri)
 
 
-class _Tee:
-    """A text stream that also writes to a file; everything else is the stream's."""
+@contextmanager
+def _while_full() -> Iterator[None]:
+    """Inside, a full disk is no error: what is printed is no reason to end a study. The file takes it later."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
 
-    def __init__(self, stream: IO[str], file: IO[str]) -> None:
+
+class _Log:
+    """The file of what is printed, a line at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115  # closed below
+
+    def write(self, text: str) -> int:
+        if not self.file.closed:  # a thread may hold on to a stream after the log has ended
+            with _while_full():
+                self.file.write(text)
+        return len(text)
+
+    def close(self) -> None:
+        with _while_full():
+            self.file.close()
+
+
+class _Tee:
+    """A text stream that also writes to a log; everything else is the stream's."""
+
+    def __init__(self, stream: IO[str], file: _Log) -> None:
         self.stream, self.file = stream, file
 
     def write(self, text: str) -> int:
-        if not self.file.closed:  # a thread may hold on to this stream after the log has ended
-            self.file.write(text)
-        return self.stream.write(text)
+        self.file.write(text)
+        with _while_full():
+            self.stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        self.stream.flush()
+        with _while_full():
+            self.stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -116,7 +145,7 @@ def copied_output(folder: Path, *, bucket: str, store: StudyStore) -> Iterator[C
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=0o600)
     before = sys.stdout, sys.stderr
-    with open(path, "w", encoding="utf-8", buffering=1) as file:
+    with closing(_Log(path)) as file:
         print(time.strftime("%Y-%m-%d %H:%M:%S %z"), "driver of", study.name, file=file)
         copier = _Copier(path, log_prefix(bucket, study), store)
         copier.start()

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from infra import process
 from trainers.schema.records import Answer, Decision, Sign
 
 NAMESPACE = "agft"
@@ -326,10 +325,8 @@ def _listen(serial: int, born: int, heard: int, board: Any) -> tuple[int, list[W
 
 def this_process(role: str) -> dict[str, Any]:
     """What somebody else needs to end this process and no other."""
-    return {
-        "role": role, "node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-    }  # fmt: skip
+    pid, began = process.this()
+    return {"role": role, "node": ray.get_runtime_context().get_node_id(), "pid": pid, "began": began}
 
 
 def announce(name: str, whose: int | str, role: str) -> None:

@@ -46,7 +46,7 @@ def reason_to_close(*, lost: bool, interrupted: bool, desired: str, over: str, a
     """The word and the sentence; two empty ones while trials may start. `over`: which limit is reached, if any; `away`:
     which service has been away for too long."""
     if lost:
-        return "lost", "another driver has taken over this study"
+        return "lost", "another driver has taken over this study, or may have: the database has been away for too long"
     if interrupted:
         return "pause", "interrupted"
     if desired in ("pause", "stop"):

@@ -241,7 +241,7 @@ class Driver:
 
     def obey(self, requests: list[dict[str, Any]]) -> None:
         """Run trials again, take trials out. A trial that still runs leaves first."""
-        for request in requests:
+        for request in (each for each in requests if each["id"] not in self.trials.obeyed):
             number = request["number"]
             if number in self.running and request["kind"] == "drop":
                 if number not in self.to_drop:
@@ -288,7 +288,8 @@ class Driver:
         """What a trial says: commit its epochs, judge it at a rung; or that it leaves."""
         if "ending" in result:
             self.endings[number] = Ending.model_validate_json(result["ending"])
-            self.seats.ends(number, worn=bool(result.get("worn")))
+            if "worn" in result:  # by its seat, not by Tune's process that has lost the board
+                self.seats.ends(number, worn=bool(result["worn"]))
         if "report" not in result or self.closing.word == "lost":
             return
         self.silence.hear(number, time.monotonic())
@@ -336,10 +337,8 @@ class Driver:
         return False
 
     def _bounded(self, number: int, ending: Ending) -> Ending:
-        """The ending, or a bug where the trial has lost its process too often while nothing else was wrong.
-
-        One that lacks a service so often that the others and we have pauses the study: it is no fault of the trial.
-        """
+        """The ending, or a bug where the trial has lost its process too often while nothing else was wrong. One that
+        lacks a service so often that the others and we have pauses the study: it is no fault of the trial."""
         if ending.outcome != "interrupted" or self.closing or self.outage.reason:
             return ending
         lost = self.losses[number] = self.losses.get(number, 0) + 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from study.errors import LeaseLost
+from study.errors import LeaseLost, StudyFailed
 from study.store.database import PATIENCE_SECONDS
 from study.store.requests import pending
 from study.store.rows import StudyRow
@@ -53,9 +53,9 @@ class Heartbeat(threading.Thread):
                 self.requests = pending(self.store)
             except LeaseLost:
                 return
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, StudyFailed) as error:
                 log.warning("the study database does not answer (%s)", type(error).__name__)
-                if clock - self.heard > PATIENCE_SECONDS:
+                if time.monotonic() - self.heard > PATIENCE_SECONDS:
                     return
 
     def stop(self) -> None:

@@ -52,7 +52,7 @@ from study.store.database import patient
 from study.store.lease import LeaseHeld, owner_identity
 from study.store.requests import pending
 from study.store.rows import TrialRow
-from study.store.store import StudyStore
+from study.store.store import DriverStore, StudyStore
 from study.tracking import EXPERIMENT, end_study, project_study, replay_of, study_key
 from trainers.schema.records import Ending, Measurement
 
@@ -135,7 +135,7 @@ def run_study(
     """
     fitting = _fitting(spec, cluster)
     notifier = Notifier.from_environment(os.environ)
-    store = StudyStore(database, spec.name)
+    store = DriverStore(database, spec.name)
     token = _acquire(store, say)
     reach("driver.acquired")
     tracker = Tracker(tracking_uri, EXPERIMENT, replay_of(store))

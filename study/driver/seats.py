@@ -47,7 +47,7 @@ class Seat:
         self.name, self.need = name, need
         self.number: int | None = None  # the trial that it serves
         self.order: tuple[int, int, str] | None = None  # as `Board.place` takes it
-        self.leaving = self.told = self.worn = False
+        self.leaving = self.told = self.worn = self.heard = False
         self.since = time.monotonic()  # idle
         self.run: threading.Thread | None = None
         self.error: Exception | None = None
@@ -104,7 +104,7 @@ class Seats:
                 return False
             seat = self.seats[name] = Seat(name, need)
         self.serial += 1
-        seat.number, seat.told = number, False
+        seat.number, seat.told, seat.heard = number, False, False
         return True
 
     def _ask(self, what: str, name: str, need: dict[str, float]) -> bool | None:
@@ -125,13 +125,13 @@ class Seats:
             seat.start(self._trainer(seat, self.work))
 
     def ends(self, number: int, *, worn: bool) -> None:
-        """The trial has said its last word. `worn`: its seat is to be made anew."""
+        """Its seat has said the trial's last word. `worn`: the seat is to be made anew."""
         if seat := self._of(number):
-            seat.worn = worn
+            seat.heard, seat.worn = True, worn
 
     def end(self, number: int, ending: Ending | None, *, goes_on: bool) -> None:
-        """Tune is done with the trial, which ended so; None where its seat does not know yet. `goes_on`: more trials
-        may start."""
+        """Tune is done with the trial, which ended so; None where nobody knows. Workers that have not said so
+        themselves may still be at it, and nobody would hear them: they are ended. `goes_on`: more trials may start."""
         seat = self._of(number)
         if seat is None:
             return
@@ -142,7 +142,7 @@ class Seats:
         well = ending is not None and ending.outcome in ("finished", "stopped")
         if not well or seat.worn or seat.over or not goes_on:
             self._leave(seat)
-        if ending is None and not seat.over:
+        if not seat.heard and not seat.over:
             kill_processes(self.board.ask("depart", seat.name, otherwise=[]))
 
     def step(self, clock: float) -> None:
@@ -151,7 +151,8 @@ class Seats:
             if seat.over and seat.number is None:
                 self._give_back(seat)
             elif seat.over and not seat.told and seat.order is not None:  # it went before its trial
-                ending = ending_of(seat.error) if seat.error else Ending.failed("bug", "the workers returned nothing")
+                left = Ending(outcome="interrupted", lost=True, message="its workers lost the driver's board")
+                ending = ending_of(seat.error) if seat.error else left  # a seat leaves by itself for no other reason
                 self.board.tell("end", seat.order[0], ending.model_dump_json(), True)
                 seat.told = True
         idle = [seat for seat in self.seats.values() if seat.idle and seat.run is not None]

@@ -16,6 +16,8 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from infra.process import began
+
 log = logging.getLogger("agft")
 FIRST_LIMIT_SECONDS = 3600.0  # before anything is known about this study's pace
 FLOOR_SECONDS = 300.0  # signs come every few seconds, but not while a state is stored or a graph compiled
@@ -69,13 +71,12 @@ class Silence:
         return found
 
 
-def _kill(pid: int, started: float) -> bool:
-    """SIGKILL to the process `pid` of this node, if it is still the one that started then."""
+def _kill(pid: int, since: str) -> bool:
+    """SIGKILL to the process `pid` of this node, if it is still the one that began then."""
     try:
-        process = psutil.Process(pid)
-        if abs(process.create_time() - started) > 1:
+        if began(pid) != since:
             return False
-        process.send_signal(signal.SIGKILL)
+        psutil.Process(pid).send_signal(signal.SIGKILL)
     except psutil.NoSuchProcess:
         return False
     return True
@@ -86,7 +87,7 @@ def kill_processes(processes: Sequence[Mapping[str, Any]]) -> int:
     task = ray.remote(num_cpus=0, max_retries=0)(_kill)
     pending = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(each["node"], soft=False)).remote(
-            each["pid"], each["started"]
+            each["pid"], each["began"]
         )
         for each in processes
     ]

@@ -60,6 +60,7 @@ class Trials:
         self.projection = Projection(store, self.proposer)
         self.rows: dict[int, TrialRow] = {}
         self.line: list[int] = []  # trials that are to be run again, all that ever were, in the order of asking
+        self.obeyed: set[int] = set()  # requests, which a beat may have read just before they were answered
 
     def open(self) -> None:
         """Read what is stored, and project it."""
@@ -209,8 +210,9 @@ class Trials:
         self.project_best()
 
     def obey(self, request: Mapping[str, Any]) -> str:
-        """Put a trial in line again, or take one out that does not run; what was done."""
+        """Put a trial in line again, or take one out that does not run, once; what was done."""
         number = request["number"]
+        self.obeyed.add(request["id"])
         if number not in self.rows:
             return "there is no such trial"
         if request["kind"] == "rerun":

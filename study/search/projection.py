@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from study.search.proposals import Proposer
 from study.search.samplers import directions
-from study.store.database import patient
+from study.store.database import impatience, patient
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
 
@@ -80,7 +80,7 @@ def optuna_storage(store: StudyStore) -> optuna.storages.BaseStorage:
     if store.engine.dialect.name == "sqlite":
         arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
     else:
-        arguments = {"pool_pre_ping": True}
+        arguments = {"pool_pre_ping": True, "connect_args": impatience(store.engine.url)}
     return optuna.storages.get_storage(optuna.storages.RDBStorage(store.url, engine_kwargs=arguments))
 
 

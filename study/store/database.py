@@ -30,6 +30,9 @@ AWAY = (OperationalError, InterfaceError)  # no answer, locked, full: what may b
 PATIENCE_SECONDS = 60.0  # a driver that was cut off, and replaced, must not hold its workers for longer
 MIGRATION_LOCK = 0x41474654  # a number of our own
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 5.0
+# Of libpq: a server that went without a word is noticed in half a minute; the system's own limits are 15 min and 2 h.
+LIBPQ = {"connect_timeout": 10, "tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5,
+         "keepalives_count": 3}  # fmt: skip
 
 
 def database_url(home: Path) -> str:
@@ -68,7 +71,7 @@ def engine_for(url: str) -> sa.Engine:
             path = Path(parsed.database)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
-        engine = sa.create_engine(parsed, pool_pre_ping=True)
+        engine = sa.create_engine(parsed, pool_pre_ping=True, connect_args=impatience(parsed))
     except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
         raise UserError(f"AGFT_STUDY_DB: not a usable database address: {error}") from None
     if engine.dialect.name == "sqlite":
@@ -79,6 +82,13 @@ def engine_for(url: str) -> sa.Engine:
         shown = parsed.render_as_string(hide_password=True)
         raise StudyFailed(f"the study database {shown} cannot be used: {' '.join(str(error.orig).split())}") from None
     return engine
+
+
+def impatience(address: sa.URL) -> dict[str, Any]:
+    """Arguments of a connection that is not to wait for ever; what the address says itself holds."""
+    if address.get_backend_name() != "postgresql" or not address.get_driver_name().startswith("psycopg"):
+        return {}
+    return {name: value for name, value in LIBPQ.items() if name not in address.query}
 
 
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
@@ -139,7 +149,7 @@ def patient(call: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(call)
     def persist(*args: P.args, **kwargs: P.kwargs) -> R:
-        deadline, pause = time.monotonic() + PATIENCE_SECONDS, FIRST_PAUSE_SECONDS
+        deadline, pause = 0.0, FIRST_PAUSE_SECONDS
         while True:
             try:
                 return call(*args, **kwargs)
@@ -147,7 +157,9 @@ def patient(call: Callable[P, R]) -> Callable[P, R]:
                 reason = away(error)
                 if not reason:
                     raise
-                if time.monotonic() > deadline:
+                clock = time.monotonic()
+                deadline = deadline or clock + PATIENCE_SECONDS  # a call may have hung for long before it failed
+                if clock > deadline:
                     raise StudyFailed(
                         f"the study database has not answered for {PATIENCE_SECONDS:.0f} s: {reason}"
                     ) from error

@@ -9,8 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from infra import process
 from study.errors import UserError
 
 
@@ -25,20 +24,17 @@ class LeaseHeld(UserError):
 
 def owner_identity() -> str:
     """This process, so that another can tell whether it still lives: host, pid, start time, and whose pid that is."""
-    return f"{socket.gethostname()}|{os.getpid()}|{psutil.Process().create_time():.2f}|{_numbering()}"
+    pid, began = process.this()
+    return f"{socket.gethostname()}|{pid}|{began}|{_numbering()}"
 
 
 def owner_is_gone(owner: str) -> bool:
     """Whether `owner` was a process of this host that has ended; false where that cannot be told from here."""
-    host, pid, started, numbering = owner.split("|")
+    host, pid, began, numbering = owner.split("|")
     ours = _numbering()
     if numbering != ours:
         return host == socket.gethostname() and _of_an_earlier_start(numbering, ours)
-    try:
-        process = psutil.Process(int(pid))
-        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - float(started)) > 1
-    except psutil.NoSuchProcess:
-        return True
+    return not process.lives(int(pid), began)
 
 
 def is_local(owner: str) -> bool:
@@ -50,12 +46,10 @@ def is_local(owner: str) -> bool:
 def _numbering() -> str:
     """Machine, its start, and process namespace: where a pid means the same. A host's name does not say it: machines
     are called alike, and a container may be called like its host."""
-    place = Path("/proc/sys/kernel/random/boot_id")
-    start = place.read_text().strip()[:13] if place.exists() else f"{psutil.boot_time():.0f}"
     namespace = Path("/proc/self/ns/pid")
     pids = re.sub(r"\D", "", os.readlink(namespace)) if namespace.exists() else ""
     machine = Path("/etc/machine-id")
-    return f"{machine.read_text().strip()[:12] if machine.exists() else ''}.{start}.{pids}"
+    return f"{machine.read_text().strip()[:12] if machine.exists() else ''}.{process.boot()}.{pids}"
 
 
 def _of_an_earlier_start(theirs: str, ours: str) -> bool:

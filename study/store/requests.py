@@ -23,6 +23,7 @@ def ask(store: StudyStore, kind: str, number: int, note: str) -> int:
 IN_LINE = "in line again"  # the answer to a request to run a trial again
 
 
+@patient
 def to_run_again(store: StudyStore) -> list[int]:
     """Trials that were asked for again, as often as that was granted, oldest first. Repetitions start in this order."""
     rows = _all(store, t.requests, t.requests.c.kind == "rerun", t.requests.c.outcome == IN_LINE)

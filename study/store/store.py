@@ -54,7 +54,8 @@ def _plain(value: Any) -> Any:
 
 
 class StudyStore:
-    """One study in one database. Reads need no lease; methods that take `token` are a driver's."""
+    """One study in one database. Reads need no lease; methods that take `token` are a driver's, which has a
+    `DriverStore`."""
 
     def __init__(self, url: str, name: str) -> None:
         self.url, self.name = url, name
@@ -377,3 +378,10 @@ class StudyStore:
             return [row._asdict() for row in connection.execute(statement)]
 
         return trial_rows(self.name, read(t.trials), read(t.epochs), read(t.verdicts), read(t.attempts))
+
+
+class DriverStore(StudyStore):
+    """A driver's: while the database is away it waits with what it reads, too."""
+
+    load = patient(StudyStore.load)
+    trials = patient(StudyStore.trials)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +105,40 @@ def test_a_seat_is_kept_after_a_trial_that_ended_well_and_after_no_other(odd):
 
 def test_no_placement_group_is_left(odd):
     assert odd["groups"] == []
+
+
+def test_workers_whose_trial_lost_its_tune_process_are_ended_and_it_goes_on_in_others(
+    cluster: Cluster, stack: Services, tmp_path: Path
+) -> None:
+    """They would train on, heard by nobody, while the trial waits for their slot."""
+    begun, gone = tmp_path / "begun", []
+
+    def slow(config: Any) -> list[tuple[float, float, float]]:
+        with open(begun, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return [(0.6, 0.3, 5.0)] * config["train"]["epochs"]
+
+    def kill() -> None:
+        while not begun.exists() or not begun.read_text():
+            time.sleep(0.2)
+        worker = psutil.Process(int(begun.read_text().split()[0]))
+        time.sleep(2)
+        for each in psutil.Process().children(recursive=True):
+            if each.name().startswith("ray::Impl"):
+                each.kill()
+        gone.extend(psutil.wait_procs([worker], timeout=20)[0])
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = drive(
+        cluster, stack, tmp_path, "unheard", Plan(curve=slow, scale=1.0), budget={"trials": 2},
+        resources={"max_concurrent": 1},
+    )  # fmt: skip
+    killer.join()
+    assert gone, "the workers have 30 s of training before them"
+    assert [row.state for row in found["rows"]] == ["complete"] * 2
+    assert len(set(begun.read_text().split())) == 2
+    assert any("interrupted" in line for line in found["said"])
 
 
 def test_two_hundred_trials_on_one_seat_take_no_more_memory_files_and_threads(

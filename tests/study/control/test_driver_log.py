@@ -6,10 +6,12 @@ import logging
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from infra import storage
+from infra.cluster import raw_output
 from study.control import logs as follow
 from study.control import logs as log_copy
 from study.control.logs import ENDED, copied_output, follow_logs, print_logs
@@ -64,6 +66,27 @@ def test_an_error_that_ends_the_driver_is_in_its_log(store, service_environment,
     with pytest.raises(ZeroDivisionError), copied_output(tmp_path / "logs", bucket=bucket, store=store):
         print(1 // 0)
     assert "ZeroDivisionError" in written(store, bucket)
+
+
+def test_a_full_disk_ends_no_study_because_of_what_is_printed(
+    store, service_environment, tmp_path, monkeypatch, capsys
+):
+    """Neither what is printed nor the error that ends the driver meanwhile is lost to the terminal."""
+    full = open("/dev/full", "w", buffering=1)  # noqa: SIM115  # the driver closes it
+    monkeypatch.setattr(log_copy._Log, "__init__", lambda log, path: setattr(log, "file", full))
+
+    def drive() -> None:
+        with copied_output(tmp_path / "logs", bucket=service_environment.bucket, store=store):
+            for epoch in range(3):
+                print("epoch", epoch)
+            raise StudyFailed("the cluster is gone")
+
+    with pytest.raises(StudyFailed, match="the cluster is gone"):
+        drive()
+    assert full.closed
+    assert capsys.readouterr().out == "epoch 0\nepoch 1\nepoch 2\n"
+    monkeypatch.setattr(raw_output, "raw_log", lambda: Path("/dev/full"))
+    assert raw_output.note("a dump") == Path("/dev/full")
 
 
 def test_a_process_that_does_not_drive_copies_nothing(store, service_environment, tmp_path):

@@ -16,11 +16,11 @@ from study.search.projection import delete_projection
 from study.spec.files import parse_study
 from study.store import database as database_module
 from study.store.archive import export_study, import_study
-from study.store.database import patient
+from study.store.database import impatience, patient
 from study.store.lease import LeaseHeld, owner_identity
 from study.store.requests import ask, pending
 from study.store.rows import Proposal
-from study.store.store import StudyStore, study_names
+from study.store.store import DriverStore, StudyStore, study_names
 from tests.support.epochs import commit, epoch_record, weights
 from tests.support.hand import Hand, in_optuna, measured
 from tests.support.study_files import minimal
@@ -237,6 +237,47 @@ def test_patience_has_an_end_that_is_named(monkeypatch):
 
     with pytest.raises(StudyFailed, match="no route"):
         away()
+
+
+@pytest.mark.parametrize("read", ["load", "trials"])
+def test_a_driver_waits_with_what_it_reads_and_a_terminal_does_not(tmp_path, read):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    StudyStore(url, SPEC.name).create(SPEC)
+    left: list[str] = []
+
+    def refuse(connection, cursor, statement, *_):
+        if left:
+            raise sa.exc.OperationalError(statement, {}, Exception(left.pop()))
+
+    sa.event.listen(StudyStore(url, SPEC.name).engine, "before_cursor_execute", refuse)
+    left.append("the server restarts")
+    with pytest.raises(sa.exc.OperationalError):
+        getattr(StudyStore(url, SPEC.name), read)()
+    left.append("the server restarts")
+    assert getattr(DriverStore(url, SPEC.name), read)() is not None
+    assert left == []
+
+
+def test_a_connection_to_postgresql_does_not_wait_for_ever_but_as_its_address_says():
+    plain = sa.make_url("postgresql+psycopg://agft@db/agft")
+    assert impatience(plain)["tcp_user_timeout"] == 20_000
+    assert "connect_timeout" not in impatience(plain.update_query_dict({"connect_timeout": "60"}))
+    assert impatience(sa.make_url("sqlite:////tmp/x.db")) == {}
+
+
+def test_a_call_that_hung_for_long_before_it_failed_is_still_made_again(monkeypatch):
+    monkeypatch.setattr(database_module, "PATIENCE_SECONDS", 0.2)
+    calls: list[int] = []
+
+    @patient
+    def hang() -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            time.sleep(0.5)
+            raise sa.exc.OperationalError("SELECT 1", {}, Exception("timed out"))
+        return "there"
+
+    assert hang() == "there"
 
 
 def test_a_study_whose_name_begins_like_anothers_is_its_own(store):

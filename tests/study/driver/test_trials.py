@@ -92,8 +92,10 @@ def test_a_trial_is_dropped_and_another_run_again_as_asked(trials: Trials) -> No
     ask(trials.store, "drop", 0, "an odd one")
     ask(trials.store, "rerun", 1, "")
     ask(trials.store, "rerun", 7, "")
-    said = [trials.obey(request) for request in pending(trials.store)]
+    asked = pending(trials.store)
+    said = [trials.obey(request) for request in asked]
     assert said == ["dropped", "in line again", "there is no such trial"]
+    assert trials.obeyed == {request["id"] for request in asked}, "a beat that was under way may bring them again"
     assert (len(trials.rows) - len(trials.counted()), [row.number for row in trials.counted()]) == (1, [1])
     assert trials.store.trial(0).stop_reason == "dropped: an odd one"
     assert trials.upcoming(trials.study) == (2, None)

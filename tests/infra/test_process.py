@@ -1,0 +1,51 @@
+"""A process is told from another one by a clock that nobody sets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from infra import process
+from infra.stack import processes
+from study.store.lease import owner_identity, owner_is_gone
+
+
+def test_a_process_is_the_same_after_the_systems_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel then counts back to another time of the machine's start, which psutil adds."""
+    me, owner, before = process.this(), owner_identity(), psutil.Process().create_time()
+    real = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: real + 7)
+    assert psutil.Process().create_time() == pytest.approx(before + 7, abs=0.5)
+    assert processes.alive(me)
+    assert process.this() == me
+    assert not owner_is_gone(owner)
+
+
+def test_a_process_that_ended_or_is_a_zombie_does_not_live_and_a_number_alone_says_nothing() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    since = process.began(child.pid)
+    assert process.lives(child.pid, since)
+    assert not process.lives(child.pid, process.began(os.getpid()))
+    child.kill()
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        pass
+    assert not process.lives(child.pid, since)
+    child.wait()
+    assert not process.lives(child.pid, since)
+    with pytest.raises(psutil.NoSuchProcess):
+        process.began(child.pid)
+
+
+def test_a_name_with_spaces_and_brackets_is_read_past() -> None:
+    code = "import ctypes; ctypes.CDLL(None).prctl(15, b'a) (b 1 2', 0, 0, 0); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    while psutil.Process(child.pid).name() != "a) (b 1 2":
+        pass
+    assert abs(int(process.began(child.pid).split(".")[1]) - int(process.this()[1].split(".")[1])) < 1_000_000
+    assert process.lives(child.pid, process.began(child.pid))
+    child.kill()
+    child.wait()
