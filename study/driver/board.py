@@ -191,6 +191,12 @@ class Board:
         seats = [seat for seat, order in self.orders.items() if order.number == whose]
         return [process for key in (whose, *seats) for process in self.processes.pop(key, [])]
 
+    async def held(self) -> dict[str, list[str]]:
+        """The placement groups, as hexadecimal ids, of each seat's groups of workers."""
+        return {
+            str(seat): [each["group"] for each in found if "group" in each] for seat, found in self.processes.items()
+        }
+
     async def have(self, number: int, epoch: int) -> None:
         """The study has the records of a trial up to this epoch: they need not be sent again."""
         self.stored[number] = epoch
@@ -329,12 +335,12 @@ def this_process(role: str) -> dict[str, Any]:
     return {"role": role, "node": ray.get_runtime_context().get_node_id(), "pid": pid, "began": began}
 
 
-def announce(name: str, whose: int | str, role: str) -> None:
+def announce(name: str, whose: int | str, role: str, **more: str) -> None:
     """Tell the driver that this process works for a trial or a seat (`role`: worker or driver), so that it can be ended
     should it hang; without a driver there is nobody to tell."""
     try:
         board = ray.get_actor(name, namespace=NAMESPACE)
-        ray.get(board.arrive.remote(whose, this_process(role)), timeout=BOARD_ANSWER_SECONDS)
+        ray.get(board.arrive.remote(whose, {**this_process(role), **more}), timeout=BOARD_ANSWER_SECONDS)
     except GONE as error:
         log.warning("%s: no driver answers (%s)", whose, type(error).__name__)
 

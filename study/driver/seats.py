@@ -17,8 +17,9 @@ from typing import Any
 import ray
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray._raylet import PlacementGroupID
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.util.placement_group import get_current_placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from study.driver.actors import Actor
 from study.driver.admission import open_admission
@@ -49,6 +50,7 @@ class Seat:
         self.order: tuple[int, int, str] | None = None  # as `Board.place` takes it
         self.leaving = self.told = self.worn = self.heard = False
         self.since = time.monotonic()  # idle
+        self.groups: set[str] = set()  # placement groups that its workers have had
         self.run: threading.Thread | None = None
         self.error: Exception | None = None
 
@@ -169,6 +171,9 @@ class Seats:
         self.admission.look()
         held = {seat.name: seat.need for seat in self.seats.values()}
         self.admission.tell("heartbeat", self.identity, held, self.wanted.workers)
+        for name, groups in self.board.ask("held", otherwise={}).items():
+            if name in self.seats:
+                self.seats[name].groups.update(groups)
 
     def place_again(self, board: Any) -> Any:
         """Tell a board in the place of a dead one what it has to know."""
@@ -200,6 +205,8 @@ class Seats:
 
     def _give_back(self, seat: Seat) -> None:
         del self.seats[seat.name]
+        for group in seat.groups:  # mostly gone; where Train's controller and its cleaner were killed, nobody else does
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
         self.admission.tell("give_back", self.identity, seat.name)
 
     def _trainer(self, seat: Seat, work: Work) -> Any:
@@ -258,8 +265,8 @@ class GivesBack(ControllerCallback, WorkerGroupCallback):
 
     def before_init_train_context(self, workers: Any) -> dict[str, list[Any]]:
         """Learn the placement group, before Ray counts the workers as known; let them heed SIGTERM."""
-        announce(self.board, self.seat, "driver")
         self.held = ray.get(workers[0].execute_async(get_current_placement_group), timeout=START_SECONDS)
+        announce(self.board, self.seat, "driver", group=self.held.id.hex())
         ray.get([worker.execute_async(heed) for worker in workers], timeout=START_SECONDS)
         return {}
 

@@ -228,8 +228,9 @@ class ResourcesConfig(Frozen):
     priority: int = Field(0, description="trials of a study with a higher one start first on a shared cluster")
     silence: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         "auto",
-        description="seconds without a report after which a trial's workers are ended and it goes on from its newest "
-        "checkpoint; auto = 3 times the longest wait for a report so far, at least 120",
+        description="seconds without a word after which a trial's workers are ended and it goes on from its newest "
+        "checkpoint; auto = 3 times the longest wait for a word (a report, or a sign from inside an epoch) so far, at "
+        "least 300, and 3600 before the first",
     )
     patience: float = Field(
         900, gt=0, description="seconds that trials wait for S3 while it is away; then the study pauses, to be resumed"
