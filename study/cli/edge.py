@@ -151,7 +151,7 @@ def connected(*, start: bool) -> Services:
 def answer(error: Exception) -> int:
     """Say what is wrong; the exit code: 2 for wrong input, 1 for what failed."""
     wrong = isinstance(error, USER_ERRORS)
-    full = f"no room on the disk of {error.filename or home()}" if isinstance(error, OSError) else ""
+    full = f"{error.strerror}{f': {error.filename}' if error.filename else ''}" if isinstance(error, OSError) else ""
     say(str(error) if wrong else f"failed: {full or error}")
     return 2 if wrong else 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shlex
 import subprocess
 import sys
@@ -114,3 +115,13 @@ def test_an_unknown_command_is_answered_with_the_nearest_one() -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "promote" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("schema", "study"), ("explain", "attack.eps")])
+def test_a_full_disk_is_one_line(command: tuple[str, ...], tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from study.cli.main import main; main()", *command],
+            env={**os.environ, "AGFT_HOME": str(tmp_path)}, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "failed: No space left on device\n")

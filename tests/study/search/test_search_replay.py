@@ -31,7 +31,10 @@ def flat(clean: float, robust: float, seconds: float = 1.0, epochs: int = 6):
     return ((clean, robust, seconds),) * epochs
 
 
-@pytest.mark.parametrize("landscape", [pytest.param(each, id=name) for name, each in LANDSCAPES.items()])
+MEASURED = [pytest.param(each, id=name) for name, each in LANDSCAPES.items() if each.settings.exists()]
+
+
+@pytest.mark.parametrize("landscape", MEASURED)
 def test_the_whole_grid_is_measured_and_every_level_has_its_share_of_the_range(landscape):
     table = landscape.table()
     assert sorted(table.curves) == sorted(tuple(point.values()) for point in landscape.points())
