@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -114,6 +115,7 @@ class Agft(click.Group):
         except OSError as error:
             if error.errno not in FULL:
                 raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of the output would fail once more at the exit
             sys.exit(answer(error))
 
 
