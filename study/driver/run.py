@@ -26,6 +26,7 @@ from ray import tune
 from ray.air.execution._internal import actor_manager
 from ray.exceptions import RayError
 from ray.tune.execution import class_cache, tune_controller
+from ray.tune.experiment import trial as tune_trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from infra import s3, storage
@@ -282,8 +283,9 @@ def _keep_keys_out_of_ray() -> None:
 
 def _let_tune_lose_processes_to_memory() -> None:
     """The memory monitor's victim is a lost process like any other. Tune gives up the whole sweep for it (Ray 2.60,
-    `ray/air/execution/_internal/actor_manager.py`: `OutOfMemoryError` is neither of the two errors that it expects)."""
-    for module in (actor_manager, tune_controller):
+    `ray/air/execution/_internal/actor_manager.py`: `OutOfMemoryError` is neither of the two errors that it expects;
+    `ray/tune/experiment/trial.py` where the process had not said a word yet)."""
+    for module in (actor_manager, tune_controller, tune_trial):
         module.RayActorError = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
 
 

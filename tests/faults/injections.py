@@ -279,15 +279,15 @@ def _service_disk(stage: Stage) -> Path:
 
 # --- memory, time, network -------------------------------------------------------------------------------------------
 
-SPARE_BYTES = 2 << 30
+SPARE_BYTES = {"light": 2 << 30, "nested": 5 << 30}  # more than the study takes itself
 HOG = "import sys, time; block = b'x' * int(sys.argv[1]); time.sleep(600)"
 
 
 @contextmanager
 def _watched_memory(stage: Stage) -> Iterator[None]:
-    """Ray's monitor is on, and kills when 2 GiB more are in use on this machine than now."""
+    """Ray's monitor is on, and kills when so much more memory is in use on this machine than now."""
     memory = psutil.virtual_memory()
-    used = memory.total - memory.available + SPARE_BYTES
+    used = memory.total - memory.available + SPARE_BYTES[stage.kind.name]
     stage.variables = {
         "RAY_memory_usage_threshold": f"{used / memory.total:.4f}", "RAY_memory_monitor_refresh_ms": "250",
     }  # fmt: skip
