@@ -283,10 +283,22 @@ def _keep_keys_out_of_ray() -> None:
 
 def _let_tune_lose_processes_to_memory() -> None:
     """The memory monitor's victim is a lost process like any other. Tune gives up the whole sweep for it (Ray 2.60,
-    `ray/air/execution/_internal/actor_manager.py`: `OutOfMemoryError` is neither of the two errors that it expects;
-    `ray/tune/experiment/trial.py` where the process had not said a word yet)."""
-    for module in (actor_manager, tune_controller, tune_trial):
+    `ray/air/execution/_internal/actor_manager.py`: `OutOfMemoryError` is neither of the two errors that it expects),
+    and where it had not said a word yet, because Tune's own printing asks it for one."""
+    for module in (actor_manager, tune_controller):
         module.RayActorError = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
+    tune_trial.Trial._get_default_result_or_future = _first_word
+
+
+_FIRST_WORD = tune_trial.Trial._get_default_result_or_future
+
+
+def _first_word(trial: Any) -> Any:
+    try:
+        return _FIRST_WORD(trial)
+    except ray.exceptions.OutOfMemoryError:
+        trial._default_result_or_future = None
+        return None
 
 
 def _fit(driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str, Any]], None], *, name: str) -> None:
