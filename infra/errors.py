@@ -13,9 +13,21 @@ RuntimeError
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: the disk here is full, or our share of it
+
+
+@contextlib.contextmanager
+def while_full() -> Iterator[None]:
+    """Inside, a full disk is no error: what is printed or logged is no reason to end anything."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
 
 
 class UserError(ValueError):

@@ -10,11 +10,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from infra.errors import while_full
 from infra.services import default_home
 
 _apart = False
@@ -28,7 +29,7 @@ def raw_log() -> Path:
 def note(text: str) -> Path:
     """Add to the file (mode 0600) if its disk has room; its path, to be named in a message."""
     path = raw_log()
-    with suppress(OSError):
+    with while_full():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}\n{text}\n")
@@ -64,7 +65,7 @@ def apart() -> Iterator[None]:
         os.dup2(terminal, 2)
         os.close(terminal)
         shown.close()
-        with suppress(OSError):
+        with while_full():
             file.close()
         if path.stat().st_size == empty:
             path.unlink()
@@ -77,7 +78,7 @@ class _Quiet(logging.StreamHandler[Any]):
 
 
 def _print(file: Any, data: Mapping[str, Any], ignore_prefix: object) -> None:
-    with suppress(OSError):
+    with while_full():
         file.write("\n".join(data["lines"]) + "\n")
 
 

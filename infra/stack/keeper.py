@@ -6,14 +6,13 @@ costs next to nothing; everything else is imported once something has died.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import sys
 import time
 from pathlib import Path
 
-from infra.errors import ServiceError, UserError
+from infra.errors import ServiceError, UserError, while_full
 from infra.stack.processes import alive, bound_logs
 
 LOOK_SECONDS = 2.0
@@ -41,7 +40,8 @@ class FullDisk:
 
     def over(self) -> bool:
         """Whether it met one, and there is room again."""
-        size, self.read = self._size(), min(self.read, self._size())
+        size = self._size()
+        self.read = min(self.read, size)
         if size > self.read:
             with open(self.log, "rb") as log:
                 log.seek(self.read)
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # where the disk is full, what is to be said has to wait
+    with while_full():
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S %z')} {text}", flush=True)
 
 

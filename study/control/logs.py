@@ -19,7 +19,7 @@ from typing import IO, Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from infra import storage
-from infra.errors import FULL, ServiceError
+from infra.errors import ServiceError, while_full
 from study.artifacts.checkpoints import study_prefix
 from study.errors import SERVICE_ERRORS, USER_ERRORS, StudyFailed
 from study.results.status import live_state
@@ -44,30 +44,20 @@ def logs(bucket: str, study: StudyRow) -> list[storage.StoredObject]:
     return sorted(storage.list_objects(f"{log_prefix(bucket, study)}/"), key=lambda stored: stored.uri)
 
 
-@contextmanager
-def _while_full() -> Iterator[None]:
-    """Inside, a full disk is no error: what is printed is no reason to end a study. The file takes it later."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-
-
 class _Log:
-    """The file of what is printed, a line at a time."""
+    """The file of what is printed, a line at a time; what a full disk does not take is written once there is room."""
 
     def __init__(self, path: Path) -> None:
         self.file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115  # closed below
 
     def write(self, text: str) -> int:
         if not self.file.closed:  # a thread may hold on to a stream after the log has ended
-            with _while_full():
+            with while_full():
                 self.file.write(text)
         return len(text)
 
     def close(self) -> None:
-        with _while_full():
+        with while_full():
             self.file.close()
 
 
@@ -79,12 +69,12 @@ class _Tee:
 
     def write(self, text: str) -> int:
         self.file.write(text)
-        with _while_full():
+        with while_full():
             self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with _while_full():
+        with while_full():
             self.stream.flush()
 
     def __getattr__(self, name: str) -> Any:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
 
 from study.driver.closing import Closing, ended, final_state, reason_to_close
+from study.driver.driver import Driver
 from study.driver.trials import Trials
 from study.search.knowledge import as_known
 from study.search.stopping import stands_still
@@ -92,10 +95,16 @@ def test_a_trial_is_dropped_and_another_run_again_as_asked(trials: Trials) -> No
     ask(trials.store, "drop", 0, "an odd one")
     ask(trials.store, "rerun", 1, "")
     ask(trials.store, "rerun", 7, "")
+    said: list[str] = []
+    driver: Any = SimpleNamespace(
+        trials=trials, store=trials.store, token=trials.token, running={}, to_drop={}, say=said.append
+    )
     asked = pending(trials.store)
-    said = [trials.obey(request) for request in asked]
-    assert said == ["dropped", "in line again", "there is no such trial"]
-    assert trials.obeyed == {request["id"] for request in asked}, "a beat that was under way may bring them again"
+    for _ in range(2):  # a beat that was under way may bring them again
+        Driver.obey(driver, asked)
+    assert said == ["trial   0  dropped", "trial   1  in line again", "trial   7  there is no such trial"]
+    assert trials.line == [1]
+    assert pending(trials.store) == []
     assert (len(trials.rows) - len(trials.counted()), [row.number for row in trials.counted()]) == (1, [1])
     assert trials.store.trial(0).stop_reason == "dropped: an odd one"
     assert trials.upcoming(trials.study) == (2, None)
