@@ -72,7 +72,7 @@ class Cluster:
     @property
     def total(self) -> dict[str, float]:
         """Resources of all nodes together."""
-        return _sum(self.nodes)
+        return total_of(self.nodes)
 
 
 _mark: str | None = None  # of the local cluster that this process started
@@ -198,7 +198,7 @@ def node_capacities() -> list[dict[str, float]]:
 
 def capacity() -> dict[str, float]:
     """Total resources of the live nodes together, used or not."""
-    return _sum(node_capacities())
+    return total_of(node_capacities())
 
 
 def max_concurrent(
@@ -248,10 +248,11 @@ def placement_groups() -> list[dict[str, Any]]:
     return [dict(group) for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
 
 
-def _sum(nodes: Sequence[Resources]) -> dict[str, float]:
+def total_of(parts: Sequence[Resources]) -> dict[str, float]:
+    """Sums by resource, of nodes or of what is held of them."""
     total: dict[str, float] = {}
-    for node in nodes:
-        for name, amount in node.items():
+    for part in parts:
+        for name, amount in part.items():
             total[name] = total.get(name, 0.0) + amount
     return total
 
@@ -288,25 +289,17 @@ def _reachable(address: str) -> str:
 
 def _use_token(home: Path) -> None:
     """Demand the home's token (made once, mode 0600) on every port; whoever has it can run code here."""
-    kept_token(home)
+    processes.kept_secret(home / TOKEN_FILE)
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(home / TOKEN_FILE)
     os.environ.pop("RAY_AUTH_TOKEN", None)
-
-
-def kept_token(home: Path) -> str:
-    """The home's token for Ray, made once and kept with mode 0600."""
-    path = home / TOKEN_FILE
-    if not path.exists():
-        processes.write_private(path, secrets.token_hex(32))
-    return path.read_text().strip()
 
 
 def cluster_environment(home: Path) -> dict[str, str]:
     """What Ray's nodes and the terminals that submit to them must be started with; holds the token."""
     spared = ("RAY_worker_maximum_startup_concurrency", "OMP_WAIT_POLICY")  # of LOCAL_SETTINGS, for nodes as well
     return {**SETTINGS, **{name: LOCAL_SETTINGS[name] for name in spared}, "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": kept_token(home)}  # fmt: skip
+            "RAY_AUTH_TOKEN": processes.kept_secret(home / TOKEN_FILE)}  # fmt: skip
 
 
 def _reread_settings() -> None:

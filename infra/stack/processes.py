@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -26,6 +27,13 @@ LOG_LIMIT_BYTES = 16_000_000
 TAIL_BYTES = 20_000
 
 Started = tuple[int, str]  # process id, and when it `began`: together they are never reused
+
+
+def kept_secret(path: Path) -> str:
+    """A random token, made once and kept in a file of mode 0600."""
+    if not path.exists():
+        write_private(path, secrets.token_hex(32))
+    return path.read_text().strip()
 
 
 def write_private(path: Path, data: bytes | str) -> None:

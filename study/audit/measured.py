@@ -92,11 +92,3 @@ def epochs(spec: StudyConfig, goal: Goal, row: TrialRow, unmodified: Datasets) -
             if getattr(record, name) != value:
                 yield Finding(name, getattr(record, name), value, "the best epoch so far, by the goal", **place)
         last = record
-
-
-def as_scores(datasets: Mapping[str, Mapping[str, Any]]) -> Datasets:
-    """Of a record as JSON values. `ValueError` if they are none."""
-    return {
-        name: {label: Score.model_validate(score) for label, score in scores.items()}
-        for name, scores in datasets.items()
-    }

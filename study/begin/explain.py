@@ -12,6 +12,7 @@ import yaml
 from study.begin.schema import KINDS, schema_of
 from study.begin.template import Dumper
 from study.errors import UserError
+from study.spec.starts import at_path
 from trainers.errors import nearest_path
 from trainers.objectives.presets import PRESETS
 from trainers.schema.units import eps_label
@@ -183,9 +184,7 @@ def _published(place: _Place) -> dict[str, Any]:
     """What the presets say at this place, where they say anything."""
     found: dict[str, Any] = {}
     for name, preset in PRESETS.items() if place.kind == "study" and place.path else ():
-        at: Any = preset
-        for key in place.path.split("."):
-            at = at.get(key) if isinstance(at, Mapping) else None
+        at = at_path(preset, place.path)
         if at is not None and not (place.path.startswith("method") and preset["method"]["name"] != place.of):
             found[name] = at
     return found

@@ -138,7 +138,8 @@ def _show(found: Sequence[Diagnosis], seconds: float) -> None:
 @json_option
 def metrics(port: int, bind: str, once: bool, as_json: bool) -> None:
     """Serve metrics of all studies to Prometheus, until Ctrl-C; a token is demanded."""
-    from study.operations.metrics import TOKEN_FILE, MetricsServer, exposition, kept_token
+    from infra.stack.processes import kept_secret
+    from study.operations.metrics import TOKEN_FILE, MetricsServer, exposition
 
     if once and as_json:
         raise UserError("--once: not with --json; Prometheus has a format of its own, and `agft status --json` another")
@@ -146,7 +147,7 @@ def metrics(port: int, bind: str, once: bool, as_json: bool) -> None:
         click.echo(exposition(database()), nl=False)
         return
     exposition(database())  # a wrong address is answered at once
-    token = kept_token(home())
+    token = kept_secret(home() / TOKEN_FILE)
     with MetricsServer(bind, port, token, lambda: exposition(database())) as server:
         host, chosen = server.server_address[:2]
         address, kept = f"http://{host!s}:{chosen}/metrics", str(home() / TOKEN_FILE)

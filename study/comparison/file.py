@@ -50,18 +50,7 @@ class Comparison:
     def repetition(self, label: str, config: Mapping[str, Any]) -> StudyConfig:
         """The study that runs a trial's configuration again, once a seed, each selected by the same rule."""
         search = self.searches[label]
-        return StudyConfig.model_validate(
-            {
-                **search.model_dump(mode="json"),
-                **{part: config[part] for part in ("model", "method", "attack", "train")},
-                "name": f"{search.name}{SEEDS}",
-                "search": {"seed": {"choices": list(self.seeds)}},
-                "warm_starts": [{}],
-                "sampler": {"name": "grid"},
-                "scheduler": {"name": "none"},
-                "budget": {"trials": len(self.seeds)},
-            }
-        )
+        return search.repeated(f"{search.name}{SEEDS}", config, self.seeds)
 
 
 def load_comparison(path: Path) -> Comparison:

@@ -106,11 +106,8 @@ def _finish(
 
 def _share_baseline(comparison: Comparison, database: str, study: StudyConfig) -> None:
     """The unmodified CLIP on the dev sets is the same for every study of the comparison: measured by the first."""
-    store, known = StudyStore(database, study.name), StudyStore(database, comparison.shared().name).load().baseline
-    if known is not None and store.load().baseline is None:
-        token = store.acquire(owner_identity())
-        store.set_study(token, baseline=known)
-        store.release(token, "new")
+    known = StudyStore(database, comparison.shared().name).load().baseline
+    StudyStore(database, study.name).take_baseline(owner_identity(), known)
 
 
 def next_step(comparison: Comparison, database: str, folder: Path) -> Step | None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import ray
 
-from infra.cluster.cluster import node_capacities
+from infra.cluster.cluster import node_capacities, total_of
 from study.driver.board import NAMESPACE
 
 # What trials hold and wait for, told to Ray's autoscaler, so that nodes come for those that wait.
@@ -188,7 +188,7 @@ class Ledger:
 
     def _line(self, nodes: Sequence[Resources], clock: float) -> list[tuple[str, Want]]:
         """All that wait, the first first."""
-        total = _sum(nodes)
+        total = total_of(nodes)
 
         def key(item: tuple[str, Want]) -> tuple[float, float, float, str]:
             name, want = item
@@ -259,7 +259,7 @@ def whole_nodes(part: Resources, workers: int, nodes: Sequence[Resources]) -> di
 
 def _in_the_way(own: Slot, first: Slot, held: Sequence[Slot], nodes: Sequence[Resources]) -> bool:
     """Whether `own` takes of what `first` is short of, or of what it will need."""
-    total, used = _sum(nodes), _sum([slot.need for slot in held])
+    total, used = total_of(nodes), total_of([slot.need for slot in held])
 
     def over(name: str, more: float) -> bool:
         return used.get(name, 0.0) + first.need.get(name, 0.0) + more > total.get(name, 0.0) + EPSILON
@@ -269,16 +269,8 @@ def _in_the_way(own: Slot, first: Slot, held: Sequence[Slot], nodes: Sequence[Re
 
 
 def _share(tenant: Tenant, total: Resources) -> float:
-    held = _sum([slot.need for slot in tenant.slots.values()])
+    held = total_of([slot.need for slot in tenant.slots.values()])
     return max((amount / total[name] for name, amount in held.items() if total.get(name, 0.0) > 0), default=0.0)
-
-
-def _sum(parts: Sequence[Resources]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for part in parts:
-        for name, amount in part.items():
-            total[name] = total.get(name, 0.0) + amount
-    return total
 
 
 class Admission:

@@ -15,7 +15,7 @@ from infra import storage
 from infra.errors import Conflict, ServiceError
 from study.errors import UserError
 from study.models.head import Head, Move, model_prefix, read_head, read_manifest, swap_head, who
-from study.models.registry import follow_head
+from study.models.registry import followed
 from study.models.ship import verify
 
 
@@ -65,11 +65,7 @@ def approve(bucket: str, name: str, version: int, *, reason: str, tracking_uri: 
             f"{name}: somebody moved the champion at the same time; look at it and approve again"
         ) from None
     storage.delete(_uri(bucket, name, version))
-    try:
-        follow_head(bucket, name, tracking_uri)
-    except ServiceError as error:
-        return moved, " ".join(str(error).split())
-    return moved, ""
+    return moved, followed(bucket, name, tracking_uri)
 
 
 def _waiting(bucket: str, name: str) -> str:

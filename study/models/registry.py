@@ -278,6 +278,15 @@ def follow_head(bucket: str, name: str, tracking_uri: str, run_of: RunOf | None 
             return head
 
 
+def followed(bucket: str, name: str, tracking_uri: str, run_of: RunOf | None = None) -> str:
+    """`follow_head`; why it could not, or nothing. The next promotion or rollback makes up for it."""
+    try:
+        follow_head(bucket, name, tracking_uri, run_of)
+    except ServiceError as error:
+        return " ".join(str(error).split())
+    return ""
+
+
 def _registered(bucket: str, name: str, version: int, tracking_uri: str, run_of: RunOf | None) -> int:
     """MLflow's number of a version, which is registered if it is not."""
     manifest = read_manifest(bucket, name, version)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from infra.errors import Conflict, ServiceError
 from study.errors import UserError
 from study.models.head import Move, history, model_names, model_prefix, read_head, read_manifest, swap_head, versions
-from study.models.registry import RunOf, follow_head
+from study.models.registry import followed
 from study.models.ship import verify
 from trainers.errors import nearest
 
@@ -48,9 +48,7 @@ def chosen_name(bucket: str, name: str | None) -> str:
     return name
 
 
-def roll_back(
-    bucket: str, name: str, *, to: int | None, reason: str, tracking_uri: str, run_of: RunOf | None = None
-) -> Rollback:
+def roll_back(bucket: str, name: str, *, to: int | None, reason: str, tracking_uri: str) -> Rollback:
     """Make version `to` (None: the previous champion) the champion. Its weights are read back first.
 
     To the champion itself it moves nothing. Either way MLflow's aliases are repaired. Raises `UserError` for a version
@@ -76,11 +74,7 @@ def roll_back(
             raise ServiceError(
                 f"{name}: somebody moved the champion at the same time; look at it and roll back again if need be"
             ) from None
-    registry = ""
-    try:
-        follow_head(bucket, name, tracking_uri, run_of)
-    except ServiceError as error:
-        registry = " ".join(str(error).split())
+    registry = followed(bucket, name, tracking_uri)
     return Rollback(name, target, head.champion, generation, model_prefix(bucket, name, target), registry)
 
 

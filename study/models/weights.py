@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import ValidationError
 from torch import nn
 
 from infra.storage import hash_file
@@ -19,6 +18,7 @@ from study.console import percent
 from study.errors import UserError
 from study.results.ranking import Measurement, summary
 from study.session import storage_here
+from study.spec.suite import attack_at
 from trainers import data
 from trainers.device import task_device
 from trainers.errors import UserError as TrainersUserError
@@ -40,7 +40,7 @@ from trainers.model.weights import (
     save_weights,
 )
 from trainers.schema.attacks import PGD
-from trainers.schema.suite import AttackAt, Suite
+from trainers.schema.suite import Suite
 from trainers.schema.training import ModelConfig
 
 
@@ -187,12 +187,7 @@ def _measuring(on: str | None, eps: str, samples: int | None) -> Suite | None:
             lookup(data.DATASETS, name, path="--on")
     if problems := data.not_ready({f"--on: {name}": name for name in names}):
         raise UserError("\n".join(problems))
-    try:
-        radii = [part.strip() for part in eps.split(",")]
-        attack = AttackAt.model_validate({"attack": PGD(steps=10), "eps": radii, "samples": samples})
-    except ValidationError as error:
-        rule = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"--eps: {eps!r}: {rule}") from None
+    attack = attack_at(PGD(steps=10), eps, samples)
     return Suite(name="interpolation", datasets=tuple(names), attacks=(attack,)) if names else None
 
 

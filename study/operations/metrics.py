@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import hmac
 import logging
-import secrets
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 
-from infra.stack.processes import write_private
 from study.errors import SERVICE_ERRORS, UserError
 from study.results.ranking import best_trial
 from study.results.status import counts, live_state
@@ -100,16 +97,8 @@ def exposition(url: str) -> bytes:
 # The endpoint that Prometheus scrapes: `/metrics` with a bearer token; nothing else, and nothing without it.
 
 log = logging.getLogger("agft")
-TOKEN_FILE = "metrics_token"
+TOKEN_FILE = "metrics_token"  # of the home; Prometheus' `credentials_file` may name it
 AWAY: tuple[type[Exception], ...] = (SQLAlchemyError, *SERVICE_ERRORS)
-
-
-def kept_token(home: Path) -> str:
-    """The home's token, made once, in a file of mode 0600 that Prometheus' `credentials_file` may name."""
-    path = home / TOKEN_FILE
-    if not path.exists():
-        write_private(path, secrets.token_hex(32))
-    return path.read_text().strip()
 
 
 class MetricsServer(ThreadingHTTPServer):

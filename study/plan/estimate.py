@@ -15,7 +15,7 @@ from typing import Any
 
 from study.console import duration
 from study.errors import UserError
-from study.plan.rate import NO_TEXT, encoder_flops
+from study.plan.rate import encoder_flops, without_content
 from study.spec.config import StudyConfig
 from trainers.data import dataset_entry
 from trainers.schema.training import TrainConfig
@@ -64,15 +64,9 @@ class Encoder:
 def encoder_of(arch: str) -> Encoder:
     """Counted by torch on tensors without content; `UserError` for an architecture that open_clip does not have."""
     flops, _ = encoder_flops(arch)
-    import open_clip
     import torch
 
-    config = open_clip.get_model_config(arch)
-    vision = {**config["vision_cfg"], "output_tokens": False}
-    with torch.device("meta"):
-        clip = open_clip.CLIP(config["embed_dim"], vision, NO_TEXT, quick_gelu=config.get("quick_gelu", False))
-        size = clip.visual.image_size if isinstance(clip.visual.image_size, int) else clip.visual.image_size[0]
-        images = torch.empty(2, 3, size, size)
+    clip, images = without_content(arch, 2)
     weights = {id(each) for each in clip.visual.parameters()}
     kept: dict[int, Any] = {}
 
@@ -85,7 +79,9 @@ def encoder_of(arch: str) -> Encoder:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = clip.visual(images)
     count = sum(each.numel() for each in clip.visual.parameters())
-    return Encoder(flops, count, sum(each.nbytes() for each in kept.values()) / 2, size, int(output.shape[1]))
+    return Encoder(
+        flops, count, sum(each.nbytes() for each in kept.values()) / 2, images.shape[2], int(output.shape[1])
+    )
 
 
 def precision_on(device: Device, wanted: str) -> str:

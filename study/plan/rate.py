@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from study.errors import UserError
 from trainers.device import task_device
@@ -68,17 +69,10 @@ def assumed_rate(arch: str, tflops: float) -> Rate:
     return Rate(forward / (tflops * 1e12), (forward + backward) / (tflops * 1e12), basis)
 
 
-def encoder_flops(arch: str) -> tuple[float, float]:
-    """Of one image through an open_clip encoder at its own resolution: forward, and backward to the image.
-
-    A multiply-add is two. Counted by torch on tensors without content, in the encoder with frozen weights.
-    """
-    if arch not in (known := known_architectures()):
-        close = nearest(arch, known)
-        raise UserError(f"--arch: {arch}: no such architecture" + (f"; nearest: {', '.join(close)}" if close else ""))
+def without_content(arch: str, count: int) -> tuple[Any, Any]:
+    """An open_clip model and so many images of its own resolution, on the meta device."""
     import open_clip
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from trainers.model import bundled as tiny
 
@@ -88,7 +82,21 @@ def encoder_flops(arch: str) -> tuple[float, float]:
     with torch.device("meta"):
         clip = open_clip.CLIP(config["embed_dim"], vision, NO_TEXT, quick_gelu=config.get("quick_gelu", False))
         size = clip.visual.image_size
-        images = torch.empty(1, 3, *(size if isinstance(size, tuple) else (size, size)), requires_grad=True)
+        return clip, torch.empty(count, 3, *(size if isinstance(size, tuple) else (size, size)))
+
+
+def encoder_flops(arch: str) -> tuple[float, float]:
+    """Of one image through an open_clip encoder at its own resolution: forward, and backward to the image.
+
+    A multiply-add is two. Counted by torch on tensors without content, in the encoder with frozen weights.
+    """
+    if arch not in (known := known_architectures()):
+        close = nearest(arch, known)
+        raise UserError(f"--arch: {arch}: no such architecture" + (f"; nearest: {', '.join(close)}" if close else ""))
+    from torch.utils.flop_counter import FlopCounterMode
+
+    clip, images = without_content(arch, 1)
+    images.requires_grad_()
     with FlopCounterMode(display=False) as forward:
         embedding = clip.visual.requires_grad_(False)(images)
     with FlopCounterMode(display=False) as backward:

@@ -23,14 +23,14 @@ from functools import partial
 from typing import Any
 
 from infra.checks.s3 import require_conditional_puts
-from infra.errors import Conflict, ServiceError
+from infra.errors import Conflict
 from infra.failpoint import reach
 from infra.provenance import provenance
 from study.audit.audit import audit
 from study.models.approval import hold
 from study.models.head import Head, Move, history, model_prefix, read_head, swap_head
 from study.models.manifest import UNMODIFIED, Draft, Manifest, Tried
-from study.models.registry import follow_head
+from study.models.registry import followed
 from study.models.ship import ship
 from study.promotion.gates import Outcome, by_evidence, outcome_of, sentences
 from study.promotion.records import GOOD, Order, Promotion, Site
@@ -71,7 +71,7 @@ def promote(store: StudyStore, order: Order, site: Site) -> Promotion:
         finally:
             ended = promotion.state if promotion.state in (*GOOD, "refused") else "broken"
             promotion_rows.end(store, name, ended, promotion.record())
-    _follow(promotion, site)
+    promotion.registry = followed(site.bucket, promotion.model, site.tracking_uri, site.run_of)
     promotion_rows.end(store, name, ended, promotion.record())
     return promotion
 
@@ -79,14 +79,6 @@ def promote(store: StudyStore, order: Order, site: Site) -> Promotion:
 def _moved(bucket: str, model: str) -> set[str]:
     """Promotions that moved HEAD."""
     return {str(move.facts.get("promotion")) for move in history(bucket, model)}
-
-
-def _follow(promotion: Promotion, site: Site) -> None:
-    """MLflow follows; what it cannot be told now is said, and made up for by the next promotion or rollback."""
-    try:
-        follow_head(site.bucket, promotion.model, site.tracking_uri, site.run_of)
-    except ServiceError as error:
-        promotion.registry = " ".join(str(error).split())
 
 
 def _dry(case: Case, promotion: Promotion) -> Promotion:

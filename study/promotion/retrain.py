@@ -39,21 +39,8 @@ def repetition(study: StudyRow, trial: TrialRow, seeds: Sequence[int]) -> StudyC
     if len(name) > NAME_LENGTH:
         raise UserError(f"promote.seeds: the study of fresh seeds would be called {name!r}, {len(name)} characters; "
                         f"at most {NAME_LENGTH}: give the study a shorter name")  # fmt: skip
-    return StudyConfig.model_validate(
-        {
-            **study.spec.model_dump(mode="json"),
-            **{part: trial.config[part] for part in ("model", "method", "attack", "train")},
-            "name": name,
-            "alternatives": [],
-            "prior": None,
-            "search": {"seed": {"choices": list(seeds)}},
-            "warm_starts": [{}],
-            "sampler": {"name": "grid"},
-            "scheduler": {"name": "none"},
-            "budget": {"trials": len(seeds)},
-            "promote": {"model_name": study.spec.promote.model_name},
-        }
-    )
+    promote = {"model_name": study.spec.promote.model_name}
+    return study.spec.repeated(name, trial.config, seeds, promote=promote)
 
 
 def retrain(
@@ -75,10 +62,7 @@ def retrain(
     again.create(spec)
     if again.load().state != "finished":
         say(f"trial {trial.number} is trained again with {len(seeds)} fresh seeds, as study {spec.name}")
-        if again.load().baseline is None:  # the unmodified CLIP on the dev sets is the same
-            token = again.acquire(owner_identity())
-            again.set_study(token, baseline=study.baseline)
-            again.release(token, "new")
+        again.take_baseline(owner_identity(), study.baseline)
         outcome = run_study(
             spec, database=store.url, cluster=cluster, bucket=bucket, tracking_uri=tracking_uri, say=say
         )

@@ -16,7 +16,7 @@ from study.spec.dimension import METHOD, Dimension, active, apply_params, combin
 from study.spec.document import Keys
 from study.spec.reader import problem_at
 from study.spec.space import parse_space
-from study.spec.starts import method_of_start
+from study.spec.starts import at_path, method_of_start
 from trainers.data import DATASETS
 from trainers.errors import nearest
 from trainers.model.architectures import known_architectures
@@ -73,11 +73,11 @@ def impossible_trials(study: StudyConfig) -> Iterator[Impossible]:
             continue
         model, train = parsed["model"], parsed["train"]
         for path, rule in mismatches(model.arch, parsed["method"], train):
-            yield Impossible(path, _at(values, path), rule)
+            yield Impossible(path, at_path(values, path), rule)
         if "model.arch" in params and not model.names_a_place() and model.arch not in known_architectures():
             yield Impossible("model.arch", model.arch, "no such architecture")
         if too_long := _never_falls(study.data.train, train):
-            yield Impossible("train.warmup", _at(values, "train.warmup"), too_long)
+            yield Impossible("train.warmup", at_path(values, "train.warmup"), too_long)
 
 
 def _refused(
@@ -86,7 +86,7 @@ def _refused(
     for detail in error.errors():
         where = ".".join([name, *(str(key) for key in detail["loc"])])
         path = where if where in params else next((path for path in params if path.startswith(f"{where}.")), where)
-        yield Impossible(path, _at(values, path), detail["msg"].removeprefix("Value error, "))
+        yield Impossible(path, at_path(values, path), detail["msg"].removeprefix("Value error, "))
 
 
 def _never_falls(train_set: str, train: TrainConfig) -> str | None:
@@ -101,12 +101,6 @@ def _never_falls(train_set: str, train: TrainConfig) -> str | None:
     return (
         f"the training has {updates} updates: the rate would never fall; write fewer steps, or a fraction such as 0.02"
     )
-
-
-def _at(values: Any, path: str) -> Any:
-    for key in path.split("."):
-        values = values.get(key) if isinstance(values, Mapping) else None
-    return values
 
 
 Lines = Mapping[Keys, int]

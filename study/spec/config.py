@@ -348,6 +348,15 @@ class StudyConfig(Frozen):
             rule = "at most 63 lower case letters, digits, . _ -, the first one a letter or digit"
             raise UserError(f"name: {name!r}: a study's name is {rule}") from None
 
+    def repeated(self, name: str, trial: Mapping[str, Any], seeds: Sequence[int], **more: Any) -> StudyConfig:
+        """The study that runs a trial's configuration again, once a seed, each epoch selected by the same rule."""
+        whole = {part: trial[part] for part in ("model", "method", "attack", "train")}
+        return type(self).model_validate({
+            **self.model_dump(mode="json"), **whole, "name": name, "alternatives": [], "prior": None,
+            "search": {"seed": {"choices": list(seeds)}}, "warm_starts": [{}], "sampler": {"name": "grid"},
+            "scheduler": {"name": "none"}, "budget": {"trials": len(seeds)}, **more,
+        })  # fmt: skip
+
     def canonical(self) -> str:
         """The whole record as JSON with sorted keys: what the study store keeps and compares."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)

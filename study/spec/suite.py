@@ -17,6 +17,7 @@ from study.spec.reader import problem_of, read_record
 from trainers.data import DATASETS, PREFIXES, dataset_entry, not_ready
 from trainers.errors import lookup
 from trainers.model import bundled as tiny
+from trainers.schema.attacks import EvalAttackParameters
 from trainers.schema.suite import SUITES, AttackAt, Suite, problems
 
 FILES = (".yaml", ".yml")
@@ -46,6 +47,16 @@ def load_suite(named: str) -> Suite:
         lookup(dict.fromkeys(SUITES), named, path="--suite (a name, or a file that ends in .yaml)")
     path = Path(named).expanduser()
     return parse_suite(read_text(path), source=named, base=path.parent)
+
+
+def attack_at(parameters: EvalAttackParameters, eps: str, samples: int | None = None) -> AttackAt:
+    """An attack at the radii that `--eps` lists, with commas between them."""
+    radii = [part.strip() for part in eps.split(",") if part.strip()]
+    try:
+        return AttackAt.model_validate({"attack": parameters, "eps": radii, "samples": samples})
+    except ValidationError as error:
+        rule = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"--eps: {eps!r}: {rule}") from None
 
 
 def check_ready(suite: Suite, source: str) -> None:

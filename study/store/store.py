@@ -25,7 +25,7 @@ from study.store.database import address_of, engine_for, now, patient, transacti
 from study.store.lease import LeaseHeld, is_driven, is_local
 from study.store.rows import FINISHED, Proposal, StudyRow, TrialRow
 from study.store.typed import study_row, trial_rows
-from trainers.schema.records import Report, Sign
+from trainers.schema.records import Measurement, Report, Sign
 
 LEASE_SECONDS = 30.0
 DELETING = "deleting"
@@ -199,6 +199,13 @@ class StudyStore:
         with self.fenced(token) as connection:
             plain = {name: _plain(value) for name, value in values.items()}
             connection.execute(sa.update(t.studies).where(self.own).values(**plain))
+
+    def take_baseline(self, owner: str, baseline: Measurement | None) -> None:
+        """The unmodified CLIP on the dev sets as another study measured it, if it did and this one has not."""
+        if baseline is not None and self.load().baseline is None:
+            token = self.acquire(owner)
+            self.set_study(token, baseline=baseline)
+            self.release(token, "new")
 
     # --- trials --------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainers.attacks.case import Case, LogitsFn, Outcome
 from trainers.attacks.geometry import Norm, ball
-from trainers.attacks.projected import Attack, LossFn, pgd, pgd_any, restarted
+from trainers.attacks.projected import Attack, LossFn, pgd, restarted
 from trainers.attacks.run import run_attack
 from trainers.attacks.verdict import Worst, predict
 from trainers.schema.attacks import EVAL_ATTACKS
@@ -22,7 +22,6 @@ __all__ = [
     "Worst",
     "ball",
     "pgd",
-    "pgd_any",
     "predict",
     "restarted",
     "run_attack",

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from trainers.attacks.geometry import Norm, ball, direction, into_l2_ball, per_image
-from trainers.attacks.verdict import Worst
 
 LossFn = Callable[[Tensor], Tensor]
 """Images [B, ...] -> per-sample losses [B]; the attack maximises their sum, so batch size cannot matter."""
@@ -101,23 +100,3 @@ def restarted(run: Callable[[int], Tensor], loss_fn: LossFn, restarts: int) -> T
         best = torch.where(per_image(loss > greatest, best), candidate, best)
         greatest = torch.maximum(greatest, loss)
     return best
-
-
-def pgd_any(
-    logits_fn: LossFn, images: Tensor, labels: Tensor, *, eps: float, step_size: float, steps: int, start: Tensor
-) -> Worst:
-    """PGD on the cross-entropy of `logits_fn` (images -> [B, K]); an image is fooled if any iterate fools it.
-
-    The start and the final iterate count too, so `steps` steps give `steps` + 1 chances.
-    """
-    result = Worst(labels, images)
-
-    def loss_fn(candidates: Tensor) -> Tensor:
-        logits = logits_fn(candidates)
-        result.look(logits, candidates)
-        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-
-    final = pgd(loss_fn, images, eps=eps, step_size=step_size, steps=steps, start=start)
-    with torch.no_grad():
-        result.look(logits_fn(final), final)
-    return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from open_clip.pretrained import list_pretrained_tags_by_model
 from torch import Tensor, nn
 
 from trainers.errors import UnknownName, UserError, nearest
+from trainers.files import hash_file
 from trainers.model import bundled as tiny
 from trainers.model.build import Description, describe
 from trainers.model.definitions import plain_openai_encoder
@@ -95,16 +95,11 @@ def import_checkpoint(
         provenance={
             "layout": found.layout,
             "file": path.name,
-            "sha256": _sha256(path),
+            "sha256": hash_file(path),
             "base": base,
             "dtypes": halves,
         },
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _visual(clip: nn.Module) -> nn.Module:

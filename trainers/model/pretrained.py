@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import socket
 import warnings
@@ -17,6 +16,7 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from torch import nn
 
 from trainers.errors import MissingWeights, UnknownName, UserError, nearest
+from trainers.files import hash_file
 from trainers.model import bundled as tiny
 from trainers.model.build import create, describe
 from trainers.model.definitions import check_same_model, quick_gelu
@@ -191,8 +191,7 @@ def _check_promised(folder: Path, source: str) -> None:
         expected = json.loads(manifest.read_text())["weights"]["sha256"]
     except (ValueError, KeyError, TypeError):
         return  # another program's manifest
-    with open(weights, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = hash_file(weights)
     if found != expected:
         raise MissingWeights(f"model.pretrained: {source}: {weights.name} has SHA-256 {found}, expected {expected}")
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich.table import Table
 
 from study.console import say
 from study.errors import UserError
 from study.evaluation.models import Gallery
+from study.spec.suite import attack_at
 from trainers.data.pairs import PAIRS
 from trainers.data.stored import data_root
 from trainers.device import task_device
 from trainers.errors import lookup
 from trainers.evaluation.retrieval import KS, retrieve
 from trainers.schema.attacks import EVAL_ATTACKS
-from trainers.schema.suite import AttackAt
 
 
 def retrieve_here(
@@ -25,7 +24,9 @@ def retrieve_here(
 ) -> dict[str, Any]:
     """What was measured, as JSON values."""
     entry = lookup(PAIRS, on, path="--on")
-    measured = _attack(attack, eps)
+    measured = None
+    if eps.strip(", "):
+        measured = attack_at(lookup(EVAL_ATTACKS, attack, path="--attack").model_validate({}), eps)
     try:
         pairs = entry.read(data_root())
     except OSError as error:
@@ -41,18 +42,6 @@ def retrieve_here(
         "attack": None if measured is None else {**measured.model_dump(mode="json"), "label": measured.label},
         "recall": {name: recall.record() for name, recall in found.items()},
     }  # fmt: skip
-
-
-def _attack(name: str, eps: str) -> AttackAt | None:
-    radii = [part.strip() for part in eps.split(",") if part.strip()]
-    if not radii:
-        return None
-    parameters = lookup(EVAL_ATTACKS, name, path="--attack").model_validate({})
-    try:
-        return AttackAt.model_validate({"attack": parameters, "eps": radii})
-    except ValidationError as error:
-        rule = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"--eps: {eps!r}: {rule}") from None
 
 
 def recall_table(found: dict[str, Any]) -> Table:

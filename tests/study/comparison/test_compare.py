@@ -14,6 +14,7 @@ from study.comparison.run import next_step
 from study.errors import StudyFileError, UserError
 from study.plan.cost import update_passes
 from study.spec.config import StudyConfig
+from study.spec.dimension import grid_size
 from study.store.lease import owner_identity
 from study.store.rows import Proposal
 from study.store.store import StudyStore
@@ -56,7 +57,8 @@ def test_every_method_becomes_a_study_with_the_same_budget_and_its_own_space():
 
 
 def test_the_repetition_runs_the_chosen_configuration_with_every_fresh_seed():
-    comparison = parse_comparison(FILE, source="compare.yaml")
+    others = "alternatives: [{name: tecoa}]\nprior: {studies: [earlier]}\n"  # of the search only
+    comparison = parse_comparison(FILE + others, source="compare.yaml")
     config = comparison.searches["sharp"].base()
     config["train"]["optimizer"]["lr"] = 0.00042
     study = comparison.repetition("sharp", config)
@@ -64,7 +66,7 @@ def test_the_repetition_runs_the_chosen_configuration_with_every_fresh_seed():
     assert study.train.optimizer.lr == 0.00042
     assert (study.attack.steps, study.method.scale_ratio) == (3, 1.0)
     assert study.search == {"seed": {"choices": [101, 102, 103]}}
-    assert study.budget.trials == 3
+    assert study.budget.trials == grid_size(study.dimensions(), 100) == 3
     assert study.evaluate == comparison.searches["sharp"].evaluate
     assert study.goal == comparison.searches["sharp"].goal
 

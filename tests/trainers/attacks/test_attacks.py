@@ -10,11 +10,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.support.small import small_clip
-from trainers.attacks import pgd, pgd_any, restarted
+from trainers.attacks import Case, pgd, restarted, run_attack
 from trainers.draws import noise
 from trainers.model.robust import RobustCLIP
 from trainers.objectives import Batch, Context
 from trainers.objectives.base import perturbed
+from trainers.schema.attacks import PGD
 from trainers.schema.training import AttackConfig
 from trainers.schema.units import OfEps, eps_label, parse_fraction
 
@@ -118,19 +119,24 @@ def test_with_a_sum_of_losses_the_batch_size_does_not_change_a_perturbation() ->
 
 
 def test_an_image_is_fooled_if_only_the_start_fools_it() -> None:
-    # One pixel; the label is right wherever x < 0.55, and the gradient leads the attack back below it.
-    def logits(x: torch.Tensor) -> torch.Tensor:
-        wrong = (x - 0.55).sign() + (0.5 - x) - (0.5 - x).detach()
-        return torch.cat([torch.zeros_like(x), wrong], dim=1)
+    # The label is right wherever the mean is below 0.52, and the gradient leads the attack back below it.
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        mean = images.mean((1, 2, 3))[:, None]
+        seen.append(mean.detach() > 0.52)
+        wrong = (mean.detach() - 0.52).sign() + (0.5 - mean) - (0.5 - mean).detach()
+        return torch.cat([torch.zeros_like(mean), wrong], dim=1)
 
-    labels = torch.tensor([0])
-    settings = {"eps": 0.1, "step_size": 0.1, "steps": 2}
-    result = pgd_any(logits, torch.tensor([[0.5]]), labels, start=torch.tensor([[1.0]]), **settings)
-    assert result.fooled.tolist() == [True]
-    assert result.prediction.tolist() == [1]
-    assert result.margin.item() == -1
-    calm = pgd_any(logits, torch.tensor([[0.5]]), labels, start=torch.tensor([[-1.0]]), **settings)
-    assert calm.fooled.tolist() == [False]
+    seen: list[torch.Tensor] = []
+    images, labels, index = torch.full((64, 3, 2, 2), 0.5), torch.zeros(64, dtype=torch.int64), torch.arange(64)
+    case = Case(logits, images, labels, index, eps=0.1, num_classes=2)
+    found = run_attack(case, PGD(steps=2, step_size=0.1)).worst
+    start = seen[0].squeeze(1)
+    assert start.any()
+    assert not start.all()
+    assert not torch.stack(seen[1:]).any(), "later iterates fool nobody"
+    assert found.fooled.tolist() == start.tolist()
+    assert found.prediction.tolist() == start.long().tolist()
+    assert found.margin[start].tolist() == [-1] * int(start.sum())
 
 
 def curved(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from trainers.data.pictures import listed
 from trainers.data.prepared.decode import decode
 from trainers.data.prepared.shards import Shard, npy_header
 from trainers.errors import UserError
-from trainers.files import TEMPORARY, sync_folder, take_space, write_whole
+from trainers.files import TEMPORARY, hash_file, sync_folder, take_space, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -268,8 +268,7 @@ def _found(part: Part) -> Made | None:
         digests = bytes.fromhex(note["digests"])
         if note["plan"] != part.plan or len(digests) != 32 * part.images:
             return None
-        with part.path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hash_file(part.path)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return Made(Shard(part.path.name, part.images, sha256), digests, kept=True) if sha256 == note["sha256"] else None

@@ -34,7 +34,7 @@ from trainers.data.prepared.shards import (
 from trainers.data.progress import Progress
 from trainers.data.stored import read_raw, set_at
 from trainers.errors import UserError
-from trainers.files import TEMPORARY, locked, write_whole
+from trainers.files import TEMPORARY, hash_file, locked, write_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,18 +92,13 @@ def _source(entry: DatasetEntry, raw: RawSet, root: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{entry.name}: {missing[0]}: no such file; {len(missing):,} of {len(raw.images):,} images are "
                         "missing: an unfinished download or unpacking? Remove it and get it again")  # fmt: skip
-    described = {_named(file, root): _hash(file) for file in raw.described_by}
+    described = {_named(file, root): hash_file(file) for file in raw.described_by}
     return {"sha256": listing.hexdigest(), "described_by": described, "class_names": raw.named_by}
 
 
 def _named(file: Path, root: Path) -> str:
     """Without the folder of all datasets, which may be another on the next machine; an image folder lies anywhere."""
     return str(file.relative_to(root) if file.is_relative_to(root) else file)
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(entry: DatasetEntry, raw: RawSet, source: dict[str, Any], folder: Path, workers: int, say: Say) -> Manifest:

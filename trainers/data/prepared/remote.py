@@ -16,7 +16,7 @@ from pathlib import Path
 
 from trainers.data.prepared.shards import MANIFEST, Manifest, read_manifest
 from trainers.errors import UserError
-from trainers.files import TEMPORARY, cache_folder, locked, write_whole
+from trainers.files import TEMPORARY, cache_folder, hash_file, locked, write_whole
 
 FETCHERS: dict[str, Callable[[str, Path, str | None], bool]] = {}
 """By scheme (`s3`): write what is at an address to a path, checked against a SHA-256; False if nothing is there."""
@@ -70,8 +70,7 @@ class _Kept:
                 return True
         except (OSError, ValueError):
             pass
-        with here.open("rb") as opened:
-            good = hashlib.file_digest(opened, "sha256").hexdigest() == self.wanted[file]
+        good = hash_file(here) == self.wanted[file]
         if good:
             self._note(file)
         return good

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from trainers.data.base import DatasetEntry
 from trainers.data.prepared.decode import TRANSFORMS
 from trainers.errors import UserError
+from trainers.files import hash_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,8 +131,7 @@ def faults(folder: Path, entry: DatasetEntry, *, progress: Callable[[int], None]
         if not path.is_file():
             found.append(f"{path}: not there")
             continue
-        with path.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = hash_file(path)
         if digest != sha256:
             found.append(f"{path}: its SHA-256 is {digest}, not {sha256}")
         if progress is not None:
