@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from study.search.proposals import Proposer
 from study.search.samplers import directions
-from study.store.database import impatience, patient
+from study.store.database import impatience, leave_replicas, patient
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
 
@@ -81,7 +81,9 @@ def optuna_storage(store: StudyStore) -> optuna.storages.BaseStorage:
         arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
     else:
         arguments = {"pool_pre_ping": True, "connect_args": impatience(store.engine.url)}
-    return optuna.storages.get_storage(optuna.storages.RDBStorage(store.url, engine_kwargs=arguments))
+    storage = optuna.storages.RDBStorage(store.url, engine_kwargs=arguments)
+    leave_replicas(storage.engine)
+    return optuna.storages.get_storage(storage)
 
 
 def delete_projection(store: StudyStore) -> None:

@@ -27,6 +27,9 @@ log = logging.getLogger("agft")
 P = ParamSpec("P")
 R = TypeVar("R")
 AWAY = (OperationalError, InterfaceError)  # no answer, locked, full: what may be over in a while
+# PostgreSQL's own word for the same: a replica that is not the first yet, or is no more; a transaction that was ended
+# for taking too long. psycopg calls them internal errors.
+READ_ONLY, AWAY_STATES, IN_FAILED_TRANSACTION = "25006", ("25006", "25P03", "25P04"), "25P02"
 PATIENCE_SECONDS = 60.0  # a driver that was cut off, and replaced, must not hold its workers for longer
 MIGRATION_LOCK = 0x41474654  # a number of our own
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 5.0
@@ -76,6 +79,7 @@ def engine_for(url: str) -> sa.Engine:
         raise UserError(f"AGFT_STUDY_DB: not a usable database address: {error}") from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
+    leave_replicas(engine)
     try:
         _migrate(engine)
     except sa.exc.OperationalError as error:
@@ -88,7 +92,20 @@ def impatience(address: sa.URL) -> dict[str, Any]:
     """Arguments of a connection that is not to wait for ever; what the address says itself holds."""
     if address.get_backend_name() != "postgresql" or not address.get_driver_name().startswith("psycopg"):
         return {}
-    return {name: value for name, value in LIBPQ.items() if name not in address.query}
+    limits = {name: value for name, value in LIBPQ.items() if name not in address.query}
+    if address.get_driver_name() == "psycopg":  # a pooler's next connection (pgbouncer) lacks what it prepares
+        limits["prepare_threshold"] = None
+    return limits
+
+
+def leave_replicas(engine: sa.Engine) -> None:
+    """Let a server that may only be read cost the engine its connections: it answers every one of them, for ever."""
+
+    def look(context: sa.engine.ExceptionContext) -> None:
+        if _state(context.original_exception) == READ_ONLY:
+            context.is_disconnect = True
+
+    event.listen(engine, "handle_error", look)
 
 
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
@@ -134,10 +151,17 @@ def now(connection: sa.Connection) -> float:
 
 def away(error: Exception) -> str:
     """Why the database does not answer, if that is what the error (or, in Optuna's, its cause) says; else ''."""
-    cause = error if isinstance(error, sa.exc.SQLAlchemyError) else error.__cause__
-    if isinstance(cause, sa.exc.PendingRollbackError):  # Optuna asked again in the transaction that was cut off
-        cause = cause.__context__
-    return " ".join(str(cause.orig).split())[:200] if isinstance(cause, AWAY) else ""
+    cause: BaseException | None = error if isinstance(error, sa.exc.SQLAlchemyError) else error.__cause__
+    while isinstance(cause, sa.exc.PendingRollbackError) or _state(cause) == IN_FAILED_TRANSACTION:
+        cause = cause and cause.__context__  # Optuna asked again in the transaction that was cut off
+    if isinstance(cause, AWAY) or (isinstance(cause, sa.exc.DBAPIError) and _state(cause) in AWAY_STATES):
+        return " ".join(str(cause.orig).split())[:200]
+    return ""
+
+
+def _state(error: BaseException | None) -> str:
+    """PostgreSQL's code of an error, of psycopg's or as SQLAlchemy has it; '' where there is none."""
+    return getattr(getattr(error, "orig", error), "sqlstate", None) or ""
 
 
 def patient(call: Callable[P, R]) -> Callable[P, R]:

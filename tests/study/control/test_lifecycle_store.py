@@ -263,6 +263,8 @@ def test_a_connection_to_postgresql_does_not_wait_for_ever_but_as_its_address_sa
     assert impatience(plain)["tcp_user_timeout"] == 20_000
     assert "connect_timeout" not in impatience(plain.update_query_dict({"connect_timeout": "60"}))
     assert impatience(sa.make_url("sqlite:////tmp/x.db")) == {}
+    assert impatience(plain)["prepare_threshold"] is None, "a pooler's connections do not know what was prepared"
+    assert "prepare_threshold" not in impatience(sa.make_url("postgresql+psycopg2://agft@db/agft"))
 
 
 def test_a_call_that_hung_for_long_before_it_failed_is_still_made_again(monkeypatch):
