@@ -92,7 +92,7 @@ def impatience(address: sa.URL) -> dict[str, Any]:
     """Arguments of a connection that is not to wait for ever; what the address says itself holds."""
     if address.get_backend_name() != "postgresql" or not address.get_driver_name().startswith("psycopg"):
         return {}
-    limits = {name: value for name, value in LIBPQ.items() if name not in address.query}
+    limits: dict[str, Any] = {name: value for name, value in LIBPQ.items() if name not in address.query}
     if address.get_driver_name() == "psycopg":  # a pooler's next connection (pgbouncer) lacks what it prepares
         limits["prepare_threshold"] = None
     return limits
