@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,8 +13,10 @@ import pytest
 from botocore.exceptions import NoCredentialsError
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
+from infra.services import Services
 from infra.tracking.calls import connect, outage
-from tests.support.services.gate import gate
+from infra.tracking.runs import Tracker
+from tests.support.services.gate import HABITS, Refusal, gate
 
 
 @contextmanager
@@ -89,3 +92,27 @@ def test_an_artifact_for_a_bucket_that_is_not_there_is_refused_for_good(
     text = b"<Error><Code>NoSuchBucket</Code><Message>no such bucket</Message></Error>"
     with answering(404, text) as uri:
         assert stored(straight_to_s3, uri, monkeypatch) is None
+
+
+def test_artifacts_that_wait_cost_a_new_record_nothing(
+    service_environment: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(HABITS, "no-artifacts", Refusal(503, "", "", ("PUT",)))
+    client = connect(service_environment.mlflow_uri)
+    with gate(service_environment.mlflow_uri, own_host=True) as one:
+        one.habit = "no-artifacts"
+        tracker = Tracker(one.address, "artifacts wait")
+        tracker.ensure_run("t", name="t", params={}, tags={}, start_time_ms=1)
+        for number in range(20):
+            tracker.log_text("t", "text", f"{number}.txt")
+        while one.refused < 2:
+            time.sleep(0.05)
+        tracker.finish("t", "FINISHED", 2)
+        deadline = time.monotonic() + 3.0
+        while tracker.flush(0.2) > 20 and time.monotonic() < deadline:
+            continue
+        assert tracker.flush(0.0) == 20, "the artifacts alone"
+        assert client.get_run(tracker.run_id("t")).info.status == "FINISHED"
+        one.habit = ""
+        assert tracker.close(30.0) == 0
+        assert len(client.list_artifacts(tracker.run_id("t"))) == 20
