@@ -66,7 +66,7 @@ class Tracker:
         self._queues: dict[Kind, deque[Operation]] = {"records": deque(), "artifacts": deque()}
         self._changed = threading.Condition()
         self._closing = False
-        self._outages: set[Kind] = set()
+        self._outages: dict[Kind, str] = {}  # why they are not taken now
         self._pauses: dict[Kind, float] = dict.fromkeys(self._queues, FIRST_PAUSE_SECONDS)  # after the next failure
         self._due: dict[Kind, float] = dict.fromkeys(self._queues, 0.0)  # not tried before, on the monotonic clock
         self._run_ids: dict[str, str] = {}
@@ -158,6 +158,12 @@ class Tracker:
     def finish(self, key: str, status: Literal["FINISHED", "KILLED", "FAILED"], end_time_ms: int) -> None:
         """End the run of `key` with this status and time."""
         self._put(key, f"end ({status})", lambda client, run_id: client.set_terminated(run_id, status, end_time_ms))
+
+    @property
+    def why_waiting(self) -> str:
+        """Why MLflow takes nothing now, as it says itself; '' while it does, or has not been asked."""
+        with self._changed:
+            return next(iter(self._outages.values()), "")
 
     def run_id(self, key: str) -> str | None:
         """The run's id, or None while the server has not answered yet. Does not block."""
@@ -330,9 +336,9 @@ class Tracker:
         """Note the outage (one warning for each), and when its kind is tried again; a flush makes it sooner."""
         kind = operation.kind
         if kind not in self._outages:
-            self._outages.add(kind)
             log.warning("MLflow at %s takes no %s (%s); they are sent later", self.tracking_uri, kind, reason)
         with self._changed:
+            self._outages[kind] = reason
             queue = self._queues[kind]
             if any(other is not operation and other.replaces(operation) for other in queue):
                 queue.remove(operation)  # else it would be sent after its successor
@@ -358,8 +364,7 @@ class Tracker:
         with self._changed:
             self._queues[kind].remove(operation)
             self._hurry(kind)
-            left = self._num_left()
+            left, was_away = self._num_left(), self._outages.pop(kind, "")
             self._changed.notify_all()
-        if kind in self._outages:
-            self._outages.remove(kind)
+        if was_away:
             log.warning("MLflow at %s takes %s again; %d to send", self.tracking_uri, kind, left)

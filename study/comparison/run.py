@@ -58,7 +58,7 @@ def compare_here(
     else:
         clock(f"comparison {comparison.name}: {len(comparison.searches)} methods; Ctrl-C pauses it")
         services = services_here(home, clock)
-        require_mlflow(services, clock)
+        require_mlflow(services, clock, experiment=EXPERIMENT)
         try:
             with cluster_here(clock) as cluster:
                 finished = _finish(comparison, database, folder, services, cluster, clock)

@@ -27,6 +27,7 @@ from study.session import cluster_here, services_here
 from study.spec.config import StudyConfig
 from study.store.database import database_url, engine_for, now
 from study.store.store import StudyStore
+from study.tracking import EXPERIMENT
 
 
 def run_here(spec: StudyConfig, home: Path, *, then_promote: bool, as_json: bool = False) -> int:
@@ -52,7 +53,7 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool, as_json: b
     clock(f"study {spec.name}: {spec.budget.trials} trials; Ctrl-C pauses it")
     Notifier.from_environment(os.environ)  # a wrong address is answered before anything is started
     services = services_here(home, clock)
-    require_mlflow(services, clock)
+    require_mlflow(services, clock, experiment=EXPERIMENT)
     promotion, refusal = None, ""
     kept_output = copied_output(home / "logs", bucket=services.bucket, store=store)
     with (
