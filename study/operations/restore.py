@@ -23,7 +23,7 @@ from study.models.registry import follow_head
 from study.operations.backup import FORMAT, PREFIXES, S3, copy_back, objects_of
 from study.store.archive import SUM, check_sum, import_study, seal
 from study.store.store import StudyStore, study_names
-from study.tracking import EXPERIMENT, end_study, mark_best, project_all, project_best
+from study.tracking import EXPERIMENT, end_study, mark_best, project_all, project_best, untold
 
 MLFLOW_SECONDS = 300.0
 
@@ -223,8 +223,8 @@ def _ship(url: str, names: list[str], tracking_uri: str, say: Say) -> None:
         tracker.flush(MLFLOW_SECONDS)
     finally:
         left = tracker.close(1.0)
-    if left:
-        say(f"warning: MLflow at {tracking_uri} has not got everything; each study's next driver sends it again")
+    if lacking := untold(tracker, left):
+        say(f"warning: MLflow at {tracking_uri} {lacking}; each study's next driver sends them again")
 
 
 def _unfinished(url: str, names: list[str]) -> tuple[int, int]:
