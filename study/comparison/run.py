@@ -24,6 +24,7 @@ from study.comparison.report import comparison_table, write_comparison
 from study.console import Clock, wide_console
 from study.driver.run import run_study
 from study.errors import StudyFailed, UserError
+from study.search.projection import check_projection
 from study.session import CLOSE_SECONDS, cluster_here, services_here
 from study.spec.config import StudyConfig
 from study.store.database import database_url
@@ -51,7 +52,9 @@ def compare_here(
     clock = Clock(aside=as_json or as_latex)
     database, folder = database_url(home), home / "compare" / comparison.name
     for study in comparison.searches.values():
-        StudyStore(database, study.name).create(study)  # refuses another spec before anything is started
+        store = StudyStore(database, study.name)
+        store.create(study)  # refuses another spec before anything is started
+        check_projection(store)
     services = None
     if next_step(comparison, database, folder) is None:
         clock("everything has been run and measured already; writing the report")

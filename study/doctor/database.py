@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 from infra.checks.diagnosis import Check, Diagnosis, Failed, check, failed, ok
 from infra.checks.s3 import clock_finding
 from infra.errors import ServiceError, UserError
-from study.store.database import MIGRATIONS, UTF8_REMEDY, database_url, encoding_of, impatience, now, said, shown
+from study.store.database import (  # fmt: skip
+    MIGRATIONS, UTF8_REMEDY, database_url, encoding_of, impatience, now, optunas_revision, said, scripts, shown,
+)
 
 DATABASE, SCHEMA = "study database", "database schema"
 TIMEOUT_SECONDS, DATABASE_SECONDS = 5, 25.0  # of one connection, of the whole check
 # What the driver's text says, the cause in our words, and the remedy
+ENDED = "drivers of the older version must have ended"
 DAMAGED = "restore a backup: agft restore-backup"
 CAUSES = (
     ("not a database", "is damaged", DAMAGED),
@@ -122,39 +123,30 @@ def _check_postgresql(connection: sa.Connection, address: str, tables: set[str])
 
 def _schema(connection: sa.Connection, tables: set[str]) -> Diagnosis:
     """Ours and Optuna's against what this version knows."""
+    if problem := _optunas(connection):
+        return problem
     if "agft_schema" not in tables:
         return ok(SCHEMA, "none yet: made by the first study")
-    ours = _scripts(MIGRATIONS)
-    problem = _compare("agft", connection, "agft_schema", ours)
-    if problem is None and "alembic_version" in tables:
-        import optuna
-
-        folder = Path(optuna.__file__).parent / "storages" / "_rdb" / "alembic"
-        problem = _compare("optuna", connection, "alembic_version", _scripts(folder))
-    return problem or ok(SCHEMA, f"{ours.get_current_head()}, as this version needs it")
-
-
-def _compare(name: str, connection: sa.Connection, table: str, scripts: ScriptDirectory) -> Diagnosis | None:
-    there = connection.execute(sa.text(f"SELECT version_num FROM {table}")).scalars().first()
-    head = scripts.get_current_head()
+    ours = scripts(MIGRATIONS)
+    there = connection.execute(sa.text("SELECT version_num FROM agft_schema")).scalars().first()
+    head = ours.get_current_head()
     if there == head:
-        return None
-    known = {script.revision for script in scripts.walk_revisions()}
-    if there in known:
-        migrate = (
-            "`agft backup FILE`, then `agft status` migrates it" if name == "agft" else "run `optuna storage upgrade`"
-        )
-        return failed(SCHEMA, f"old: {name}'s is {there}, this version needs {head}",
-                      f"{migrate}; drivers of the older version must have ended")  # fmt: skip
-    return failed(SCHEMA, f"newer than this version of {name}: {there}, known up to {head}",
-                  f"install here the version of {name} that the others use")  # fmt: skip
+        return ok(SCHEMA, f"{head}, as this version needs it")
+    if there in {script.revision for script in ours.walk_revisions()}:
+        return failed(SCHEMA, f"old: agft's is {there}, this version needs {head}",
+                      f"`agft backup FILE`, then `agft status` migrates it; {ENDED}")  # fmt: skip
+    return failed(SCHEMA, f"newer than this version of agft: {there}, known up to {head}",
+                  "install here the version of agft that the others use")  # fmt: skip
 
 
-def _scripts(folder: Path) -> ScriptDirectory:
-    config = Config()
-    config.set_main_option("script_location", str(folder))
-    config.set_main_option("path_separator", "os")
-    return ScriptDirectory.from_config(config)
+def _optunas(connection: sa.Connection) -> Diagnosis | None:
+    there, problem = optunas_revision(connection)
+    if problem == "old":
+        return failed(SCHEMA, f"old: optuna's is {there}", f"run `optuna storage upgrade`; {ENDED}")
+    if problem:
+        detail = f"alembic_version is {there}: of another program, such as MLflow, or of a newer optuna"
+        return failed(SCHEMA, detail, "give AGFT_STUDY_DB a database of its own, or install the optuna of the others")
+    return None
 
 
 def _cause(address: str, text: str) -> Failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import event
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -177,6 +179,31 @@ def _migrate(engine: sa.Engine) -> None:
             command.upgrade(config, "head")
         except CommandError as error:
             raise StudyFailed(f"the study database is newer than this version of agft: {error}") from None
+
+
+def scripts(folder: Path) -> ScriptDirectory:
+    """The migrations in a folder."""
+    config = Config()
+    config.set_main_option("script_location", str(folder))
+    config.set_main_option("path_separator", "os")
+    return ScriptDirectory.from_config(config)
+
+
+def optunas_revision(connection: sa.Connection) -> tuple[str, str]:
+    """(the revision of Optuna's tables, why it does not fit); ('', '') where there are none, or nobody's yet.
+
+    Others keep their revision in a table of the same name, MLflow among them.
+    """
+    spec = importlib.util.find_spec("optuna")
+    if spec is None or spec.origin is None or not sa.inspect(connection).has_table("alembic_version"):
+        return "", ""
+    there = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars().first()
+    known = scripts(Path(spec.origin).parent / "storages" / "_rdb" / "alembic")
+    if there is None or there == known.get_current_head():
+        return there or "", ""
+    if there in {script.revision for script in known.walk_revisions()}:
+        return there, "old"
+    return there, "foreign"
 
 
 @contextmanager

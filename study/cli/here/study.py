@@ -23,6 +23,7 @@ from study.report.page import write_report
 from study.results.ranking import best_trial
 from study.results.status import study_status
 from study.search.prior import check_prior
+from study.search.projection import check_projection
 from study.session import cluster_here, services_here
 from study.spec.config import StudyConfig
 from study.store.database import database_url, engine_for, now
@@ -51,6 +52,7 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool, as_json: b
     if then_promote:
         check_weights(spec, preference_of(spec, None))
     clock(f"study {spec.name}: {spec.budget.trials} trials; Ctrl-C pauses it")
+    check_projection(store)
     Notifier.from_environment(os.environ)  # a wrong address is answered before anything is started
     services = services_here(home, clock)
     require_mlflow(services, clock, experiment=EXPERIMENT)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
+import optuna
 import psycopg.errors
 import pytest
 import sqlalchemy as sa
@@ -13,7 +15,8 @@ from click.testing import CliRunner
 from infra.checks.diagnosis import Diagnosis
 from study.cli.main import main
 from study.doctor.database import _cause, check_database
-from study.search.projection import optuna_storage
+from study.errors import UserError
+from study.search.projection import check_projection, optuna_storage
 from study.spec.files import parse_study
 from study.store.database import away, database_url, engine_for, patient, shown
 from study.store.lease import owner_identity
@@ -208,3 +211,41 @@ def test_a_status_that_is_watched_goes_on_while_the_database_is_away(tmp_path, m
     done = CliRunner().invoke(main, ["status", "--watch"])
     assert (done.exit_code, len(looks)) == (0, 3)
     assert "does not answer (the server restarts); trying again" in done.output
+
+
+# --- a database that others use as well ------------------------------------------------------------------------------
+
+
+def test_a_database_of_mlflows_is_refused_before_anything_is_started(tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path}/mlflow.db"
+    with sa.create_engine(url).begin() as connection:
+        connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+        connection.execute(sa.text("INSERT INTO alembic_version VALUES ('0584bdc529eb')"))
+    monkeypatch.setenv("AGFT_STUDY_DB", url)
+    monkeypatch.setenv("AGFT_HOME", str(tmp_path / "home"))
+    assert "of another program, such as MLflow" in only(check_database(url), "database schema")
+    done = CliRunner().invoke(main, ["run", str(Path(__file__).parents[3] / "study/recipes/demo.yaml")])
+    assert done.exit_code == 2
+    assert "give AGFT_STUDY_DB a database of its own" in done.output
+    assert "starting the embedded services" not in done.output
+    assert "trials" not in sa.inspect(engine_for(url)).get_table_names(), "nor are tables of Optuna made there"
+
+
+def test_optunas_tables_of_another_version_are_refused_with_what_helps(tmp_path):
+    store = StudyStore(f"sqlite:///{tmp_path}/studies.db", SPEC.name)
+    store.create(SPEC)
+    check_projection(store)
+    for revision, helps in (("v2.6.0.a", "optuna storage upgrade"), ("v9.0.0.a", "database of its own")):
+        with store.engine.begin() as connection:
+            connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{revision}'"))
+        with pytest.raises(UserError, match=helps):
+            check_projection(store)
+
+
+def test_somebodys_optuna_study_of_the_same_name_and_other_directions_is_refused(tmp_path):
+    store = StudyStore(f"sqlite:///{tmp_path}/studies.db", SPEC.name)
+    store.create(SPEC)
+    name = store.load().optuna_name
+    optuna.create_study(study_name=name, storage=store.url, directions=["minimize", "maximize"])
+    with pytest.raises(UserError, match=f"another study '{name}' in Optuna's tables, to minimize, maximize"):
+        check_projection(store)
