@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from infra import storage
+from infra.errors import ServiceError
 from infra.tracking import calls as mlflow_calls
 from study.artifacts.checkpoints import scratch_prefix, study_prefix
 from study.errors import UserError
@@ -149,6 +150,17 @@ def _borrowers(store: StudyStore, prefix: str) -> list[str]:
     return sorted({study for study, file in files if file["uri"].startswith(prefix)})
 
 
+def _delete_runs(tracking_uri: str, key: str, name: str) -> int:
+    try:
+        return mlflow_calls.delete_runs(mlflow_calls.connect(tracking_uri), EXPERIMENT, key)
+    except Exception as error:  # MLflow's own errors, and those of requests
+        reason = mlflow_calls.outage(error) or " ".join(str(error).split())[:300]
+        raise ServiceError(
+            f"study {name!r} is half deleted: MLflow at {tracking_uri} did not delete its runs ({reason}). "
+            f"The same command goes on: agft delete {name}"
+        ) from error
+
+
 def delete_study(store: StudyStore, *, bucket: str, tracking_uri: str, say: Callable[[str], None]) -> None:
     """Delete checkpoints, MLflow runs and the study itself, in this order, so that doing it again completes it.
 
@@ -165,7 +177,7 @@ def delete_study(store: StudyStore, *, bucket: str, tracking_uri: str, say: Call
         for prefix in (study_prefix(bucket, study.slug), scratch_prefix(bucket, study.slug)):
             count = storage.delete_prefix(f"{prefix}/")
             say(f"deleted {count} objects under {prefix}/")
-        runs = mlflow_calls.delete_runs(mlflow_calls.connect(tracking_uri), EXPERIMENT, study_key(study))
+        runs = _delete_runs(tracking_uri, study_key(study), store.name)
         say(f"deleted {runs} runs in MLflow (its own trash keeps them until `mlflow gc`)")
         delete_projection(store)
     finally:

@@ -12,7 +12,16 @@ from infra.checks.diagnosis import Check, Diagnosis, Failed, check, failed, ok
 from infra.checks.s3 import clock_finding
 from infra.errors import ServiceError, UserError
 from study.store.database import (  # fmt: skip
-    MIGRATIONS, UTF8_REMEDY, database_url, encoding_of, impatience, now, optunas_revision, said, scripts, shown,
+    MIGRATIONS,
+    UTF8_REMEDY,
+    database_url,
+    encoding_of,
+    impatience,
+    now,
+    optunas_revision,
+    said,
+    scripts,
+    shown,
 )
 
 DATABASE, SCHEMA = "study database", "database schema"

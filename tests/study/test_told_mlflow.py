@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from infra.errors import ServiceError
+from infra.services import Services
 from study import tracking
+from study.control.lifecycle import delete_study
 from study.operations.restore import _ship
-from study.store.store import StudyStore
+from study.store.store import DELETING, StudyStore, study_names
 from tests.support.studies import synthetic_study
 
 
@@ -72,3 +76,18 @@ def test_a_server_that_refuses_the_user_is_not_said_to_be_silent(
     monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.5)
     with refusing(403, "PERMISSION_DENIED", "may not") as uri:
         assert "(refuses our credentials: PERMISSION_DENIED: may not)" in told(store, tmp_path, uri, monkeypatch)
+
+
+def test_a_deletion_that_mlflow_stops_is_one_message_and_goes_on_by_the_same_command(
+    service_environment: Services, tmp_path: Path
+) -> None:
+    store = synthetic_study(tmp_path, name="halfway", trials=1, finished=True)
+    place: dict[str, Any] = {"bucket": service_environment.bucket, "say": lambda text: None}
+    with (
+        refusing(403, "PERMISSION_DENIED", "may not delete") as uri,
+        pytest.raises(ServiceError, match=r"half deleted.*may not delete.*agft delete halfway"),
+    ):
+        delete_study(store, tracking_uri=uri, **place)
+    assert store.load().state == DELETING
+    delete_study(store, tracking_uri=service_environment.mlflow_uri, **place)
+    assert "halfway" not in study_names(store.url)
