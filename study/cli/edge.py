@@ -62,6 +62,8 @@ def checked_names(command: click.Command) -> click.Command:
     for each in command.params:
         if each.type is click.STRING and each.name not in FREE_TEXT:
             each.callback = _checked
+        if each.name == "reason":
+            each.callback = _storable
         if isinstance(each, click.Argument) and each.name in ("study", "target"):
             each._custom_shell_complete = _studies
     return command
@@ -80,6 +82,16 @@ def _checked(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
         if given and text is not None:
             check_name(text, _shown(parameter))
     return value
+
+
+def _storable(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """What a terminal in another encoding hands over as halves of characters, which no database and no JSON takes."""
+    if not value:
+        return value
+    from trainers.schema.records import storable
+
+    text: str = storable(value)
+    return text
 
 
 def _shown(parameter: click.Parameter | None) -> str:

@@ -25,6 +25,7 @@ from study.store.lease import LeaseHeld, owner_identity
 from study.store.requests import answer, ask, keep_extension
 from study.store.store import DELETING, StudyStore
 from study.tracking import EXPERIMENT, study_key
+from trainers.schema.records import storable
 
 
 @contextmanager
@@ -87,6 +88,7 @@ def rerun_trial(store: StudyStore, number: int) -> str:
 
 def drop_trial(store: StudyStore, number: int, reason: str) -> str:
     """Take a trial out: its history stays, it counts nowhere, and the search forgets it; the sentence to say."""
+    reason = storable(reason)
     if store.trial(number).state == "dropped":
         raise UserError(f"trial {number} of {store.name!r} was dropped already")
     request = ask(store, "drop", number, reason)
