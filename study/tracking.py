@@ -384,5 +384,14 @@ def tell_mlflow(store: StudyStore, home: Path, say: Callable[[str], None]) -> No
     project_best(tracker, study, trials)
     mark_best(tracker, study, trials)
     end_study(tracker, study)
-    if tracker.close(PATIENCE_SECONDS):
-        say("MLflow does not answer; it is told by the study's next driver")
+    if lacking := untold(tracker, tracker.close(PATIENCE_SECONDS)):
+        say(f"MLflow {lacking}; it is told by the study's next driver")
+
+
+def untold(tracker: Tracker, left: int) -> str:
+    """What MLflow has not got of what a tracker was told, of which `left` operations wait, and why; '' if nothing."""
+    lacking = left + len(tracker.dropped)
+    if not lacking:
+        return ""
+    why = f"refused: {tracker.dropped[0]}" if tracker.dropped else tracker.why_waiting or "it does not answer"
+    return f"has not got {lacking} records ({why})"

@@ -7,14 +7,12 @@ import json
 import os
 import secrets
 import time
-import urllib.error
-import urllib.request
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPMessage
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from infra.checks.diagnosis import Diagnosis, Failed, check, ok, unless_proxy, warning
 from infra.checks.s3 import clock_finding
@@ -25,7 +23,9 @@ MLFLOW = "MLflow"
 TIMEOUT_SECONDS = 6.0
 API = "/api/2.0/mlflow/"
 EXPERIMENTS = f"{API}experiments/search?max_results=1"
-AWAY = (OSError, HTTPException, ValueError)
+AWAY = (OSError, ValueError)  # of requests all that it raises
+UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "suitable TLS CA certificate bundle", "doesn't match")
+CREDENTIALS = "~/.mlflow/credentials"
 
 
 class _Refused(Exception):
@@ -42,25 +42,67 @@ class _Server:
     user: str
     authorization: str
 
-    def ask(self, path: str, body: Any = None, *, method: str = "GET", known: bool = True) -> tuple[str, HTTPMessage]:
-        """(answer, headers). `known`: as the environment's user."""
-        headers = {"Content-Type": "application/json"}
-        if known and self.authorization:
-            headers["Authorization"] = self.authorization
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.uri.rstrip("/") + path, data=data, headers=headers, method=method)
+    def ask(
+        self, path: str, body: Any = None, *, method: str = "GET", known: bool = True
+    ) -> tuple[str, Mapping[str, str]]:
+        """(answer, headers), asked as MLflow's client asks: its certificates, proxies of now, no repetition.
+
+        `known`: as the environment's user. `Failed` where no later request of that client can succeed either.
+        """
+        import requests
+
+        url = self.uri.rstrip("/") + path
+        headers = {"Authorization": self.authorization} if known and self.authorization else {}
         try:
-            opener = urllib.request.build_opener()  # the proxies of now; urlopen's are those of its first call
-            with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
-                return answer.read(1_000_000).decode(errors="replace"), answer.headers
-        except urllib.error.HTTPError as error:
-            raise _Refused(error.code, error.read(2000).decode(errors="replace")) from None
+            answer = requests.request(
+                method, url, json=body, headers=headers, timeout=TIMEOUT_SECONDS, verify=_verified(),
+                cert=os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH") or None, allow_redirects=method == "GET",
+                auth=None if known else lambda request: request,  # else one of ~/.netrc
+            )  # fmt: skip
+        except OSError as error:
+            if any(sign in str(error) for sign in UNTRUSTED):
+                detail = f"{self.uri}: its certificate is not trusted here: {_why(error)}"
+                remedy = "set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its authority, or correct its name"
+                raise Failed(MLFLOW, detail, remedy) from None
+            raise
+        if urlsplit(answer.url)[:2] != urlsplit(url)[:2]:  # a POST that is sent elsewhere becomes a GET
+            self._moved(answer.url, path)
+        if not answer.ok or answer.is_redirect:
+            raise _Refused(answer.status_code, answer.text[:2000])
+        return answer.text[:1_000_000], answer.headers
+
+    def _moved(self, url: str, path: str) -> None:
+        there, here = urlsplit(url), urlsplit(self.uri)
+        if (there.scheme, there.hostname) != (here.scheme, here.hostname):
+            place = f"{there.scheme}://{there.netloc}"
+            remedy = unless_proxy(self.uri, "set MLFLOW_TRACKING_URI")
+            if url.endswith(path):
+                place, remedy = url.removesuffix(path), f"write {url.removesuffix(path)}"
+            detail = f"{self.uri} only leads to {place}, and what MLflow writes is lost on the way"
+            raise Failed(MLFLOW, detail, remedy)
+
+
+def _verified() -> bool | str:
+    """Whose certificates MLflow's client trusts; True: those of REQUESTS_CA_BUNDLE, or the usual ones."""
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        return False
+    return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
+
+
+def _why(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return (text.partition("(Caused by ")[2].rstrip(")") or text)[:200]  # urllib3 puts the cause last
 
 
 def _server(services: Services) -> _Server:
-    if services.mlflow_username:
-        pair = f"{services.mlflow_username}:{services.mlflow_password}"
-        return _Server(services.mlflow_uri, services.mlflow_username, f"Basic {b64encode(pair.encode()).decode()}")
+    user, password = services.mlflow_username, services.mlflow_password
+    if not user and os.path.exists(os.path.expanduser(CREDENTIALS)):
+        from mlflow.utils.credentials import read_mlflow_creds  # 2.5 s
+
+        user, password = (found or "" for found in read_mlflow_creds())
+    if user and password:
+        pair = b64encode(f"{user}:{password}".encode()).decode()
+        return _Server(services.mlflow_uri, user, f"Basic {pair}")
     token = os.environ.get("MLFLOW_TRACKING_TOKEN", "")  # of a server that others run; MLflow reads it by itself
     return _Server(services.mlflow_uri, "", f"Bearer {token}" if token else "")
 
@@ -80,7 +122,7 @@ def check_mlflow(services: Services) -> Iterator[Diagnosis]:
         raise Failed(MLFLOW, f"{uri} answers, but not as MLflow does ({error})", remedy) from None
     except AWAY as error:
         remedy = unless_proxy(uri, "start the server, or set MLFLOW_TRACKING_URI; for embedded services: agft stack up")
-        raise Failed(MLFLOW, f"{uri} does not answer: {getattr(error, 'reason', error)}", remedy) from None
+        raise Failed(MLFLOW, f"{uri} does not answer: {_why(error)}", remedy) from None
     if date := headers.get("date"):
         yield clock_finding("MLflow", parsedate_to_datetime(date).timestamp() + 0.5 - heard, precision=1.0)
     try:
@@ -88,23 +130,25 @@ def check_mlflow(services: Services) -> Iterator[Diagnosis]:
         yield _openness(server)
         yield from _version(server)
     except AWAY as error:
-        detail = f"{uri} is alive, and does not answer requests: {getattr(error, 'reason', error)}"
+        detail = f"{uri} is alive, and does not answer requests: {_why(error)}"
         raise Failed(MLFLOW, detail, "look at the server's log and its database") from None
 
 
-def require_mlflow(services: Services, say: Callable[[str], None]) -> None:
-    """Before a study starts: `UserError` where a server refuses us for good, or is none of MLflow's.
+def require_mlflow(services: Services, say: Callable[[str], None], *, experiment: str) -> None:
+    """Before a study starts: `UserError` where a server refuses us for good, or is none of MLflow's, or does not let us
+    write to the experiment of this name.
 
     One that is away is only mentioned: the study sends its records once it answers.
     """
     server = _server(services)
     try:
         _may_read(server)
+        _may_write(server, experiment)
     except Failed as failure:
         raise UserError(f"{failure}: {failure.diagnosis.remedy}") from None
     except AWAY as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split())[:200]
-        say(unless_proxy(server.uri, f"MLflow at {server.uri} does not answer ({reason}): its records are sent later"))
+        text = f"MLflow at {server.uri} does not answer ({_why(error)}): its records are sent later"
+        say(unless_proxy(server.uri, text))
 
 
 def _may_read(server: _Server) -> None:
@@ -127,6 +171,33 @@ def _may_read(server: _Server) -> None:
         if error.body.lstrip().startswith("<") or error.code == 404:
             raise _not_mlflow(uri) from None
         raise Failed(MLFLOW, f"{uri}: reading: {error}", "look at the server's log") from None
+
+
+def _may_write(server: _Server, experiment: str) -> None:
+    """`Failed` where rights are lacking to make runs in the experiment, or to make it.
+
+    Rights are looked at before anything else of a request: one that makes no sense is refused with 403, or with 400.
+    """
+    try:
+        text, _ = server.ask(f"{API}experiments/get-by-name?experiment_name={quote(experiment)}")
+        number = json.loads(text)["experiment"]["experiment_id"]
+        path, body = "runs/create", {"experiment_id": number, "start_time": "never", "tags": "none"}
+    except _Refused as error:
+        if error.code == 403:
+            raise _no_rights(server, f"the experiment {experiment!r}", error) from None
+        path, body = "experiments/create", {"name": ""}
+    except (ValueError, KeyError):
+        return
+    try:
+        server.ask(f"{API}{path}", body, method="POST")
+    except _Refused as error:
+        if error.code == 403:
+            raise _no_rights(server, f"runs in the experiment {experiment!r}", error) from None
+
+
+def _no_rights(server: _Server, what: str, error: _Refused) -> Failed:
+    detail = f"{server.uri}: user {server.user!r} may not write {what} ({error.code})"
+    return Failed(MLFLOW, detail, "have its owner give the user the permission EDIT")
 
 
 def _not_mlflow(uri: str) -> Failed:

@@ -201,8 +201,7 @@ def database_address(home: Path) -> str | None:
     settings = settings_of(home)
     if not settings.postgres:
         return None
-    state = json.loads((home / "state.json").read_text()) if (home / "state.json").exists() else {}
-    entry = state.get("postgres", {})
+    entry = processes.kept_state(home / "state.json").get("postgres", {})
     started = (int(entry["pid"]), str(entry["started"])) if "pid" in entry else None
     if not processes.alive(started):
         raise ServiceError("studies are in the embedded PostgreSQL, which does not run: agft stack up")

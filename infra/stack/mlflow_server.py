@@ -6,27 +6,37 @@ Its two databases are SQLite files in its folder, or of the embedded PostgreSQL.
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
+import shutil
+import sqlite3
+import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+from alembic.script import ScriptDirectory
+
 from infra.errors import ServiceError, UserError
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
 from infra.stack.processes import own_environment, write_private
 
+log = logging.getLogger("agft")
 USERNAME = "agft"
+RUNS = "mlflow.db"  # in the server's folder
 SECRETS = ("mlflow_password", "mlflow_server_key")
 AUTH_CACHE_SECONDS = 300  # without it each request costs a PBKDF2
 DROPPED_PREFIXES = ("PG", "MLFLOW_", "_MLFLOW_", "AWS_", "RAY_", "GUNICORN_", "UVICORN_")
 
 
 def configure(folder: Path, users: str = "sqlite:///auth.db") -> None:
-    """Write the authentication settings (mode 0600); `users` is the database of users, without a password.
+    """Write the authentication settings (mode 0600); `users` is the database of users, without a password. Runs that an
+    older MLflow kept in SQLite are brought to what this one needs.
 
     Passwords go through the environment only.
     """
@@ -41,6 +51,45 @@ authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 auth_cache_ttl_seconds = {AUTH_CACHE_SECONDS}
 """
     write_private(folder / "basic_auth.ini", text)
+    if users.startswith("sqlite"):
+        upgrade(folder)
+
+
+def upgrade(folder: Path) -> None:
+    """Bring `mlflow.db` to this MLflow's schema, with a copy of before aside: the server refuses an older one, and
+    upgrades none itself. `ServiceError` when that fails; the file is as before then."""
+    path, there = folder / RUNS, _revision(folder / RUNS)
+    spec = importlib.util.find_spec("mlflow")
+    if there is None or spec is None or spec.origin is None:
+        return
+    scripts = ScriptDirectory(str(Path(spec.origin).parent / "store" / "db_migrations"))
+    older = {script.revision for script in scripts.walk_revisions()} - {*scripts.get_heads()}
+    if there not in older:
+        return
+    kept = folder / f"mlflow-{there}.db"
+    shutil.copy2(path, kept)
+    log.warning("MLflow is %s now: its database %s is upgraded, a copy of before is %s", version(), path, kept)
+    line = (sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{RUNS}")
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    variables = own_environment(*DROPPED_PREFIXES) | quiet
+    done = subprocess.run(line, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    if done.returncode:
+        shutil.copy2(kept, path)
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise ServiceError(f"MLflow {version()} could not upgrade {path}, which stays as it was: {' '.join(last)}")
+
+
+def _revision(path: Path) -> str | None:
+    """Of the schema in MLflow's file, whose own log it takes in first; None where there is none, or no such table."""
+    if not path.exists():
+        return None
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        except sqlite3.DatabaseError:  # MLflow says what is wrong with it
+            return None
+    return str(row[0]) if row else None
 
 
 def command(port: int, *, bind: str = "127.0.0.1", runs: str = "sqlite:///mlflow.db") -> list[str]:
@@ -87,7 +136,8 @@ def version() -> str:
 
 
 def probe(port: int, secrets: Mapping[str, str], bind: str = "127.0.0.1") -> None:
-    """One authorised request that reads the database; `ServiceError` with the reason when it fails."""
+    """One authorised request that reads the database; `ServiceError` with the reason when it fails, `UserError` where
+    the server knows another password than the kept one, which no waiting changes."""
     token = base64.b64encode(f"{USERNAME}:{secrets['mlflow_password']}".encode()).decode()
     request = urllib.request.Request(
         f"{address(port, bind)}/api/2.0/mlflow/experiments/search?max_results=1",
@@ -98,10 +148,11 @@ def probe(port: int, secrets: Mapping[str, str], bind: str = "127.0.0.1") -> Non
         with opener.open(request, timeout=10) as response:
             json.load(response)
     except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise ServiceError(
-                f"MLflow at {address(port, bind)} refuses the kept credentials (HTTP {error.code}): its user database "
-                "is not the one that belongs to secrets.json"
+        if error.code == 401:
+            raise UserError(
+                f"MLflow at {address(port, bind)} refuses the password in secrets.json (401): its users were made with "
+                "another one. Put that secrets.json back into the home; or `agft stack down`, and move mlflow/auth.db "
+                "there away, so that users are made anew (runs stay)"
             ) from error
         raise ServiceError(f"MLflow at {address(port, bind)}: HTTP {error.code}") from error
     except (OSError, ValueError) as error:

@@ -210,12 +210,8 @@ def _log(home: Path, name: str) -> Path:
 
 
 def _state(home: Path) -> dict[str, Any]:
-    """Process ids and ports by service; a lost or damaged file is an empty one, since processes are found without."""
-    try:
-        content = json.loads((home / "state.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    """Process ids and ports by service."""
+    return processes.kept_state(home / "state.json")
 
 
 def _write_state(home: Path, change: Mapping[str, Mapping[str, Any]]) -> None:

@@ -23,6 +23,8 @@ KEY_TAG = "agft.trial_key"
 POINTS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # limits of log_batch
 PARAM_CHARACTERS, TAG_CHARACTERS, DIGEST_CHARACTERS = 6000, 5000, 36  # limits of the server
 PASSING_STATUS = (401, 403, 408, 425, 429)  # client errors that somebody may put right while we wait
+TOO_LARGE = 413  # of a proxy before the server, which will say the same tomorrow
+NOT_MLFLOWS = re.compile(r"API request to endpoint .* failed with error code (\d+) ")  # its client, of a body not JSON
 REQUEST_TIMEOUT_SECONDS = 10
 
 
@@ -65,20 +67,35 @@ def settle() -> None:
 def outage(error: Exception) -> str | None:
     """Why it makes sense to try again later, or None when the server understood and refuses for good."""
     import requests
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import MlflowException, RestException
 
     reason = " ".join(str(error).split())
     reason = reason.partition("(Caused by ")[2].rstrip(")") or reason  # urllib3 puts the cause last
     reason = reason[:300]
     if isinstance(error, MlflowException):
-        status = error.get_http_status_code()
-        if status in (401, 403):
-            return f"refuses our credentials: {reason}"
-        return reason if status >= 500 or status in PASSING_STATUS else None
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        status = error.response.status_code
-        return reason if status >= 500 or status in PASSING_STATUS else None
-    return reason if isinstance(error, ServiceError | OSError) else None  # requests' other errors are OSErrors
+        status, ours = error.get_http_status_code(), True
+        if not isinstance(error, RestException) and (found := NOT_MLFLOWS.match(str(error))):
+            status, ours = int(found[1]), False
+    elif isinstance(error, requests.HTTPError) and error.response is not None:
+        status, ours = error.response.status_code, error.response.text.lstrip().startswith("{")
+    else:  # requests' other errors are OSErrors
+        return reason if isinstance(error, ServiceError | OSError) else _storage_outage(error)
+    if status in (401, 403):
+        return f"refuses our credentials: {reason}"
+    if not ours:  # a proxy's page, as while the server is put up again
+        return None if status == TOO_LARGE else f"HTTP {status}, and not from MLflow"
+    return reason if status >= 500 or status in PASSING_STATUS else None
+
+
+def _storage_outage(error: Exception) -> str | None:
+    """The same of what boto3 raises where MLflow's client puts artifacts into S3 by itself."""
+    from infra import s3
+
+    try:
+        with s3.s3_errors("s3://artifacts of MLflow"):
+            raise error
+    except Exception as told:
+        return " ".join(str(told).split())[:300] if s3.is_away(told) else None
 
 
 # The UI opens an experiment of this kind with its training runs, others with a page for language-model traces.

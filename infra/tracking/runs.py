@@ -1,9 +1,10 @@
 """The MLflow record of a study, written behind its back: an outage never blocks or raises into the caller.
 
-Calls put operations on an in-memory queue; one thread sends them in order and repeats each until the server has
-it. The queue dies with the process, and that is fine: the study's database is the spool. After a crash the caller
-replays everything, and every operation is idempotent (runs are found by key, points carry their time stamps). What
-somebody deletes in MLflow is taken out of its trash or made anew, and everything is replayed as well.
+Calls put operations on in-memory queues; one thread sends them in order and repeats each until the server has it,
+records before artifacts, whose storage may be away alone. The queues die with the process, and that is fine: the
+study's database is the spool. After a crash the caller replays everything, and every operation is idempotent (runs are
+found by key, points carry their time stamps). What somebody deletes in MLflow is taken out of its trash or made anew,
+and everything is replayed as well.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MAX_ARTIFACT_BYTES = 64_000_000  # weights belong in S3, not here
 
 @dataclass(frozen=True)
 class Operation:
-    """One thing to tell the server. Artifacts let others pass while their storage is away."""
+    """One thing to tell the server."""
 
     key: str
     what: str
@@ -62,10 +63,12 @@ class Tracker:
     def __init__(self, tracking_uri: str, experiment: str, replay: Callable[[Tracker], None] | None = None) -> None:
         self.tracking_uri, self.experiment, self.replay = tracking_uri, experiment, replay
         self.dropped: list[str] = []  # what the server refused for good, with its reason
-        self._queue: deque[Operation] = deque()
+        self._queues: dict[Kind, deque[Operation]] = {"records": deque(), "artifacts": deque()}
         self._changed = threading.Condition()
-        self._closing = self._kicked = False
-        self._outages: set[str] = set()  # of "records" and "artifacts", which have storage of their own
+        self._closing = False
+        self._outages: dict[Kind, str] = {}  # why they are not taken now
+        self._pauses: dict[Kind, float] = dict.fromkeys(self._queues, FIRST_PAUSE_SECONDS)  # after the next failure
+        self._due: dict[Kind, float] = dict.fromkeys(self._queues, 0.0)  # not tried before, on the monotonic clock
         self._run_ids: dict[str, str] = {}
         self._seen: set[str] = set()  # keys whose run we have had
         self._lost = False  # one of them is gone
@@ -156,6 +159,12 @@ class Tracker:
         """End the run of `key` with this status and time."""
         self._put(key, f"end ({status})", lambda client, run_id: client.set_terminated(run_id, status, end_time_ms))
 
+    @property
+    def why_waiting(self) -> str:
+        """Why MLflow takes nothing now, as it says itself; '' while it does, or has not been asked."""
+        with self._changed:
+            return next(iter(self._outages.values()), "")
+
     def run_id(self, key: str) -> str | None:
         """The run's id, or None while the server has not answered yet. Does not block."""
         with self._changed:
@@ -190,11 +199,12 @@ class Tracker:
         """Wait until everything is sent, at most so long; returns how many operations are left."""
         deadline = time.monotonic() + timeout_seconds
         with self._changed:
-            self._kicked = True
+            for kind in self._queues:
+                self._hurry(kind)
             self._changed.notify_all()
-            while self._queue and (left := deadline - time.monotonic()) > 0 and self._thread.is_alive():
+            while self._num_left() and (left := deadline - time.monotonic()) > 0 and self._thread.is_alive():
                 self._changed.wait(left)
-            return len(self._queue)
+            return self._num_left()
 
     def close(self, timeout_seconds: float) -> int:
         """`flush`, then end the thread; what is left is forgotten here (the study replays it) and counted."""
@@ -218,12 +228,11 @@ class Tracker:
             if self._again is not None and threading.current_thread() is self._thread:
                 self._again.append(replace(fresh, replayed=True))
                 return
-            if (
-                fresh.kind == "artifacts"
-            ):  # a newer version of a file that waits (the first may be under way) replaces it
-                for older in [old for old in list(self._queue)[1:] if fresh.replaces(old)]:
-                    self._queue.remove(older)
-            self._queue.append(fresh)
+            queue = self._queues[fresh.kind]
+            # A newer version of a file that waits (the first may be under way) replaces it.
+            for older in [old for old in list(queue)[1:] if fresh.replaces(old)]:
+                queue.remove(older)
+            queue.append(fresh)
             self._changed.notify_all()
 
     def _connected(self) -> tuple[Any, str]:
@@ -268,21 +277,14 @@ class Tracker:
         self._put(key, f"artifact {artifact_path}", send, "artifacts")
 
     def _work(self) -> None:
-        pause = FIRST_PAUSE_SECONDS
         retried: Operation | None = None
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closing)
-                if self._closing:
-                    return
-                operation = self._queue[0]
+        while (operation := self._next()) is not None:
             try:
                 operation.call()
             except Exception as error:
                 reason = mlflow_calls.outage(error)
                 if reason is not None:
-                    self._wait_out(operation, reason, pause)
-                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                    self._put_off(operation, reason)
                     continue
                 if retried is not operation and self._forget(operation.key):
                     retried = operation
@@ -291,9 +293,23 @@ class Tracker:
                     continue
                 self.dropped.append(f"{operation.key}: {operation.what}: {' '.join(str(error).split())[:300]}")
                 log.error("MLflow refuses a record for good: %s", self.dropped[-1])
-            pause = FIRST_PAUSE_SECONDS
             self._replayed(operation, before=False)
             self._done(operation)
+
+    def _next(self) -> Operation | None:
+        """Wait for the operation to try now; None when the tracker closes.
+
+        An artifact comes when no record is left: its run has to be there first, and records never wait for a storage
+        that is away.
+        """
+        with self._changed:
+            while not self._closing:
+                kind = next((kind for kind, queue in self._queues.items() if queue), None)
+                left = None if kind is None else self._due[kind] - time.monotonic()
+                if kind is not None and left is not None and left <= 0:
+                    return self._queues[kind][0]
+                self._changed.wait(left)
+        return None
 
     def _replayed(self, operation: Operation, *, before: bool) -> bool:
         """Whether a run was lost, so that everything is sent again: before this operation, which is then tried once
@@ -312,25 +328,30 @@ class Tracker:
         finally:
             told, self._again = self._again, None
         with self._changed:
-            at = 0 if before else 1
             for each in reversed(told):
-                self._queue.insert(at, each)
+                self._queues[each.kind].insert(0 if before or each.kind != operation.kind else 1, each)
         return True
 
-    def _wait_out(self, operation: Operation, reason: str, pause: float) -> None:
-        """Note the outage (one warning for each) and sleep; a flush or close ends the sleep."""
-        if operation.kind not in self._outages:
-            self._outages.add(operation.kind)
-            log.warning("MLflow at %s takes no %s (%s); they are sent later", self.tracking_uri, operation.kind, reason)
+    def _put_off(self, operation: Operation, reason: str) -> None:
+        """Note the outage (one warning for each), and when its kind is tried again; a flush makes it sooner."""
+        kind = operation.kind
+        if kind not in self._outages:
+            log.warning("MLflow at %s takes no %s (%s); they are sent later", self.tracking_uri, kind, reason)
         with self._changed:
-            if operation.kind == "artifacts" and len(self._queue) > 1:
-                if any(other is not operation and other.replaces(operation) for other in self._queue):
-                    self._queue.remove(operation)  # else it would be sent after its successor
-                else:
-                    self._queue.rotate(-1)
-            pause = FIRST_PAUSE_SECONDS if self._kicked else pause * random.uniform(0.7, 1.3)
-            self._kicked = False
-            self._changed.wait_for(lambda: self._closing or self._kicked, pause)
+            self._outages[kind] = reason
+            queue = self._queues[kind]
+            if any(other is not operation and other.replaces(operation) for other in queue):
+                queue.remove(operation)  # else it would be sent after its successor
+            elif kind == "artifacts":
+                queue.rotate(-1)  # another one may be taken
+            self._due[kind] = time.monotonic() + self._pauses[kind] * random.uniform(0.7, 1.3)
+            self._pauses[kind] = min(2 * self._pauses[kind], LONGEST_PAUSE_SECONDS)
+
+    def _hurry(self, kind: Kind) -> None:
+        self._pauses[kind], self._due[kind] = FIRST_PAUSE_SECONDS, 0.0
+
+    def _num_left(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
 
     def _forget(self, key: str) -> bool:
         """Whether we knew a run of `key`, or the experiment: they may be deleted, so look once more before dropping."""
@@ -339,9 +360,11 @@ class Tracker:
             return self._run_ids.pop(key, None) is not None or known is not None
 
     def _done(self, operation: Operation) -> None:
+        kind = operation.kind
         with self._changed:
-            self._queue.remove(operation)
+            self._queues[kind].remove(operation)
+            self._hurry(kind)
+            left, was_away = self._num_left(), self._outages.pop(kind, "")
             self._changed.notify_all()
-        if operation.kind in self._outages:
-            self._outages.remove(operation.kind)
-            log.warning("MLflow at %s takes %s again; %d to send", self.tracking_uri, operation.kind, len(self._queue))
+        if was_away:
+            log.warning("MLflow at %s takes %s again; %d to send", self.tracking_uri, kind, left)

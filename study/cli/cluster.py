@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.edge import ANSWERED, FILE, answer, database, hear_interrupts, home, json_option, tell, told
+from study.cli.edge import FILE, answer, answered, database, hear_interrupts, home, json_option, tell, told
 from study.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def main() -> int:
         from study.cli.here.study import resume_here
 
         return resume_here(store, home(), then_promote=False)
-    except ANSWERED as error:
+    except answered() as error:
         return answer(error)
 
 

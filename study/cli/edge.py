@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,8 @@ def checked_names(command: click.Command) -> click.Command:
     for each in command.params:
         if each.type is click.STRING and each.name not in FREE_TEXT:
             each.callback = _checked
+        if each.name == "reason":
+            each.callback = _storable
         if isinstance(each, click.Argument) and each.name in ("study", "target"):
             each._custom_shell_complete = _studies
     return command
@@ -81,6 +84,16 @@ def _checked(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     return value
 
 
+def _storable(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """What a terminal in another encoding hands over as halves of characters, which no database and no JSON takes."""
+    if not value:
+        return value
+    from trainers.schema.records import storable
+
+    text: str = storable(value)
+    return text
+
+
 def _shown(parameter: click.Parameter | None) -> str:
     if parameter is None:
         return "name"
@@ -99,7 +112,6 @@ FILE = Place(dir_okay=False, path_type=Path)
 FOLDER = Place(file_okay=False, path_type=Path)
 PLACE = Place(path_type=Path)
 POSITIVE = click.FloatRange(min=0, min_open=True)
-ANSWERED = (*USER_ERRORS, *SERVICE_ERRORS)
 json_option = click.option("--json", "as_json", is_flag=True, help="For machines.")
 replace_option = click.option("--replace", is_flag=True, help="Replace an older file of this kind.")
 
@@ -148,11 +160,26 @@ def connected(*, start: bool) -> Services:
     return services_here(home(), say, kept_up=False) if start else services_to_read(home())
 
 
+def answered() -> tuple[type[Exception], ...]:
+    """The errors that a command answers with a message: ours, and the study database's where that was imported."""
+    found = [*USER_ERRORS, *SERVICE_ERRORS]
+    for module, name in (("sqlalchemy.exc", "SQLAlchemyError"), ("optuna.exceptions", "StorageInternalError")):
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
+
+
 def answer(error: Exception) -> int:
     """Say what is wrong; the exit code: 2 for wrong input, 1 for what failed."""
     wrong = isinstance(error, USER_ERRORS)
-    full = f"{error.strerror}{f': {error.filename}' if error.filename else ''}" if isinstance(error, OSError) else ""
-    say(str(error) if wrong else f"failed: {full or error}")
+    text = str(error)
+    if isinstance(error, OSError):
+        text = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    elif not wrong and not isinstance(error, SERVICE_ERRORS):
+        from study.store.database import said
+
+        text = f"the study database cannot do what was asked: {said(error)}"
+    say(text if wrong else f"failed: {text}")
     return 2 if wrong else 1
 
 

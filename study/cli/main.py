@@ -15,7 +15,7 @@ import click
 
 from infra.errors import FULL
 from infra.services import go_direct
-from study.cli.edge import ANSWERED, answer, checked_names, hear_interrupts
+from study.cli.edge import answer, answered, checked_names, hear_interrupts
 
 # What `agft --help` shows: groups in a newcomer's order; of each command, its module in study.cli and two examples.
 COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
@@ -110,7 +110,7 @@ class Agft(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except ANSWERED as error:
+        except answered() as error:
             sys.exit(answer(error))
         except OSError as error:
             if error.errno not in FULL:

@@ -38,10 +38,22 @@ def status(study: str | None, as_json: bool, watch: bool) -> None:
     try:
         while True:
             click.clear()
-            print_status(study, as_json=False)
+            _print_status_again(study)
             time.sleep(REFRESH_SECONDS)
     except KeyboardInterrupt:
         return
+
+
+def _print_status_again(study: str | None) -> None:
+    """The status, or that the database is away for now."""
+    from study.store.database import away
+
+    try:
+        print_status(study, as_json=False)
+    except Exception as error:
+        if not (reason := away(error)):
+            raise
+        say(f"the study database does not answer ({reason}); trying again")
 
 
 def print_status(study: str | None, *, as_json: bool) -> None:

@@ -24,6 +24,7 @@ from study.comparison.report import comparison_table, write_comparison
 from study.console import Clock, wide_console
 from study.driver.run import run_study
 from study.errors import StudyFailed, UserError
+from study.search.projection import check_projection
 from study.session import CLOSE_SECONDS, cluster_here, services_here
 from study.spec.config import StudyConfig
 from study.store.database import database_url
@@ -51,14 +52,16 @@ def compare_here(
     clock = Clock(aside=as_json or as_latex)
     database, folder = database_url(home), home / "compare" / comparison.name
     for study in comparison.searches.values():
-        StudyStore(database, study.name).create(study)  # refuses another spec before anything is started
+        store = StudyStore(database, study.name)
+        store.create(study)  # refuses another spec before anything is started
+        check_projection(store)
     services = None
     if next_step(comparison, database, folder) is None:
         clock("everything has been run and measured already; writing the report")
     else:
         clock(f"comparison {comparison.name}: {len(comparison.searches)} methods; Ctrl-C pauses it")
         services = services_here(home, clock)
-        require_mlflow(services, clock)
+        require_mlflow(services, clock, experiment=EXPERIMENT)
         try:
             with cluster_here(clock) as cluster:
                 finished = _finish(comparison, database, folder, services, cluster, clock)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from infra import storage
+from infra.errors import ServiceError
 from infra.tracking import calls as mlflow_calls
 from study.artifacts.checkpoints import scratch_prefix, study_prefix
 from study.errors import UserError
@@ -24,6 +25,7 @@ from study.store.lease import LeaseHeld, owner_identity
 from study.store.requests import answer, ask, keep_extension
 from study.store.store import DELETING, StudyStore
 from study.tracking import EXPERIMENT, study_key
+from trainers.schema.records import storable
 
 
 @contextmanager
@@ -86,6 +88,7 @@ def rerun_trial(store: StudyStore, number: int) -> str:
 
 def drop_trial(store: StudyStore, number: int, reason: str) -> str:
     """Take a trial out: its history stays, it counts nowhere, and the search forgets it; the sentence to say."""
+    reason = storable(reason)
     if store.trial(number).state == "dropped":
         raise UserError(f"trial {number} of {store.name!r} was dropped already")
     request = ask(store, "drop", number, reason)
@@ -149,6 +152,17 @@ def _borrowers(store: StudyStore, prefix: str) -> list[str]:
     return sorted({study for study, file in files if file["uri"].startswith(prefix)})
 
 
+def _delete_runs(tracking_uri: str, key: str, name: str) -> int:
+    try:
+        return mlflow_calls.delete_runs(mlflow_calls.connect(tracking_uri), EXPERIMENT, key)
+    except Exception as error:  # MLflow's own errors, and those of requests
+        reason = mlflow_calls.outage(error) or " ".join(str(error).split())[:300]
+        raise ServiceError(
+            f"study {name!r} is half deleted: MLflow at {tracking_uri} did not delete its runs ({reason}). "
+            f"The same command goes on: agft delete {name}"
+        ) from error
+
+
 def delete_study(store: StudyStore, *, bucket: str, tracking_uri: str, say: Callable[[str], None]) -> None:
     """Delete checkpoints, MLflow runs and the study itself, in this order, so that doing it again completes it.
 
@@ -165,7 +179,7 @@ def delete_study(store: StudyStore, *, bucket: str, tracking_uri: str, say: Call
         for prefix in (study_prefix(bucket, study.slug), scratch_prefix(bucket, study.slug)):
             count = storage.delete_prefix(f"{prefix}/")
             say(f"deleted {count} objects under {prefix}/")
-        runs = mlflow_calls.delete_runs(mlflow_calls.connect(tracking_uri), EXPERIMENT, study_key(study))
+        runs = _delete_runs(tracking_uri, study_key(study), store.name)
         say(f"deleted {runs} runs in MLflow (its own trash keeps them until `mlflow gc`)")
         delete_projection(store)
     finally:

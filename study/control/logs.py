@@ -23,6 +23,7 @@ from infra.errors import ServiceError, while_full
 from study.artifacts.checkpoints import study_prefix
 from study.errors import SERVICE_ERRORS, USER_ERRORS, StudyFailed
 from study.results.status import live_state
+from study.store.database import away
 from study.store.lease import owner_identity
 from study.store.rows import StudyRow
 from study.store.store import StudyStore
@@ -168,12 +169,22 @@ def print_logs(store: StudyStore, bucket: str, write: Callable[[str], None]) -> 
 def follow_logs(store: StudyStore, bucket: str, write: Callable[[str], None]) -> str:
     """Write what there is and what comes, until no driver drives the study any more; its state then.
 
-    A study that is queued is waited for.
+    A study that is queued is waited for, and so is a database that goes away meanwhile.
     """
     reader = _Reader(store, bucket, write)
-    silent_since = None
+    silent_since, told = None, False
     while True:
-        study = store.load()
+        try:
+            study = store.load()
+        except SQLAlchemyError as error:
+            if not (reason := away(error)):
+                raise
+            if not told:
+                log.warning("the study database does not answer (%s); trying again", reason)
+            told = True
+            time.sleep(POLL_SECONDS)
+            continue
+        told = False
         reader.read()
         state = live_state(study)
         driven = state == "queued" or study.lease_seconds > 0

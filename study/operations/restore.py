@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tarfile
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from study.models.registry import follow_head
 from study.operations.backup import FORMAT, PREFIXES, S3, copy_back, objects_of
 from study.store.archive import SUM, check_sum, import_study, seal
 from study.store.store import StudyStore, study_names
-from study.tracking import EXPERIMENT, end_study, mark_best, project_all, project_best
+from study.tracking import EXPERIMENT, end_study, mark_best, project_all, project_best, untold
 
 MLFLOW_SECONDS = 300.0
 
@@ -52,35 +51,13 @@ def restore_backup(
     `UserError`, before anything is written, for a file that is none, and where a study or champion of the same name and
     another origin is there already. `StudyFailed` if a champion's weights are neither in the bucket nor at `objects`.
     """
-    with tempfile.TemporaryDirectory(prefix="agft-restore-") as folder, ExitStack() as stack:
-        file = _fetch(place, Path(folder))
-        try:
-            tar = stack.enter_context(tarfile.open(file, "r:"))
-            content = {entry.name: entry for entry in tar.getmembers() if entry.isfile()}
-            about = json.loads(_read(tar, content, "backup.json"))
-        except (tarfile.TarError, KeyError, ValueError, RecursionError) as error:
-            raise UserError(f"{place}: not a backup written by `agft backup` ({error})") from None
-        if about.get("format") != FORMAT:
-            raise UserError(f"{place}: format {about.get('format')!r}, expected {FORMAT!r}")
-        source = str(about["bucket"])
-        studies = {
-            name: _moved_study(
-                json.loads(_read(tar, content, f"studies/{name}.json")), f"{place}: {name}", source, bucket
-            )
-            for name in about["studies"]
-        }
+    with tempfile.TemporaryDirectory(prefix="agft-restore-") as folder:
+        found = _content(place, _fetch(place, Path(folder)), bucket)
+        studies, models = found.studies, found.models
         there = _check_studies(url, studies)
-        models = {name: _read(tar, content, name) for name in content if name.startswith("models/")}
-        if source != bucket:
-            models = {
-                name: json.dumps(_moved(json.loads(data), source, bucket), indent=1).encode()
-                for name, data in models.items()
-            }
         _check_heads(bucket, models)
-        entries = json.loads(_read(tar, content, "objects.json"))
-        listed = [str(entry["uri"]).removeprefix(f"{S3}{source}/") for entry in entries]
-        _check_keys(place, [*listed, *models])
-        copied, lacking = _objects(objects or about.get("objects"), bucket, listed, models, say)
+        _check_keys(place, [*found.listed, *models])
+        copied, lacking = _objects(objects or found.objects, bucket, found.listed, models, say)
         for name, study in studies.items():
             if name not in there:
                 path = Path(folder) / "study.json"
@@ -96,6 +73,53 @@ def restore_backup(
         for name in heads:  # registered versions and aliases are made from HEAD and the manifests
             follow_head(bucket, name, tracking_uri)
     return Restoration(sorted(studies), sorted(there), heads, copied, len(lacking), unfinished, anew)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a backup holds, with the addresses of here. `listed`: keys of its objects, whose copies are at `objects`."""
+
+    studies: dict[str, Any]
+    models: dict[str, bytes]
+    listed: list[str]
+    objects: str | None
+
+
+def _content(place: str, file: Path, bucket: str) -> _Content:
+    """Read all of it, before anything is written; `UserError` for a file that is none, or not whole."""
+    try:
+        with tarfile.open(file, "r:") as tar:
+            return _whole(place, tar, bucket)
+    except UserError:
+        raise
+    except KeyError as error:
+        reason = f"it lacks {error.args[0]}"
+        raise UserError(f"{place}: not a backup written by `agft backup`, or not whole ({reason})") from None
+    except (tarfile.TarError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{place}: not a backup written by `agft backup`, or not whole ({error})") from None
+
+
+def _whole(place: str, tar: tarfile.TarFile, bucket: str) -> _Content:
+    members = {entry.name: entry for entry in tar.getmembers() if entry.isfile()}
+    about = json.loads(_read(tar, members, "backup.json"))
+    if about.get("format") != FORMAT:
+        raise UserError(f"{place}: format {about.get('format')!r}, expected {FORMAT!r}")
+    source, objects = str(about["bucket"]), about.get("objects")
+    studies = {
+        name: _moved_study(json.loads(_read(tar, members, f"studies/{name}.json")), f"{place}: {name}", source, bucket)
+        for name in about["studies"]
+    }
+    models = {name: _read(tar, members, name) for name in members if name.startswith("models/")}
+    records = {name: json.loads(data) for name, data in models.items()}
+    if source != bucket:
+        models = {
+            name: json.dumps(_moved(record, source, bucket), indent=1).encode() for name, record in records.items()
+        }
+    for name in (name for name in records if name.endswith("/HEAD.json")):
+        int(records[name]["champion"])
+    entries = json.loads(_read(tar, members, "objects.json"))
+    listed = [str(entry["uri"]).removeprefix(f"{S3}{source}/") for entry in entries]
+    return _Content(studies, models, listed, None if objects is None else str(objects))
 
 
 def _fetch(place: str, folder: Path) -> Path:
@@ -223,8 +247,8 @@ def _ship(url: str, names: list[str], tracking_uri: str, say: Say) -> None:
         tracker.flush(MLFLOW_SECONDS)
     finally:
         left = tracker.close(1.0)
-    if left:
-        say(f"warning: MLflow at {tracking_uri} has not got everything; each study's next driver sends it again")
+    if lacking := untold(tracker, left):
+        say(f"warning: MLflow at {tracking_uri} {lacking}; each study's next driver sends them again")
 
 
 def _unfinished(url: str, names: list[str]) -> tuple[int, int]:

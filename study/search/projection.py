@@ -13,11 +13,15 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from study.errors import UserError
 from study.search.proposals import Proposer
 from study.search.samplers import directions
-from study.store.database import impatience, patient
+from study.spec.config import StudyConfig
+from study.store.database import impatience, leave_replicas, optunas_revision, patient
 from study.store.rows import TrialRow
 from study.store.store import StudyStore
+
+OWN_DATABASE = "give AGFT_STUDY_DB a database of its own"
 
 
 class Projection:
@@ -31,6 +35,7 @@ class Projection:
         self.study = self._open()
 
     def _open(self) -> optuna.Study:
+        _check_directions(self.storage, self.name, self.proposer.spec)
         return optuna.create_study(
             study_name=self.name, storage=self.storage, directions=directions(self.proposer.spec), load_if_exists=True
         )
@@ -75,13 +80,47 @@ class Projection:
             self.rebuild(rows)
 
 
+def check_projection(store: StudyStore) -> None:
+    """`UserError` where Optuna's tables, or the study in them, are not ours: said before anything is started."""
+    study = store.load()
+    _check_directions(optuna_storage(store), study.optuna_name, study.spec)
+
+
+def _check_directions(storage: optuna.storages.BaseStorage, name: str, spec: StudyConfig) -> None:
+    if name not in optuna.get_all_study_names(storage):
+        return
+    there = [direction.name.lower() for direction in optuna.load_study(study_name=name, storage=storage).directions]
+    if there != directions(spec):
+        raise UserError(
+            f"the study database has another study {name!r} in Optuna's tables, to {', '.join(there)}: choose another "
+            f"name (--name), or {OWN_DATABASE}"
+        )
+
+
+def _check_revision(store: StudyStore) -> None:
+    with store.engine.connect() as connection:
+        there, problem = optunas_revision(connection)
+    if problem == "old":
+        raise UserError(f"Optuna's tables in the study database are old ({there}): run `optuna storage upgrade`, once "
+                        f"drivers of older versions have ended, or {OWN_DATABASE}")  # fmt: skip
+    if problem:
+        raise UserError(f"the table alembic_version of the study database ({there}) is of another program, such as "
+                        f"MLflow, or of another version of Optuna: {OWN_DATABASE}")  # fmt: skip
+
+
 def optuna_storage(store: StudyStore) -> optuna.storages.BaseStorage:
-    """Optuna's tables, in our database; finished trials are read once and kept in memory."""
+    """Optuna's tables, in our database; finished trials are read once and kept in memory.
+
+    `UserError` where they are of another version, or their place is taken.
+    """
+    _check_revision(store)
     if store.engine.dialect.name == "sqlite":
         arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
     else:
         arguments = {"pool_pre_ping": True, "connect_args": impatience(store.engine.url)}
-    return optuna.storages.get_storage(optuna.storages.RDBStorage(store.url, engine_kwargs=arguments))
+    storage = optuna.storages.RDBStorage(store.url, engine_kwargs=arguments)
+    leave_replicas(storage.engine)
+    return optuna.storages.get_storage(storage)
 
 
 def delete_projection(store: StudyStore) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from trainers.schema.training import Goal
 from trainers.schema.units import Frozen
@@ -290,6 +290,11 @@ class Answer:
 FailureKind = Literal["out-of-memory", "non-finite", "invalid", "bug"]
 
 
+def storable(text: Any) -> Any:
+    """Text without what no database, or no JSON, takes: halves of characters, as in a name of bytes, and NULs."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd") if isinstance(text, str) else text
+
+
 class Ending(Frozen):
     """How a trial's processes left. One that was interrupted has not ended: it goes on from its newest state.
 
@@ -299,7 +304,7 @@ class Ending(Frozen):
 
     outcome: Literal["finished", "stopped", "paused", "interrupted", "failed"]
     failure_kind: FailureKind | None = None
-    message: str | None = None
+    message: Annotated[str | None, BeforeValidator(storable)] = None
     lost: bool = False
     of_every_trial: bool = False
     seconds: float = Field(default=0.0, description="wall time in the worker")

@@ -23,10 +23,12 @@ from study.report.page import write_report
 from study.results.ranking import best_trial
 from study.results.status import study_status
 from study.search.prior import check_prior
+from study.search.projection import check_projection
 from study.session import cluster_here, services_here
 from study.spec.config import StudyConfig
 from study.store.database import database_url, engine_for, now
 from study.store.store import StudyStore
+from study.tracking import EXPERIMENT
 
 
 def run_here(spec: StudyConfig, home: Path, *, then_promote: bool, as_json: bool = False) -> int:
@@ -50,9 +52,10 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool, as_json: b
     if then_promote:
         check_weights(spec, preference_of(spec, None))
     clock(f"study {spec.name}: {spec.budget.trials} trials; Ctrl-C pauses it")
+    check_projection(store)
     Notifier.from_environment(os.environ)  # a wrong address is answered before anything is started
     services = services_here(home, clock)
-    require_mlflow(services, clock)
+    require_mlflow(services, clock, experiment=EXPERIMENT)
     promotion, refusal = None, ""
     kept_output = copied_output(home / "logs", bucket=services.bucket, store=store)
     with (

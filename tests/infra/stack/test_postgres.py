@@ -15,6 +15,7 @@ import pytest
 
 from infra.errors import ServiceError, UserError
 from infra.stack import postgres, postgres_programs, processes
+from infra.stack.embedded import database_address
 
 LOOPBACK = "127.0.0.1"
 SECRETS = {"postgres_password": "a password"}
@@ -145,3 +146,11 @@ def test_what_cannot_work_is_refused_with_a_remedy(
     monkeypatch.setattr(os, "geteuid", lambda: 1_234_567)
     with pytest.raises(UserError, match="a name for the user number 1234567"):
         postgres.check(tmp_path / "new")
+
+
+@pytest.mark.parametrize("content", ['{"postgres": {"pid": 1', "[]", ""])
+def test_a_state_file_that_was_cut_off_means_that_nothing_runs(tmp_path: Path, content: str) -> None:
+    (tmp_path / "stack.json").write_text('{"bind": "127.0.0.1", "postgres": true}')
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(ServiceError, match="does not run: agft stack up"):
+        database_address(tmp_path)

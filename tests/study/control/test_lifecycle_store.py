@@ -9,7 +9,9 @@ import time
 import optuna
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 
+from study.cli.main import main
 from study.control.lifecycle import delete_study, drop_trial, extend_study, rerun_trial, stop_study
 from study.errors import StudyFailed, UserError
 from study.search.projection import delete_projection
@@ -98,6 +100,18 @@ def test_a_dropped_trial_counts_nowhere_and_another_takes_its_place(store):
         drop_trial(store, 17, "")
     row = store.trial(2)
     assert (row.dropped_at, row.state_before) == (4, "complete"), "trials before it know it as it was"
+
+
+def test_a_reason_may_be_any_text(store, monkeypatch):
+    finished(store)
+    drop_trial(store, 2, "caf\udce9\0")
+    assert store.trial(2).stop_reason == "dropped: caf?\ufffd"
+    monkeypatch.setenv("AGFT_STUDY_DB", store.url)
+    done = CliRunner().invoke(main, ["drop", "small", "1", "--reason", "caf\udce9"])
+    assert done.exit_code == 0, done.output
+    assert store.trial(1).stop_reason == "dropped: caf?"
+    written = next(each for each in main.commands["rollback"].params if each.name == "reason")
+    assert written.callback(None, written, "caf\udce9") == "caf?"
 
 
 def test_dropping_a_trial_keeps_those_that_run_and_those_that_wait(store):
@@ -263,6 +277,8 @@ def test_a_connection_to_postgresql_does_not_wait_for_ever_but_as_its_address_sa
     assert impatience(plain)["tcp_user_timeout"] == 20_000
     assert "connect_timeout" not in impatience(plain.update_query_dict({"connect_timeout": "60"}))
     assert impatience(sa.make_url("sqlite:////tmp/x.db")) == {}
+    assert impatience(plain)["prepare_threshold"] is None, "a pooler's connections do not know what was prepared"
+    assert "prepare_threshold" not in impatience(sa.make_url("postgresql+psycopg2://agft@db/agft"))
 
 
 def test_a_call_that_hung_for_long_before_it_failed_is_still_made_again(monkeypatch):

@@ -74,15 +74,16 @@ def test_a_study_starts_without_a_server_that_is_away_and_not_with_one_that_refu
     service_environment: Services,
 ) -> None:
     said: list[str] = []
-    require_mlflow(service_environment, said.append)
+    require_mlflow(service_environment, said.append, experiment="agft")
     assert said == []
-    require_mlflow(replace(service_environment, mlflow_uri="http://127.0.0.1:9"), said.append)
+    require_mlflow(replace(service_environment, mlflow_uri="http://127.0.0.1:9"), said.append, experiment="agft")
     assert said[0].startswith("MLflow at http://127.0.0.1:9 does not answer (")
     assert said[0].endswith("its records are sent later")
     with pytest.raises(UserError, match=r"refuses the password of user 'agft'.*MLFLOW_TRACKING_PASSWORD"):
-        require_mlflow(replace(service_environment, mlflow_password="0" * 20), said.append)
+        require_mlflow(replace(service_environment, mlflow_password="0" * 20), said.append, experiment="agft")
+    other = replace(service_environment, mlflow_uri=service_environment.s3_endpoint)
     with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
-        require_mlflow(replace(service_environment, mlflow_uri=service_environment.s3_endpoint), said.append)
+        require_mlflow(other, said.append, experiment="agft")
 
 
 def test_a_study_with_an_address_that_is_none_is_refused_before_anything_is_there(

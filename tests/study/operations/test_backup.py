@@ -168,3 +168,34 @@ def test_a_backup_is_not_put_into_what_it_backs_up(source: tuple[str, str], tmp_
         with pytest.raises(UserError, match=r"inside what is being|expected the address of a file|no such folder"):
             write_backup(url, bucket, place, objects=objects, say=lambda _: None)
     assert not (tmp_path / "b.tar").exists()
+
+
+ABOUT = {"format": "agft-backup/1", "bucket": "b", "studies": []}
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"backup.json": {**ABOUT, "studies": ["x"]}}, r"it lacks studies/x\.json"),
+        ({"backup.json": ABOUT}, r"it lacks objects\.json"),
+        ({"backup.json": ABOUT, "objects.json": [{"bytes": 1}]}, "it lacks uri"),
+        ({"backup.json": ["a list"]}, "not whole"),
+        ({"backup.json": {**ABOUT, "studies": ["x"]}, "studies/x.json": ["a list"]}, "not whole"),
+        ({"backup.json": ABOUT, "models/m/HEAD.json": {}, "objects.json": []}, "it lacks champion"),
+    ],
+)
+def test_a_backup_with_something_missing_is_one_message(tmp_path: Path, members: dict[str, Any], said: str) -> None:
+    place = tmp_path / "b.tar"
+    with tarfile.open(place, "w") as tar:
+        for name, value in members.items():
+            data = json.dumps(value).encode()
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    files = [place]
+    if said == "it lacks uri":  # of the whole ones, one that was cut
+        files.append(tmp_path / "cut.tar")
+        files[1].write_bytes(place.read_bytes()[:700])
+    for file in files:
+        with pytest.raises(UserError, match=said if file is place else "not whole"):
+            restore_backup(f"sqlite:///{tmp_path}/t.db", "b", str(file), objects=None, tracking_uri=None, say=print)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from trainers.evaluation.record import wilson
-from trainers.schema.records import Decision, Score, is_better, violation
+from trainers.schema.records import Decision, Ending, Score, is_better, violation
 from trainers.schema.training import Goal
 
 
@@ -80,3 +80,9 @@ def test_the_schema_is_read_without_torch() -> None:
     modules = "trainers.trial_config, trainers.objectives, trainers.data, trainers.schema.records"
     code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_a_trial_says_at_its_end_can_be_stored_whatever_it_is() -> None:
+    ending = Ending.failed("bug", "no file caf\udce9.png\0 (é)")
+    assert ending.message == "no file caf?.png\ufffd (é)"
+    assert Ending.model_validate_json(ending.model_dump_json()) == ending
