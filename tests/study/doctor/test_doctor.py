@@ -60,6 +60,7 @@ def home(service_environment: Services, tmp_path: Path, monkeypatch: pytest.Monk
     """An empty home, in an environment that names the real services."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("AGFT_HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "ray_token"))  # not whatever this user has for Ray
     return tmp_path
 
 
