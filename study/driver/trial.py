@@ -26,6 +26,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import PreemptionError
 
+from infra.errors import ServiceError
 from infra.provenance import provenance
 from infra.s3 import is_away
 from study.artifacts.checkpoints import SharedPrefix, attempt_prefix, begin_group, fetch_state, keep_file
@@ -204,8 +205,9 @@ def ending_of(error: BaseException, *, workers: int = 1) -> Ending:
     if short := short_of_memory(causes):
         first = next(iter(str(short).strip().splitlines()), type(short).__name__)  # Ray lists all processes below it
         return Ending.failed("out-of-memory", f"{first}; {LOWER}")
-    if away := [each for each in causes if isinstance(each, Interrupted) or is_away(each)]:
-        return Ending(outcome="interrupted", message=str(away[0]))
+    # A service may refuse for good what no trial can mend: after some attempts the driver pauses the study.
+    if refused := [each for each in causes if isinstance(each, Interrupted | ServiceError) or is_away(each)]:
+        return Ending(outcome="interrupted", message=str(refused[0]))
     if any(isinstance(each, LOST) for each in causes):
         return Ending(outcome="interrupted", message=message, lost=True)
     if wrong := [each for each in causes if isinstance(each, USER_ERRORS)]:

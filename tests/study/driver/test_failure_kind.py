@@ -15,7 +15,7 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from infra.errors import Away
+from infra.errors import Away, ServiceError
 from study.driver.seats import GivesBack
 from study.driver.trial import LOST, ending_of
 from trainers.errors import Interrupted, MissingWeights, UserError
@@ -43,6 +43,7 @@ KINDS = [
     (WorkerGroupStartupTimeoutError(2), "interrupted"),
     (ray.exceptions.GetTimeoutError("no answer in 60 s"), "interrupted"),
     (Away("S3 at http://s3:9000 is full"), "interrupted"),
+    (ServiceError("S3 at http://s3:9000: HTTP 413"), "interrupted"),
     (OSError(errno.ENOSPC, "no space left on device"), "interrupted"),
     (Interrupted("S3 is away"), "interrupted"),
     (UserError("train.batch_size: 0"), "invalid"),

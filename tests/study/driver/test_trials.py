@@ -8,9 +8,12 @@ from typing import Any
 
 import optuna
 import pytest
+from ray.train.v2.api.exceptions import ControllerError
 
+from infra.errors import ServiceError
 from study.driver.closing import Closing, ended, final_state, reason_to_close
-from study.driver.driver import Driver
+from study.driver.driver import LOSSES, Driver
+from study.driver.trial import ending_of
 from study.driver.trials import Trials
 from study.search.knowledge import as_known
 from study.search.stopping import stands_still
@@ -109,6 +112,18 @@ def test_a_trial_is_dropped_and_another_run_again_as_asked(trials: Trials) -> No
     assert trials.store.trial(0).stop_reason == "dropped: an odd one"
     assert trials.upcoming(trials.study) == (2, None)
     assert run(trials, 2).rerun_of == 1
+
+
+def test_a_service_that_refuses_a_trial_again_and_again_pauses_the_study_and_says_why() -> None:
+    closed: list[Closing] = []
+    driver: Any = SimpleNamespace(losses={}, closing=RUNNING, outage=SimpleNamespace(reason=""), _close=closed.append)
+    ending = ending_of(ControllerError(ServiceError("s3://b/1: S3 answers HTTP 413")))
+    for _ in range(LOSSES + 1):
+        assert not closed
+        assert Driver._bounded(driver, 1, ending) == ending, "it has not failed"
+    assert [(each.word, each.reason) for each in closed] == [
+        ("pause", "trial 1 cannot go on: s3://b/1: S3 answers HTTP 413")
+    ]
 
 
 def test_the_lease_comes_before_the_user_and_the_user_before_the_budget() -> None:
