@@ -13,7 +13,7 @@ from infra.services import services_from_environment
 from study.cli.tables import trials_table
 from study.console import Clock, percent, wide_console
 from study.control.logs import copied_output
-from study.driver.messages import Notifier
+from study.driver.messages import Notifier, paused_line
 from study.driver.run import Outcome, run_study
 from study.errors import StudyFailed, UserError
 from study.promotion.candidates import candidates, check_weights, preference_of, shortage
@@ -65,7 +65,7 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool, as_json: b
         if not as_json:
             _show(store, home, outcome, here=services.home is not None)
         if outcome.state == "paused":
-            clock(f"paused; nothing is lost. Go on with: agft resume {spec.name}")
+            clock(paused_line(outcome.message, f"agft resume {spec.name}"))
             if as_json:
                 _print_record(store, outcome, None)
             return 1
@@ -106,8 +106,8 @@ def _print_record(store: StudyStore, outcome: Outcome, promotion: Promotion | No
 def _show(store: StudyStore, home: Path, outcome: Outcome, *, here: bool) -> None:
     study = store.load()
     goal, clip = study.goal, study.baseline
-    assert goal is not None
-    assert clip is not None
+    if goal is None or clip is None:  # it was paused before the unmodified model was measured: no trial was begun
+        return
     console = wide_console()
     console.print()
     width = console.width if console.is_terminal else None
