@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -120,6 +121,8 @@ def _start_here(num_cpus: float | None, quiet: Mapping[str, Any]) -> None:
     for tried in itertools.count(1):
         _mark = f"ray:{os.getpid()}:{secrets.token_hex(4)}"
         os.environ[processes.MARKER] = _mark  # inherited by the cluster's processes, to find stragglers
+        # So is this: a terminal that is closed tells all its processes, and trials leave when their driver tells them.
+        deaf = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
             ray.init(
                 address="local",
@@ -138,6 +141,7 @@ def _start_here(num_cpus: float | None, quiet: Mapping[str, Any]) -> None:
             log.warning("Ray did not start (%s); trying again", " ".join(str(error).split())[:200])
             time.sleep(tried)
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, deaf)
             os.environ.pop(processes.MARKER, None)
 
 

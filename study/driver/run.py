@@ -242,10 +242,12 @@ def _close_tracker(tracker: Tracker, store: StudyStore, state: str, say: Callabl
 
 @contextmanager
 def _signals(driver: Driver) -> Iterator[None]:
-    """Ctrl-C and SIGTERM pause the study; a second one leaves at once, still resumable, and so does
-    the first where the cluster is lost."""
+    """Ctrl-C, SIGTERM and a terminal that is closed pause the study; a second one leaves at once, still resumable, and
+    so does the first where the cluster is lost. Whoever started it by `nohup` has it ignore that of the terminal."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if driver.interrupted and number == signal.SIGHUP and not lost():
+            return  # the kernel says it, and then the shell
         if driver.interrupted or lost():
             raise KeyboardInterrupt
         driver.interrupted = True
@@ -254,7 +256,10 @@ def _signals(driver: Driver) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {name: signal.signal(name, interrupt) for name in (signal.SIGINT, signal.SIGTERM)}
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    before = {name: signal.signal(name, interrupt) for name in heard}
     try:
         yield
     finally:

@@ -126,6 +126,15 @@ def test_a_local_cluster_is_described_and_counts_its_placement_groups(driver: Dr
     assert said["dashboard"].startswith("http://127.0.0.1:")
 
 
+def test_a_terminal_that_is_closed_ends_no_process_of_a_local_cluster(driver: Driver) -> None:
+    members = driver.members()
+    assert {"raylet", "gcs_server"} <= {process.name() for process in members}
+    for process in members:
+        masks = dict(line.split(":\t") for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+        deaf = int(masks["SigBlk"], 16) | int(masks["SigIgn"], 16)
+        assert deaf >> (signal.SIGHUP - 1) & 1, process
+
+
 def test_a_local_cluster_listens_on_loopback_and_wants_its_token(driver: Driver) -> None:
     ports: dict[int, str] = {}
     for process in [*driver.members(), psutil.Process(driver.process.pid)]:
