@@ -1,4 +1,4 @@
-"""Which process is meant: its number is used again, so what says when it began belongs to it."""
+"""Which process is meant: its number is used again, so what says when it began belongs to it. And what it may use."""
 
 from __future__ import annotations
 
@@ -45,3 +45,8 @@ def lives(pid: int, since: str) -> bool:
 def this() -> tuple[int, str]:
     """This process."""
     return os.getpid(), began(os.getpid())
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: `taskset`, Slurm and containers give it some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -30,6 +30,7 @@ import psutil
 
 from infra.cluster import raw_output, watch
 from infra.errors import ServiceError, UserError
+from infra.process import usable_cores
 from infra.services import default_home
 from infra.stack import processes
 
@@ -80,7 +81,8 @@ _mark: str | None = None  # of the local cluster that this process started
 
 
 def connect(*, num_cpus: float | None = None, log_to_driver: bool = False) -> Cluster:
-    """Connect to `RAY_ADDRESS`, else start a local cluster (`num_cpus` logical CPUs; default: the machine's).
+    """Connect to `RAY_ADDRESS`, else start a local cluster (`num_cpus` logical CPUs; default: those that this
+    process may use).
 
     Call it before other code imports Ray, as Ray reads some settings at import. Connected already: says so again.
     Raises `ServiceError` when the cluster does not answer or refuses the token.
@@ -126,7 +128,7 @@ def _start_here(num_cpus: float | None, quiet: Mapping[str, Any]) -> None:
         try:
             ray.init(
                 address="local",
-                num_cpus=num_cpus,
+                num_cpus=_usable_cpus() if num_cpus is None else num_cpus,
                 include_dashboard=True,  # without it stopped trials leak their placement groups
                 dashboard_host="127.0.0.1",
                 _node_ip_address="127.0.0.1",
@@ -143,6 +145,12 @@ def _start_here(num_cpus: float | None, quiet: Mapping[str, Any]) -> None:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, deaf)
             os.environ.pop(processes.MARKER, None)
+
+
+def _usable_cpus() -> int:
+    """Ray counts a container's share, of which less than one is none to it, and not which cores a process may use."""
+    utils: Any = importlib.import_module("ray._private.utils")
+    return max(1, min(int(utils.get_num_cpus(override_docker_cpu_warning=True)), usable_cores()))
 
 
 def _strain() -> str:

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from infra import process
+from infra.cluster import cluster
 from infra.stack import processes
 from study.store.lease import owner_identity, owner_is_gone
 
@@ -49,3 +50,16 @@ def test_a_name_with_spaces_and_brackets_is_read_past() -> None:
     assert process.lives(child.pid, process.began(child.pid))
     child.kill()
     child.wait()
+
+
+def test_only_the_cores_that_a_process_may_run_on_are_counted_by_us_and_by_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert process.usable_cores() == 1
+        assert cluster._usable_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert process.usable_cores() == len(before)
+    monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: 0.5)  # what Ray finds of a container's share
+    assert cluster._usable_cpus() == 1, "a trial could never start"
