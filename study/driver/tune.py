@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.air.execution._internal import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution import class_cache
 from ray.tune.experiment import trial as tune_trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -148,8 +148,23 @@ class _Turn(tune.Callback):
 
 
 def fit(driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str, Any]], None], *, name: str) -> None:
-    """Run Tune until it has heard of no more trials; `StudyFailed` where it gives up."""
-    tuner = tune.Tuner(
+    """Run Tune until it has heard of no more trials; `StudyFailed` where it gives up, in one line."""
+    _keep_keys_out_of_ray()
+    _let_tune_lose_processes_to_memory()
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"  # its snapshots are never read
+    os.environ["TUNE_WARN_THRESHOLD_S"] = "30"  # a write to the database may take longer than its half a second
+    # Tune looks for result files of its own, which are switched off, and warns that there are none.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    try:
+        _tuner(driver, searcher, trainable, name).fit()
+    except Exception as error:  # Ray raises whatever comes, a DeprecationWarning for a variable of the environment
+        raise _in_one_line(error) from None
+
+
+def _tuner(
+    driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str, Any]], None], name: str
+) -> tune.Tuner:
+    return tune.Tuner(
         tune.with_resources(trainable, DRIVER_RESOURCES),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
@@ -166,16 +181,6 @@ def fit(driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str, 
             failure_config=tune.FailureConfig(max_failures=0),  # an interrupted trial is put in line again by us
         ),
     )
-    _keep_keys_out_of_ray()
-    _let_tune_lose_processes_to_memory()
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"  # its snapshots are never read
-    os.environ["TUNE_WARN_THRESHOLD_S"] = "30"  # a write to the database may take longer than its half a second
-    # Tune looks for result files of its own, which are switched off, and warns that there are none.
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    try:
-        tuner.fit()
-    except (tune.TuneError, RayError, RuntimeError, OSError) as error:
-        raise _in_one_line(error) from None
 
 
 def _keep_keys_out_of_ray() -> None:

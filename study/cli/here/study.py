@@ -8,6 +8,7 @@ from pathlib import Path
 
 from infra.checks.mlflow import require_mlflow
 from infra.cluster import raw_output
+from infra.cluster.cluster import named_cluster
 from infra.cluster.watch import left_when_lost
 from infra.services import services_from_environment
 from study.cli.tables import trials_table
@@ -32,6 +33,7 @@ from study.store.store import StudyStore
 def run_here(spec: StudyConfig, home: Path, *, then_promote: bool, as_json: bool = False) -> int:
     """Run a study (or go on with it) and show it; the exit code."""
     services_from_environment(os.environ)  # wrong addresses are answered before the study is there
+    named_cluster(os.environ)
     store = StudyStore(database_url(home), spec.name)
     check_prior(store.url, spec)
     store.create(spec)  # refuses another spec before anything is started
@@ -51,6 +53,7 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool, as_json: b
         check_weights(spec, preference_of(spec, None))
     clock(f"study {spec.name}: {spec.budget.trials} trials; Ctrl-C pauses it")
     Notifier.from_environment(os.environ)  # a wrong address is answered before anything is started
+    named_cluster(os.environ)
     services = services_here(home, clock)
     require_mlflow(services, clock)
     promotion, refusal = None, ""

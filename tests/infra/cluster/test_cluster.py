@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.cluster.cluster import max_concurrent
+from infra.cluster import cluster
+from infra.cluster.cluster import max_concurrent, named_cluster
 from infra.errors import UserError
 from infra.stack import processes
 
@@ -85,6 +88,31 @@ def test_each_worker_must_fit_into_one_node() -> None:
     assert max_concurrent({"CPU": 6}, total, per_worker={"CPU": 6}, nodes=nodes) == 2  # 24 / 6 would say 4
     fits = max_concurrent({"CPU": 8, "GPU": 2}, total, per_worker={"CPU": 4, "GPU": 1}, workers=2, nodes=nodes)
     assert fits == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "meant"),
+    [
+        ("ray://head:10001", "head:6379"),
+        ("http://10.0.0.7:8265/", "10.0.0.7:6379"),
+        ("ray://[fd00::1]:10001", "[fd00::1]:6379"),
+        ("https://", "HEAD:6379"),
+    ],
+)
+def test_an_address_of_another_port_of_the_head_is_refused_with_the_one_that_is_meant(address: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"RAY_ADDRESS = .*: {re.escape(meant)}$"):
+        named_cluster({"RAY_ADDRESS": address})
+    assert named_cluster({"RAY_ADDRESS": meant}) == meant
+    assert named_cluster({"RAY_ADDRESS": "local"}) is None
+
+
+def test_a_head_is_found_by_an_address_of_ipv6_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("infra.cluster.watch.answers", lambda address: asked.append(address) or True)  # Ray's own call
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
+        address = f"[::1]:{listening.getsockname()[1]}"
+        assert cluster._reachable(address) == address
+    assert asked == [address]
 
 
 class Driver:

@@ -14,6 +14,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.tune.experiment import Trial
 
 from study.driver import tune
+from study.errors import LeaseLost, StudyFailed
 
 
 @pytest.fixture
@@ -52,3 +53,30 @@ def test_a_process_that_the_memory_monitor_killed_ran_out_of_memory(trial: Trial
 def test_any_other_lost_process_is_lost(trial: Trial) -> None:
     ending = failed(trial, ActorDiedError(), at_start=False)
     assert (ending.outcome, ending.lost) == ("interrupted", True)
+
+
+@pytest.mark.parametrize("error", [TypeError("unexpected"), DeprecationWarning("TUNE_RESULT_DIR"), KeyError("x")])
+def test_whatever_ray_raises_is_one_line_that_names_the_file_with_the_rest(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setenv("AGFT_HOME", str(tmp_path))
+    monkeypatch.setattr(tune.tune, "Tuner", refuse)
+    searcher: Any = SimpleNamespace()
+    with pytest.raises(StudyFailed, match=r"Ray Tune gave up: .* \(all of it: (.*)\)") as caught:
+        tune.fit(searcher, searcher, refuse, name="n")
+    [told] = (tmp_path / "logs").iterdir()
+    assert str(told) in str(caught.value)
+    assert type(error).__name__ in told.read_text()
+
+
+def test_our_own_error_inside_tune_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Tune's") from LeaseLost("another driver")
+
+    monkeypatch.setattr(tune.tune, "Tuner", refuse)
+    searcher: Any = SimpleNamespace()
+    with pytest.raises(LeaseLost, match="another driver"):
+        tune.fit(searcher, searcher, refuse, name="n")
