@@ -35,11 +35,26 @@ def began(pid: int) -> str:
 
 
 def lives(pid: int, since: str) -> bool:
-    """Whether the process that `began` then still runs; a zombie does not."""
+    """Whether the process that `began` then still runs; a zombie does not.
+
+    Where the system hides other users' processes (`hidepid`), one of theirs with this number is taken for it.
+    """
     try:
         return began(pid) == since and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (PermissionError, psutil.AccessDenied):
+        return True
     except psutil.NoSuchProcess:
+        return _hidden(pid)
+
+
+def _hidden(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
         return False
+    return False  # ours, which we would have seen: it has just ended
 
 
 def this() -> tuple[int, str]:
