@@ -126,6 +126,17 @@ def test_a_service_that_refuses_a_trial_again_and_again_pauses_the_study_and_say
     ]
 
 
+def test_who_runs_out_of_memory_is_tried_again_alone_as_long_as_it_gets_further(trials: Trials) -> None:
+    driver: Any = SimpleNamespace(trials=trials, alone={}, say=lambda _: None, spec=trials.spec, closing=RUNNING)
+    short = Ending.failed("out-of-memory", "the node's memory")
+    run(trials, 0, 0.3)
+    assert Driver._set_aside(driver, 0, short) == "out-of-memory"
+    trials.leave(0, "out-of-memory", device_seconds=1.0)
+    run(trials, 0, 0.3)
+    assert Driver._set_aside(driver, 0, short) == "out-of-memory", "Ray's monitor kills for others' needs, too"
+    assert Driver._set_aside(driver, 0, short) == "", "it has failed"
+
+
 def test_the_lease_comes_before_the_user_and_the_user_before_the_budget() -> None:
     told = [("another", True, True, "stop", "spent"), ("interrupted", False, True, "stop", "spent"),
             ("asked to stop", False, False, "stop", "spent"), ("spent", False, False, "run", "spent"),
