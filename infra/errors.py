@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
+from typing import IO
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: the disk here is full, or our share of it
+GONE = (errno.EPIPE, errno.EIO)  # of what is printed: whoever read it has left, the terminal was closed
 
 
 @contextlib.contextmanager
@@ -28,6 +31,21 @@ def while_full() -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
+
+
+@contextlib.contextmanager
+def while_unread(stream: IO[str]) -> Iterator[None]:
+    """Inside, it is no error either that nobody reads `stream` any more: what is printed goes nowhere from now on."""
+    try:
+        with while_full():
+            yield
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        with contextlib.suppress(OSError, ValueError):  # it has no descriptor, or none any more
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())  # Python writes what is left at the exit, and would fail once more
+            os.close(nowhere)
 
 
 class UserError(ValueError):

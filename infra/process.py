@@ -1,4 +1,4 @@
-"""Which process is meant: its number is used again, so what says when it began belongs to it."""
+"""Which process is meant: its number is used again, so what says when it began belongs to it. And what it may use."""
 
 from __future__ import annotations
 
@@ -35,13 +35,33 @@ def began(pid: int) -> str:
 
 
 def lives(pid: int, since: str) -> bool:
-    """Whether the process that `began` then still runs; a zombie does not."""
+    """Whether the process that `began` then still runs; a zombie does not.
+
+    Where the system hides other users' processes (`hidepid`), one of theirs with this number is taken for it.
+    """
     try:
         return began(pid) == since and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (PermissionError, psutil.AccessDenied):
+        return True
     except psutil.NoSuchProcess:
+        return _hidden(pid)
+
+
+def _hidden(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
         return False
+    return False  # ours, which we would have seen: it has just ended
 
 
 def this() -> tuple[int, str]:
     """This process."""
     return os.getpid(), began(os.getpid())
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: `taskset`, Slurm and containers give it some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from infra.errors import while_unread
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -15,7 +17,8 @@ Say = Callable[[str], None]  # what takes a line of progress
 
 def say(text: str) -> None:
     """Progress and remarks; results alone go to standard output."""
-    print(text, file=sys.stderr, flush=True)
+    with while_unread(sys.stderr):
+        print(text, file=sys.stderr, flush=True)
 
 
 def counted(number: int, kind: str) -> str:
@@ -44,7 +47,8 @@ class Clock:
     def __call__(self, text: str) -> None:
         seconds = int(time.monotonic() - self.started)
         stream = sys.stderr if self.aside else sys.stdout
-        print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}", file=stream, flush=True)
+        with while_unread(stream):
+            print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}", file=stream, flush=True)
 
 
 def wide_console() -> Console:

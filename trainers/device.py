@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +21,13 @@ MINIMUM_DRIVER = {"13": "580", "12": "525"}
 DRIVER = Path("/proc/driver/nvidia/version")
 
 # What allocators other than torch's own say, in plain RuntimeErrors: of cuBLAS's and cuDNN's workspaces and handles, of
-# NCCL's buffers, of the CPU's memory.
+# NCCL's buffers, of compiled kernels, of the CPU's memory; and torch's own in what a compiler has wrapped.
 NO_MEMORY = re.compile(
     r"CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|CUDNN_STATUS_INTERNAL_ERROR_\w+_ALLOCATION_FAILED"
-    r"|CUSOLVER_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|CUDA error: out of memory|Cuda failure.{0,20}out of memory"
-    r"|DefaultCPUAllocator: (not enough|can't allocate) memory"
+    r"|CUSOLVER_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|CUDA (driver )?error: out of memory|CUDA out of memory"
+    r"|Cuda failure.{0,20}out of memory|Triton Error \[CUDA\]: out of memory"
+    r"|DefaultCPUAllocator: (not enough|can't allocate) memory|std::bad_alloc"
+    r"|unable to mmap .*Cannot allocate memory"
 )
 
 
@@ -91,8 +95,13 @@ def driver_version() -> str | None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Did an allocation fail, torch's own or a library's?"""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if "torch" in sys.modules:  # where it is not imported, none of its errors is raised
+        import torch
+
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
     return isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None

@@ -11,8 +11,10 @@ import importlib
 import itertools
 import logging
 import os
+import re
 import secrets
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -29,6 +31,7 @@ import psutil
 
 from infra.cluster import raw_output, watch
 from infra.errors import ServiceError, UserError
+from infra.process import usable_cores
 from infra.services import default_home
 from infra.stack import processes
 
@@ -44,6 +47,7 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else, under `uv run`, Ray packs the folder and starts workers by uv
 }
 LOCAL_SETTINGS = {
     "RAY_worker_maximum_startup_concurrency": "8",  # a seat is 7 processes; fewer at once only draws warnings
@@ -54,6 +58,10 @@ LOCAL_SETTINGS = {
     "AUTOSCALER_METRIC_PORT": "-1",  # these two would answer without the token; Ray notes in its log that it cannot
     "DASHBOARD_METRIC_PORT": "-1",
 }
+# Of these Ray makes errors, or a version of Train that we do not use. It reads some as its libraries are imported, and
+# they come after this module.
+REFUSED = ("RAY_TRAIN_V2_ENABLED", "TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR")
+_ignored = [f"{name}={os.environ.pop(name)}" for name in REFUSED if os.environ.get(name, "1") != "1"]
 TOKEN_FILE = "ray_token"
 STARTS_AGAIN = 3
 LEAVE_SECONDS = 10.0
@@ -79,21 +87,24 @@ _mark: str | None = None  # of the local cluster that this process started
 
 
 def connect(*, num_cpus: float | None = None, log_to_driver: bool = False) -> Cluster:
-    """Connect to `RAY_ADDRESS`, else start a local cluster (`num_cpus` logical CPUs; default: the machine's).
+    """Connect to `RAY_ADDRESS`, else start a local cluster (`num_cpus` logical CPUs; default: those that this
+    process may use).
 
     Call it before other code imports Ray, as Ray reads some settings at import. Connected already: says so again.
-    Raises `ServiceError` when the cluster does not answer or refuses the token.
+    Raises `ServiceError` when the cluster does not answer or refuses the token, `UserError` for no address of one.
     """
     global _mark
-    address = os.environ.get("RAY_ADDRESS")
-    if address == "local":
-        address = None
+    address = named_cluster(os.environ)
+    while _ignored:
+        log.warning("%s in the environment is ignored: a study's driver cannot run with it", _ignored.pop())
     for name, value in (SETTINGS if address else SETTINGS | LOCAL_SETTINGS).items():
         os.environ.setdefault(name, value)
     if not address:
         _use_token(default_home(os.environ))
     import ray
 
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False  # where it was imported before
     if ray.is_initialized():
         return _describe(ray, local=_mark is not None)
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": log_to_driver}
@@ -120,10 +131,12 @@ def _start_here(num_cpus: float | None, quiet: Mapping[str, Any]) -> None:
     for tried in itertools.count(1):
         _mark = f"ray:{os.getpid()}:{secrets.token_hex(4)}"
         os.environ[processes.MARKER] = _mark  # inherited by the cluster's processes, to find stragglers
+        # So is this: a terminal that is closed tells all its processes, and trials leave when their driver tells them.
+        deaf = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
             ray.init(
                 address="local",
-                num_cpus=num_cpus,
+                num_cpus=_usable_cpus() if num_cpus is None else num_cpus,
                 include_dashboard=True,  # without it stopped trials leak their placement groups
                 dashboard_host="127.0.0.1",
                 _node_ip_address="127.0.0.1",
@@ -138,7 +151,14 @@ def _start_here(num_cpus: float | None, quiet: Mapping[str, Any]) -> None:
             log.warning("Ray did not start (%s); trying again", " ".join(str(error).split())[:200])
             time.sleep(tried)
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, deaf)
             os.environ.pop(processes.MARKER, None)
+
+
+def _usable_cpus() -> int:
+    """Ray counts a container's share, of which less than one is none to it, and not which cores a process may use."""
+    utils: Any = importlib.import_module("ray._private.utils")
+    return max(1, min(int(utils.get_num_cpus(override_docker_cpu_warning=True)), usable_cores()))
 
 
 def _strain() -> str:
@@ -279,12 +299,30 @@ def _reachable(address: str) -> str:
     found = address
     if address == "auto":
         found = importlib.import_module("ray._private.services").canonicalize_bootstrap_address_or_die(address)
-    host, _, port = found.removeprefix("ray://").rpartition(":")
+    host, _, port = found.rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
-        if not found.startswith("ray://") and not watch.answers(found):
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        if not watch.answers(found):
             raise ConnectionError(f"the head at {found} does not answer")
     return found
+
+
+def named_cluster(environ: Mapping[str, str]) -> str | None:
+    """What `RAY_ADDRESS` names; None for a cluster of this machine's own.
+
+    Raises `UserError` for an address of Ray's client or of the dashboard, by which no driver can join a cluster.
+    """
+    address = environ.get("RAY_ADDRESS")
+    if not address or address == "local":
+        return None
+    scheme, found, rest = address.partition("://")
+    if found:
+        host = re.sub(r":\d+$", "", rest.rstrip("/")) or "HEAD"
+        meant = {"ray": "Ray's client", "http": "the dashboard", "https": "the dashboard"}.get(scheme, "something else")
+        raise UserError(
+            f"RAY_ADDRESS = {address!r}: an address of {meant}; a driver joins the cluster at its head: {host}:6379"
+        )
+    return address
 
 
 def _use_token(home: Path) -> None:

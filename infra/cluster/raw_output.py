@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infra.errors import while_full
+from infra.errors import while_full, while_unread
 from infra.services import default_home
 
 _apart = False
@@ -49,7 +49,8 @@ def apart() -> Iterator[None]:
     file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  # closed below
     terminal, stream = os.dup(2), sys.stderr
     shown = os.fdopen(os.dup(terminal), "w", encoding="utf-8", buffering=1)
-    sys.stderr.flush()
+    with while_unread(stream):
+        stream.flush()
     os.dup2(file.fileno(), 2)
     if stream is sys.__stderr__:
         sys.stderr = shown
@@ -64,7 +65,8 @@ def apart() -> Iterator[None]:
             sys.stderr = stream
         os.dup2(terminal, 2)
         os.close(terminal)
-        shown.close()
+        with while_unread(shown):
+            shown.close()
         with while_full():
             file.close()
         if path.stat().st_size == empty:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from importlib.resources import files
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from infra.process import usable_cores
 from study.begin.template import Dumper
 from study.plan.estimate import encoder_of, memory_of
 from study.spec.document import read_mapping
@@ -121,7 +121,7 @@ def for_devices(text: str, gpus: int, memory: float = ASSUMED_MEMORY) -> str:
     given = {**_preset(text), **(block(text, "train") or {})}
     batch = int(given.get("batch_size", 256))
     train: dict[str, Any] = {"precision": "auto"}
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     wanted = {"workers": 1, "gpus_per_worker": 1 if gpus else 0}  # a trial a GPU, side by side
     if gpus:
         arch = str((block(text, "model") or {}).get("arch", "ViT-B-32-quickgelu"))

@@ -22,6 +22,7 @@ from study.comparison.file import Comparison
 from study.comparison.record import UNMODIFIED, chosen, collect, kept_result, result_path
 from study.comparison.report import comparison_table, write_comparison
 from study.console import Clock, wide_console
+from study.driver.messages import paused_line
 from study.driver.run import run_study
 from study.errors import StudyFailed, UserError
 from study.search.projection import check_projection
@@ -64,11 +65,11 @@ def compare_here(
         require_mlflow(services, clock, experiment=EXPERIMENT)
         try:
             with cluster_here(clock) as cluster:
-                finished = _finish(comparison, database, folder, services, cluster, clock)
+                left = _finish(comparison, database, folder, services, cluster, clock)
         except KeyboardInterrupt:
-            finished = False
-        if not finished:
-            clock("paused; nothing is lost. Go on with the same command")
+            left = "interrupted"
+        if left:
+            clock(paused_line(left, "the same command"))
             return 1
     record = collect(comparison, database, folder)
     path = write_comparison(record, out or folder / "report")
@@ -90,8 +91,8 @@ def compare_here(
 
 def _finish(
     comparison: Comparison, database: str, folder: Path, services: Services, cluster: Cluster, clock: Clock
-) -> bool:
-    """Step by step until nothing is left; False when a study was paused or stopped."""
+) -> str:
+    """Step by step until nothing is left; else why a study of it was paused or stopped."""
     while (step := next_step(comparison, database, folder)) is not None:
         clock(_progress(comparison, database, step))
         if step.study is None:
@@ -103,8 +104,8 @@ def _finish(
             say=clock,
         )  # fmt: skip
         if outcome.state != "finished":
-            return False
-    return True
+            return f"study {step.study.name} is {outcome.state}: {outcome.message}"
+    return ""
 
 
 def _share_baseline(comparison: Comparison, database: str, study: StudyConfig) -> None:

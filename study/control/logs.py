@@ -19,7 +19,7 @@ from typing import IO, Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from infra import storage
-from infra.errors import ServiceError, while_full
+from infra.errors import ServiceError, while_full, while_unread
 from study.artifacts.checkpoints import study_prefix
 from study.errors import SERVICE_ERRORS, USER_ERRORS, StudyFailed
 from study.results.status import live_state
@@ -70,12 +70,12 @@ class _Tee:
 
     def write(self, text: str) -> int:
         self.file.write(text)
-        with while_full():
+        with while_unread(self.stream):
             self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with while_full():
+        with while_unread(self.stream):
             self.stream.flush()
 
     def __getattr__(self, name: str) -> Any:

@@ -19,7 +19,7 @@ from infra.checks.machine import versions
 from infra.checks.s3 import clock_finding
 from infra.cluster.cluster import SETTINGS
 from infra.cluster.jobs import Jobs
-from infra.errors import ServiceError
+from infra.errors import ServiceError, UserError
 from infra.services import default_home
 from study.doctor.database import DATABASE_SECONDS, database_check
 from study.doctor.node import NODE_SECONDS, examine_node
@@ -46,7 +46,7 @@ def check_cluster(needs: StudyNeeds | None, here: dict[str, str]) -> Iterator[Di
     address = os.environ["RAY_ADDRESS"]
     try:
         cluster = connect()
-    except ServiceError as error:
+    except (ServiceError, UserError) as error:
         raise _no_connection(address, str(error)) from None
     try:
         yield ok(RAY, f"{address}: {len(cluster.nodes)} nodes, {_resources(cluster.total)}")

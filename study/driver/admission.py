@@ -63,7 +63,8 @@ def _tell(demand: Callable[[], Bundles]) -> None:
         time.sleep(PERIOD_SECONDS)
 
 
-ADMISSION = "agft-admission"
+INTERFACE = 1  # of `Admission`, raised with its methods: the actor of an older release outlives an upgrade
+ADMISSION = f"agft-admission-{INTERFACE}"
 SILENCE_SECONDS = 60.0  # a driver that says nothing for so long is gone, with its slots
 WANT_SECONDS = 10.0  # a driver that waits asks many times in this; one that does not is not waiting any more
 RESERVE_SECONDS = 60.0  # so long may smaller trials pass one that does not fit

@@ -76,7 +76,7 @@ class Driver:
         self.running: dict[int, float] = {}  # number -> monotonic time of this attempt's start
         self.spent: dict[int, float] = {}  # device-seconds of this driver's earlier attempts at a trial
         self.losses: dict[int, int] = {}  # how often in a row a trial was interrupted, without a new state
-        self.alone: set[int] = set()  # trials that ran out of memory beside others
+        self.alone: dict[int, int] = {}  # trials that ran out of memory, and how many epochs they had then
         self.untidy: set[int] = set()  # ended trials whose older checkpoints could not be deleted
         self.endings: dict[int, Ending] = {}
         self.signs: dict[int, Sign] = {}  # of the epochs that are under way
@@ -107,7 +107,7 @@ class Driver:
         if ended:  # the driver before may have been killed between its outcome and its older checkpoints
             self._tidy(max(ended, key=lambda row: row.ended_ms or 0).number)
         self.watch.start()
-        self.alone = {row.number for row in self.trials.rows.values() if row.out_of_memory}
+        self.alone = {row.number: len(row.epochs) for row in self.trials.rows.values() if row.out_of_memory}
         self._look_at_the_best()
 
     def close(self) -> None:
@@ -359,8 +359,9 @@ class Driver:
             if not self.closing:
                 self.say(interrupted_line(number, ending, self.trials.rows[number]))
             return "interrupted"
-        if ending.failure_kind == "out-of-memory" and number not in self.alone:
-            self.alone.add(number)
+        epochs = len(self.trials.rows[number].epochs)  # who got further may have met somebody else's need for memory
+        if ending.failure_kind == "out-of-memory" and self.alone.get(number, -1) < epochs:
+            self.alone[number] = epochs
             self.say(f"trial {number:>3}  ran out of memory; it is tried once more, with its nodes to itself")
             return "out-of-memory"
         chosen = any(path.partition(".")[0] in ("model", "data") for path in self.spec.search)

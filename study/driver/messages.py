@@ -64,6 +64,11 @@ def interrupted_line(number: int, ending: Ending, row: TrialRow) -> str:
     return f"trial {number:>3}  interrupted, goes on in epoch {len(row.epochs) + 1}: {why}"
 
 
+def paused_line(reason: str, command: str) -> str:
+    """Why a study does not go on now, and what makes it go on."""
+    return f"paused: {' '.join(reason.split())}; nothing is lost. Go on with {command}"
+
+
 def idle_line(number: int, awaited: int, lag: int) -> str:
     """Why a trial is not started though the cluster has room for it."""
     return f"trial {number} waits for trial {awaited}: it is to know all trials before {number - lag} (lag {lag})"

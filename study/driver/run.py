@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,19 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import ray
-from ray import tune
-from ray.air.execution._internal import actor_manager
-from ray.exceptions import RayError
-from ray.tune.execution import class_cache, tune_controller
-from ray.tune.experiment import trial as tune_trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-
 from infra import s3, storage
-from infra.cluster import raw_output
 from infra.cluster.cluster import Cluster, max_concurrent
 from infra.cluster.watch import left_when_lost, lost
-from infra.errors import Away, ServiceError, UserError
+from infra.errors import Away, ServiceError
 from infra.failpoint import reach
 from infra.provenance import provenance
 from infra.tracking.runs import Tracker
@@ -41,10 +31,10 @@ from study.artifacts.checkpoints import scratch_prefix
 from study.driver.driver import Driver
 from study.driver.heartbeat import Heartbeat
 from study.driver.messages import EVENTS, Notifier, message_of
-from study.driver.searcher import StudySearcher
-from study.driver.seats import Work, in_memory
-from study.driver.trial import ending_of, run_trial, train_order
+from study.driver.seats import Work
+from study.driver.trial import run_trial, train_order
 from study.driver.trials import begin_search
+from study.driver.tune import StudySearcher, fit
 from study.errors import LeaseLost, StudyFailed
 from study.report.live import LiveReport
 from study.spec.config import StudyConfig
@@ -55,14 +45,12 @@ from study.store.requests import pending
 from study.store.rows import TrialRow
 from study.store.store import DriverStore, StudyStore
 from study.tracking import EXPERIMENT, end_study, project_study, replay_of, study_key
-from trainers.schema.records import Ending, Measurement
+from trainers.schema.records import Measurement
 
 log = logging.getLogger("agft")
 MLFLOW_PATIENCE_SECONDS = 60.0
 GOES_ON = "nothing is lost, the same command goes on"
 LOST_PATIENCE_SECONDS = 5.0  # the same where the cluster is lost: whoever waits is to hear of it within a minute
-# A trial's own process waits for its workers and must not take a core from them; Ray wants it to ask for something.
-DRIVER_RESOURCES = {"CPU": 0, "memory": 1 << 20}
 
 
 @dataclass(frozen=True)
@@ -74,45 +62,6 @@ class Outcome:
     trials: list[TrialRow]
     mlflow_page: str
     unsent: int  # records that MLflow has not, or refused
-
-
-class _Scheduler(FIFOScheduler):
-    """Tune's view of early stopping: it always continues; the verdict goes by way of the board."""
-
-    def __init__(self, driver: Driver, searcher: StudySearcher) -> None:
-        super().__init__()
-        self.driver, self.searcher = driver, searcher
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        number = self.searcher.numbers.get(trial.trial_id)
-        if number is not None:
-            self.driver.result(number, result)
-        return str(TrialScheduler.CONTINUE)
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        number, file = self.searcher.numbers.get(trial.trial_id), trial.pickled_error_file
-        if number is not None and file:  # Tune has just written it there; it hands its scheduler nothing else
-            try:
-                ending = ending_of(ray.cloudpickle.loads(Path(file).read_bytes()))
-            except Exception:  # an error of the trial's code that does not survive the way
-                ending = Ending.failed("bug", Path(trial.error_file).read_text()[-4000:])
-            self.driver.endings.setdefault(number, ending)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _Turn(tune.Callback):
-    """Gives the driver a turn in Tune's loop."""
-
-    def __init__(self, driver: Driver) -> None:
-        self.driver = driver
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self.driver.step()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
 
 def run_study(
@@ -271,75 +220,7 @@ def _tune(driver: Driver, trainable: Callable[[dict[str, Any]], None], *, slots:
         driver.obey(patient(pending)(driver.store))
         if driver.is_closing() or searcher.finished():
             return
-        _fit(driver, searcher, trainable, name=f"tune-{driver.token}-{attempt}")
-
-
-def _keep_keys_out_of_ray() -> None:
-    """Tune copies keys of S3 into every trial's runtime environment, which Ray's logs and pages show to everybody who
-    sees them (Ray 2.60, `ray/tune/execution/class_cache.py`). Nodes have keys of their own; nothing needs the copy."""
-    kept = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
-    class_cache.ENV_VARS_TO_PROPAGATE.intersection_update(kept)
-
-
-def _let_tune_lose_processes_to_memory() -> None:
-    """The memory monitor's victim is a lost process like any other. Tune gives up the whole sweep for it (Ray 2.60,
-    `ray/air/execution/_internal/actor_manager.py`: `OutOfMemoryError` is neither of the two errors that it expects),
-    and where it had not said a word yet, because Tune's own printing asks it for one."""
-    for module in (actor_manager, tune_controller):
-        module.RayActorError = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
-    tune_trial.Trial._get_default_result_or_future = _first_word
-
-
-_FIRST_WORD = tune_trial.Trial._get_default_result_or_future
-
-
-def _first_word(trial: Any) -> Any:
-    try:
-        return _FIRST_WORD(trial)
-    except ray.exceptions.OutOfMemoryError:
-        trial._default_result_or_future = None
-        return None
-
-
-def _fit(driver: Driver, searcher: StudySearcher, trainable: Callable[[dict[str, Any]], None], *, name: str) -> None:
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, DRIVER_RESOURCES),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=_Scheduler(driver, searcher),
-            num_samples=-1,
-            reuse_actors=trainable is run_trial,  # which ends by itself at once: Tune stops no trial
-            trial_dirname_creator=lambda trial: f"tune-{trial.trial_id}",
-        ),
-        run_config=tune.RunConfig(
-            name=name,
-            **in_memory(),
-            verbose=0,
-            callbacks=[_Turn(driver)],
-            failure_config=tune.FailureConfig(max_failures=0),  # an interrupted trial is put in line again by us
-        ),
-    )
-    _keep_keys_out_of_ray()
-    _let_tune_lose_processes_to_memory()
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"  # its snapshots are never read
-    os.environ["TUNE_WARN_THRESHOLD_S"] = "30"  # a write to the database may take longer than its half a second
-    # Tune looks for result files of its own, which are switched off, and warns that there are none.
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    try:
-        tuner.fit()
-    except (tune.TuneError, RayError, RuntimeError, OSError) as error:
-        raise _in_one_line(error) from None
-
-
-def _in_one_line(error: Exception) -> Exception:
-    """What ended Tune: our own error where it is one, else one line that names the file with the rest."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, StudyFailed | ServiceError | UserError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    last = str(error).strip().splitlines() or [type(error).__name__]
-    return StudyFailed(f"Ray Tune gave up: {last[-1][:300]} (all of it: {raw_output.note(traceback.format_exc())})")
+        fit(driver, searcher, trainable, name=f"tune-{driver.token}-{attempt}")
 
 
 def _close_tracker(tracker: Tracker, store: StudyStore, state: str, say: Callable[[str], None]) -> int:
@@ -361,10 +242,12 @@ def _close_tracker(tracker: Tracker, store: StudyStore, state: str, say: Callabl
 
 @contextmanager
 def _signals(driver: Driver) -> Iterator[None]:
-    """Ctrl-C and SIGTERM pause the study; a second one leaves at once, still resumable, and so does
-    the first where the cluster is lost."""
+    """Ctrl-C, SIGTERM and a terminal that is closed pause the study; a second one leaves at once, still resumable, and
+    so does the first where the cluster is lost. Whoever started it by `nohup` has it ignore that of the terminal."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if driver.interrupted and number == signal.SIGHUP and not lost():
+            return  # the kernel says it, and then the shell
         if driver.interrupted or lost():
             raise KeyboardInterrupt
         driver.interrupted = True
@@ -373,7 +256,10 @@ def _signals(driver: Driver) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {name: signal.signal(name, interrupt) for name in (signal.SIGINT, signal.SIGTERM)}
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    before = {name: signal.signal(name, interrupt) for name in heard}
     try:
         yield
     finally:

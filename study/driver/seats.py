@@ -25,7 +25,7 @@ from study.driver.actors import Actor
 from study.driver.admission import open_admission
 from study.driver.board import announce, board_name
 from study.driver.silence import kill_processes
-from study.driver.trial import TrialOrder, ending_of, serve
+from study.driver.trial import TrialOrder, ending_of, serve, short_of_memory
 from study.spec.config import ResourcesConfig
 from trainers.leaving import heed
 from trainers.schema.records import Ending
@@ -153,8 +153,10 @@ class Seats:
             if seat.over and seat.number is None:
                 self._give_back(seat)
             elif seat.over and not seat.told and seat.order is not None:  # it went before its trial
-                left = Ending(outcome="interrupted", lost=True, message="its workers lost the driver's board")
-                ending = ending_of(seat.error) if seat.error else left  # a seat leaves by itself for no other reason
+                # A seat leaves by itself for no other reason than this.
+                ending = Ending(outcome="interrupted", lost=True, message="its workers lost the driver's board")
+                if seat.error:
+                    ending = ending_of(seat.error, workers=self.wanted.workers)
                 self.board.tell("end", seat.order[0], ending.model_dump_json(), True)
                 seat.told = True
         idle = [seat for seat in self.seats.values() if seat.idle and seat.run is not None]
@@ -250,7 +252,8 @@ def in_memory() -> dict[str, Any]:
     return {"storage_path": "/agft", "storage_filesystem": PyFileSystem(FSSpecHandler(MemoryFileSystem()))}
 
 
-# Gives back the placement group of workers that die at their very start, which Ray itself keeps to the job's end.
+# What Ray does otherwise with the workers of a seat than we need: it tries those again, unseen, that ran out of memory,
+# and to the job's end it keeps the placement group of those that die at their very start.
 #
 # Ray (2.60) cleans up a start that fails before it knows the workers, and a group that has started; in between nobody
 # does, and its own cleaner acts only when the controller dies. Every such death would cost the cluster a slot.
@@ -269,6 +272,12 @@ class GivesBack(ControllerCallback, WorkerGroupCallback):
         announce(self.board, self.seat, "driver", group=self.held.id.hex())
         ray.get([worker.execute_async(heed) for worker in workers], timeout=START_SECONDS)
         return {}
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Ray tries a group again that has failed, as often as it may lose workers; where memory ran out, the driver
+        decides. Of what is raised here Ray makes an error of the controller, which ends the run."""
+        if short := short_of_memory(worker_group_status.errors.values()):
+            raise short
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
         """Ray has removed it."""

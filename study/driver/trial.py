@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import PreemptionError
 
+from infra.errors import ServiceError
 from infra.provenance import provenance
 from infra.s3 import is_away
 from study.artifacts.checkpoints import SharedPrefix, attempt_prefix, begin_group, fetch_state, keep_file
@@ -44,6 +46,7 @@ from study.driver.board import (
     tell_wait,
 )
 from study.errors import USER_ERRORS
+from trainers.device import out_of_memory
 from trainers.errors import OF_EVERY_TRIAL, Interrupted
 from trainers.schema.records import Answer, At, Ending, Report, Weights
 from trainers.trial_config import TrialConfig
@@ -56,7 +59,11 @@ LOST = (
     ray.exceptions.LocalRayletDiedError, ray.exceptions.OwnerDiedError, ray.exceptions.ActorPlacementGroupRemoved,
     ray.exceptions.ActorUnschedulableError, PreemptionError, WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError,
+    ray.exceptions.GetTimeoutError,  # of a worker that is frozen while its group starts
 )  # fmt: skip
+# What a rank says of another one that went away. torch has classes for some of it.
+OTHER_RANK = re.compile(r"Connection (closed|reset) by peer|remote process exited")
+OTHER_RANK_TYPES = ("DistBackendError", "DistNetworkError")
 
 
 @dataclass(frozen=True)
@@ -187,34 +194,50 @@ def _report(board: str, order: TrialOrder, told: Report) -> Answer:
     return ask_board(board, order.number, order.rungs, told.epoch, said)
 
 
-def ending_of(error: BaseException) -> Ending:
-    """How a trial ended whose seat raised `error`, by its type and that of what it stands for.
+def ending_of(error: BaseException, *, workers: int = 1) -> Ending:
+    """How a trial of so many workers ended whose seat raised `error`, by its type and that of what it stands for.
 
     Interrupted: a process or node went away, or a service did. Else it has failed: out of memory, of impossible input,
     or of a bug.
     """
-    # A worker that dies while its group starts ends the controller with it.
-    causes = [error, getattr(error, "controller_failure", error), *getattr(error, "worker_failures", {}).values()]
-    causes += [each.cause for each in causes if isinstance(each, ray.exceptions.RayTaskError) and each.cause]
+    causes = _causes(error)
     message = str(error)[-4000:]
-    for each in causes:
-        if isinstance(each, ray.exceptions.OutOfMemoryError) or _out_of_memory(each):
-            first = next(iter(str(each).strip().splitlines()), type(each).__name__)  # Ray lists all processes below it
-            return Ending.failed("out-of-memory", f"{first}; {LOWER}")
-    if away := [each for each in causes if isinstance(each, Interrupted) or is_away(each)]:
-        return Ending(outcome="interrupted", message=str(away[0]))
+    if short := short_of_memory(causes):
+        first = next(iter(str(short).strip().splitlines()), type(short).__name__)  # Ray lists all processes below it
+        return Ending.failed("out-of-memory", f"{first}; {LOWER}")
+    # A service may refuse for good what no trial can mend: after some attempts the driver pauses the study.
+    if refused := [each for each in causes if isinstance(each, Interrupted | ServiceError) or is_away(each)]:
+        return Ending(outcome="interrupted", message=str(refused[0]))
     if any(isinstance(each, LOST) for each in causes):
         return Ending(outcome="interrupted", message=message, lost=True)
     if wrong := [each for each in causes if isinstance(each, USER_ERRORS)]:
         found = Ending.failed("invalid", str(wrong[0]))
         return found.model_copy(update={"of_every_trial": isinstance(wrong[0], OF_EVERY_TRIAL)})
+    ranks = getattr(error, "worker_failures", {}).values() or [error]
+    if workers > 1 and all(any(_other_rank_left(each) for each in _causes(rank)) for rank in ranks):
+        return Ending(outcome="interrupted", message=message, lost=True)
     return Ending.failed("bug", message)
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """Where torch is not imported, none of its errors is raised."""
-    if "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
-    from trainers.device import out_of_memory
+def _causes(error: BaseException) -> list[BaseException]:
+    """It, and what it stands for: Ray wraps what happened to a worker up to three times."""
+    # A worker that dies while its group starts ends the controller with it.
+    found = [error, getattr(error, "controller_failure", error), *getattr(error, "worker_failures", {}).values()]
+    found += [each.health_check_failure for each in found if isinstance(each, WorkerHealthCheckFailedError)]
+    return found + [each.cause for each in found if isinstance(each, ray.exceptions.RayTaskError) and each.cause]
 
-    return out_of_memory(error)
+
+def short_of_memory(errors: Iterable[BaseException]) -> BaseException | None:
+    """The first that says that memory ran out, a device's or a node's, as it was raised."""
+    for error in errors:
+        for each in _causes(error):
+            if isinstance(each, ray.exceptions.OutOfMemoryError) or out_of_memory(each):
+                return each
+    return None
+
+
+def _other_rank_left(error: BaseException) -> bool:
+    """Whether a rank has failed because another one had gone."""
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ in OTHER_RANK_TYPES or OTHER_RANK.search(str(error)) is not None
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution
 
+from infra.process import usable_cores
 from study.artifacts.datasets import named_sets
 from study.artifacts.ready import missing_sets, silent_services, trials_here
 from study.console import counted
@@ -174,7 +175,7 @@ def first_lines(plan: Mapping[str, Any]) -> list[str]:
 def plan_of(spec: StudyConfig, home: Path) -> dict[str, Any]:
     """The plan as JSON values."""
     wanted = spec.resources
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     need = wanted.workers * wanted.cpus_per_worker
     stops = rungs(spec.scheduler, spec.train.epochs)
     slots, lack = (None, "") if os.environ.get("RAY_ADDRESS") else trials_here(spec)

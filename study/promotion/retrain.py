@@ -67,7 +67,10 @@ def retrain(
             spec, database=store.url, cluster=cluster, bucket=bucket, tracking_uri=tracking_uri, say=say
         )
         if outcome.state != "finished":
-            raise StudyFailed(f"the fresh seeds of study {spec.name!r} are {outcome.state}; the same command goes on")
+            raise StudyFailed(
+                f"the fresh seeds of study {spec.name!r} are {outcome.state}: {outcome.message}; "
+                "the same command goes on"
+            )
     return {int(row.config["seed"]): row for row in again.trials() if row.state == "complete" and row.best}
 
 

@@ -34,6 +34,7 @@ from infra.stack import stack
 from infra.tracking import runs as tracking
 from study.driver import driver, trials
 from study.driver import run as runner
+from study.driver import tune as tuning
 from study.search.projection import Projection
 from study.search.proposals import Proposer
 from study.store.store import StudyStore
@@ -165,9 +166,9 @@ def measure(count: int, database: str, home: Path, *, through_tune: bool) -> dic
     create_measured(study, spec)
     meter = Meter()
     with light_cluster(services, home, cpus=4) as cluster, metered(meter):
-        kept = runner.tune
+        kept = tuning.tune
         if not through_tune:
-            runner.tune = SimpleNamespace(**{**vars(kept), "Tuner": functools.partial(InlineTuner, meter)})
+            tuning.tune = SimpleNamespace(**{**vars(kept), "Tuner": functools.partial(InlineTuner, meter)})
         given = {"trainable": light()} if "trainable" in inspect.signature(runner.run_study).parameters else {}
         try:
             began, cpu = time.perf_counter(), time.process_time()
@@ -176,7 +177,7 @@ def measure(count: int, database: str, home: Path, *, through_tune: bool) -> dic
                 say=lambda line: None, **given,
             )  # fmt: skip
         finally:
-            runner.tune = kept
+            tuning.tune = kept
     first, last = range(WINDOW), range(len(meter.began) - WINDOW, len(meter.began))
     return {
         "trials": len(outcome.trials), "seconds": round(time.perf_counter() - began, 1), "unsent": outcome.unsent,

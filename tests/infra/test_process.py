@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
 from infra import process
+from infra.cluster import cluster
 from infra.stack import processes
 from study.store.lease import owner_identity, owner_is_gone
 
@@ -49,3 +51,38 @@ def test_a_name_with_spaces_and_brackets_is_read_past() -> None:
     assert process.lives(child.pid, process.began(child.pid))
     child.kill()
     child.wait()
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_process_of_another_user_that_the_system_hides_lives(
+    level: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `hidepid=1` its files cannot be read, with 2 they are not there; that it may not be signalled is known."""
+
+    def read_text(path: Path, **_: object) -> str:
+        raise PermissionError(path)
+
+    def kill(pid: int, number: int) -> None:
+        raise PermissionError if pid == 7 else ProcessLookupError
+
+    since = process.began(os.getpid())
+    if level == 1:
+        monkeypatch.setattr(Path, "read_text", read_text)
+    else:
+        monkeypatch.setattr(process, "PROC", tmp_path)
+    monkeypatch.setattr(os, "kill", kill)
+    assert process.lives(7, since)
+    assert level == 1 or not process.lives(8, since)
+
+
+def test_only_the_cores_that_a_process_may_run_on_are_counted_by_us_and_by_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert process.usable_cores() == 1
+        assert cluster._usable_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert process.usable_cores() == len(before)
+    monkeypatch.setattr("ray._private.utils._get_docker_cpus", lambda: 0.5)  # what Ray finds of a container's share
+    assert cluster._usable_cpus() == 1, "a trial could never start"

@@ -9,8 +9,8 @@ import optuna
 
 from infra.tracking.runs import Tracker
 from study.driver.closing import Closing
-from study.driver.searcher import StudySearcher
 from study.driver.trials import Trials, begin_search
+from study.driver.tune import StudySearcher
 from study.spec.config import StudyConfig
 from study.store.lease import owner_identity
 from study.store.requests import answer, pending

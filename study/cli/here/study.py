@@ -8,12 +8,13 @@ from pathlib import Path
 
 from infra.checks.mlflow import require_mlflow
 from infra.cluster import raw_output
+from infra.cluster.cluster import named_cluster
 from infra.cluster.watch import left_when_lost
 from infra.services import services_from_environment
 from study.cli.tables import trials_table
 from study.console import Clock, percent, wide_console
 from study.control.logs import copied_output
-from study.driver.messages import Notifier
+from study.driver.messages import Notifier, paused_line
 from study.driver.run import Outcome, run_study
 from study.errors import StudyFailed, UserError
 from study.promotion.candidates import candidates, check_weights, preference_of, shortage
@@ -34,6 +35,7 @@ from study.tracking import EXPERIMENT
 def run_here(spec: StudyConfig, home: Path, *, then_promote: bool, as_json: bool = False) -> int:
     """Run a study (or go on with it) and show it; the exit code."""
     services_from_environment(os.environ)  # wrong addresses are answered before the study is there
+    named_cluster(os.environ)
     store = StudyStore(database_url(home), spec.name)
     check_prior(store.url, spec)
     store.create(spec)  # refuses another spec before anything is started
@@ -54,6 +56,7 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool, as_json: b
     clock(f"study {spec.name}: {spec.budget.trials} trials; Ctrl-C pauses it")
     check_projection(store)
     Notifier.from_environment(os.environ)  # a wrong address is answered before anything is started
+    named_cluster(os.environ)
     services = services_here(home, clock)
     require_mlflow(services, clock, experiment=EXPERIMENT)
     promotion, refusal = None, ""
@@ -68,7 +71,7 @@ def resume_here(store: StudyStore, home: Path, *, then_promote: bool, as_json: b
         if not as_json:
             _show(store, home, outcome, here=services.home is not None)
         if outcome.state == "paused":
-            clock(f"paused; nothing is lost. Go on with: agft resume {spec.name}")
+            clock(paused_line(outcome.message, f"agft resume {spec.name}"))
             if as_json:
                 _print_record(store, outcome, None)
             return 1
@@ -109,8 +112,8 @@ def _print_record(store: StudyStore, outcome: Outcome, promotion: Promotion | No
 def _show(store: StudyStore, home: Path, outcome: Outcome, *, here: bool) -> None:
     study = store.load()
     goal, clip = study.goal, study.baseline
-    assert goal is not None
-    assert clip is not None
+    if goal is None or clip is None:  # it was paused before the unmodified model was measured: no trial was begun
+        return
     console = wide_console()
     console.print()
     width = console.width if console.is_terminal else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.cluster.cluster import max_concurrent
+from infra.cluster import cluster
+from infra.cluster.cluster import max_concurrent, named_cluster
 from infra.errors import UserError
 from infra.stack import processes
 
@@ -87,6 +90,31 @@ def test_each_worker_must_fit_into_one_node() -> None:
     assert fits == 1
 
 
+@pytest.mark.parametrize(
+    ("address", "meant"),
+    [
+        ("ray://head:10001", "head:6379"),
+        ("http://10.0.0.7:8265/", "10.0.0.7:6379"),
+        ("ray://[fd00::1]:10001", "[fd00::1]:6379"),
+        ("https://", "HEAD:6379"),
+    ],
+)
+def test_an_address_of_another_port_of_the_head_is_refused_with_the_one_that_is_meant(address: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"RAY_ADDRESS = .*: {re.escape(meant)}$"):
+        named_cluster({"RAY_ADDRESS": address})
+    assert named_cluster({"RAY_ADDRESS": meant}) == meant
+    assert named_cluster({"RAY_ADDRESS": "local"}) is None
+
+
+def test_a_head_is_found_by_an_address_of_ipv6_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("infra.cluster.watch.answers", lambda address: asked.append(address) or True)  # Ray's own call
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
+        address = f"[::1]:{listening.getsockname()[1]}"
+        assert cluster._reachable(address) == address
+    assert asked == [address]
+
+
 class Driver:
     """A process that called `connect`, and what it printed."""
 
@@ -124,6 +152,15 @@ def test_a_local_cluster_is_described_and_counts_its_placement_groups(driver: Dr
     assert (said["held"], said["left"]) == (1, 0)
     assert said["address"].startswith("127.0.0.1:")
     assert said["dashboard"].startswith("http://127.0.0.1:")
+
+
+def test_a_terminal_that_is_closed_ends_no_process_of_a_local_cluster(driver: Driver) -> None:
+    members = driver.members()
+    assert {"raylet", "gcs_server"} <= {process.name() for process in members}
+    for process in members:
+        masks = dict(line.split(":\t") for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+        deaf = int(masks["SigBlk"], 16) | int(masks["SigIgn"], 16)
+        assert deaf >> (signal.SIGHUP - 1) & 1, process
 
 
 def test_a_local_cluster_listens_on_loopback_and_wants_its_token(driver: Driver) -> None:

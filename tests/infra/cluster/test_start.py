@@ -69,6 +69,13 @@ def test_a_ray_that_starts_at_the_third_try_is_used(folder):
     assert said == "UP True\n", errors
 
 
+def test_variables_that_ray_refuses_are_dropped_before_its_libraries_read_them(tmp_path: Path) -> None:
+    code = "import os; from infra.cluster import cluster; print({*cluster.REFUSED} & {*os.environ}, cluster._ignored)"
+    refused = {"RAY_TRAIN_V2_ENABLED": "0", "TUNE_RESULT_DIR": str(tmp_path), "AGFT_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **refused}, capture_output=True, text=True)
+    assert done.stdout == f"set() ['RAY_TRAIN_V2_ENABLED=0', 'TUNE_RESULT_DIR={tmp_path}']\n"
+
+
 def test_nodes_and_terminals_are_given_one_token_which_is_kept_with_mode_0600(tmp_path: Path) -> None:
     first, again = cluster_environment(tmp_path), cluster_environment(tmp_path)
     assert first == again

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from study.driver.admission import RESERVE_SECONDS, SILENCE_SECONDS, WANT_SECONDS, Ledger, Slot, fits
+from study.driver.admission import (
+    ADMISSION,
+    INTERFACE,
+    RESERVE_SECONDS,
+    SILENCE_SECONDS,
+    WANT_SECONDS,
+    Admission,
+    Ledger,
+    Slot,
+    fits,
+)
 from study.driver.messages import waiting_line
 
+TOLD = (
+    "(self, driver: 'str', {}: 'str', need: 'Resources', total: 'Resources', priority: 'int' = 0, "
+    "workers: 'int' = 1) -> 'bool'"
+)
+INTERFACES = {  # of every release: its actors may still be on a cluster
+    1: {
+        "ask": TOLD.format("trial"), "keep": TOLD.format("name"), "others_wait": "(self, driver: 'str') -> 'bool'",
+        "heartbeat": "(self, driver: 'str', slots: 'Mapping[str, Resources]', workers: 'int' = 1) -> 'None'",
+        "give_back": "(self, driver: 'str', trial: 'str') -> 'None'", "leave": "(self, driver: 'str') -> 'None'",
+    },
+}  # fmt: skip
 TWO = [{"CPU": 2.0}]
 ONE, BOTH = Slot({"CPU": 1.0}), Slot({"CPU": 2.0})
 
@@ -292,3 +315,10 @@ def test_a_ledger_that_still_learns_lets_one_keep_what_it_holds():
     ledger = Ledger(opens=15)
     assert ledger.keep("a", "a/1", BOTH, TWO, 1)
     assert not ledger.ask("b", "b/1", ONE, TWO, 16), "it has learned of it"
+
+
+def test_an_actor_with_other_methods_has_another_name():
+    public = {name: each for name, each in vars(Admission).items() if not name.startswith("_")}
+    now = {name: str(inspect.signature(each)) for name, each in public.items()}
+    assert now == INTERFACES[INTERFACE], "raise INTERFACE, and add what it is now to INTERFACES"
+    assert ADMISSION.endswith(f"-{INTERFACE}")

@@ -8,9 +8,12 @@ from typing import Any
 
 import optuna
 import pytest
+from ray.train.v2.api.exceptions import ControllerError
 
+from infra.errors import ServiceError
 from study.driver.closing import Closing, ended, final_state, reason_to_close
-from study.driver.driver import Driver
+from study.driver.driver import LOSSES, Driver
+from study.driver.trial import ending_of
 from study.driver.trials import Trials
 from study.search.knowledge import as_known
 from study.search.stopping import stands_still
@@ -109,6 +112,29 @@ def test_a_trial_is_dropped_and_another_run_again_as_asked(trials: Trials) -> No
     assert trials.store.trial(0).stop_reason == "dropped: an odd one"
     assert trials.upcoming(trials.study) == (2, None)
     assert run(trials, 2).rerun_of == 1
+
+
+def test_a_service_that_refuses_a_trial_again_and_again_pauses_the_study_and_says_why() -> None:
+    closed: list[Closing] = []
+    driver: Any = SimpleNamespace(losses={}, closing=RUNNING, outage=SimpleNamespace(reason=""), _close=closed.append)
+    ending = ending_of(ControllerError(ServiceError("s3://b/1: S3 answers HTTP 413")))
+    for _ in range(LOSSES + 1):
+        assert not closed
+        assert Driver._bounded(driver, 1, ending) == ending, "it has not failed"
+    assert [(each.word, each.reason) for each in closed] == [
+        ("pause", "trial 1 cannot go on: s3://b/1: S3 answers HTTP 413")
+    ]
+
+
+def test_who_runs_out_of_memory_is_tried_again_alone_as_long_as_it_gets_further(trials: Trials) -> None:
+    driver: Any = SimpleNamespace(trials=trials, alone={}, say=lambda _: None, spec=trials.spec, closing=RUNNING)
+    short = Ending.failed("out-of-memory", "the node's memory")
+    run(trials, 0, 0.3)
+    assert Driver._set_aside(driver, 0, short) == "out-of-memory"
+    trials.leave(0, "out-of-memory", device_seconds=1.0)
+    run(trials, 0, 0.3)
+    assert Driver._set_aside(driver, 0, short) == "out-of-memory", "Ray's monitor kills for others' needs, too"
+    assert Driver._set_aside(driver, 0, short) == "", "it has failed"
 
 
 def test_the_lease_comes_before_the_user_and_the_user_before_the_budget() -> None:
