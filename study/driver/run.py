@@ -233,7 +233,8 @@ def _close_tracker(tracker: Tracker, store: StudyStore, state: str, say: Callabl
         end_study(tracker, study)
     unsent = tracker.flush(LOST_PATIENCE_SECONDS if lost() else MLFLOW_PATIENCE_SECONDS)
     if unsent:
-        say(f"MLflow does not answer: {unsent} operations are not shown there yet; the next `agft resume` sends them")
+        why = tracker.why_waiting or "it does not answer"
+        say(f"MLflow has not got {unsent} operations ({why}); the next `agft resume` sends them")
     tracker.close(1.0)
     if tracker.dropped:
         say(f"MLflow refused {len(tracker.dropped)} records, which the study has; the first: {tracker.dropped[0]}")
