@@ -11,12 +11,13 @@ import hashlib
 import io
 import json
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from infra.errors import ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, UserError
 from infra.s3 import client as client
@@ -26,6 +27,9 @@ from infra.s3 import split_uri as split_uri
 SINGLE_PUT_BYTES = 5_000_000_000  # S3 takes no larger object in one request
 CHUNK_BYTES = 8 << 20
 SHA256_KEY, WRITE_KEY = "sha256", "write-id"  # object metadata
+REREAD_SECONDS = (0.2, 0.5)
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -148,8 +152,22 @@ def _head(uri: str) -> Any | None:
         return None
 
 
+def read_whole(read: Callable[[], Done]) -> Done:
+    """What `read` gives, again where its bytes are not the promised ones: the way may have damaged them."""
+    for pause in REREAD_SECONDS:
+        try:
+            return read()
+        except ChecksumMismatch:
+            time.sleep(pause)
+    return read()
+
+
 def get_bytes(uri: str) -> tuple[bytes, str] | None:
     """(content, ETag), checked against the stored SHA-256, or None when there is no such object."""
+    return read_whole(lambda: _get_bytes(uri))
+
+
+def _get_bytes(uri: str) -> tuple[bytes, str] | None:
     bucket, key = split_uri(uri)
     try:
         with s3_errors(uri):
@@ -179,23 +197,29 @@ def get_file(
 ) -> StoredObject:
     """Download to `path`, which appears only complete and with the right SHA-256 (given, else the stored one).
 
-    `on_bytes` is told how many bytes have come, from any thread.
+    `sha256`: all of its digits, or the first ones. `on_bytes` is told how many bytes have come, from any thread.
     """
-    stored = head(uri)
-    if stored is None:
-        raise Missing(f"{uri}: no such object")
-    expected = sha256 or stored.sha256
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / "part"
-        bucket, key = split_uri(uri)
-        with s3_errors(uri):
-            client().download_file(bucket, key, str(temporary), Callback=on_bytes)
-        digest = hash_file(temporary)
-        if expected and digest != expected:
-            raise ChecksumMismatch(f"{uri}: has SHA-256 {digest}, expected {expected}")
+        stored = read_whole(lambda: _download(uri, temporary, sha256, on_bytes))
         temporary.replace(path)
-    return StoredObject(uri, digest, path.stat().st_size, stored.etag)
+    return stored
+
+
+def _download(uri: str, path: Path, sha256: str | None, on_bytes: Callable[[int], None] | None) -> StoredObject:
+    stored = head(uri)
+    if stored is None:
+        raise Missing(f"{uri}: no such object")
+    bucket, key = split_uri(uri)
+    with s3_errors(uri):
+        client().download_file(bucket, key, str(path), Callback=on_bytes)
+    digest, size, expected = hash_file(path), path.stat().st_size, sha256 or stored.sha256
+    if size != stored.size:
+        raise ChecksumMismatch(f"{uri}: {size} bytes came, {stored.size} are stored")
+    if expected and not digest.startswith(expected):
+        raise ChecksumMismatch(f"{uri}: has SHA-256 {digest}, expected {expected}")
+    return StoredObject(uri, digest, size, stored.etag)
 
 
 def copy(source: str, destination: str) -> StoredObject:
@@ -206,14 +230,22 @@ def copy(source: str, destination: str) -> StoredObject:
     (bucket, key), (to_bucket, to_key) = split_uri(source), split_uri(destination)
     with s3_errors(destination):
         client().copy({"Bucket": bucket, "Key": key}, to_bucket, to_key)
-    expected = stored.sha256 or hash_object(source)
-    if hash_object(destination) != expected:
+
+    def compared() -> str:
+        expected = stored.sha256 or hash_object(source)
+        if hash_object(destination) != expected:
+            raise ChecksumMismatch(f"{destination}: the copy of {source} does not have its SHA-256 {expected}")
+        return expected
+
+    try:
+        sha256 = read_whole(compared)
+    except ChecksumMismatch:
         delete(destination)
-        raise ChecksumMismatch(f"{destination}: the copy of {source} does not have its SHA-256 {expected}")
+        raise
     copied = head(destination)
     if copied is None:
         raise Missing(f"{destination}: gone right after it was copied")
-    return StoredObject(destination, expected, copied.size, copied.etag)
+    return StoredObject(destination, sha256, copied.size, copied.etag)
 
 
 def hash_object(uri: str) -> str:
