@@ -5,6 +5,7 @@ ValueError
 RuntimeError
 └── ServiceError              a service is missing, refuses, or does not answer: exit code 1
     ├── Away                  it does not answer, is full, or refuses the keys: later it may do what was asked
+    │   └── NoBucket          the bucket is not there
     ├── NoChecksum            the store knows no SHA-256 of requests
     ├── Conflict              a conditional write lost the race against another writer
     ├── Missing               the object is not there
@@ -40,6 +41,10 @@ class ServiceError(RuntimeError):
 
 class Away(ServiceError):
     """Nothing is wrong with what was asked: the service is unreachable, fails, is full, or refuses the keys."""
+
+
+class NoBucket(Away):
+    """The bucket is not there: it may be made, or what deletes it may bring it back."""
 
 
 class NoChecksum(ServiceError):

@@ -12,6 +12,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
+from http.client import responses
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ from boto3.exceptions import Boto3Error, S3UploadFailedError
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError, ProfileNotFound
 
-from infra.errors import FULL, Away, ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, UserError
+from infra.errors import FULL, Away, ChecksumMismatch, Conflict, Missing, NoBucket, NoChecksum, ServiceError, UserError
 from infra.services import CHAIN, LOOPBACK, s3_address
 
 if TYPE_CHECKING:
@@ -31,18 +32,27 @@ ATTEMPTS = 5
 _attempts: ContextVar[int] = ContextVar("attempts", default=ATTEMPTS)
 
 MISSING_CODES = ("404", "NoSuchKey", "NotFound")
+OF_ONE_OBJECT = ("GetObject", "HeadObject")  # what a 404 without a name means that an object is not there
 CONFLICT_CODES = ("412", "PreconditionFailed", "ConditionalRequestConflict")
-# Keys that are wrong, have expired, or may not do this.
+# Keys that are wrong, have expired, or may not do this; of a status in REFUSED any code is one, but these.
+REFUSED, NOT_REFUSED = (401, 403, 407, 511), ("InvalidObjectState",)
 REFUSED_CODES = (
-    "400", "401", "403", "AccessDenied", "AccountProblem", "AllAccessDisabled", "ExpiredToken", "Forbidden",
-    "InvalidAccessKeyId", "InvalidToken", "NotSignedUp", "RequestExpired", "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch", "TokenRefreshRequired", "Unauthorized",
+    "400", "401", "403", "AccessDenied", "AccountProblem", "AllAccessDisabled", "ExpiredToken", "ExpiredTokenException",
+    "Forbidden", "ForbiddenException", "IDPCommunicationError", "IDPRejectedClaim", "InvalidAccessKeyId",
+    "InvalidIdentityToken", "InvalidToken", "NotSignedUp", "RequestExpired", "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch", "TokenRefreshRequired", "Unauthorized", "UnauthorizedException",
 )  # fmt: skip
+# By which boto3 finds keys: asked of others than S3.
+KEY_OPERATIONS = ("AssumeRole", "AssumeRoleWithSAML", "AssumeRoleWithWebIdentity", "CreateToken", "GetRoleCredentials")
 # Whatever their status: some stores answer 400 or 403 to these.
 AWAY_CODES = (
-    "InsufficientStorage", "InternalError", "OperationAborted", "QuotaExceeded", "RequestTimeout", "ServiceUnavailable",
-    "SlowDown", "Throttling", "ThrottlingException", "XMinioStorageFull", "XMinioServerNotInitialized",
+    "IncompleteBody", "InsufficientStorage", "InternalError", "OperationAborted", "QuotaExceeded", "RequestTimeout",
+    "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException", "XAmzContentSHA256Mismatch",
+    "XMinioAdminBucketQuotaExceeded", "XMinioServerNotInitialized", "XMinioStorageFull",
 )  # fmt: skip
+AWAY_STATUSES = (408, 423, 425, 429, 499)
+KEYS_OF_THE_STORE = "KMS."  # what codes begin with that are about those which encrypt objects
+TOO_LARGE = "takes no object of this size; raise the limit of the store, or of the proxy before it"
 REMEDIES = {
     "AuthorizationHeaderMalformed": "; set AWS_REGION to the bucket's region",
     "PermanentRedirect": "; set AWS_REGION and AWS_ENDPOINT_URL to the bucket's",
@@ -146,23 +156,33 @@ def _ours(uri: str, error: BaseException) -> ServiceError:
 
 
 def _answered(uri: str, endpoint: str, error: ClientError) -> ServiceError:
-    """Of what S3 itself has said."""
+    """Of what S3 itself has said, or who answers in its place."""
     details: Any = error.response.get("Error", {})
-    code, message = details.get("Code", ""), details.get("Message") or str(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    code, message = details.get("Code") or "", details.get("Message") or responses.get(status) or str(error)
+    said = f"{code or f'HTTP {status}'}: {message}"
+    if error.operation_name in KEY_OPERATIONS:
+        return Away(f"{uri}: the keys for S3 cannot be had ({error.operation_name}: {said})")
     if code in CONFLICT_CODES:
         return Conflict(f"{uri}: another writer was first")
-    if code in MISSING_CODES:
+    if code == "NoSuchKey" or (code in MISSING_CODES and error.operation_name in OF_ONE_OBJECT):
         return Missing(f"{uri}: no such object")
     if code == "NoSuchBucket":
-        return Missing(f"{uri}: no such bucket {split_uri(uri)[0]!r}")
+        return NoBucket(f"{uri}: S3 at {endpoint} has no bucket {split_uri(uri)[0]!r}")
+    if status == 404:
+        return Away(
+            f"{uri}: S3 at {endpoint} cannot be used: the bucket is not there, or another server answers ({said})"
+        )
     if code == "BadDigest":
         return ChecksumMismatch(f"{uri}: the bytes sent do not have the SHA-256 that was given")
-    if status in (400, 501) and "checksum" in message.lower():
-        return NoChecksum(f"{uri}: S3 at {endpoint} takes no checksum ({code}: {message})")
-    if code in REFUSED_CODES:
+    if status == 413 or code == "EntityTooLarge":
+        return ServiceError(f"{uri}: S3 at {endpoint} {TOO_LARGE} ({said})")
+    away = code in AWAY_CODES or code.startswith(KEYS_OF_THE_STORE)
+    if not away and status in (400, 501) and "checksum" in message.lower():
+        return NoChecksum(f"{uri}: S3 at {endpoint} takes no checksum ({said})")
+    if not away and (code in REFUSED_CODES or (status in REFUSED and code not in NOT_REFUSED)):
         _client.cache_clear()  # the next request looks for keys again
-        return Away(f"{uri}: S3 at {endpoint} refuses the credentials or the access ({code}: {message})")
-    reason = f"{uri}: S3 at {endpoint} failed ({code}: {message}){REMEDIES.get(code, '')}"
-    away = code in AWAY_CODES or status == 429 or (status >= 500 and status != 501) or 300 <= status < 400
+        return Away(f"{uri}: S3 at {endpoint} refuses the credentials or the access ({said})")
+    reason = f"{uri}: S3 at {endpoint} failed ({said}){REMEDIES.get(code, '')}"
+    away = away or status in AWAY_STATUSES or (status >= 500 and status != 501) or 300 <= status < 400
     return Away(reason) if away else ServiceError(reason)

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from infra.errors import ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, UserError
+from infra.errors import Away, ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, UserError
 from infra.s3 import client as client
 from infra.s3 import s3_errors
 from infra.s3 import split_uri as split_uri
@@ -114,6 +114,9 @@ def _put(uri: str, body: Any, sha256: str, *, if_absent: bool, if_match: str | N
         except NoChecksum:  # the older header, which every store knows
             answer = put({"ContentMD5": _md5(body, sha256)})
         return answer["ETag"]
+    except ChecksumMismatch as error:
+        _md5(body, sha256)  # raises it where the bytes are others than was said
+        raise Away(f"{uri}: the bytes were damaged on the way") from error
     except Conflict:
         there = _head(uri)  # an earlier attempt of ours may have gone through without an answer
         if there is not None and there["Metadata"].get(WRITE_KEY) == write_id:
