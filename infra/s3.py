@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
 from http.client import responses
@@ -44,6 +45,7 @@ REFUSED_CODES = (
 )  # fmt: skip
 # By which boto3 finds keys: asked of others than S3.
 KEY_OPERATIONS = ("AssumeRole", "AssumeRoleWithSAML", "AssumeRoleWithWebIdentity", "CreateToken", "GetRoleCredentials")
+KEY_MODULES = ("botocore.credentials", "botocore.tokens", "botocore.configloader")
 # Whatever their status: some stores answer 400 or 403 to these.
 AWAY_CODES = (
     "IncompleteBody", "InsufficientStorage", "InternalError", "OperationAborted", "QuotaExceeded", "RequestTimeout",
@@ -83,23 +85,37 @@ def _connect(endpoint: str | None, region: str, **settings: Any) -> S3Client:
         settings["proxies"] = {}  # what runs here is never reached by a proxy
     # Checksums of boto3's own choice go by headers that some stores refuse; we send ours.
     asked: Any = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
-    return _session().client("s3", endpoint_url=endpoint, region_name=region, config=Config(**asked, **settings))
-
-
-def _session() -> boto3.session.Session:
-    try:
-        return boto3.session.Session()
-    except ProfileNotFound as error:
-        known = ", ".join(sorted(botocore.session.Session().full_config["profiles"])) or "none"
-        raise UserError(f"AWS_PROFILE = {os.environ.get('AWS_PROFILE')!r}: no such profile; known: {known}") from error
+    return boto3.session.Session().client(
+        "s3", endpoint_url=endpoint, region_name=region, config=Config(**asked, **settings)
+    )
 
 
 def lacking_keys() -> list[str]:
     """Why this machine has no keys for S3, or nothing; S3 itself is not asked."""
     try:
-        return [] if _session().get_credentials() else [f"no S3 credentials; {KEYS_REMEDY}"]
-    except (UserError, BotoCoreError) as error:
-        return [str(error)]
+        return [] if boto3.session.Session().get_credentials() else [f"no S3 credentials; {KEYS_REMEDY}"]
+    except Exception as error:
+        return [_of_keys(error) or f"no S3 credentials: {type(error).__name__}"]
+
+
+def _of_keys(error: Exception) -> str:
+    """What is wrong where keys are looked for, perhaps only now: their file may be written this moment. Else nothing.
+
+    What a process has printed that was to give keys is not shown: it may be one.
+    """
+    if isinstance(error, ProfileNotFound):
+        try:
+            known = ", ".join(sorted(botocore.session.Session().full_config["profiles"])) or "none"
+        except (BotoCoreError, OSError, ValueError):
+            known = "none that can be read"
+        return f"AWS_PROFILE = {os.environ.get('AWS_PROFILE')!r}: no such profile; known: {known}"
+    frames = {frame.f_globals.get("__name__") for frame, _line in traceback.walk_tb(error.__traceback__)}
+    if frames.isdisjoint(KEY_MODULES) or isinstance(error, ClientError):
+        return ""
+    shown = isinstance(error, BotoCoreError) and getattr(error, "kwargs", {}).get("provider") != "custom-process"
+    if shown:
+        return f"no S3 credentials: {error}"
+    return f"no S3 credentials: {type(error).__name__} in what gives them; try the profile's credential_process by hand"
 
 
 @contextlib.contextmanager
@@ -137,7 +153,13 @@ def s3_errors(uri: str) -> Iterator[None]:
     """Turn what boto3 raises about `uri` into our errors."""
     try:
         yield
-    except (ClientError, BotoCoreError, Boto3Error, RecursionError) as error:
+    except (ServiceError, UserError):
+        raise
+    except Exception as error:
+        if lacking := _of_keys(error):
+            raise Away(f"{uri}: {lacking}") from None
+        if not isinstance(error, ClientError | BotoCoreError | Boto3Error | RecursionError):
+            raise
         raise _ours(uri, error) from error
 
 
