@@ -21,7 +21,14 @@ import boto3
 import botocore.session
 from boto3.exceptions import Boto3Error, S3UploadFailedError
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError, ProfileNotFound
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 
 from infra.errors import FULL, Away, ChecksumMismatch, Conflict, Missing, NoBucket, NoChecksum, ServiceError, UserError
 from infra.services import CHAIN, LOOPBACK, s3_address
@@ -46,6 +53,7 @@ REFUSED_CODES = (
 # By which boto3 finds keys: asked of others than S3.
 KEY_OPERATIONS = ("AssumeRole", "AssumeRoleWithSAML", "AssumeRoleWithWebIdentity", "CreateToken", "GetRoleCredentials")
 KEY_MODULES = ("botocore.credentials", "botocore.tokens", "botocore.configloader")
+UNSENT = "Invalid header value"
 # Whatever their status: some stores answer 400 or 403 to these.
 AWAY_CODES = (
     "IncompleteBody", "InsufficientStorage", "InternalError", "OperationAborted", "QuotaExceeded", "RequestTimeout",
@@ -158,15 +166,21 @@ def s3_errors(uri: str) -> Iterator[None]:
     except Exception as error:
         if lacking := _of_keys(error):
             raise Away(f"{uri}: {lacking}") from None
+        if UNSENT in str(error):  # with the value, which is a secret
+            raise Away(
+                f"{uri}: the S3 credentials hold a blank, a line's end or another character that no key has"
+            ) from None
         if not isinstance(error, ClientError | BotoCoreError | Boto3Error | RecursionError):
             raise
         raise _ours(uri, error) from error
 
 
-def _ours(uri: str, error: BaseException) -> ServiceError:
+def _ours(uri: str, error: BaseException) -> ServiceError | UserError:
     endpoint = s3_address(os.environ)[0] or "AWS"
     if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, ClientError | BotoCoreError):
         return _ours(uri, error.__context__)  # boto3 keeps the cause as text
+    if isinstance(error, ParamValidationError):
+        return UserError(f"{uri}: {error}")
     if isinstance(error, ClientError):
         return _answered(uri, endpoint, error)
     if isinstance(error, RecursionError):  # botocore (1.40) follows a redirection to the same place for ever
