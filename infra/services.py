@@ -52,11 +52,12 @@ class Services:
     mlflow_username: str
     mlflow_password: str = field(repr=False)
     home: Path | None = None  # None: the services are not ours
+    endpoint_name: str = "AWS_ENDPOINT_URL"  # or the variable for S3 alone: then AWS is asked for a role's keys
 
     def environment(self) -> dict[str, str]:
         """Variables that boto3, pyarrow, Ray and MLflow read. Holds secrets: give it to processes, never to a log."""
         variables = {
-            "AWS_ENDPOINT_URL": self.s3_endpoint,
+            self.endpoint_name: self.s3_endpoint,
             "AWS_REGION": self.region,
             "AWS_DEFAULT_REGION": self.region,
             "MLFLOW_TRACKING_URI": self.mlflow_uri,
@@ -102,7 +103,13 @@ def services_from_environment(environ: Mapping[str, str]) -> Services | None:
         mlflow_uri=mlflow_address(environ["MLFLOW_TRACKING_URI"]),
         mlflow_username=environ.get("MLFLOW_TRACKING_USERNAME", ""),
         mlflow_password=environ.get("MLFLOW_TRACKING_PASSWORD", ""),
+        endpoint_name=endpoint_variable(environ),
     )
+
+
+def endpoint_variable(environ: Mapping[str, str]) -> str:
+    """The one that names S3's address; empty where none does. That for S3 alone goes first, as boto3 has it."""
+    return next((name for name in ENDPOINTS if environ.get(name)), "")
 
 
 def mlflow_address(uri: str) -> str:
@@ -156,13 +163,12 @@ def _value(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
 def s3_address(environ: Mapping[str, str]) -> tuple[str | None, str]:
     """(endpoint, region) however little the environment says; no endpoint means AWS itself.
 
-    The variable that is for S3 alone goes first, as boto3 has it. `UserError` for what boto3 cannot use, also of the
-    keys, whose values no message has.
+    `UserError` for what boto3 cannot use, also of the keys, whose values no message has.
     """
     for name in (*KEY_PAIR, "AWS_SESSION_TOKEN"):
         if not _is_plain(environ.get(name, "")):
             raise UserError(f"{name}: holds a blank, a line's end or another character that no key has")
-    given = next((name for name in ENDPOINTS if environ.get(name)), "")
+    given = endpoint_variable(environ)
     if given:
         _check_endpoint(given, environ[given])
     region = next((name for name in REGIONS if environ.get(name)), "")
