@@ -30,7 +30,18 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from infra.errors import FULL, Away, ChecksumMismatch, Conflict, Missing, NoBucket, NoChecksum, ServiceError, UserError
+from infra.errors import (  # fmt: skip
+    FULL,
+    Away,
+    ChecksumMismatch,
+    Conflict,
+    Missing,
+    NoBucket,
+    NoChecksum,
+    ServiceError,
+    Unsupported,
+    UserError,
+)
 from infra.services import CHAIN, LOOPBACK, s3_address
 
 if TYPE_CHECKING:
@@ -60,6 +71,7 @@ AWAY_CODES = (
     "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException", "XAmzContentSHA256Mismatch",
     "XMinioAdminBucketQuotaExceeded", "XMinioServerNotInitialized", "XMinioStorageFull",
 )  # fmt: skip
+UNSUPPORTED, UNSUPPORTED_CODES = (405, 501), ("MissingContentMD5",)
 AWAY_STATUSES = (408, 423, 425, 429, 499)
 KEYS_OF_THE_STORE = "KMS."  # what codes begin with that are about those which encrypt objects
 TOO_LARGE = "takes no object of this size; raise the limit of the store, or of the proxy before it"
@@ -220,5 +232,7 @@ def _answered(uri: str, endpoint: str, error: ClientError) -> ServiceError:
         _client.cache_clear()  # the next request looks for keys again
         return Away(f"{uri}: S3 at {endpoint} refuses the credentials or the access ({said})")
     reason = f"{uri}: S3 at {endpoint} failed ({said}){REMEDIES.get(code, '')}"
-    away = away or status in AWAY_STATUSES or (status >= 500 and status != 501) or 300 <= status < 400
+    if status in UNSUPPORTED or code in UNSUPPORTED_CODES:
+        return Unsupported(reason)
+    away = away or status in AWAY_STATUSES or status >= 500 or 300 <= status < 400
     return Away(reason) if away else ServiceError(reason)

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from infra.errors import Away, ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, UserError
+from infra.errors import Away, ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, Unsupported, UserError
 from infra.s3 import client as client
 from infra.s3 import s3_errors
 from infra.s3 import split_uri as split_uri
@@ -79,7 +79,8 @@ def put_bytes(uri: str, data: bytes, *, if_match: str | None = None, if_absent: 
     """Write an object and return its ETag.
 
     With `if_match` only over the version that has this ETag, with `if_absent` only where nothing is; `Conflict` if
-    another writer was first. A retry of our own request, whose answer was lost, is not mistaken for a conflict.
+    another writer was first. A retry of our own request, whose answer was lost, is not mistaken for a conflict. A store
+    that knows no conditions ignores them, or says so (`Unsupported`).
     """
     return _put(uri, data, hashlib.sha256(data).hexdigest(), if_absent=if_absent, if_match=if_match)
 
@@ -111,7 +112,7 @@ def _put(uri: str, body: Any, sha256: str, *, if_absent: bool, if_match: str | N
     try:
         try:
             answer = put({"ChecksumSHA256": base64.b64encode(bytes.fromhex(sha256)).decode()})
-        except NoChecksum:  # the older header, which every store knows
+        except Unsupported:  # perhaps the checksum: the older header, which every store knows
             answer = put({"ContentMD5": _md5(body, sha256)})
         return answer["ETag"]
     except ChecksumMismatch as error:
