@@ -226,7 +226,10 @@ def _answered(uri: str, endpoint: str, error: ClientError) -> ServiceError:
     if status == 413 or code == "EntityTooLarge":
         return ServiceError(f"{uri}: S3 at {endpoint} {TOO_LARGE} ({said})")
     away = code in AWAY_CODES or code.startswith(KEYS_OF_THE_STORE)
-    if not away and status in (400, 501) and "checksum" in message.lower():
+    words = " ".join(
+        each for each in details.values() if isinstance(each, str)
+    )  # AWS names a header beside the message
+    if not away and status in (400, 501) and "checksum" in words.lower():
         return NoChecksum(f"{uri}: S3 at {endpoint} takes no checksum ({said})")
     if not away and (code in REFUSED_CODES or (status in REFUSED and code not in NOT_REFUSED)):
         _client.cache_clear()  # the next request looks for keys again

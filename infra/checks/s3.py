@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import secrets
 import threading
 import time
@@ -49,7 +51,8 @@ def check_s3(bucket: str) -> Iterator[Diagnosis]:
     base = f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
     key, body, step, date = f"{base}/object", secrets.token_bytes(64), "put", ""
     try:
-        date = client.put_object(Bucket=bucket, Key=key, Body=body)["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+        answer, _ = _put(client, body, Bucket=bucket, Key=key)
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
         heard = time.time()
         step = "get"
         if client.get_object(Bucket=bucket, Key=key)["Body"].read() != body:
@@ -58,7 +61,7 @@ def check_s3(bucket: str) -> Iterator[Diagnosis]:
         listed = client.list_objects_v2(Bucket=bucket, Prefix=f"{base}/").get("Contents", [])
         if [entry["Key"] for entry in listed] != [key]:
             raise Failed(S3, f"{endpoint}: a listing lacks what was just put", "use a store with consistent listings")
-        conditions = conditional_puts(client, bucket, f"{base}/race")
+        conditions = conditional_puts(client, bucket, base)
         step = "delete"
         client.delete_object(Bucket=bucket, Key=key)
         if client.list_objects_v2(Bucket=bucket, Prefix=key).get("Contents"):
@@ -93,14 +96,20 @@ def _refused(error: ClientError, step: str, endpoint: str, bucket: str) -> Faile
     return Failed(S3, f"{endpoint}: {step} in bucket {bucket!r}: {cause} ({code})", remedy)
 
 
-def conditional_puts(client: Any, bucket: str, key: str) -> list[Diagnosis]:
+def conditional_puts(client: Any, bucket: str, base: str) -> list[Diagnosis]:
     """Two racing `If-None-Match: *` and two racing `If-Match`: each time exactly one may win."""
     problems = []
-    first = _race(lambda: client.put_object(Bucket=bucket, Key=key, Body=b"1", IfNoneMatch="*"))
+    _, seal = _put(client, b"0", Bucket=bucket, Key=f"{base}/object")
+
+    def put(**condition: str) -> Any:
+        body = secrets.token_bytes(8)
+        return client.put_object(Bucket=bucket, Key=f"{base}/race", Body=body, **_sealed(body, seal), **condition)
+
+    first = _race(lambda: put(IfNoneMatch="*"))
     if problem := _problem(first, "If-None-Match: *"):
         problems.append(problem)
-    etag = client.put_object(Bucket=bucket, Key=key, Body=b"2")["ETag"]
-    second = _race(lambda: client.put_object(Bucket=bucket, Key=key, Body=secrets.token_bytes(8), IfMatch=etag))
+    etag = put()["ETag"]
+    second = _race(lambda: put(IfMatch=etag))
     if problem := _problem(second, "If-Match"):
         problems.append(problem)
     if problems:
@@ -108,12 +117,30 @@ def conditional_puts(client: Any, bucket: str, key: str) -> list[Diagnosis]:
     return [ok(CONDITIONS, "of two that race, one wins (If-None-Match, If-Match): promotion is safe")]
 
 
+SEALS = {"ChecksumSHA256": hashlib.sha256, "ContentMD5": hashlib.md5}
+
+
+def _sealed(body: bytes, seal: str) -> dict[str, str]:
+    return {seal: base64.b64encode(SEALS[seal](body).digest()).decode()}
+
+
+def _put(client: Any, body: bytes, **place: str) -> tuple[Any, str]:
+    """As `infra.storage` puts, with the checksum that the store takes; the answer, and which one that is."""
+    sha256, md5 = SEALS
+    try:
+        return client.put_object(Body=body, **_sealed(body, sha256), **place), sha256
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (400, 501):
+            raise
+    return client.put_object(Body=body, **_sealed(body, md5), **place), md5
+
+
 def require_conditional_puts(bucket: str) -> None:
     """`ServiceError` unless the store lets exactly one of two racing puts win; for what must not happen twice."""
     client, base = impatient_client(), f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
     try:
         with s3_errors(f"s3://{bucket}/{base}"):
-            [row] = conditional_puts(client, bucket, f"{base}/race")
+            [row] = conditional_puts(client, bucket, base)
     finally:
         _clean(client, bucket, base)
     if row.state != "ok":
