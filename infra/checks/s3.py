@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, SSLError
 
 from infra.checks.diagnosis import Diagnosis, Failed, check, failed, ok, unless_proxy, warning
-from infra.errors import ServiceError
-from infra.s3 import KEYS_REMEDY, impatient_client, s3_errors
+from infra.errors import Away, ServiceError
+from infra.s3 import KEYS_REMEDY, UNSUPPORTED, impatient_client, lacking_keys, s3_errors
 
 DOCTOR_PREFIX = ".agft/doctor"
 S3 = "S3"
 CONDITIONS = "S3 conditional puts"
 CLOCK = "clock"
 REFUSED = (409, 412)
+AGAIN_SECONDS = (0.5, 2.0)
 SKEW_WARNING_SECONDS, SKEW_FAILED_SECONDS = 5.0, 120.0  # S3 refuses requests at 900 s
 PROMOTION = "promotion is refused on this store: two at once could both become champion. Use one that honours "
 REMEDIES = {
@@ -46,6 +47,8 @@ REMEDIES = {
 @check
 def check_s3(bucket: str) -> Iterator[Diagnosis]:
     """Every step on an object of our own below `.agft/doctor/`; the first that fails ends it."""
+    if lacking := lacking_keys():
+        raise Failed(S3, lacking[0].partition("; ")[0], KEYS_REMEDY)
     client = impatient_client()
     endpoint = client.meta.endpoint_url
     base = f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
@@ -68,8 +71,19 @@ def check_s3(bucket: str) -> Iterator[Diagnosis]:
             raise Failed(S3, f"{endpoint}: a deleted object is still listed", "switch object locks off for the bucket")
     except ClientError as error:
         raise _refused(error, step, endpoint, bucket) from None
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise Failed(S3, _short(error), KEYS_REMEDY) from None
+    except Away as error:
+        raise Failed(S3, str(error), "the store is busy, or what stands before it: once more") from None
+    except RecursionError:  # botocore (1.40) follows a redirection to the same place for ever
+        remedy = "set AWS_ENDPOINT_URL and AWS_REGION to the bucket's"
+        raise Failed(S3, f"{endpoint} redirects to another place", remedy) from None
+    except SSLError as error:
+        reason = _short(error).rpartition(": ")[2]
+        remedy = (
+            "write http:// or https:// in AWS_ENDPOINT_URL as the store speaks it; for a certificate of your own set "
+        )
+        raise Failed(
+            S3, f"{endpoint}: no encrypted connection: {reason}", f"{remedy}AWS_CA_BUNDLE to its file"
+        ) from None
     except BotoCoreError as error:
         reason = _short(error).partition(': "http')[0]
         remedy = "start the store, or set AWS_ENDPOINT_URL; for embedded services: agft stack up"
@@ -136,19 +150,29 @@ def _put(client: Any, body: bytes, **place: str) -> tuple[Any, str]:
 
 
 def require_conditional_puts(bucket: str) -> None:
-    """`ServiceError` unless the store lets exactly one of two racing puts win; for what must not happen twice."""
-    client, base = impatient_client(), f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
-    try:
-        with s3_errors(f"s3://{bucket}/{base}"):
-            [row] = conditional_puts(client, bucket, base)
-    finally:
-        _clean(client, bucket, base)
+    """`ServiceError` unless the store lets exactly one of two racing puts win; for what must not happen twice.
+
+    `Away` where it has said neither, though asked a few times.
+    """
+    client = impatient_client()
+    for pause in (*AGAIN_SECONDS, None):
+        base = f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
+        try:
+            with s3_errors(f"s3://{bucket}/{base}"):
+                [row] = conditional_puts(client, bucket, base)
+            break
+        except Away:
+            if pause is None:
+                raise
+            time.sleep(pause)
+        finally:
+            _clean(client, bucket, base)
     if row.state != "ok":
         raise ServiceError(f"S3 at {client.meta.endpoint_url}: {row.detail}; {row.remedy}")
 
 
 def _race(put: Callable[[], Any]) -> list[int]:
-    """HTTP status of two puts that start at the same moment."""
+    """HTTP status of two puts that start at the same moment; `Away` where that says nothing about conditions."""
     start, statuses = threading.Barrier(2), []
 
     def run() -> None:
@@ -157,21 +181,29 @@ def _race(put: Callable[[], Any]) -> list[int]:
             statuses.append(int(put()["ResponseMetadata"]["HTTPStatusCode"]))
         except ClientError as error:
             statuses.append(int(error.response["ResponseMetadata"]["HTTPStatusCode"]))
+        except BotoCoreError:
+            statuses.append(0)
 
     threads = [threading.Thread(target=run, daemon=True) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(15)
+    if len(statuses) < 2 or not {*statuses} <= {200, *REFUSED, *UNSUPPORTED} or {*statuses} <= {*REFUSED}:
+        raise Away(f"two puts at once were answered {_named(statuses)}")
     return sorted(statuses)
 
 
+def _named(statuses: list[int]) -> str:
+    return " and ".join(str(each or "by a broken connection") for each in statuses) or "not at all"
+
+
 def _problem(statuses: list[int], condition: str) -> str:
-    if len(statuses) == 2 and statuses[0] == 200 and statuses[1] in REFUSED:
+    if statuses[0] == 200 and statuses[1] in REFUSED:
         return ""
     if statuses == [200, 200]:
         return f"{condition} is ignored: both of two puts succeeded"
-    return f"{condition}: two puts were answered {' and '.join(map(str, statuses)) or 'not at all'}"
+    return f"{condition}: two puts were answered {_named(statuses)}"
 
 
 def clock_finding(server: str, ahead_seconds: float, *, precision: float) -> Diagnosis:
@@ -193,7 +225,9 @@ def _clean(client: Any, bucket: str, base: str) -> None:
         try:
             client.delete_object(Bucket=bucket, Key=f"{base}/{name}")
         except (ClientError, BotoCoreError):
-            return  # what made this fail has been reported, and nothing was written
+            continue  # what made this fail has been reported
+        except RecursionError:
+            return
 
 
 def _short(error: object) -> str:
