@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from http.client import responses
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ProfileNotFound,
 )
+from s3transfer import exceptions as transfer
 
 from infra.errors import (  # fmt: skip
     FULL,
@@ -64,6 +65,11 @@ REFUSED_CODES = (
 # By which boto3 finds keys: asked of others than S3.
 KEY_OPERATIONS = ("AssumeRole", "AssumeRoleWithSAML", "AssumeRoleWithWebIdentity", "CreateToken", "GetRoleCredentials")
 KEY_MODULES = ("botocore.credentials", "botocore.tokens", "botocore.configloader")
+# What boto3 says when it fails; of s3transfer it translates a few errors only.
+OF_BOTO3 = (
+    ClientError, BotoCoreError, Boto3Error, RecursionError, transfer.RetriesExceededError, transfer.S3CopyFailedError,
+    transfer.S3DownloadFailedError, transfer.S3UploadFailedError, transfer.S3ValidationError,
+)  # fmt: skip
 UNSENT = "Invalid header value"
 # Whatever their status: some stores answer 400 or 403 to these.
 AWAY_CODES = (
@@ -79,6 +85,7 @@ REMEDIES = {
     "AuthorizationHeaderMalformed": "; set AWS_REGION to the bucket's region",
     "PermanentRedirect": "; set AWS_REGION and AWS_ENDPOINT_URL to the bucket's",
 }
+LISTING = ("KeyCount", "IsTruncated", "Name", "Contents")  # a listing has one of them, also of nothing
 KEYS_REMEDY = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
 
 
@@ -134,7 +141,7 @@ def _of_keys(error: Exception) -> str:
         return ""
     shown = isinstance(error, BotoCoreError) and getattr(error, "kwargs", {}).get("provider") != "custom-process"
     if shown:
-        return f"no S3 credentials: {error}"
+        return f"no S3 credentials: {error}; {KEYS_REMEDY}"
     return f"no S3 credentials: {type(error).__name__} in what gives them; try the profile's credential_process by hand"
 
 
@@ -151,7 +158,21 @@ def one_attempt() -> Iterator[None]:
 def probe(bucket: str) -> None:
     """Ask for one name of the bucket; `ServiceError`, mostly `Away`, within some 15 s where S3 does not answer."""
     with s3_errors(f"s3://{bucket}"):
-        impatient_client().list_objects_v2(Bucket=bucket, MaxKeys=1)
+        said(f"s3://{bucket}", impatient_client().list_objects_v2(Bucket=bucket, MaxKeys=1), *LISTING)
+
+
+def attempts() -> int:
+    """How often a request is made that fails."""
+    return _attempts.get()
+
+
+def said(uri: str, answer: Mapping[str, Any], *names: str) -> Any:
+    """The first of these parts of an answer, one of which S3 never leaves out; `Away` where another server answers."""
+    for name in names:
+        if name in answer:
+            return answer[name]
+    endpoint = s3_address(os.environ)[0] or "AWS"
+    raise Away(f"{uri}: {endpoint} answers, but not as S3 does (no {' or '.join(names)})")
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -182,7 +203,7 @@ def s3_errors(uri: str) -> Iterator[None]:
             raise Away(
                 f"{uri}: the S3 credentials hold a blank, a line's end or another character that no key has"
             ) from None
-        if not isinstance(error, ClientError | BotoCoreError | Boto3Error | RecursionError):
+        if not isinstance(error, OF_BOTO3):
             raise
         raise _ours(uri, error) from error
 

@@ -19,9 +19,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from infra.errors import Away, ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, Unsupported, UserError
+from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+from infra.errors import Away, ChecksumMismatch, Conflict, Missing, ServiceError, Unsupported, UserError
+from infra.s3 import LISTING, attempts, s3_errors, said
 from infra.s3 import client as client
-from infra.s3 import s3_errors
 from infra.s3 import split_uri as split_uri
 
 SINGLE_PUT_BYTES = 5_000_000_000  # S3 takes no larger object in one request
@@ -114,14 +116,14 @@ def _put(uri: str, body: Any, sha256: str, *, if_absent: bool, if_match: str | N
             answer = put({"ChecksumSHA256": base64.b64encode(bytes.fromhex(sha256)).decode()})
         except Unsupported:  # perhaps the checksum: the older header, which every store knows
             answer = put({"ContentMD5": _md5(body, sha256)})
-        return answer["ETag"]
+        return str(said(uri, answer, "ETag"))
     except ChecksumMismatch as error:
         _md5(body, sha256)  # raises it where the bytes are others than was said
         raise Away(f"{uri}: the bytes were damaged on the way") from error
     except Conflict:
         there = _head(uri)  # an earlier attempt of ours may have gone through without an answer
         if there is not None and there["Metadata"].get(WRITE_KEY) == write_id:
-            return str(there["ETag"])
+            return str(said(uri, there, "ETag"))
         raise
 
 
@@ -144,7 +146,8 @@ def head(uri: str) -> StoredObject | None:
     answer = _head(uri)
     if answer is None:
         return None
-    return StoredObject(uri, answer["Metadata"].get(SHA256_KEY), answer["ContentLength"], answer["ETag"])
+    size, etag = said(uri, answer, "ContentLength"), said(uri, answer, "ETag")
+    return StoredObject(uri, answer["Metadata"].get(SHA256_KEY), size, etag)
 
 
 def _head(uri: str) -> Any | None:
@@ -172,17 +175,29 @@ def get_bytes(uri: str) -> tuple[bytes, str] | None:
 
 
 def _get_bytes(uri: str) -> tuple[bytes, str] | None:
-    bucket, key = split_uri(uri)
     try:
-        with s3_errors(uri):
-            answer = client().get_object(Bucket=bucket, Key=key)
-            data = answer["Body"].read()
+        data, answer = _with_body(uri, lambda answer: (answer["Body"].read(), answer))
     except Missing:
         return None
     expected = answer["Metadata"].get(SHA256_KEY)
     if expected and hashlib.sha256(data).hexdigest() != expected:
         raise ChecksumMismatch(f"{uri}: the bytes received do not have the stored SHA-256 {expected}")
-    return data, answer["ETag"]
+    return data, said(uri, answer, "ETag")
+
+
+def _with_body(uri: str, use: Callable[[Any], Done]) -> Done:
+    """What `use` makes of an object, which is asked for again where the answer breaks off in the middle."""
+    bucket, key = split_uri(uri)
+    for left in reversed(range(attempts())):
+        with s3_errors(uri):
+            answer = client().get_object(Bucket=bucket, Key=key)
+            try:
+                return use(answer)
+            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                if not left:
+                    raise
+        time.sleep(REREAD_SECONDS[0])
+    raise AssertionError("there is one attempt at least")
 
 
 def get_json(uri: str) -> tuple[Any, str] | None:
@@ -254,12 +269,14 @@ def copy(source: str, destination: str) -> StoredObject:
 
 def hash_object(uri: str) -> str:
     """SHA-256 of an object's bytes, read for it."""
-    bucket, key = split_uri(uri)
-    digest = hashlib.sha256()
-    with s3_errors(uri):
-        for chunk in client().get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(CHUNK_BYTES):
+
+    def hashed(answer: Any) -> str:
+        digest = hashlib.sha256()
+        for chunk in answer["Body"].iter_chunks(CHUNK_BYTES):
             digest.update(chunk)
-    return digest.hexdigest()
+        return digest.hexdigest()
+
+    return _with_body(uri, hashed)
 
 
 def list_objects(prefix_uri: str) -> list[StoredObject]:
@@ -268,6 +285,7 @@ def list_objects(prefix_uri: str) -> list[StoredObject]:
     found = []
     with s3_errors(prefix_uri):
         for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            said(prefix_uri, page, *LISTING)
             for entry in page.get("Contents", []):
                 if entry["Size"] or not entry["Key"].endswith("/"):
                     uri, when = f"s3://{bucket}/{entry['Key']}", entry.get("LastModified")
@@ -290,6 +308,7 @@ def delete_prefix(prefix_uri: str) -> int:
     count = 0
     with s3_errors(prefix_uri):
         for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            said(prefix_uri, page, *LISTING)
             keys = [{"Key": entry["Key"]} for entry in page.get("Contents", [])]
             if not keys:
                 continue
@@ -302,7 +321,7 @@ def _delete_all(prefix_uri: str, bucket: str, keys: Sequence[Any]) -> None:
     try:
         with s3_errors(prefix_uri):
             answer = client().delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
-    except NoChecksum:  # this request cannot be sent without one
+    except Unsupported:  # some stores do not know this request, or not with the checksum that it must have
         for each in keys:
             delete(f"s3://{bucket}/{each['Key']}")
         return

@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError, SSLError
 
 from infra.checks.diagnosis import Diagnosis, Failed, check, failed, ok, unless_proxy, warning
 from infra.errors import Away, ServiceError
-from infra.s3 import KEYS_REMEDY, UNSUPPORTED, impatient_client, lacking_keys, s3_errors
+from infra.s3 import KEYS_REMEDY, UNSUPPORTED, impatient_client, lacking_keys, s3_errors, said
 
 DOCTOR_PREFIX = ".agft/doctor"
 S3 = "S3"
@@ -122,7 +122,7 @@ def conditional_puts(client: Any, bucket: str, base: str) -> list[Diagnosis]:
     first = _race(lambda: put(IfNoneMatch="*"))
     if problem := _problem(first, "If-None-Match: *"):
         problems.append(problem)
-    etag = put()["ETag"]
+    etag = said(f"s3://{bucket}", put(), "ETag")
     second = _race(lambda: put(IfMatch=etag))
     if problem := _problem(second, "If-Match"):
         problems.append(problem)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,64 @@ def test_without_its_bucket_nothing_is_missing(store: SmallS3, tmp_path: Path) -
         fetch_data("s3://lab/set/manifest.json", tmp_path / "file", None)
     store.answers = lambda _: None
     assert not fetch_data("s3://lab/set/manifest.json", tmp_path / "file", None)
+
+
+CALLS: dict[str, Callable[[], object]] = {
+    "put": put,
+    "head": lambda: storage.head("s3://lab/key"),
+    "get": lambda: storage.get_bytes("s3://lab/key"),
+    "list": lambda: storage.list_objects("s3://lab/below"),
+    "delete": lambda: storage.delete_prefix("s3://lab/below"),
+    "probe": lambda: s3.probe("lab"),
+}
+
+
+@pytest.mark.parametrize("answer", [page(200, "Log in"), Answer(200)], ids=["page", "nothing"])
+@pytest.mark.parametrize("call", CALLS)
+def test_who_answers_everything_kindly_is_no_s3(store: SmallS3, call: str, answer: Answer) -> None:
+    store.answers = lambda _: answer
+    with pytest.raises(Away, match="answers, but not as S3 does"):
+        CALLS[call]()
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "REREAD_SECONDS", (0.0, 0.0))
+    with small_s3(monkeypatch) as store:
+        put()
+        store.times(3, Answer(200, b"hello", {"ETag": '"e"'}, cut=2), lambda asked: asked.method == "GET")
+        assert storage.get_bytes("s3://lab/key") is not None
+        store.times(3, Answer(200, b"hello", {"ETag": '"e"'}, cut=2), lambda asked: asked.method == "GET")
+        assert storage.hash_object("s3://lab/key") == hashlib.sha256(b"hello").hexdigest()
+        store.times(100, Answer(200, b"hello", {"ETag": '"e"'}, cut=2), lambda asked: asked.method == "GET")
+        asked = len(store.asked)
+        with pytest.raises(Away), s3.one_attempt():
+            storage.get_bytes("s3://lab/key")
+        assert len(store.asked) == asked + 1
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_read_later(store: SmallS3, tmp_path: Path) -> None:
+    large = bytes(20 << 20)
+    storage.put_bytes("s3://lab/key", large)
+
+    def answers(asked: Asked) -> Answer | None:
+        if "range" not in asked.headers:
+            return None
+        if not asked.headers["range"].startswith("bytes=0-"):
+            return refused(412, "PreconditionFailed")
+        first = (8 << 20) - 1
+        return Answer(206, large[: first + 1], {"ETag": '"e"', "Content-Range": f"bytes 0-{first}/{len(large)}"})
+
+    store.answers = answers
+    with pytest.raises(Away):
+        storage.get_file("s3://lab/key", tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "MissingContentMD5"), (405, "MethodNotAllowed"), (501, "NotImplemented")]
+)
+def test_a_store_that_cannot_delete_many_at_once_deletes_one_by_one(store: SmallS3, status: int, code: str) -> None:
+    for name in ("one", "two"):
+        storage.put_bytes(f"s3://lab/below/{name}", b"hello")
+    store.answers = lambda asked: refused(status, code) if asked.method == "POST" else None
+    assert storage.delete_prefix("s3://lab/below") == 2
+    assert not store.objects

@@ -9,7 +9,7 @@ import pytest
 from infra import s3, storage
 from infra.checks import s3 as check
 from infra.checks.s3 import check_s3, require_conditional_puts
-from infra.errors import Away
+from infra.errors import Away, ServiceError
 from tests.support.services.small_s3 import Answer, Asked, SmallS3, refused, small_s3
 
 
@@ -67,6 +67,12 @@ def test_a_promotion_asks_again_where_one_answer_is_lost(
     assert not store.objects
     store.times(100, answer, wanted)
     with pytest.raises(Away):
+        require_conditional_puts("lab")
+
+
+def test_who_answers_everything_kindly_gets_no_promotion(store: SmallS3) -> None:
+    store.times(100, Answer(200))
+    with pytest.raises(ServiceError):
         require_conditional_puts("lab")
 
 

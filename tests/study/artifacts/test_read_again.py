@@ -72,7 +72,7 @@ def test_a_copy_that_is_read_back_badly_is_read_again(store: SmallS3, kept: byte
 def test_a_listing_that_lags_is_waited_for(store: SmallS3, kept: bytes) -> None:
     def lags(asked: Asked) -> Answer | None:
         own = "list-type" in asked.query and "a000002" in asked.query["prefix"]
-        return Answer(200, b"<ListBucketResult></ListBucketResult>") if own else None
+        return Answer(200, b"<ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>") if own else None
 
     store.answers = lags
     with pytest.raises(Away, match="listing lacks"):

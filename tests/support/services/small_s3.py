@@ -110,7 +110,10 @@ class SmallS3:
             for key, (body, _) in sorted(self.objects.items())
             if key.startswith(start + asked.query.get("prefix", ""))
         )
-        return Answer(200, f"<ListBucketResult><EncodingType>url</EncodingType>{rows}</ListBucketResult>".encode())
+        return Answer(
+            200,
+            f"<ListBucketResult><Name>{start}</Name><EncodingType>url</EncodingType>{rows}</ListBucketResult>".encode(),
+        )
 
     def _head(self, asked: Asked) -> Answer:
         if asked.path not in self.objects:
