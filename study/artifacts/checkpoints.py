@@ -86,6 +86,16 @@ NAME = re.compile(
 )
 
 
+GROUP = re.compile(r".*/trials/(?P<number>\d+)/a\d+\.\d+")  # `group_prefix`
+
+
+def kept_by(uri: str) -> tuple[int, str] | None:
+    """(number of the trial, role) of what `keep_file` has stored; None for anything else."""
+    file = NAME.fullmatch(uri)
+    group = GROUP.fullmatch(file["group"]) if file else None
+    return (int(group["number"]), file["role"]) if file and group else None
+
+
 def _name(role: str, at: At, sha256: str) -> str:
     within = f"+{at.steps:07d}" if at.steps else ""
     return f"{role}-{at.epoch:05d}{within}-{at.best:05d}-{sha256[:16]}.safetensors"
