@@ -5,7 +5,9 @@ ValueError
 RuntimeError
 └── ServiceError              a service is missing, refuses, or does not answer: exit code 1
     ├── Away                  it does not answer, is full, or refuses the keys: later it may do what was asked
-    ├── NoChecksum            the store knows no SHA-256 of requests
+    │   └── NoBucket          the bucket is not there
+    ├── Unsupported           the store does not know such a request
+    │   └── NoChecksum        it knows no SHA-256 of requests
     ├── Conflict              a conditional write lost the race against another writer
     ├── Missing               the object is not there
     └── ChecksumMismatch      the bytes are not the ones that were promised
@@ -60,7 +62,15 @@ class Away(ServiceError):
     """Nothing is wrong with what was asked: the service is unreachable, fails, is full, or refuses the keys."""
 
 
-class NoChecksum(ServiceError):
+class NoBucket(Away):
+    """The bucket is not there: it may be made, or what deletes it may bring it back."""
+
+
+class Unsupported(ServiceError):
+    """The store does not know a request, or what was asked with it."""
+
+
+class NoChecksum(Unsupported):
     """The store refuses the header with the bytes' SHA-256."""
 
 

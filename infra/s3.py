@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from http.client import responses
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -19,9 +21,28 @@ import boto3
 import botocore.session
 from boto3.exceptions import Boto3Error, S3UploadFailedError
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError, ProfileNotFound
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+from s3transfer import exceptions as transfer
 
-from infra.errors import FULL, Away, ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, UserError
+from infra.errors import (  # fmt: skip
+    FULL,
+    Away,
+    ChecksumMismatch,
+    Conflict,
+    Missing,
+    NoBucket,
+    NoChecksum,
+    ServiceError,
+    Unsupported,
+    UserError,
+)
 from infra.services import CHAIN, LOOPBACK, s3_address
 
 if TYPE_CHECKING:
@@ -31,22 +52,40 @@ ATTEMPTS = 5
 _attempts: ContextVar[int] = ContextVar("attempts", default=ATTEMPTS)
 
 MISSING_CODES = ("404", "NoSuchKey", "NotFound")
+OF_ONE_OBJECT = ("GetObject", "HeadObject")  # what a 404 without a name means that an object is not there
 CONFLICT_CODES = ("412", "PreconditionFailed", "ConditionalRequestConflict")
-# Keys that are wrong, have expired, or may not do this.
+# Keys that are wrong, have expired, or may not do this; of a status in REFUSED any code is one, but these.
+REFUSED, NOT_REFUSED = (401, 403, 407, 511), ("InvalidObjectState",)
 REFUSED_CODES = (
-    "400", "401", "403", "AccessDenied", "AccountProblem", "AllAccessDisabled", "ExpiredToken", "Forbidden",
-    "InvalidAccessKeyId", "InvalidToken", "NotSignedUp", "RequestExpired", "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch", "TokenRefreshRequired", "Unauthorized",
+    "400", "401", "403", "AccessDenied", "AccountProblem", "AllAccessDisabled", "ExpiredToken", "ExpiredTokenException",
+    "Forbidden", "ForbiddenException", "IDPCommunicationError", "IDPRejectedClaim", "InvalidAccessKeyId",
+    "InvalidIdentityToken", "InvalidToken", "NotSignedUp", "RequestExpired", "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch", "TokenRefreshRequired", "Unauthorized", "UnauthorizedException",
 )  # fmt: skip
+# By which boto3 finds keys: asked of others than S3.
+KEY_OPERATIONS = ("AssumeRole", "AssumeRoleWithSAML", "AssumeRoleWithWebIdentity", "CreateToken", "GetRoleCredentials")
+KEY_MODULES = ("botocore.credentials", "botocore.tokens", "botocore.configloader")
+# What boto3 says when it fails; of s3transfer it translates a few errors only.
+OF_BOTO3 = (
+    ClientError, BotoCoreError, Boto3Error, RecursionError, transfer.RetriesExceededError, transfer.S3CopyFailedError,
+    transfer.S3DownloadFailedError, transfer.S3UploadFailedError, transfer.S3ValidationError,
+)  # fmt: skip
+UNSENT = "Invalid header value"
 # Whatever their status: some stores answer 400 or 403 to these.
 AWAY_CODES = (
-    "InsufficientStorage", "InternalError", "OperationAborted", "QuotaExceeded", "RequestTimeout", "ServiceUnavailable",
-    "SlowDown", "Throttling", "ThrottlingException", "XMinioStorageFull", "XMinioServerNotInitialized",
+    "IncompleteBody", "InsufficientStorage", "InternalError", "OperationAborted", "QuotaExceeded", "RequestTimeout",
+    "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException", "XAmzContentSHA256Mismatch",
+    "XMinioAdminBucketQuotaExceeded", "XMinioServerNotInitialized", "XMinioStorageFull",
 )  # fmt: skip
+UNSUPPORTED, UNSUPPORTED_CODES = (405, 501), ("MissingContentMD5",)
+AWAY_STATUSES = (408, 423, 425, 429, 499)
+KEYS_OF_THE_STORE = "KMS."  # what codes begin with that are about those which encrypt objects
+TOO_LARGE = "takes no object of this size; raise the limit of the store, or of the proxy before it"
 REMEDIES = {
     "AuthorizationHeaderMalformed": "; set AWS_REGION to the bucket's region",
     "PermanentRedirect": "; set AWS_REGION and AWS_ENDPOINT_URL to the bucket's",
 }
+LISTING = ("KeyCount", "IsTruncated", "Name", "Contents")  # a listing has one of them, also of nothing
 KEYS_REMEDY = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this machine a role"
 
 
@@ -73,23 +112,37 @@ def _connect(endpoint: str | None, region: str, **settings: Any) -> S3Client:
         settings["proxies"] = {}  # what runs here is never reached by a proxy
     # Checksums of boto3's own choice go by headers that some stores refuse; we send ours.
     asked: Any = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
-    return _session().client("s3", endpoint_url=endpoint, region_name=region, config=Config(**asked, **settings))
-
-
-def _session() -> boto3.session.Session:
-    try:
-        return boto3.session.Session()
-    except ProfileNotFound as error:
-        known = ", ".join(sorted(botocore.session.Session().full_config["profiles"])) or "none"
-        raise UserError(f"AWS_PROFILE = {os.environ.get('AWS_PROFILE')!r}: no such profile; known: {known}") from error
+    return boto3.session.Session().client(
+        "s3", endpoint_url=endpoint, region_name=region, config=Config(**asked, **settings)
+    )
 
 
 def lacking_keys() -> list[str]:
     """Why this machine has no keys for S3, or nothing; S3 itself is not asked."""
     try:
-        return [] if _session().get_credentials() else [f"no S3 credentials; {KEYS_REMEDY}"]
-    except (UserError, BotoCoreError) as error:
-        return [str(error)]
+        return [] if boto3.session.Session().get_credentials() else [f"no S3 credentials; {KEYS_REMEDY}"]
+    except Exception as error:
+        return [_of_keys(error) or f"no S3 credentials: {type(error).__name__}"]
+
+
+def _of_keys(error: Exception) -> str:
+    """What is wrong where keys are looked for, perhaps only now: their file may be written this moment. Else nothing.
+
+    What a process has printed that was to give keys is not shown: it may be one.
+    """
+    if isinstance(error, ProfileNotFound):
+        try:
+            known = ", ".join(sorted(botocore.session.Session().full_config["profiles"])) or "none"
+        except (BotoCoreError, OSError, ValueError):
+            known = "none that can be read"
+        return f"AWS_PROFILE = {os.environ.get('AWS_PROFILE')!r}: no such profile; known: {known}"
+    frames = {frame.f_globals.get("__name__") for frame, _line in traceback.walk_tb(error.__traceback__)}
+    if frames.isdisjoint(KEY_MODULES) or isinstance(error, ClientError):
+        return ""
+    shown = isinstance(error, BotoCoreError) and getattr(error, "kwargs", {}).get("provider") != "custom-process"
+    if shown:
+        return f"no S3 credentials: {error}; {KEYS_REMEDY}"
+    return f"no S3 credentials: {type(error).__name__} in what gives them; try the profile's credential_process by hand"
 
 
 @contextlib.contextmanager
@@ -105,7 +158,21 @@ def one_attempt() -> Iterator[None]:
 def probe(bucket: str) -> None:
     """Ask for one name of the bucket; `ServiceError`, mostly `Away`, within some 15 s where S3 does not answer."""
     with s3_errors(f"s3://{bucket}"):
-        impatient_client().list_objects_v2(Bucket=bucket, MaxKeys=1)
+        said(f"s3://{bucket}", impatient_client().list_objects_v2(Bucket=bucket, MaxKeys=1), *LISTING)
+
+
+def attempts() -> int:
+    """How often a request is made that fails."""
+    return _attempts.get()
+
+
+def said(uri: str, answer: Mapping[str, Any], *names: str) -> Any:
+    """The first of these parts of an answer, one of which S3 never leaves out; `Away` where another server answers."""
+    for name in names:
+        if name in answer:
+            return answer[name]
+    endpoint = s3_address(os.environ)[0] or "AWS"
+    raise Away(f"{uri}: {endpoint} answers, but not as S3 does (no {' or '.join(names)})")
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -127,14 +194,26 @@ def s3_errors(uri: str) -> Iterator[None]:
     """Turn what boto3 raises about `uri` into our errors."""
     try:
         yield
-    except (ClientError, BotoCoreError, Boto3Error, RecursionError) as error:
+    except (ServiceError, UserError):
+        raise
+    except Exception as error:
+        if lacking := _of_keys(error):
+            raise Away(f"{uri}: {lacking}") from None
+        if UNSENT in str(error):  # with the value, which is a secret
+            raise Away(
+                f"{uri}: the S3 credentials hold a blank, a line's end or another character that no key has"
+            ) from None
+        if not isinstance(error, OF_BOTO3):
+            raise
         raise _ours(uri, error) from error
 
 
-def _ours(uri: str, error: BaseException) -> ServiceError:
+def _ours(uri: str, error: BaseException) -> ServiceError | UserError:
     endpoint = s3_address(os.environ)[0] or "AWS"
     if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, ClientError | BotoCoreError):
         return _ours(uri, error.__context__)  # boto3 keeps the cause as text
+    if isinstance(error, ParamValidationError):
+        return UserError(f"{uri}: {error}")
     if isinstance(error, ClientError):
         return _answered(uri, endpoint, error)
     if isinstance(error, RecursionError):  # botocore (1.40) follows a redirection to the same place for ever
@@ -146,23 +225,38 @@ def _ours(uri: str, error: BaseException) -> ServiceError:
 
 
 def _answered(uri: str, endpoint: str, error: ClientError) -> ServiceError:
-    """Of what S3 itself has said."""
+    """Of what S3 itself has said, or who answers in its place."""
     details: Any = error.response.get("Error", {})
-    code, message = details.get("Code", ""), details.get("Message") or str(error)
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    code, message = details.get("Code") or "", details.get("Message") or responses.get(status) or str(error)
+    said = f"{code or f'HTTP {status}'}: {message}"
+    if error.operation_name in KEY_OPERATIONS:
+        return Away(f"{uri}: the keys for S3 cannot be had ({error.operation_name}: {said})")
     if code in CONFLICT_CODES:
         return Conflict(f"{uri}: another writer was first")
-    if code in MISSING_CODES:
+    if code == "NoSuchKey" or (code in MISSING_CODES and error.operation_name in OF_ONE_OBJECT):
         return Missing(f"{uri}: no such object")
     if code == "NoSuchBucket":
-        return Missing(f"{uri}: no such bucket {split_uri(uri)[0]!r}")
+        return NoBucket(f"{uri}: S3 at {endpoint} has no bucket {split_uri(uri)[0]!r}")
+    if status == 404:
+        return Away(
+            f"{uri}: S3 at {endpoint} cannot be used: the bucket is not there, or another server answers ({said})"
+        )
     if code == "BadDigest":
         return ChecksumMismatch(f"{uri}: the bytes sent do not have the SHA-256 that was given")
-    if status in (400, 501) and "checksum" in message.lower():
-        return NoChecksum(f"{uri}: S3 at {endpoint} takes no checksum ({code}: {message})")
-    if code in REFUSED_CODES:
+    if status == 413 or code == "EntityTooLarge":
+        return ServiceError(f"{uri}: S3 at {endpoint} {TOO_LARGE} ({said})")
+    away = code in AWAY_CODES or code.startswith(KEYS_OF_THE_STORE)
+    words = " ".join(
+        each for each in details.values() if isinstance(each, str)
+    )  # AWS names a header beside the message
+    if not away and status in (400, 501) and "checksum" in words.lower():
+        return NoChecksum(f"{uri}: S3 at {endpoint} takes no checksum ({said})")
+    if not away and (code in REFUSED_CODES or (status in REFUSED and code not in NOT_REFUSED)):
         _client.cache_clear()  # the next request looks for keys again
-        return Away(f"{uri}: S3 at {endpoint} refuses the credentials or the access ({code}: {message})")
-    reason = f"{uri}: S3 at {endpoint} failed ({code}: {message}){REMEDIES.get(code, '')}"
-    away = code in AWAY_CODES or status == 429 or (status >= 500 and status != 501) or 300 <= status < 400
+        return Away(f"{uri}: S3 at {endpoint} refuses the credentials or the access ({said})")
+    reason = f"{uri}: S3 at {endpoint} failed ({said}){REMEDIES.get(code, '')}"
+    if status in UNSUPPORTED or code in UNSUPPORTED_CODES:
+        return Unsupported(reason)
+    away = away or status in AWAY_STATUSES or status >= 500 or 300 <= status < 400
     return Away(reason) if away else ServiceError(reason)

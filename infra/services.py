@@ -28,6 +28,8 @@ REQUIRED: tuple[tuple[str, ...], ...] = (
     ("MLFLOW_TRACKING_URI",),
     ("AGFT_BUCKET",),
 )
+ENDPOINTS, REGIONS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), ("AWS_REGION", "AWS_DEFAULT_REGION")
+REGION = re.compile(r"(?![0-9]+$)(?!-)[a-zA-Z0-9-]{1,63}(?<!-)")  # boto3's rule
 MLFLOW_USER = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 # What else a shell may say to boto3, pyarrow and MLflow: meant for other services than ours. The exceptions are ours.
 FOREIGN = re.compile(r"AWS_|_?MLFLOW_(?!HTTP_REQUEST_|DISABLE_TELEMETRY|SUPPRESS_)")
@@ -50,11 +52,12 @@ class Services:
     mlflow_username: str
     mlflow_password: str = field(repr=False)
     home: Path | None = None  # None: the services are not ours
+    endpoint_name: str = "AWS_ENDPOINT_URL"  # or the variable for S3 alone: then AWS is asked for a role's keys
 
     def environment(self) -> dict[str, str]:
         """Variables that boto3, pyarrow, Ray and MLflow read. Holds secrets: give it to processes, never to a log."""
         variables = {
-            "AWS_ENDPOINT_URL": self.s3_endpoint,
+            self.endpoint_name: self.s3_endpoint,
             "AWS_REGION": self.region,
             "AWS_DEFAULT_REGION": self.region,
             "MLFLOW_TRACKING_URI": self.mlflow_uri,
@@ -96,28 +99,52 @@ def services_from_environment(environ: Mapping[str, str]) -> Services | None:
         region=region,
         access_key=environ.get("AWS_ACCESS_KEY_ID", ""),
         secret_key=environ.get("AWS_SECRET_ACCESS_KEY", ""),
-        bucket=environ["AGFT_BUCKET"],
+        bucket=bucket_name(environ["AGFT_BUCKET"]),
         mlflow_uri=mlflow_address(environ["MLFLOW_TRACKING_URI"]),
         mlflow_username=environ.get("MLFLOW_TRACKING_USERNAME", ""),
         mlflow_password=environ.get("MLFLOW_TRACKING_PASSWORD", ""),
+        endpoint_name=endpoint_variable(environ),
     )
 
 
+def endpoint_variable(environ: Mapping[str, str]) -> str:
+    """The one that names S3's address; empty where none does. That for S3 alone goes first, as boto3 has it."""
+    return next((name for name in ENDPOINTS if environ.get(name)), "")
+
+
 def mlflow_address(uri: str) -> str:
-    """The address of an MLflow server as it was given; `UserError` for what is none, or holds a password."""
+    """The address of an MLflow server as it was given; `UserError` for what is none, or may hold a password."""
     expected = "expected a server's address, like http://HOST:5000"
-    try:
-        parts = urlsplit(uri)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        parts, usable = urlsplit(""), False
-    if "@" in (parts.netloc or uri.partition("/")[0]):
+    if "@" in uri:
         raise UserError("MLFLOW_TRACKING_URI: holds a user or password, which would be shown with it; give them by "
                         f"{' and '.join(MLFLOW_USER)}")  # fmt: skip
+    if "?" in uri or "#" in uri:
+        raise UserError(f"MLFLOW_TRACKING_URI: holds a '?' or '#'; {expected}")
+    try:
+        parts = urlsplit(uri)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and _is_plain(uri)
+    except ValueError:
+        usable = False
     if not usable:
         named = re.fullmatch(r"[\w-][\w.-]*:\d+(/\S*)?", uri)
         raise UserError(f"MLFLOW_TRACKING_URI: {uri!r}: {expected}{f'; write http://{uri}' if named else ''}")
     return uri
+
+
+def _is_plain(value: str) -> bool:
+    """Printable ASCII without blanks, which every header takes."""
+    return all("!" <= each <= "~" for each in value)
+
+
+def bucket_name(name: str) -> str:
+    """The name as it was given; `UserError` for what boto3 takes for none."""
+    from botocore.handlers import VALID_BUCKET
+
+    if VALID_BUCKET.fullmatch(name):
+        return name
+    right = name.strip().removeprefix("s3://").partition("/")[0]
+    advice = f"; write {right}" if VALID_BUCKET.fullmatch(right) else ""
+    raise UserError(f"AGFT_BUCKET = {name!r}: a bucket's name has letters, digits, '.', '-' and '_'{advice}")
 
 
 def missing_variables(environ: Mapping[str, str]) -> list[str]:
@@ -136,13 +163,38 @@ def _value(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
 def s3_address(environ: Mapping[str, str]) -> tuple[str | None, str]:
     """(endpoint, region) however little the environment says; no endpoint means AWS itself.
 
-    The variable that is for S3 alone goes first, as boto3 has it.
+    `UserError` for what boto3 cannot use, also of the keys, whose values no message has.
     """
-    endpoint = _value(environ, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
-    if endpoint and not endpoint.startswith(("http://", "https://")):
-        name = next(name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if environ.get(name))
-        raise UserError(f"{name} = {endpoint!r}: an address begins with http:// or https://, such as http://{endpoint}")
-    return endpoint or None, _value(environ, ("AWS_REGION", "AWS_DEFAULT_REGION")) or DEFAULT_REGION
+    for name in (*KEY_PAIR, "AWS_SESSION_TOKEN"):
+        if not _is_plain(environ.get(name, "")):
+            raise UserError(f"{name}: holds a blank, a line's end or another character that no key has")
+    given = endpoint_variable(environ)
+    if given:
+        _check_endpoint(given, environ[given])
+    region = next((name for name in REGIONS if environ.get(name)), "")
+    if region and not REGION.fullmatch(environ[region]):
+        raise UserError(f"{region} = {environ[region]!r}: a region has letters, digits and '-', like {DEFAULT_REGION}")
+    return environ.get(given) or None, environ.get(region) or DEFAULT_REGION
+
+
+def _check_endpoint(name: str, value: str) -> None:
+    from botocore.utils import is_valid_uri
+
+    if "@" in value:
+        raise UserError(f"{name}: holds a user or password, which would be shown with it; give keys by "
+                        f"{' and '.join(KEY_PAIR)}")  # fmt: skip
+    scheme, _, rest = value.strip().rpartition("://")
+    right = f"{'https' if scheme.lower() == 'https' else 'http'}://{re.split('[?#]', rest)[0]}"
+    try:
+        usable = is_valid_uri(right) and urlsplit(right).port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UserError(f"{name} = {value!r}: expected http://HOST:PORT or https://HOST; a host's name has letters, "
+                        "digits, '-' and '.', a port is at most 65535")  # fmt: skip
+    if value != right:
+        raise UserError(f"{name} = {value!r}: an address begins with http:// or https:// and has no blank, '?' or '#'; "
+                        f"write {right}")  # fmt: skip
 
 
 def names_storage(environ: Mapping[str, str]) -> bool:

@@ -11,21 +11,27 @@ import hashlib
 import io
 import json
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from infra.errors import ChecksumMismatch, Conflict, Missing, NoChecksum, ServiceError, UserError
+from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+from infra.errors import Away, ChecksumMismatch, Conflict, Missing, ServiceError, Unsupported, UserError
+from infra.s3 import LISTING, attempts, s3_errors, said
 from infra.s3 import client as client
-from infra.s3 import s3_errors
 from infra.s3 import split_uri as split_uri
 
 SINGLE_PUT_BYTES = 5_000_000_000  # S3 takes no larger object in one request
 CHUNK_BYTES = 8 << 20
 SHA256_KEY, WRITE_KEY = "sha256", "write-id"  # object metadata
+REREAD_SECONDS = (0.2, 0.5)
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ def put_bytes(uri: str, data: bytes, *, if_match: str | None = None, if_absent: 
     """Write an object and return its ETag.
 
     With `if_match` only over the version that has this ETag, with `if_absent` only where nothing is; `Conflict` if
-    another writer was first. A retry of our own request, whose answer was lost, is not mistaken for a conflict.
+    another writer was first. A retry of our own request, whose answer was lost, is not mistaken for a conflict. A store
+    that knows no conditions ignores them, or says so (`Unsupported`).
     """
     return _put(uri, data, hashlib.sha256(data).hexdigest(), if_absent=if_absent, if_match=if_match)
 
@@ -107,13 +114,16 @@ def _put(uri: str, body: Any, sha256: str, *, if_absent: bool, if_match: str | N
     try:
         try:
             answer = put({"ChecksumSHA256": base64.b64encode(bytes.fromhex(sha256)).decode()})
-        except NoChecksum:  # the older header, which every store knows
+        except Unsupported:  # perhaps the checksum: the older header, which every store knows
             answer = put({"ContentMD5": _md5(body, sha256)})
-        return answer["ETag"]
+        return str(said(uri, answer, "ETag"))
+    except ChecksumMismatch as error:
+        _md5(body, sha256)  # raises it where the bytes are others than was said
+        raise Away(f"{uri}: the bytes were damaged on the way") from error
     except Conflict:
         there = _head(uri)  # an earlier attempt of ours may have gone through without an answer
         if there is not None and there["Metadata"].get(WRITE_KEY) == write_id:
-            return str(there["ETag"])
+            return str(said(uri, there, "ETag"))
         raise
 
 
@@ -136,7 +146,8 @@ def head(uri: str) -> StoredObject | None:
     answer = _head(uri)
     if answer is None:
         return None
-    return StoredObject(uri, answer["Metadata"].get(SHA256_KEY), answer["ContentLength"], answer["ETag"])
+    size, etag = said(uri, answer, "ContentLength"), said(uri, answer, "ETag")
+    return StoredObject(uri, answer["Metadata"].get(SHA256_KEY), size, etag)
 
 
 def _head(uri: str) -> Any | None:
@@ -148,19 +159,45 @@ def _head(uri: str) -> Any | None:
         return None
 
 
+def read_whole(read: Callable[[], Done]) -> Done:
+    """What `read` gives, again where its bytes are not the promised ones: the way may have damaged them."""
+    for pause in REREAD_SECONDS:
+        try:
+            return read()
+        except ChecksumMismatch:
+            time.sleep(pause)
+    return read()
+
+
 def get_bytes(uri: str) -> tuple[bytes, str] | None:
     """(content, ETag), checked against the stored SHA-256, or None when there is no such object."""
-    bucket, key = split_uri(uri)
+    return read_whole(lambda: _get_bytes(uri))
+
+
+def _get_bytes(uri: str) -> tuple[bytes, str] | None:
     try:
-        with s3_errors(uri):
-            answer = client().get_object(Bucket=bucket, Key=key)
-            data = answer["Body"].read()
+        data, answer = _with_body(uri, lambda answer: (answer["Body"].read(), answer))
     except Missing:
         return None
     expected = answer["Metadata"].get(SHA256_KEY)
     if expected and hashlib.sha256(data).hexdigest() != expected:
         raise ChecksumMismatch(f"{uri}: the bytes received do not have the stored SHA-256 {expected}")
-    return data, answer["ETag"]
+    return data, said(uri, answer, "ETag")
+
+
+def _with_body(uri: str, use: Callable[[Any], Done]) -> Done:
+    """What `use` makes of an object, which is asked for again where the answer breaks off in the middle."""
+    bucket, key = split_uri(uri)
+    for left in reversed(range(attempts())):
+        with s3_errors(uri):
+            answer = client().get_object(Bucket=bucket, Key=key)
+            try:
+                return use(answer)
+            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                if not left:
+                    raise
+        time.sleep(REREAD_SECONDS[0])
+    raise AssertionError("there is one attempt at least")
 
 
 def get_json(uri: str) -> tuple[Any, str] | None:
@@ -179,23 +216,29 @@ def get_file(
 ) -> StoredObject:
     """Download to `path`, which appears only complete and with the right SHA-256 (given, else the stored one).
 
-    `on_bytes` is told how many bytes have come, from any thread.
+    `sha256`: all of its digits, or the first ones. `on_bytes` is told how many bytes have come, from any thread.
     """
-    stored = head(uri)
-    if stored is None:
-        raise Missing(f"{uri}: no such object")
-    expected = sha256 or stored.sha256
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / "part"
-        bucket, key = split_uri(uri)
-        with s3_errors(uri):
-            client().download_file(bucket, key, str(temporary), Callback=on_bytes)
-        digest = hash_file(temporary)
-        if expected and digest != expected:
-            raise ChecksumMismatch(f"{uri}: has SHA-256 {digest}, expected {expected}")
+        stored = read_whole(lambda: _download(uri, temporary, sha256, on_bytes))
         temporary.replace(path)
-    return StoredObject(uri, digest, path.stat().st_size, stored.etag)
+    return stored
+
+
+def _download(uri: str, path: Path, sha256: str | None, on_bytes: Callable[[int], None] | None) -> StoredObject:
+    stored = head(uri)
+    if stored is None:
+        raise Missing(f"{uri}: no such object")
+    bucket, key = split_uri(uri)
+    with s3_errors(uri):
+        client().download_file(bucket, key, str(path), Callback=on_bytes)
+    digest, size, expected = hash_file(path), path.stat().st_size, sha256 or stored.sha256
+    if size != stored.size:
+        raise ChecksumMismatch(f"{uri}: {size} bytes came, {stored.size} are stored")
+    if expected and not digest.startswith(expected):
+        raise ChecksumMismatch(f"{uri}: has SHA-256 {digest}, expected {expected}")
+    return StoredObject(uri, digest, size, stored.etag)
 
 
 def copy(source: str, destination: str) -> StoredObject:
@@ -206,24 +249,34 @@ def copy(source: str, destination: str) -> StoredObject:
     (bucket, key), (to_bucket, to_key) = split_uri(source), split_uri(destination)
     with s3_errors(destination):
         client().copy({"Bucket": bucket, "Key": key}, to_bucket, to_key)
-    expected = stored.sha256 or hash_object(source)
-    if hash_object(destination) != expected:
+
+    def compared() -> str:
+        expected = stored.sha256 or hash_object(source)
+        if hash_object(destination) != expected:
+            raise ChecksumMismatch(f"{destination}: the copy of {source} does not have its SHA-256 {expected}")
+        return expected
+
+    try:
+        sha256 = read_whole(compared)
+    except ChecksumMismatch:
         delete(destination)
-        raise ChecksumMismatch(f"{destination}: the copy of {source} does not have its SHA-256 {expected}")
+        raise
     copied = head(destination)
     if copied is None:
         raise Missing(f"{destination}: gone right after it was copied")
-    return StoredObject(destination, expected, copied.size, copied.etag)
+    return StoredObject(destination, sha256, copied.size, copied.etag)
 
 
 def hash_object(uri: str) -> str:
     """SHA-256 of an object's bytes, read for it."""
-    bucket, key = split_uri(uri)
-    digest = hashlib.sha256()
-    with s3_errors(uri):
-        for chunk in client().get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(CHUNK_BYTES):
+
+    def hashed(answer: Any) -> str:
+        digest = hashlib.sha256()
+        for chunk in answer["Body"].iter_chunks(CHUNK_BYTES):
             digest.update(chunk)
-    return digest.hexdigest()
+        return digest.hexdigest()
+
+    return _with_body(uri, hashed)
 
 
 def list_objects(prefix_uri: str) -> list[StoredObject]:
@@ -232,6 +285,7 @@ def list_objects(prefix_uri: str) -> list[StoredObject]:
     found = []
     with s3_errors(prefix_uri):
         for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            said(prefix_uri, page, *LISTING)
             for entry in page.get("Contents", []):
                 if entry["Size"] or not entry["Key"].endswith("/"):
                     uri, when = f"s3://{bucket}/{entry['Key']}", entry.get("LastModified")
@@ -254,6 +308,7 @@ def delete_prefix(prefix_uri: str) -> int:
     count = 0
     with s3_errors(prefix_uri):
         for page in client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            said(prefix_uri, page, *LISTING)
             keys = [{"Key": entry["Key"]} for entry in page.get("Contents", [])]
             if not keys:
                 continue
@@ -266,7 +321,7 @@ def _delete_all(prefix_uri: str, bucket: str, keys: Sequence[Any]) -> None:
     try:
         with s3_errors(prefix_uri):
             answer = client().delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
-    except NoChecksum:  # this request cannot be sent without one
+    except Unsupported:  # some stores do not know this request, or not with the checksum that it must have
         for each in keys:
             delete(f"s3://{bucket}/{each['Key']}")
         return

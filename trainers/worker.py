@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import hashlib
 import os
 import shutil
 import sys
@@ -32,7 +33,7 @@ from trainers.schema.records import At, Decision, Ending, Progress, Report, Weig
 from trainers.training.loop import Outcome, train
 from trainers.training.update import NonFinite
 from trainers.trial_config import TrialConfig, outside_entries
-from trainers.wiring import Wiring
+from trainers.wiring import Restored, Wiring
 
 Done = TypeVar("Done")
 
@@ -102,6 +103,15 @@ def _together(step: Callable[[], Done]) -> Done:
     return done
 
 
+def _agreed(restored: Restored | None) -> Restored | None:
+    """What every rank has restored; `Interrupted` on all of them where it is not the same."""
+    kept = None if restored is None else (restored.latest.sha256, restored.best and restored.best.sha256)
+    mine = int(hashlib.sha256(repr(kept).encode()).hexdigest()[:15], 16)
+    if distributed.any_rank(mine != distributed.broadcast_int(mine)):
+        raise Interrupted("the ranks have read different states from storage")
+    return restored
+
+
 @contextlib.contextmanager
 def _noted(interrupted: list[Interrupted]) -> Iterator[None]:
     try:
@@ -147,7 +157,7 @@ def _run(config: TrialConfig, wiring: Wiring, *, threads: int, gpus: float) -> O
     provenance = {**wiring.provenance(), "entries": outside_entries(config)}
     with own_folder() as workdir:
         group = distributed.broadcast_int(_together(lambda: wiring.claim() if chief else 0))
-        restored = _together(partial(wiring.fetch, group, workdir))
+        restored = _agreed(_together(partial(wiring.fetch, group, workdir)))
         kept: dict[str, Weights | None] = {"latest": restored.latest, "best": restored.best} if restored else {}
         stored = wiring.stored
         interrupted: list[Interrupted] = []  # on rank 0: the others are told at the next step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import secrets
 import threading
 import time
@@ -9,17 +11,18 @@ from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, SSLError
 
 from infra.checks.diagnosis import Diagnosis, Failed, check, failed, ok, unless_proxy, warning
-from infra.errors import ServiceError
-from infra.s3 import KEYS_REMEDY, impatient_client, s3_errors
+from infra.errors import Away, ServiceError
+from infra.s3 import KEYS_REMEDY, UNSUPPORTED, impatient_client, lacking_keys, s3_errors, said
 
 DOCTOR_PREFIX = ".agft/doctor"
 S3 = "S3"
 CONDITIONS = "S3 conditional puts"
 CLOCK = "clock"
 REFUSED = (409, 412)
+AGAIN_SECONDS = (0.5, 2.0)
 SKEW_WARNING_SECONDS, SKEW_FAILED_SECONDS = 5.0, 120.0  # S3 refuses requests at 900 s
 PROMOTION = "promotion is refused on this store: two at once could both become champion. Use one that honours "
 REMEDIES = {
@@ -44,12 +47,15 @@ REMEDIES = {
 @check
 def check_s3(bucket: str) -> Iterator[Diagnosis]:
     """Every step on an object of our own below `.agft/doctor/`; the first that fails ends it."""
+    if lacking := lacking_keys():
+        raise Failed(S3, lacking[0].partition("; ")[0], KEYS_REMEDY)
     client = impatient_client()
     endpoint = client.meta.endpoint_url
     base = f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
     key, body, step, date = f"{base}/object", secrets.token_bytes(64), "put", ""
     try:
-        date = client.put_object(Bucket=bucket, Key=key, Body=body)["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+        answer, _ = _put(client, body, Bucket=bucket, Key=key)
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
         heard = time.time()
         step = "get"
         if client.get_object(Bucket=bucket, Key=key)["Body"].read() != body:
@@ -58,15 +64,26 @@ def check_s3(bucket: str) -> Iterator[Diagnosis]:
         listed = client.list_objects_v2(Bucket=bucket, Prefix=f"{base}/").get("Contents", [])
         if [entry["Key"] for entry in listed] != [key]:
             raise Failed(S3, f"{endpoint}: a listing lacks what was just put", "use a store with consistent listings")
-        conditions = conditional_puts(client, bucket, f"{base}/race")
+        conditions = conditional_puts(client, bucket, base)
         step = "delete"
         client.delete_object(Bucket=bucket, Key=key)
         if client.list_objects_v2(Bucket=bucket, Prefix=key).get("Contents"):
             raise Failed(S3, f"{endpoint}: a deleted object is still listed", "switch object locks off for the bucket")
     except ClientError as error:
         raise _refused(error, step, endpoint, bucket) from None
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise Failed(S3, _short(error), KEYS_REMEDY) from None
+    except Away as error:
+        raise Failed(S3, str(error), "the store is busy, or what stands before it: once more") from None
+    except RecursionError:  # botocore (1.40) follows a redirection to the same place for ever
+        remedy = "set AWS_ENDPOINT_URL and AWS_REGION to the bucket's"
+        raise Failed(S3, f"{endpoint} redirects to another place", remedy) from None
+    except SSLError as error:
+        reason = _short(error).rpartition(": ")[2]
+        remedy = (
+            "write http:// or https:// in AWS_ENDPOINT_URL as the store speaks it; for a certificate of your own set "
+        )
+        raise Failed(
+            S3, f"{endpoint}: no encrypted connection: {reason}", f"{remedy}AWS_CA_BUNDLE to its file"
+        ) from None
     except BotoCoreError as error:
         reason = _short(error).partition(': "http')[0]
         remedy = "start the store, or set AWS_ENDPOINT_URL; for embedded services: agft stack up"
@@ -93,14 +110,20 @@ def _refused(error: ClientError, step: str, endpoint: str, bucket: str) -> Faile
     return Failed(S3, f"{endpoint}: {step} in bucket {bucket!r}: {cause} ({code})", remedy)
 
 
-def conditional_puts(client: Any, bucket: str, key: str) -> list[Diagnosis]:
+def conditional_puts(client: Any, bucket: str, base: str) -> list[Diagnosis]:
     """Two racing `If-None-Match: *` and two racing `If-Match`: each time exactly one may win."""
     problems = []
-    first = _race(lambda: client.put_object(Bucket=bucket, Key=key, Body=b"1", IfNoneMatch="*"))
+    _, seal = _put(client, b"0", Bucket=bucket, Key=f"{base}/object")
+
+    def put(**condition: str) -> Any:
+        body = secrets.token_bytes(8)
+        return client.put_object(Bucket=bucket, Key=f"{base}/race", Body=body, **_sealed(body, seal), **condition)
+
+    first = _race(lambda: put(IfNoneMatch="*"))
     if problem := _problem(first, "If-None-Match: *"):
         problems.append(problem)
-    etag = client.put_object(Bucket=bucket, Key=key, Body=b"2")["ETag"]
-    second = _race(lambda: client.put_object(Bucket=bucket, Key=key, Body=secrets.token_bytes(8), IfMatch=etag))
+    etag = said(f"s3://{bucket}", put(), "ETag")
+    second = _race(lambda: put(IfMatch=etag))
     if problem := _problem(second, "If-Match"):
         problems.append(problem)
     if problems:
@@ -108,20 +131,48 @@ def conditional_puts(client: Any, bucket: str, key: str) -> list[Diagnosis]:
     return [ok(CONDITIONS, "of two that race, one wins (If-None-Match, If-Match): promotion is safe")]
 
 
-def require_conditional_puts(bucket: str) -> None:
-    """`ServiceError` unless the store lets exactly one of two racing puts win; for what must not happen twice."""
-    client, base = impatient_client(), f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
+SEALS = {"ChecksumSHA256": hashlib.sha256, "ContentMD5": hashlib.md5}
+
+
+def _sealed(body: bytes, seal: str) -> dict[str, str]:
+    return {seal: base64.b64encode(SEALS[seal](body).digest()).decode()}
+
+
+def _put(client: Any, body: bytes, **place: str) -> tuple[Any, str]:
+    """As `infra.storage` puts, with the checksum that the store takes; the answer, and which one that is."""
+    sha256, md5 = SEALS
     try:
-        with s3_errors(f"s3://{bucket}/{base}"):
-            [row] = conditional_puts(client, bucket, f"{base}/race")
-    finally:
-        _clean(client, bucket, base)
+        return client.put_object(Body=body, **_sealed(body, sha256), **place), sha256
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (400, 501):
+            raise
+    return client.put_object(Body=body, **_sealed(body, md5), **place), md5
+
+
+def require_conditional_puts(bucket: str) -> None:
+    """`ServiceError` unless the store lets exactly one of two racing puts win; for what must not happen twice.
+
+    `Away` where it has said neither, though asked a few times.
+    """
+    client = impatient_client()
+    for pause in (*AGAIN_SECONDS, None):
+        base = f"{DOCTOR_PREFIX}/{secrets.token_hex(8)}"
+        try:
+            with s3_errors(f"s3://{bucket}/{base}"):
+                [row] = conditional_puts(client, bucket, base)
+            break
+        except Away:
+            if pause is None:
+                raise
+            time.sleep(pause)
+        finally:
+            _clean(client, bucket, base)
     if row.state != "ok":
         raise ServiceError(f"S3 at {client.meta.endpoint_url}: {row.detail}; {row.remedy}")
 
 
 def _race(put: Callable[[], Any]) -> list[int]:
-    """HTTP status of two puts that start at the same moment."""
+    """HTTP status of two puts that start at the same moment; `Away` where that says nothing about conditions."""
     start, statuses = threading.Barrier(2), []
 
     def run() -> None:
@@ -130,21 +181,29 @@ def _race(put: Callable[[], Any]) -> list[int]:
             statuses.append(int(put()["ResponseMetadata"]["HTTPStatusCode"]))
         except ClientError as error:
             statuses.append(int(error.response["ResponseMetadata"]["HTTPStatusCode"]))
+        except BotoCoreError:
+            statuses.append(0)
 
     threads = [threading.Thread(target=run, daemon=True) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(15)
+    if len(statuses) < 2 or not {*statuses} <= {200, *REFUSED, *UNSUPPORTED} or {*statuses} <= {*REFUSED}:
+        raise Away(f"two puts at once were answered {_named(statuses)}")
     return sorted(statuses)
 
 
+def _named(statuses: list[int]) -> str:
+    return " and ".join(str(each or "by a broken connection") for each in statuses) or "not at all"
+
+
 def _problem(statuses: list[int], condition: str) -> str:
-    if len(statuses) == 2 and statuses[0] == 200 and statuses[1] in REFUSED:
+    if statuses[0] == 200 and statuses[1] in REFUSED:
         return ""
     if statuses == [200, 200]:
         return f"{condition} is ignored: both of two puts succeeded"
-    return f"{condition}: two puts were answered {' and '.join(map(str, statuses)) or 'not at all'}"
+    return f"{condition}: two puts were answered {_named(statuses)}"
 
 
 def clock_finding(server: str, ahead_seconds: float, *, precision: float) -> Diagnosis:
@@ -166,7 +225,9 @@ def _clean(client: Any, bucket: str, base: str) -> None:
         try:
             client.delete_object(Bucket=bucket, Key=f"{base}/{name}")
         except (ClientError, BotoCoreError):
-            return  # what made this fail has been reported, and nothing was written
+            continue  # what made this fail has been reported
+        except RecursionError:
+            return
 
 
 def _short(error: object) -> str:

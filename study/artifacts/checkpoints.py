@@ -22,13 +22,15 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from infra import storage
-from infra.errors import ChecksumMismatch, Conflict, Missing, ServiceError
+from infra.errors import Away, ChecksumMismatch, Conflict, Missing, ServiceError, Unsupported
+from trainers.errors import Interrupted
 from trainers.schema.records import At, Weights
 from trainers.wiring import Restored
 
@@ -82,6 +84,16 @@ State = Mapping[str, _File]  # role -> file; without `best` where there are none
 NAME = re.compile(
     r"(?P<group>.*)/(?P<role>latest|best)-(?P<epoch>\d+)(\+(?P<steps>\d+))?-(?P<best>\d+)-(?P<digits>[0-9a-f]{16})\.safetensors"
 )
+
+
+GROUP = re.compile(r".*/trials/(?P<number>\d+)/a\d+\.\d+")  # `group_prefix`
+
+
+def kept_by(uri: str) -> tuple[int, str] | None:
+    """(number of the trial, role) of what `keep_file` has stored; None for anything else."""
+    file = NAME.fullmatch(uri)
+    group = GROUP.fullmatch(file["group"]) if file else None
+    return (int(group["number"]), file["role"]) if file and group else None
 
 
 def _name(role: str, at: At, sha256: str) -> str:
@@ -166,7 +178,7 @@ def inherit(
     more; the one before it is taken.
     """
     trial, own = trial_prefix(bucket, slug, number), group_prefix(attempt_prefix(bucket, slug, number, token), group)
-    if _states(own):
+    if any(_is_whole(state) for state in _states(own)):
         return  # the store ignores conditions: this is the place of the group before, and its state is the newest
     copied: State = {}
     damaged: list[State] = []
@@ -183,13 +195,44 @@ def inherit(
             _copy({role: _File(w.uri, "", role, At(0, 0), w.sha256[:16]) for role, w in known.items()}, own)
         except (ChecksumMismatch, Missing) as error:
             say(f"no checkpoint is left to go on from, so the trial starts anew: {error}")
+            return
+        copied = {role: _File(w.uri, "", role, At(0, 0), w.sha256[:16]) for role, w in known.items()}
+    if copied:
+        _await_listing(own)
+
+
+def _is_whole(state: State) -> bool:
+    """What is not is deleted: whoever fetches would find it the newest."""
+    try:
+        _with_best(state)
+        for file in state.values():
+            storage.read_whole(lambda file=file: file.check(storage.hash_object(file.uri)))  # type: ignore[misc]
+    except (ChecksumMismatch, Missing) as error:
+        log.warning("deleted: %s", error)
+        storage.delete(state["latest"].uri)
+        return False
+    return True
+
+
+def _with_best(state: State) -> None:
+    if state["latest"].at.best and "best" not in state:
+        raise Missing(f"{state['latest'].uri}: the best weights beside it are gone")
+
+
+def _await_listing(own: str) -> None:
+    """`Away` while a listing lacks what was just copied: who fetches by it would start anew."""
+    for pause in storage.REREAD_SECONDS:
+        if _states(own):
+            return
+        time.sleep(pause)
+    if not _states(own):
+        raise Away(f"{own}: the store's listing lacks what was just put there")
 
 
 def _copy(state: State, own: str) -> None:
     """Below the prefix `own`, the state last; `ChecksumMismatch` or `Missing` if a part of it is not whole."""
     roles = [role for role in ("best", "latest") if role in state]
-    if state["latest"].at.best and "best" not in state:
-        raise Missing(f"{state['latest'].uri}: the best weights beside it are gone")
+    _with_best(state)
     for role in roles:
         file = state[role]
         copy = f"{own}/{_name(role, file.at, file.digits)}"
@@ -205,23 +248,33 @@ def _is_first(uri: str) -> bool:
         storage.put_bytes(uri, b"claimed", if_absent=True)
     except Conflict:
         return False
+    except Unsupported:  # a store without conditions: the groups of a trial seldom start together
+        if storage.head(uri) is not None:
+            return False
+        storage.put_bytes(uri, b"claimed")
     return True
 
 
 def fetch_state(attempt: str, group: int, workdir: Path) -> Restored | None:
-    """The state that `inherit` found, checked against its SHA-256, with the best weights; None for a new trial."""
-    path = workdir / "resume.safetensors"
+    """The state that `inherit` found, checked against its SHA-256, with the best weights; None for a new trial.
+
+    `Interrupted` where one is there and cannot be read: it was whole a moment ago, so another group may read it.
+    """
+    path, wrong = workdir / "resume.safetensors", ""
     for state in _states(group_prefix(attempt, group)):
         try:
+            _with_best(state)
             best = storage.head(state["best"].uri) if "best" in state else None
-            if best is None and state["latest"].at.best:
-                continue
-            latest = storage.get_file(state["latest"].uri, path)
-            state["latest"].check(latest.sha256)
-        except ChecksumMismatch as error:
+            if best is None and "best" in state:
+                raise Missing(f"{state['best'].uri}: no such object")
+            latest = storage.get_file(state["latest"].uri, path, sha256=state["latest"].digits)
+        except (ChecksumMismatch, Missing) as error:
             log.warning("%s", error)
+            wrong = wrong or str(error)
             continue
         return Restored(state=path, latest=_weights(latest), best=None if best is None else _weights(best))
+    if wrong:
+        raise Interrupted(f"no state can be read whole: {wrong}")
     return None
 
 
@@ -268,3 +321,5 @@ class SharedPrefix:
             storage.put_file(path, uri, if_absent=not replace)
         except Conflict:
             return
+        except Unsupported:  # a store without conditions: who else writes this file writes the same
+            storage.put_file(path, uri)

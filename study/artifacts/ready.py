@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from infra.checks.diagnosis import Diagnosis, failed, ok, warning
 from infra.checks.machine import gpus_here
-from infra.services import LOOPBACK, proxy_to
+from infra.services import LOOPBACK, endpoint_variable, proxy_to
 from study.artifacts.datasets import named_sets
 from study.errors import UserError
 from study.spec.config import StudyConfig
@@ -94,7 +94,7 @@ def trials_here(spec: StudyConfig) -> tuple[int, str]:
 def silent_services(environ: Mapping[str, str]) -> list[str]:
     """Services that the environment names and that do not answer, one line each."""
     found = []
-    for name in ("AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI"):
+    for name in (endpoint_variable(environ), "MLFLOW_TRACKING_URI"):
         url = environ.get(name, "")
         address = urlsplit(url)
         host = address.hostname or ""

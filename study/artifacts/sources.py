@@ -8,11 +8,13 @@ folder. What is in it may be deleted at any time.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from infra import storage
-from infra.errors import Missing
+from infra.errors import Missing, NoBucket
+from infra.s3 import probe
 from study.console import Say
 from trainers.errors import MissingWeights, UserError
 from trainers.files import cache_folder, locked
@@ -37,10 +39,11 @@ def use_s3_data() -> None:
 
 
 def fetch_data(uri: str, path: Path, sha256: str | None) -> bool:
-    """Write the object at `uri` to `path`, checked against `sha256`; False if there is none."""
+    """Write the object at `uri` to `path`, checked against `sha256`; False if its bucket is there, and has none."""
     try:
         storage.get_file(uri, path, sha256=sha256)
     except Missing:
+        probe(storage.split_uri(uri)[0])  # a bucket that is gone, or a proxy, answers as if only the object were
         return False
     return True
 
@@ -61,7 +64,9 @@ def fetch_weights(uri: str, say: Say | None = None) -> Path:
         if stored is not None:
             return _bring(stored, _entry(_content(stored)) / Path(key).name, say)
         folder = storage.list_objects(uri)
-    except Missing as error:  # no such bucket
+    except (Missing, NoBucket) as error:
+        if isinstance(error, NoBucket) and bucket == os.environ.get("AGFT_BUCKET"):
+            raise  # the study's own, which may come back
         raise MissingWeights(f"model.pretrained: {error}") from error
     hint = f"; there is a folder of this name: write {uri}/" if folder else ""
     raise MissingWeights(f"model.pretrained: {uri}: no such object{hint}")

@@ -6,6 +6,7 @@ Away is whatever may be there again later: it does not answer, is full, refuses 
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +17,8 @@ from infra import s3
 from infra.errors import ServiceError, UserError
 from study.console import duration
 from trainers.errors import Interrupted
+
+log = logging.getLogger("agft")
 
 PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)  # the last one again and again
 GRACE_SECONDS = 60.0  # by which a trial outlasts its driver, which decides for all
@@ -76,6 +79,9 @@ class Watch(threading.Thread):
             s3.probe(self.bucket)
         except (ServiceError, UserError) as error:
             return str(error)
+        except Exception as error:  # who watches goes on, whatever happens
+            log.exception("S3 could not be asked")
+            return f"S3 could not be asked: {type(error).__name__}"
         return ""
 
 

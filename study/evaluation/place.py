@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import socket
@@ -11,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from infra import storage
-from infra.errors import ChecksumMismatch, Conflict, ServiceError
+from infra.errors import ChecksumMismatch, Conflict, ServiceError, Unsupported
 from study.errors import StudyFailed, UserError
 from trainers.files import FileLock, write_whole
+
+log = logging.getLogger("agft")
 
 S3 = "s3://"
 
@@ -165,13 +168,21 @@ def _lease(place: Prefix) -> Iterator[Check]:
 
     def beat() -> None:
         nonlocal etag
+        written: set[bytes] = set()  # beats whose answer was lost: one of them may be there
         while not left.wait(BEAT_SECONDS):
+            content = _content()
             try:
-                etag = storage.put_bytes(uri, _content(), if_match=etag)
-            except Conflict:
-                lost.set()
-                return
+                try:
+                    etag = _put(uri, content, if_match=etag)
+                except Conflict:
+                    found = storage.get_bytes(uri)
+                    if found is None or found[0] not in written:
+                        lost.set()
+                        return
+                    etag = found[1]
+                written.clear()
             except ServiceError:
+                written.add(content)
                 continue  # storage is away: so it is for an heir
 
     def check() -> None:
@@ -186,17 +197,28 @@ def _lease(place: Prefix) -> Iterator[Check]:
         left.set()
         thread.join()
         if not lost.is_set():
-            storage.delete(uri)
+            try:
+                storage.delete(uri)
+            except ServiceError as error:  # what was to be done is done, or has a reason of its own
+                log.warning("the lease stays until it is found without a beat: %s", error)
 
 
 def _content() -> bytes:
     return json.dumps(_me() | {"beat": secrets.token_hex(8)}).encode()
 
 
+def _put(uri: str, content: bytes, **condition: Any) -> str:
+    """Its ETag; a store that refuses conditions is as one that ignores them."""
+    try:
+        return storage.put_bytes(uri, content, **condition)
+    except Unsupported:
+        return storage.put_bytes(uri, content)
+
+
 def _taken(place: Prefix, uri: str) -> str:
     """The ETag of our own lease, once whoever had it has been silent for long enough."""
     try:
-        return storage.put_bytes(uri, _content(), if_absent=True)
+        return _put(uri, _content(), if_absent=True)
     except Conflict:
         found = storage.get_bytes(uri)
     deadline = time.monotonic() + WATCH_SECONDS
@@ -209,7 +231,7 @@ def _taken(place: Prefix, uri: str) -> str:
             break
     try:
         if found is None or now is None:
-            return storage.put_bytes(uri, _content(), if_absent=True)
-        return storage.put_bytes(uri, _content(), if_match=found[1])
+            return _put(uri, _content(), if_absent=True)
+        return _put(uri, _content(), if_match=found[1])
     except Conflict:
         raise _refusal(place, None) from None

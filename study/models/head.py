@@ -11,6 +11,7 @@ happened, one after the other. A record that no chain holds is of a move that wa
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import secrets
 import socket
@@ -23,6 +24,8 @@ from infra import storage
 from infra.errors import Conflict, ServiceError
 from infra.failpoint import reach
 from study.models.manifest import Manifest, parse_manifest
+
+log = logging.getLogger("agft")
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,10 @@ def swap_head(bucket: str, name: str, champion: int, before: Head, etag: str | N
     try:
         storage.put_json(f"{model_prefix(bucket, name)}/HEAD.json", asdict(head), if_match=etag, if_absent=etag is None)
     except Conflict:
-        storage.delete(uri)
+        try:
+            storage.delete(uri)
+        except ServiceError as error:  # no chain holds it
+            log.warning("the record of a move that lost a race stays: %s", error)
         raise
     reach("head.moved")
     return head

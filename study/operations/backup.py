@@ -12,6 +12,7 @@ read before the versions that it names, which never change.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
@@ -23,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from infra import storage
-from infra.errors import Missing
+from infra.errors import Missing, ServiceError
 from infra.provenance import package_versions
+from infra.s3 import probe
 from infra.stack.processes import write_private
 from infra.storage import StoredObject
 from study.console import Say
@@ -68,6 +70,17 @@ def copy_out(bucket: str, place: str, say: Say) -> tuple[int, list[StoredObject]
     """
     place = place.rstrip("/")
     seen: dict[str, Any] = _seen(place)
+    try:
+        found = _copy_out(bucket, place, seen, say)
+    except BaseException:
+        with contextlib.suppress(ServiceError, OSError):  # what ended this is said; the same command goes on from here
+            _write_seen(place, seen)
+        raise
+    _write_seen(place, seen)
+    return found
+
+
+def _copy_out(bucket: str, place: str, seen: dict[str, Any], say: Say) -> tuple[int, list[StoredObject]]:
     copied = 0
     for _ in range(ROUNDS):
         listed, complete = objects_of(bucket), True
@@ -86,16 +99,19 @@ def copy_out(bucket: str, place: str, say: Say) -> tuple[int, list[StoredObject]
                 say(f"objects: {number} of {len(listed)}")
         if complete:
             break
-    _write_seen(place, seen)
     return copied, listed
 
 
 def copy_back(place: str, bucket: str, keys: Sequence[str], say: Say) -> int:
     """Copy objects by key from `place` into `bucket`; how many that were.
 
-    What is in the bucket already stays; what the place lacks is left out.
+    What is in the bucket already stays; what the place lacks is left out. A place that is not there is an error.
     """
     place, copied = place.rstrip("/"), 0
+    if place.startswith(S3):
+        probe(storage.split_uri(place)[0])
+    elif not Path(place).expanduser().is_dir():
+        raise UserError(f"{place}: there is no such folder")
     there = {each.uri.removeprefix(f"{S3}{bucket}/") for each in objects_of(bucket)}
     for number, key in enumerate(keys, start=1):
         if key in there:

@@ -7,7 +7,6 @@ machine's cache of fetched weights.
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from infra import storage
-from study.artifacts.checkpoints import study_prefix
+from study.artifacts.checkpoints import kept_by, study_prefix
 from study.console import Say
 from study.errors import UserError
 from study.models.catalog import model_names
@@ -36,8 +35,6 @@ from trainers.files import FileLock, cache_folder
 # For ever: everything under a promoted version, the file that a version was copied from, everything of a trial that has
 # not finished, and every address that another study names. Of a finished trial the best weights are kept, and its state
 # to resume from is not needed any more; with `top`, only the best `top` trials and the Pareto front keep their weights.
-
-TRIAL_OBJECT = re.compile(r"/trials/(?P<number>\d+)/a\d+(\.\d+)?/(?P<role>best|latest)\.safetensors$")
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,6 @@ def addresses(value: Any) -> set[str]:
     return set()
 
 
-def trial_of(uri: str) -> tuple[int, str] | None:
-    """(number, role) of a trial's object; None for anything else below a study."""
-    match = TRIAL_OBJECT.search(uri)
-    return (int(match["number"]), match["role"]) if match else None
-
-
 def spent(
     study: StudyRow,
     trials: Sequence[TrialRow],
@@ -80,7 +71,7 @@ def spent(
     current = {uri for trial in trials for uri in trial.kept.values()}
     found = []
     for uri, size in objects:
-        named = trial_of(uri)
+        named = kept_by(uri)
         if named is None or is_pointed(uri, pointed):
             continue
         number, role = named
@@ -88,7 +79,7 @@ def spent(
         if trial is None or not trial.finished:
             continue  # of a trial that the database does not know, or that may go on
         if uri not in current:
-            found.append(Doomed(uri, size, "of an earlier attempt"))
+            found.append(Doomed(uri, size, "of an earlier epoch or attempt"))
         elif role == "latest":
             found.append(Doomed(uri, size, f"state of a trial that is {trial.state}"))
         elif number not in best:

@@ -38,6 +38,20 @@ def test_the_address_for_s3_alone_goes_before_the_one_for_all_of_aws(bare: pytes
     assert services_from_environment(os.environ) == services
 
 
+@pytest.mark.parametrize("given", [{"AWS_ENDPOINT_URL": ""}, {}], ids=["alone", "beside-another"])
+def test_an_address_for_s3_alone_is_not_made_that_of_the_services_which_give_a_role_s_keys(
+    bare: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    for name, value in {**GIVEN, **given, "AWS_ENDPOINT_URL_S3": "http://s3:2"}.items():
+        bare.setenv(name, value)
+    before = os.environ["AWS_ENDPOINT_URL"]
+    services = services_from_environment(os.environ)
+    assert services is not None
+    use(services)
+    assert os.environ["AWS_ENDPOINT_URL"] == before
+    assert storage.client().meta.endpoint_url == "http://s3:2"
+
+
 def test_without_an_endpoint_aws_itself_is_meant(bare: pytest.MonkeyPatch) -> None:
     assert s3_address({}) == (None, "us-east-1")
     bare.setenv("AWS_ACCESS_KEY_ID", "k")

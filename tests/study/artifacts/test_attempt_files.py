@@ -16,6 +16,7 @@ import pytest
 from infra import storage
 from infra.services import Services
 from study.artifacts.checkpoints import (
+    SharedPrefix,
     attempt_prefix,
     begin_group,
     delete_superseded,
@@ -261,3 +262,19 @@ def test_who_waits_for_s3_between_claiming_and_copying_takes_one_number(
     assert restored.state.read_text() == "epoch 1"
     claims = storage.list_objects(f"{scratch_prefix(place.bucket, place.slug)}/claims/")
     assert [each.uri.rpartition("/")[2] for each in claims] == ["a000007.001", "a000007.002"]
+
+
+def test_a_store_that_refuses_conditions_holds_claims_and_shared_files(
+    place: Place, service_environment: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gate(service_environment.s3_endpoint) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.address)
+        endpoint.habit = "no-conditions"
+        assert [place.claim(7), place.claim(7)] == [1, 2]
+        file, shared = place.folder / "file", SharedPrefix(f"s3://{place.bucket}/{place.slug}")
+        for words in ("first", "second"):
+            file.write_text(words)
+            shared.put(file, "rows.safetensors")
+        assert shared.get("rows.safetensors", file)
+        assert file.read_text() == "first"
+    assert endpoint.refused

@@ -107,8 +107,9 @@ def test_services_that_do_not_answer_are_notes_of_the_plan(tmp_path: Path, monke
     with socket.create_server(("127.0.0.1", 0)) as server:
         alive = f"http://127.0.0.1:{server.getsockname()[1]}"
         assert silent_services({"AWS_ENDPOINT_URL": alive, "MLFLOW_TRACKING_URI": "sqlite:///x.db"}) == []
-    (found,) = silent_services({"AWS_ENDPOINT_URL": alive})
-    assert found.startswith("AWS_ENDPOINT_URL: 127.0.0.1:")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        (found,) = silent_services({name: alive})
+        assert found.startswith(f"{name}: 127.0.0.1:")
     assert "does not answer" in found
     monkeypatch.setenv("MLFLOW_TRACKING_URI", alive)
     (tmp_path / "study.yaml").write_text(minimal())

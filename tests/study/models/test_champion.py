@@ -22,6 +22,7 @@ from study.models.head import (
 )
 from study.models.rollback import chosen_name, roll_back, taken_back
 from study.models.ship import _put, _put_weights
+from tests.support.services.small_s3 import refused, small_s3
 
 MOVE = Move("promotion", "every gate is passed", {"promotion": "abc", "study": "one"})
 
@@ -169,3 +170,11 @@ def test_there_is_no_way_back_from_a_first_champion_nor_to_a_version_that_is_not
     with pytest.raises(UserError, match=r"--to 1: .* has no complete version 1"):
         roll_back(bucket, name, to=1, reason="", tracking_uri="http://127.0.0.1:9")
     assert read_head(bucket, name)[0].generation == 1
+
+
+def test_a_lost_race_is_one_also_where_its_record_cannot_be_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with small_s3(monkeypatch) as store:
+        swap_head("lab", "robust", 1, Head(), None, Move("promotion", "first"))
+        store.answers = lambda asked: refused(403, "AccessDenied") if asked.method == "DELETE" else None
+        with pytest.raises(Conflict):
+            swap_head("lab", "robust", 2, Head(), None, Move("promotion", "second"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from infra import storage
-from study.artifacts.checkpoints import study_prefix
+from study.artifacts.checkpoints import attempt_prefix, keep_file, study_prefix
 from study.cli.main import main
 from study.models.head import model_prefix
 from study.operations import gc
@@ -21,6 +22,7 @@ from study.store.store import StudyStore
 from tests.support.shipped import reserve, ship
 from tests.support.studies import synthetic_study
 from trainers.files import cache_folder
+from trainers.schema.records import At, Weights
 
 
 @pytest.fixture
@@ -34,16 +36,21 @@ def bucket(service_environment: object, tmp_path: Path, monkeypatch: pytest.Monk
     return name
 
 
+def kept(attempt: str, role: str) -> Weights:
+    """As a trial keeps its files."""
+    with NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(b"0123456789")
+        return keep_file(attempt, 1, Path(file.name), role, At(3, 2), 3)
+
+
 def filled(folder: Path, bucket: str, *, finished: bool) -> StudyStore:
     """A study whose trials have a state and best weights in S3."""
     store = synthetic_study(folder, trials=6, finished=finished)
     prefix = study_prefix(bucket, store.load().slug)
     storage.put_bytes(f"{prefix}/logs/1.txt", b"said")
     for trial in store.trials():
-        files = {role: f"{prefix}/trials/{trial.number}/a000001/{role}.safetensors" for role in ("best", "latest")}
-        for uri in files.values():
-            storage.put_bytes(uri, b"0123456789")
-        values = {role: {"uri": uri, "sha256": "0" * 64} for role, uri in files.items()}
+        attempt = attempt_prefix(bucket, store.load().slug, trial.number, 1)
+        values = {role: kept(attempt, role).model_dump() for role in ("best", "latest")}
         with store.engine.begin() as connection:
             where = sa.and_(tables.trials.c.study == store.name, tables.trials.c.number == trial.number)
             connection.execute(sa.update(tables.trials).where(where).values(**values))
@@ -109,10 +116,7 @@ def test_a_running_study_and_an_unfinished_trial_lose_nothing(bucket: str, tmp_p
 
 
 def test_another_databases_study_is_reported_and_deleted_only_on_request(bucket: str, tmp_path: Path) -> None:
-    stranger = f"s3://{bucket}/studies/other-1/trials/0/a000001/best.safetensors"
-    used = f"s3://{bucket}/studies/other-1/trials/1/a000001/best.safetensors"
-    for uri in (stranger, used):
-        storage.put_bytes(uri, b"01234")
+    stranger, used = (kept(attempt_prefix(bucket, "other-1", number, 1), "best").uri for number in (0, 1))
     ship(bucket, "robust", tmp_path, source={"uri": used, "sha256": "0" * 64})
     assert [each["place"] for each in found()["strangers"]] == [stranger]
     assert "reported only (--unknown deletes them)" in agft("gc").stdout

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from study.artifacts.checkpoints import _name, attempt_prefix, group_prefix
 from study.operations.gc import addresses, spent
 from study.store.rows import StudyRow, TrialRow
 from tests.support.epochs import weights
 from tests.support.studies import synthetic_study
+from trainers.schema.records import At
 
 BASE = "s3://agft/studies/x/trials"
 
@@ -25,7 +27,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyRow, list[Tri
 
 
 def place(number: int, role: str, token: int = 1) -> str:
-    return f"{BASE}/{number}/a{token:06d}/{role}.safetensors"
+    return f"{group_prefix(attempt_prefix('agft', 'x', number, token), 1)}/{_name(role, At(3, 2), '0' * 64)}"
 
 
 def objects(trials: list[TrialRow]) -> list[tuple[str, int]]:
@@ -54,7 +56,7 @@ def test_top_keeps_the_best_and_the_pareto_front(stored):
 def test_what_something_points_at_stays_whatever_the_rule(stored):
     study, trials = stored
     done = next(t for t in trials if t.finished)
-    pointed = {place(done.number, "best"), f"{BASE}/{done.number}/a000001"}  # a file, and a folder
+    pointed = {place(done.number, "best"), f"{BASE}/{done.number}/a000001.001"}  # a file, and a folder
     gone = {each.place for each in spent(study, trials, objects(trials), pointed, top=1)}
     assert not gone & {place(done.number, "best"), place(done.number, "latest")}
     assert gone
@@ -66,12 +68,16 @@ def test_files_of_an_earlier_attempt_go_unless_the_trial_may_go_on(stored):
     running = next(t for t in trials if not t.finished)
     old = [(place(t.number, "best", token=0), 7) for t in (done, running)]
     [only] = spent(study, trials, old, set(), top=None)
-    assert (only.place, only.bytes, only.reason) == (place(done.number, "best", token=0), 7, "of an earlier attempt")
+    assert (only.place, only.bytes, only.reason) == (
+        place(done.number, "best", token=0),
+        7,
+        "of an earlier epoch or attempt",
+    )
 
 
 def test_nothing_else_of_a_study_is_touched(stored):
     study, trials = stored
-    others = [("s3://agft/studies/x/logs/1.txt", 5), (place(999, "best"), 5), (f"{BASE}/1/a000001/notes.json", 5)]
+    others = [("s3://agft/studies/x/logs/1.txt", 5), (place(999, "best"), 5), (f"{BASE}/1/a000001.001/notes.json", 5)]
     assert spent(study, trials, others, set(), top=1) == []
 
 

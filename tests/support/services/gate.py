@@ -22,6 +22,7 @@ __all__ = ["HABITS", "Gate", "Refusal", "gate"]
 
 SLOW_SECONDS, LOOK_SECONDS = 3.0, 0.1
 UPLOADS, WRITES = ("PUT", "POST"), ("PUT", "POST", "DELETE")
+CONDITIONS = ("if-match", "if-none-match")
 CHECKSUMS = ("x-amz-checksum", "x-amz-sdk-checksum", "x-amz-trailer")
 
 
@@ -46,6 +47,7 @@ HABITS: dict[str, Refusal | None] = {
     "full": Refusal(507, "XMinioStorageFull", "Storage backend has reached its minimum free drive threshold.", UPLOADS),
     "readonly": Refusal(403, "AccessDenied", "Access Denied.", WRITES),
     "no-checksum": Refusal(400, "InvalidArgument", "Unsupported header 'x-amz-checksum'.", UPLOADS),
+    "no-conditions": Refusal(501, "NotImplemented", "A header implies functionality that is not implemented.", UPLOADS),
     "redirect": Refusal(302, "", "", (), (("Location", "https://sso.example.invalid/login"),)),
     "region": Refusal(301, "PermanentRedirect", "The bucket must be addressed using the specified endpoint."),
 }
@@ -98,8 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         refusal = HABITS.get(habit)
         if refusal is None or (refusal.methods and self.command not in refusal.methods):
             return None
-        checked = any(name.lower().startswith(CHECKSUMS) for name in self.headers)
-        return refusal if checked or habit != "no-checksum" else None
+        asked = {"no-checksum": CHECKSUMS, "no-conditions": CONDITIONS}.get(habit, "")
+        return refusal if any(name.lower().startswith(asked) for name in self.headers) else None
 
     def _refuse(self, refusal: Refusal) -> None:
         text = f"<Error><Code>{refusal.code}</Code><Message>{escape(refusal.message)}</Message></Error>".encode()
