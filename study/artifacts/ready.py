@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from infra.checks.diagnosis import Diagnosis, failed, ok, warning
 from infra.checks.machine import gpus_here
+from infra.process import usable_cores
 from infra.services import LOOPBACK, endpoint_variable, proxy_to
 from study.artifacts.datasets import named_sets
 from study.errors import UserError
@@ -77,7 +78,7 @@ def wrong_weights(model: ModelConfig) -> str:
 def trials_here(spec: StudyConfig) -> tuple[int, str]:
     """How many trials fit side by side on this machine, and if none does, why."""
     wanted = spec.resources
-    have = {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus_here() if wanted.gpus_per_worker else 0)}
+    have = {"CPU": float(usable_cores()), "GPU": float(gpus_here() if wanted.gpus_per_worker else 0)}
     need = wanted.of_trial()
     fitting = int(min(have[name] / amount + 1e-9 for name, amount in need.items()))
     if fitting == 0:

@@ -113,7 +113,7 @@ def test_slots_that_are_never_used_are_noted():
 def test_the_plan_of_a_study_that_began_elsewhere_has_its_lag(tmp_path, monkeypatch):
     for name in ("AGFT_STUDY_DB", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("study.artifacts.ready.usable_cores", lambda: 4)
     plan = plan_of(spec(budget={"trials": 2}), tmp_path)
     assert plan["this_machine"]["trials_at_once"] == 2
     assert (plan["knowledge"]["lag"], plan["knowledge"]["slots"]) == (5, 4), "as the driver counts"
