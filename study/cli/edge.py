@@ -208,7 +208,7 @@ def hear_interrupts() -> None:
     no handler, and `kill -INT` does nothing, except where `agft run` has set its own. We listen all the same: to us an
     interrupt means to pause, or to end in good order, and the same command goes on. So a Ctrl-C that was meant for the
     script loses nothing, while a command that nobody can interrupt has to be killed. Who wants it out of a terminal's
-    reach gives it a session of its own (`setsid`). SIGHUP, which `nohup` is about, is a driver's affair (`study.driver.run`).
+    reach gives it a session of its own (`setsid`). SIGHUP, which `nohup` is about, only a driver hears.
     """
     if threading.current_thread() is not threading.main_thread():
         return  # only the main thread may, and only it is interrupted
