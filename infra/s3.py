@@ -237,7 +237,7 @@ def _answered(uri: str, endpoint: str, error: ClientError) -> ServiceError:
     if code == "NoSuchKey" or (code in MISSING_CODES and error.operation_name in OF_ONE_OBJECT):
         return Missing(f"{uri}: no such object")
     if code == "NoSuchBucket":
-        return NoBucket(f"{uri}: S3 at {endpoint} has no bucket {split_uri(uri)[0]!r}")
+        return NoBucket(f"{uri}: no such bucket {split_uri(uri)[0]!r} in S3 at {endpoint}")
     if status == 404:
         return Away(
             f"{uri}: S3 at {endpoint} cannot be used: the bucket is not there, or another server answers ({said})"
