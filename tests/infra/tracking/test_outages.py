@@ -91,7 +91,7 @@ def test_an_artifact_for_a_bucket_that_is_not_there_waits_for_it(
 ) -> None:
     text = b"<Error><Code>NoSuchBucket</Code><Message>no such bucket</Message></Error>"
     with answering(404, text) as uri:
-        assert "has no bucket" in (stored(straight_to_s3, uri, monkeypatch) or "")
+        assert "no such bucket" in (stored(straight_to_s3, uri, monkeypatch) or "")
 
 
 def test_artifacts_that_wait_cost_a_new_record_nothing(
