@@ -195,6 +195,7 @@ def _shut_at_start(which: Callable[[Stage], Gate], stage: Stage) -> Iterator[Non
     except subprocess.TimeoutExpired:
         stage.violations.append(f"a driver that was interrupted has not left after {PAUSE_SECONDS} s")
         stage.end()
+    stage.look_behind()
     with _shut(which, stage):
         stage.start()
         yield

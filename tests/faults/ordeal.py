@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,18 +15,15 @@ from typing import Any
 
 from infra.services import Services
 from study.store.rows import TrialRow
-from tests.faults.driven import LEFT_OVER
 from tests.faults.injections import Fault, NothingThere
 from tests.faults.invariants import broken, in_mlflow
 from tests.faults.stage import Kind, Stage, stage
 from tests.support.light import BASELINE
-from tests.support.services.real_run import wait_until_gone
 from tests.support.worlds import found, run_world
 from trainers.schema.records import Measurement
 
 LOOK_SECONDS = 0.3
 STALL_SECONDS = 400.0  # nothing new in the store for so long, though nothing is broken any more
-GONE_SECONDS = 40.0
 MOST_DRIVERS, MOST_MISSED = 40, 3  # drivers of one study, studies in a row that no fault has struck
 
 
@@ -166,14 +162,14 @@ def _one_study(
     result.studies += 1
     first = stage.drivers
     stage.start()
-    while not (ended := _ended(stage, result.violations)):
+    while not (ended := _ended(stage)):
         watch.look()
         if time.monotonic() - watch.changed > STALL_SECONDS:
-            result.violations.append(f"nothing new for {STALL_SECONDS:.0f} s; {_last_words(stage)}")
+            result.violations.append(f"nothing new for {STALL_SECONDS:.0f} s; {stage.last_words()}")
             stage.end()
             watch.changed = time.monotonic()
         if stage.drivers - first > MOST_DRIVERS:
-            result.violations.append(f"not complete after {MOST_DRIVERS} drivers; {_last_words(stage)}")
+            result.violations.append(f"not complete after {MOST_DRIVERS} drivers; {stage.last_words()}")
             stage.end()
             break
         clock = time.monotonic()
@@ -203,35 +199,17 @@ def _one_study(
     result.drivers += stage.drivers - first
 
 
-def _ended(stage: Stage, violations: list[str]) -> bool:
+def _ended(stage: Stage) -> bool:
     """Whether the study has ended; a driver that left before is followed by another."""
     assert stage.driver is not None
     code = stage.driver.poll()
     if code is None:
         return False
-    violations += [f"{stage.name}, driver {stage.drivers}: {each}" for each in _left_behind(stage, code)]
+    stage.look_behind()
     if code == 0 and stage.study().state == "finished":
         return True
     stage.start()
     return False
-
-
-def _left_behind(stage: Stage, code: int) -> Iterator[str]:
-    """What a driver must not leave: its lease, processes, placement groups, a traceback."""
-    if left := wait_until_gone(stage.processes, seconds=GONE_SECONDS):
-        yield f"processes left (exit code {code}): {sorted({process.name() for process in left})}"
-        stage.end()
-    text = stage.log.read_text(errors="replace")
-    if "Traceback (most recent call last)" in text:
-        yield f"a traceback (exit code {code}): {_last_words(stage)}"
-    groups = re.findall(rf"{LEFT_OVER} (\d+)", text)
-    if groups and groups[-1] != "0":
-        yield f"{groups[-1]} placement groups left"
-
-
-def _last_words(stage: Stage) -> str:
-    lines = [line for line in stage.log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip()[-200:] if lines else "it said nothing"
 
 
 def undisturbed(folder: Path, services: Services, kind: Kind) -> Reference:
@@ -246,7 +224,7 @@ def undisturbed(folder: Path, services: Services, kind: Kind) -> Reference:
         return Reference(simulated, BASELINE)
     with stage(folder, services, kind, random.Random(1), None) as alone:
         alone.create("undisturbed")
-        assert alone.start().wait(1200) == 0, _last_words(alone)
+        assert alone.start().wait(1200) == 0, alone.last_words()
         driven, measured = found(alone.store), alone.study().baseline
     assert measured is not None
     return Reference(lambda trials: driven, measured)

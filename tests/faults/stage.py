@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -23,14 +24,17 @@ from study.spec.config import StudyConfig
 from study.spec.files import parse_study
 from study.store.rows import StudyRow, TrialRow
 from study.store.store import StudyStore
+from tests.faults.driven import LEFT_OVER
 from tests.support.light import create_measured, light_study
 from tests.support.services.clock import Clock
 from tests.support.services.gate import Gate, gate
 from tests.support.services.hosts import Hosts
+from tests.support.services.real_run import wait_until_gone
 from tests.support.study_files import trained
 from trainers.schema.records import Measurement
 
 ROOT = Path(__file__).parents[2]
+GONE_SECONDS = 40.0
 OURS = ("AWS_", "MLFLOW_", "AGFT_", "RAY_")
 DISK_MB = 6000  # for the checkpoints of many nested studies, deleted ones included, until SeaweedFS tidies up
 LIGHT = {
@@ -186,6 +190,26 @@ class Stage:
     def named(self, name: str) -> psutil.Process | None:
         """The process whose program is called so."""
         return next((process for process in self.processes(name) if process.name() == name), None)
+
+    def look_behind(self) -> None:
+        """What a driver that has left must not leave: processes, placement groups, a traceback."""
+        assert self.driver is not None
+        found, text = [], self.log.read_text(errors="replace")
+        if left := wait_until_gone(self.processes, seconds=GONE_SECONDS):
+            found.append(f"processes left: {sorted({process.name() for process in left})}")
+            self.end()
+        if "Traceback (most recent call last)" in text:
+            found.append(f"a traceback: {self.last_words()}")
+        groups = re.findall(rf"{LEFT_OVER} (\d+)", text)
+        if groups and groups[-1] != "0":
+            found.append(f"{groups[-1]} placement groups left")
+        place = f"{self.name}, driver {self.drivers}, exit code {self.driver.returncode}"
+        self.violations += [f"{place}: {each}" for each in found]
+
+    def last_words(self) -> str:
+        """The last line that the driver of now has printed."""
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip()[-200:] if lines else "it said nothing"
 
     def end(self) -> None:
         """SIGKILL to all processes of this study's drivers."""
