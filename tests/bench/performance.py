@@ -147,7 +147,8 @@ def hardware(record: Record) -> str:
     load = next((own[key] for key in ("load_before", "load_average_at_start", "load") if key in own), None)
     busy = load[0] if isinstance(load, list) else load
     cores = own.get("cores") or own.get("cpus") or 2  # all were measured on two; some records say threads alone
-    return f"{cores} cores of an AMD EPYC" + ("" if busy is None else f", load {busy:.1f} before")
+    kind = own.get("processor", "an AMD EPYC")  # which the older records do not name
+    return f"{cores} cores of {kind}" + ("" if busy is None else f", load {busy:.1f} before")
 
 
 def commit(record: Record) -> str:

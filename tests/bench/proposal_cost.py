@@ -19,6 +19,7 @@ from pathlib import Path
 
 from study.search.proposals import Proposer, pending
 from study.store.rows import TrialRow
+from tests.bench.golden import processor
 from tests.bench.search_replay import seen, specification
 
 LAG, PROPOSALS = 5, 3
@@ -54,7 +55,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     wanted = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    record = {"commit": commit, "cpus": os.cpu_count(), "load": os.getloadavg()[0], "lag": LAG, "seconds": {}}
+    record = {
+        "commit": commit,
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "lag": LAG,
+        "seconds": {},
+    }
     for sampler in ("TPE", "GP"):
         seconds_of(sampler, 12)
         record["seconds"][sampler] = {
