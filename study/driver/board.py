@@ -55,6 +55,7 @@ class Board:
         self.dropped: set[int] = set()
         self.stored: dict[int, int] = {}
         self.processes: dict[int | str, list[dict[str, Any]]] = {}
+        self.rooms: dict[str, list[str]] = {}  # as `held` says
         self.waiting: dict[int, str] = {}
         self.remarks: list[str] = []
         self.advanced: set[int] = set()
@@ -149,6 +150,7 @@ class Board:
         """A process of a trial or of a seat has started; those of its role on the same node that are gone stay in the
         list."""
         self.processes.setdefault(whose, []).append(process)
+        self.rooms.setdefault(str(whose), []).extend([process["group"]] if "group" in process else [])
         if isinstance(whose, int):
             self.waiting.pop(whose, None)
 
@@ -192,10 +194,8 @@ class Board:
         return [process for key in (whose, *seats) for process in self.processes.pop(key, [])]
 
     async def held(self) -> dict[str, list[str]]:
-        """The placement groups, as hexadecimal ids, of each seat's groups of workers."""
-        return {
-            str(seat): [each["group"] for each in found if "group" in each] for seat, found in self.processes.items()
-        }
+        """The placement groups, as hexadecimal ids, of each seat's groups of workers, those that have departed too."""
+        return self.rooms
 
     async def have(self, number: int, epoch: int) -> None:
         """The study has the records of a trial up to this epoch: they need not be sent again."""

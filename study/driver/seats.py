@@ -173,6 +173,10 @@ class Seats:
         self.admission.look()
         held = {seat.name: seat.need for seat in self.seats.values()}
         self.admission.tell("heartbeat", self.identity, held, self.wanted.workers)
+        self._learn_groups()
+
+    def _learn_groups(self) -> None:
+        """Asked now and then, since a board may die."""
         for name, groups in self.board.ask("held", otherwise={}).items():
             if name in self.seats:
                 self.seats[name].groups.update(groups)
@@ -206,6 +210,8 @@ class Seats:
             self.board.tell("place", seat.name, 0)
 
     def _give_back(self, seat: Seat) -> None:
+        if seat.run is not None:
+            self._learn_groups()
         del self.seats[seat.name]
         for group in seat.groups:  # mostly gone; where Train's controller and its cleaner were killed, nobody else does
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))

@@ -122,6 +122,18 @@ def test_words_are_heard_once_and_in_turn_and_on_a_new_board_again():
     run(story())
 
 
+def test_a_seats_placement_groups_are_known_after_its_processes_have_departed():
+    async def play():
+        board = Board()
+        await board.place("seat", 1, 7)
+        await board.arrive("seat", {"role": "driver", "group": "ab"})
+        assert await board.depart(7)
+        await board.arrive("seat", {"role": "driver", "group": "cd"})
+        assert await board.held() == {"seat": ["ab", "cd"]}
+
+    asyncio.run(play())
+
+
 def test_a_seats_processes_depart_with_its_trial():
     async def story() -> None:
         board = Board()
