@@ -44,10 +44,15 @@ def training(stage: Stage) -> bool:
 
 
 def moved(stage: Stage) -> bool:
-    """Whether every running trial has a new epoch since its workers were killed. One that is killed again and again
-    without any cannot be told from one that kills its own process, and is a bug after three times."""
+    """Whether every running trial has a new epoch since its workers were killed, or it was begun again. One that is
+    killed again and again without any cannot be told from one that kills its own process, or takes all memory itself:
+    it fails after three times, or the second."""
     running = stage.running()
-    return bool(running) and all(len(row.epochs) > stage.killed.get(row.number, -1) for row in running)
+    return bool(running) and all(
+        len(row.epochs) > stage.killed.get(row.number, -1)
+        and (len(row.attempts) < 2 or any(each.timestamp_ms > row.attempts[-1].started_ms for each in row.epochs))
+        for row in running
+    )
 
 
 def ending(stage: Stage) -> bool:
