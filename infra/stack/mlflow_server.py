@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -19,8 +20,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-
-from alembic.script import ScriptDirectory
 
 from infra.errors import ServiceError, UserError
 from infra.services import DEFAULT_BUCKET, DEFAULT_REGION
@@ -59,12 +58,7 @@ def upgrade(folder: Path) -> None:
     """Bring `mlflow.db` to this MLflow's schema, with a copy of before aside: the server refuses an older one, and
     upgrades none itself. `ServiceError` when that fails; the file is as before then."""
     path, there = folder / RUNS, _revision(folder / RUNS)
-    spec = importlib.util.find_spec("mlflow")
-    if there is None or spec is None or spec.origin is None:
-        return
-    scripts = ScriptDirectory(str(Path(spec.origin).parent / "store" / "db_migrations"))
-    older = {script.revision for script in scripts.walk_revisions()} - {*scripts.get_heads()}
-    if there not in older:
+    if there is None or not _has_next(there):
         return
     kept = folder / f"mlflow-{there}.db"
     shutil.copy2(path, kept)
@@ -77,6 +71,17 @@ def upgrade(folder: Path) -> None:
         shutil.copy2(kept, path)
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
         raise ServiceError(f"MLflow {version()} could not upgrade {path}, which stays as it was: {' '.join(last)}")
+
+
+def _has_next(revision: str) -> bool:
+    """Whether a migration of this MLflow follows: read from their files, which alembic would import, and MLflow with
+    them, for a second at every start."""
+    spec = importlib.util.find_spec("mlflow")
+    if spec is None or spec.origin is None:
+        return False
+    follows = re.compile(rf"^down_revision\b.*['\"]{re.escape(revision)}['\"]", re.MULTILINE)
+    files = (Path(spec.origin).parent / "store" / "db_migrations" / "versions").glob("*.py")
+    return any(follows.search(file.read_text(encoding="utf-8")) for file in files)
 
 
 def _revision(path: Path) -> str | None:
