@@ -147,12 +147,12 @@ class Board:
             self.changed.notify_all()
 
     async def arrive(self, whose: int | str, process: dict[str, Any]) -> None:
-        """A process of a trial or of a seat has started; those of its role on the same node that are gone stay in the
-        list."""
+        """A process of a trial or of a seat has started; those of its role there that are gone stay in the list."""
         self.processes.setdefault(whose, []).append(process)
-        self.rooms.setdefault(str(whose), []).extend([process["group"]] if "group" in process else [])
         if isinstance(whose, int):
             self.waiting.pop(whose, None)
+        elif "group" in process:
+            self.rooms.setdefault(whose, []).append(process["group"])
 
     async def wait(self, number: int, reason: str) -> str:
         """A trial waits for a service, or no longer (no reason); what it is told: `continue` is to go on waiting."""

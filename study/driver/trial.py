@@ -202,7 +202,7 @@ def ending_of(error: BaseException, *, workers: int = 1) -> Ending:
     """
     causes = _causes(error)
     message = str(error)[-4000:]
-    if short := short_of_memory(causes):
+    if short := short_of_memory([error]):
         first = next(iter(str(short).strip().splitlines()), type(short).__name__)  # Ray lists all processes below it
         return Ending.failed("out-of-memory", f"{first}; {LOWER}")
     # A service may refuse for good what no trial can mend: after some attempts the driver pauses the study.
@@ -220,11 +220,15 @@ def ending_of(error: BaseException, *, workers: int = 1) -> Ending:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """It, and what it stands for: Ray wraps what happened to a worker up to three times."""
-    # A worker that dies while its group starts ends the controller with it.
-    found = [error, getattr(error, "controller_failure", error), *getattr(error, "worker_failures", {}).values()]
-    found += [each.health_check_failure for each in found if isinstance(each, WorkerHealthCheckFailedError)]
-    return found + [each.cause for each in found if isinstance(each, ray.exceptions.RayTaskError) and each.cause]
+    """It, and what it stands for: Ray wraps what happened to a worker up to three times, in any order."""
+    found = [error]
+    for each in found:  # which grows
+        # A worker that dies while its group starts ends the controller with it.
+        inside = [getattr(each, name, None) for name in ("controller_failure", "health_check_failure")]
+        inside += getattr(each, "worker_failures", {}).values()
+        inside += [each.cause] if isinstance(each, ray.exceptions.RayTaskError) else []
+        found += [one for one in inside if isinstance(one, BaseException) and one not in found]
+    return found
 
 
 def short_of_memory(errors: Iterable[BaseException]) -> BaseException | None:
