@@ -44,10 +44,15 @@ def while_unread(stream: IO[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno not in GONE:
             raise
-        with contextlib.suppress(OSError, ValueError):  # it has no descriptor, or none any more
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())  # Python writes what is left at the exit, and would fail once more
-            os.close(nowhere)
+        into_nowhere(stream)
+
+
+def into_nowhere(stream: IO[str]) -> None:
+    """What is left of it, and comes, goes nowhere: Python writes that at the exit, and would fail once more."""
+    with contextlib.suppress(OSError, ValueError):  # it has no descriptor, or none any more
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 class UserError(ValueError):

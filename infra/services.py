@@ -109,7 +109,7 @@ def services_from_environment(environ: Mapping[str, str]) -> Services | None:
 
 def endpoint_variable(environ: Mapping[str, str]) -> str:
     """The one that names S3's address; empty where none does. That for S3 alone goes first, as boto3 has it."""
-    return next((name for name in ENDPOINTS if environ.get(name)), "")
+    return _given(environ, ENDPOINTS)
 
 
 def mlflow_address(uri: str) -> str:
@@ -157,7 +157,12 @@ def missing_variables(environ: Mapping[str, str]) -> list[str]:
 
 
 def _value(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
-    return next((environ[name] for name in names if environ.get(name)), "")
+    return environ.get(_given(environ, names), "")
+
+
+def _given(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
+    """The first of these variables that says anything; '' if none does."""
+    return next((name for name in names if environ.get(name)), "")
 
 
 def s3_address(environ: Mapping[str, str]) -> tuple[str | None, str]:
@@ -171,7 +176,7 @@ def s3_address(environ: Mapping[str, str]) -> tuple[str | None, str]:
     given = endpoint_variable(environ)
     if given:
         _check_endpoint(given, environ[given])
-    region = next((name for name in REGIONS if environ.get(name)), "")
+    region = _given(environ, REGIONS)
     if region and not REGION.fullmatch(environ[region]):
         raise UserError(f"{region} = {environ[region]!r}: a region has letters, digits and '-', like {DEFAULT_REGION}")
     return environ.get(given) or None, environ.get(region) or DEFAULT_REGION

@@ -18,6 +18,7 @@ from infra.checks.diagnosis import Diagnosis, Failed, check, ok, unless_proxy, w
 from infra.checks.s3 import clock_finding
 from infra.errors import UserError
 from infra.services import Services
+from infra.tracking.calls import why
 
 MLFLOW = "MLflow"
 TIMEOUT_SECONDS = 6.0
@@ -61,7 +62,7 @@ class _Server:
             )  # fmt: skip
         except OSError as error:
             if any(sign in str(error) for sign in UNTRUSTED):
-                detail = f"{self.uri}: its certificate is not trusted here: {_why(error)}"
+                detail = f"{self.uri}: its certificate is not trusted here: {why(error)[:200]}"
                 remedy = "set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its authority, or correct its name"
                 raise Failed(MLFLOW, detail, remedy) from None
             raise
@@ -87,11 +88,6 @@ def _verified() -> bool | str:
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
         return False
     return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
-
-
-def _why(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return (text.partition("(Caused by ")[2].rstrip(")") or text)[:200]  # urllib3 puts the cause last
 
 
 def _server(services: Services) -> _Server:
@@ -122,7 +118,7 @@ def check_mlflow(services: Services) -> Iterator[Diagnosis]:
         raise Failed(MLFLOW, f"{uri} answers, but not as MLflow does ({error})", remedy) from None
     except AWAY as error:
         remedy = unless_proxy(uri, "start the server, or set MLFLOW_TRACKING_URI; for embedded services: agft stack up")
-        raise Failed(MLFLOW, f"{uri} does not answer: {_why(error)}", remedy) from None
+        raise Failed(MLFLOW, f"{uri} does not answer: {why(error)[:200]}", remedy) from None
     if date := headers.get("date"):
         yield clock_finding("MLflow", parsedate_to_datetime(date).timestamp() + 0.5 - heard, precision=1.0)
     try:
@@ -130,7 +126,7 @@ def check_mlflow(services: Services) -> Iterator[Diagnosis]:
         yield _openness(server)
         yield from _version(server)
     except AWAY as error:
-        detail = f"{uri} is alive, and does not answer requests: {_why(error)}"
+        detail = f"{uri} is alive, and does not answer requests: {why(error)[:200]}"
         raise Failed(MLFLOW, detail, "look at the server's log and its database") from None
 
 
@@ -147,7 +143,7 @@ def require_mlflow(services: Services, say: Callable[[str], None], *, experiment
     except Failed as failure:
         raise UserError(f"{failure}: {failure.diagnosis.remedy}") from None
     except AWAY as error:
-        text = f"MLflow at {server.uri} does not answer ({_why(error)}): its records are sent later"
+        text = f"MLflow at {server.uri} does not answer ({why(error)[:200]}): its records are sent later"
         say(unless_proxy(server.uri, text))
 
 

@@ -64,14 +64,18 @@ def settle() -> None:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 
+def why(error: Exception) -> str:
+    """What a request's error says, in a line."""
+    text = " ".join(str(error).split())
+    return (text.partition("(Caused by ")[2].rstrip(")") or text)[:300]  # urllib3 puts the cause last
+
+
 def outage(error: Exception) -> str | None:
     """Why it makes sense to try again later, or None when the server understood and refuses for good."""
     import requests
     from mlflow.exceptions import MlflowException, RestException
 
-    reason = " ".join(str(error).split())
-    reason = reason.partition("(Caused by ")[2].rstrip(")") or reason  # urllib3 puts the cause last
-    reason = reason[:300]
+    reason = why(error)
     if isinstance(error, MlflowException):
         status, ours = error.get_http_status_code(), True
         if not isinstance(error, RestException) and (found := NOT_MLFLOWS.match(str(error))):

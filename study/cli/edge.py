@@ -90,8 +90,7 @@ def _storable(ctx: click.Context, parameter: click.Parameter, value: str | None)
         return value
     from trainers.schema.records import storable
 
-    text: str = storable(value)
-    return text
+    return storable(value)
 
 
 def _shown(parameter: click.Parameter | None) -> str:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -13,7 +12,7 @@ from typing import Any
 
 import click
 
-from infra.errors import FULL
+from infra.errors import FULL, into_nowhere
 from infra.services import go_direct
 from study.cli.edge import answer, answered, checked_names, hear_interrupts
 
@@ -115,7 +114,7 @@ class Agft(click.Group):
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of the output would fail once more at the exit
+            into_nowhere(sys.stdout)
             sys.exit(answer(error))
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +15,13 @@ from study import tracking
 from study.control.lifecycle import delete_study
 from study.operations.restore import _ship
 from study.store.store import DELETING, StudyStore, study_names
+from tests.support.services.answering import answering
 from tests.support.studies import synthetic_study
 
 
-@contextmanager
-def refusing(status: int, code: str, message: str) -> Iterator[str]:
+def refusing(status: int, code: str, message: str) -> AbstractContextManager[str]:
     """A server that refuses everything as MLflow does."""
-    body = json.dumps({"error_code": code, "message": message}).encode()
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
-
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    return answering(status, json.dumps({"error_code": code, "message": message}).encode())
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
@@ -17,6 +15,7 @@ from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 
 from infra.errors import ServiceError, UserError
 from infra.stack import mlflow_server
+from tests.support.services.answering import answering
 
 
 def revision(path: Path) -> str:
@@ -71,22 +70,7 @@ def test_a_new_home_and_a_file_that_is_no_database_are_left_to_mlflow(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
-@pytest.fixture
-def stranger() -> Iterator[int]:
-    """The port of a server that knows nobody."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
-
-        def do_GET(self) -> None:
-            self.send_error(401)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield server.server_port
-        server.shutdown()
-
-
-def test_users_of_other_secrets_are_told_at_once_with_a_remedy(stranger: int) -> None:
-    with pytest.raises(UserError, match=r"Put that secrets\.json back .* move mlflow/auth\.db"):
-        mlflow_server.probe(stranger, {"mlflow_password": "p"})
+def test_users_of_other_secrets_are_told_at_once_with_a_remedy() -> None:
+    told = pytest.raises(UserError, match=r"Put that secrets\.json back .* move mlflow/auth\.db")
+    with answering(401) as stranger, told:
+        mlflow_server.probe(urlsplit(stranger).port or 0, {"mlflow_password": "p"})

@@ -55,12 +55,17 @@ def dead_port() -> int:
         return int(taken.getsockname()[1])
 
 
+@pytest.fixture(autouse=True)
+def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this user has for Ray is not looked at."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "ray_token"))
+
+
 @pytest.fixture
 def home(service_environment: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home, in an environment that names the real services."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("AGFT_HOME", str(tmp_path))
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "ray_token"))  # not whatever this user has for Ray
     return tmp_path
 
 
